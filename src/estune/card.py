@@ -1,0 +1,53 @@
+"""What a run says of itself in its folder: `config.yaml`, which reruns it, and `README.md`, a model card."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from estune.config import ESConfig, RunConfig
+from estune.durable import write_text
+from estune.resume import without_tokens
+
+_FROM_PYTHON = "# Made from Python, where model, data and rewards were given as objects: add them to rerun this.\n"
+
+
+def write_config(folder: Path, config: ESConfig) -> None:
+    """Write the settings that differ from the defaults, for `estune train --config`."""
+    differing = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default and field.name != "resume_from_checkpoint"
+    }
+    text = yaml.safe_dump(without_tokens(differing), sort_keys=False, allow_unicode=True)
+    write_text(folder / "config.yaml", ("" if isinstance(config, RunConfig) else _FROM_PYTHON) + text)
+
+
+def write_card(folder: Path, config: ESConfig, model: str, step: int, figures: Mapping[str, Any]) -> None:
+    """Write the model card; `figures` are the evaluation metrics to show."""
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items() if isinstance(value, (int, float)))
+    table = f"\n| metric | value |\n|---|---|\n{rows}\n" if rows else ""
+    write_text(folder / "README.md", _CARD.format(model=model, config=config, alpha=config.alpha, step=step, table=table))
+
+
+_CARD = """---
+library_name: transformers
+base_model: "{model}"
+tags: [estune, evolution-strategies]
+---
+
+# {model}, fine-tuned by evolution strategies
+
+All chosen parameters were tuned with forward passes only by [Evolution Strategies at Scale](https://arxiv.org/abs/2509.24372):
+N = {config.population_size}, σ = {config.sigma:g}, α = {alpha:g}, {step} steps, seed {config.seed}, {config.noise} noise.
+{table}
+```python
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("checkpoint-{step}")
+```
+
+`journal.jsonl` beside this file, with the base model, gives the parameters of every step again, bit for bit:
+`estune replay . --step K --output DIR`.
+"""

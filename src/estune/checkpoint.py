@@ -1,0 +1,179 @@
+"""A model's files: found, checked, read tensor by tensor, and written again in the same form.
+
+estune keeps θ under the names of the checkpoint's own files, so what it writes is a checkpoint of the same layout:
+same file names, same tensors, same dtypes, same tokenizer. Anything that loads the base model loads the result.
+Weights are read from safetensors alone; pickles are refused, since opening one can run code.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from estune.durable import replaced_folder, sync_tree
+from estune.errors import ModelError
+
+_INDEX = "model.safetensors.index.json"
+_COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*")
+_NOT_COPIED = ("trainer_state.json",)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where one tensor of a checkpoint lies, and what it is."""
+
+    file: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder of safetensors files with its config and tokenizer; only their headers have been read."""
+
+    folder: Path
+    tensors: dict[str, Stored]
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor `name` in the file's own dtype."""
+        with safe_open(self.folder / self.tensors[name].file, "pt") as file:
+            return file.get_tensor(name)
+
+    def write(self, target: Path, value: Callable[[str], torch.Tensor], extra: Callable[[Path], None]) -> None:
+        """Write this checkpoint with other values to `target`, which appears whole or not at all.
+
+        `value(name)` gives each tensor, which is rounded to the file's dtype; `extra` adds further files.
+        """
+        with replaced_folder(target) as folder:
+            for file in sorted({stored.file for stored in self.tensors.values()}):
+                names = [name for name, stored in self.tensors.items() if stored.file == file]
+                tensors = {name: value(name).to(self.tensors[name].dtype).contiguous() for name in names}
+                save_file(tensors, folder / file, metadata={"format": "pt"})
+                (folder / file).chmod(0o644)
+            self._copy_rest(folder)
+            extra(folder)
+            sync_tree(folder)
+
+    def _copy_rest(self, folder: Path) -> None:
+        for pattern in _COPIED:
+            for path in self.folder.glob(pattern):
+                if path.name not in _NOT_COPIED:
+                    shutil.copyfile(path, folder / path.name)
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read the headers of a checkpoint folder.
+
+    Raises:
+        ModelError: there are no safetensors weights, or a file of them is damaged or missing.
+    """
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json, so this is not a model folder")
+    tensors: dict[str, Stored] = {}
+    for file in _weight_files(folder):
+        tensors.update(_header(folder, file))
+    return Checkpoint(folder, tensors)
+
+
+def resolve(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
+    """The local folder of a model given as a folder, a .gguf file or a hub id; converts or downloads as needed.
+
+    Raises:
+        ModelError: there is no such model, or the hub cannot be reached.
+    """
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{model}: no such file")
+        return _converted(path.resolve())
+    if path.is_dir():
+        return path.resolve()
+    if path.exists():
+        raise ModelError(f"{model}: is neither a folder nor a .gguf file")
+    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
+        raise ModelError(f"{model}: no such folder")
+    return _downloaded(model, revision, trust_remote_code)
+
+
+def _weight_files(folder: Path) -> list[str]:
+    if (folder / _INDEX).is_file():
+        return sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
+    if (folder / "model.safetensors").is_file():
+        return ["model.safetensors"]
+    if list(folder.glob("*.bin")) or list(folder.glob("*.pt*")):
+        raise ModelError(f"{folder}: its weights are pickles, which can run code; convert them to safetensors first")
+    raise ModelError(f"{folder}: no model.safetensors in it")
+
+
+def _header(folder: Path, name: str) -> Iterator[tuple[str, Stored]]:
+    try:
+        with safe_open(folder / name, "pt") as file:
+            for tensor in file.keys():  # noqa: SIM118 - not a mapping
+                part = file.get_slice(tensor)
+                yield tensor, Stored(name, _dtype(folder, tensor, part.get_dtype()), tuple(part.get_shape()))
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{folder / name}: not a whole safetensors file ({error})") from None
+
+
+def _dtype(folder: Path, tensor: str, name: str) -> torch.dtype:
+    names = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+    whole = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+    if name not in names | whole:
+        raise ModelError(f"{folder}: {tensor} is stored as {name}; fp8 and packed weights cannot be tuned yet")
+    return (names | whole)[name]
+
+
+def _downloaded(model: str, revision: str | None, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"] + ["*.py"] * trust_remote_code
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
+    except Exception as error:  # the hub's client raises a dozen kinds: offline, not found, gated, bad name
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(
+            f"{model}: no such folder here, and the hub did not give it ({type(error).__name__}: {reason}); "
+            "give a local folder or a .gguf file, or check the name and the network"
+        ) from None
+
+
+def _converted(path: Path) -> Path:
+    """The checkpoint that transformers makes of a .gguf, kept in a cache under the digest of the file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
+    cache = Path(os.environ.get("ESTUNE_CACHE", "~/.cache/estune")).expanduser()
+    target = cache / "gguf" / f"{path.stem}-{digest.hexdigest()[:16]}"
+    if not (target / "config.json").is_file():
+        with replaced_folder(target) as folder, _refused(path):
+            _convert(path, folder)
+    return target
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # gguf and transformers raise many kinds on a damaged or unknown file
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: transformers cannot convert this .gguf ({type(error).__name__}: {reason})") from None
+
+
+def _convert(path: Path, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+
+    source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    if model.generation_config is None:
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,80 @@
+"""`estune`: choose a command, run it, and turn whatever ends it into an exit status.
+
+0 done; 1 failed, and can be resumed; 2 the input is wrong, one line says what; 130 Ctrl-C; 143 SIGTERM.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from estune import __version__
+from estune.cli import evaluate, replay, score, tasks, train
+from estune.errors import EstuneError, InputError
+
+_COMMANDS = {"train": train, "eval": evaluate, "score": score, "replay": replay, "tasks": tasks}
+_EPILOG = """first run:
+  estune train --task conciseness --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct --sigma 0.005
+each command explains itself: estune train --help"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one line that names the nearest right option."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    logging.basicConfig(format="estune: %(message)s", level=logging.WARNING)
+    try:
+        return _run(sys.argv[1:] if arguments is None else list(arguments))
+    except InputError as error:
+        return _ended(error, 2)
+    except EstuneError as error:
+        return _ended(error, 1)
+    except KeyboardInterrupt:
+        return _ended("stopped by Ctrl-C; the run can be resumed with --resume_from_checkpoint true", 130)
+    except BrokenPipeError:  # the reader of a pipe, such as head, went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as ended:
+        if ended.code == 143:
+            return _ended("stopped by SIGTERM; the run can be resumed with --resume_from_checkpoint true", 143)
+        return ended.code if isinstance(ended.code, int) else 0
+    except OSError as error:
+        return _ended(f"{error.filename or 'system'}: {error.strerror or error}; free what is short and resume the run", 1)
+
+
+def _run(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="estune",
+        description="Fine-tune all parameters of an LLM by evolution strategies, with forward passes only.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"estune {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    chosen = next((word for word in arguments if not word.startswith("-")), None)
+    for name, module in _COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=module.SUMMARY,
+            description=module.__doc__,
+            usage=getattr(module, "USAGE", None),
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name == chosen:  # only the chosen command's options are built
+            module.add_options(sub)
+    options, unknown = parser.parse_known_args(arguments)
+    return int(_COMMANDS[options.command].run(options, unknown))
+
+
+def _ended(why: object, status: int) -> int:
+    print(f"estune: {' '.join(str(why).split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,81 @@
+"""Grade completions that exist already: no model is loaded.
+
+  estune score --task countdown --completions answers.jsonl
+
+Each line of the file is a JSON object with `completion` (text, or a list of messages) and the task's columns, such as
+`numbers` and `target`. One JSON number a line comes out, in the same order, and nothing else.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from estune.config import nearest
+from estune.errors import ConfigError, DataError
+
+SUMMARY = "grade completions from a file"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", metavar="TASK", help="whose reward to use; estune tasks lists them")
+    parser.add_argument("--reward_funcs", metavar="NAME", nargs="+", help="reward functions to use instead of a task's")
+    parser.add_argument("--completions", metavar="FILE", required=True, help="JSONL file of completions with their columns; - reads stdin")
+
+
+def run(options: argparse.Namespace, unknown: list[str]) -> int:
+    from estune.rewards.functions import resolve_rewards
+    from estune.tasks import get_task
+
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]!r}{nearest(unknown[0], ['task', 'reward_funcs', 'completions'])}")
+    if not options.task and not options.reward_funcs:
+        raise ConfigError("task: give one (see estune tasks), or reward_funcs")
+    functions = resolve_rewards(options.reward_funcs or list(get_task(options.task).reward_funcs))
+    rows = _rows(options.completions)
+    if rows:
+        for reward in _score(functions, rows, options.completions):
+            print(json.dumps(reward))
+    return 0
+
+
+def _score(functions: list[Any], rows: list[dict[str, Any]], where: str) -> list[float | None]:
+    from estune.member import Completion
+    from estune.rewards.scoring import Rewards
+
+    rewards = Rewards(functions)
+    rewards.check([name for name in rows[0] if name not in ("prompt", "completion")])
+    answers = [Completion(_text(row["completion"], where, number), [], False) for number, row in enumerate(rows, 1)]
+    total = rewards.score(rows, answers).total
+    return [None if value != value else float(value) for value in total]
+
+
+def _rows(path: str) -> list[dict[str, Any]]:
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    rows = [_row(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    for number, row in enumerate(rows, 1):
+        if set(row) != set(rows[0]):
+            raise DataError(f"{path}: row {number} has the columns {', '.join(sorted(row))}, row 1 has {', '.join(sorted(rows[0]))}")
+    return rows
+
+
+def _row(path: str, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: line {number} is no JSON ({error})") from None
+    if not isinstance(row, dict) or "completion" not in row:
+        raise DataError(f"{path}: line {number} must be a JSON object with 'completion' and the task's columns")
+    return row
+
+
+def _text(completion: Any, path: str, number: int) -> str:
+    if isinstance(completion, str):
+        return completion
+    if isinstance(completion, list) and completion and isinstance(completion[-1], dict) and "content" in completion[-1]:
+        return str(completion[-1]["content"] or "")
+    raise DataError(f"{path}: row {number}: its completion is neither text nor a list of messages")

@@ -1,0 +1,99 @@
+"""Settings from a YAML file and from flags to a config: flags win over the file, the file over the task's defaults."""
+
+import argparse
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from estune.config import ESConfig, RunConfig, build, nearest
+from estune.errors import ConfigError
+from estune.tasks import get_task
+
+_GROUPS = {
+    "model, data and rewards": "model_name_or_path",
+    "evolution strategy": "population_size",
+    "prompts and generation": "batch_size",
+    "engine and workers": "engine",
+    "rewards": "reward_weights",
+    "evaluation": "eval_strategy",
+    "the run's folder": "output_dir",
+    "logging": "logging_steps",
+}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for every setting of `RunConfig`, in groups; values stay text, the config checks them."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file of the settings below; flags override it")
+    starts = {first: title for title, first in _GROUPS.items()}
+    hints = typing.get_type_hints(RunConfig)
+    group: Any = parser
+    own = {field.name for field in dataclasses.fields(ESConfig)}
+    fields = dataclasses.fields(RunConfig)
+    for field in [f for f in fields if f.name not in own] + [f for f in fields if f.name in own]:
+        if field.name in starts:
+            group = parser.add_argument_group(starts[field.name])
+        group.add_argument(f"--{field.name}", **_flag(field, hints[field.name]))
+
+
+def read(options: argparse.Namespace, unknown: list[str]) -> RunConfig:
+    """The config that the command line asks for.
+
+    Raises:
+        ConfigError: a flag or key is unknown, a value wrong, or the file cannot be read.
+    """
+    names = [field.name for field in dataclasses.fields(RunConfig)]
+    if unknown:
+        flag = next((word for word in unknown if word.startswith("--")), unknown[0])
+        raise ConfigError(f"unknown option {flag.split('=')[0]!r}{nearest(flag.split('=')[0], names)}")
+    flags = {name: _value(name, value) for name, value in vars(options).items() if name in names and value is not None}
+    from_file = _from_file(options.config) if options.config else {}
+    settings = from_file | flags
+    task = get_task(str(settings["task"])) if settings.get("task") else None
+    return build(RunConfig, (dict(task.defaults) if task else {}) | settings)
+
+
+def _flag(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+    text = field.metadata["help"].replace("%", "%%")
+    shown = f"{text} [{field.default}]" if field.default not in (None, "") else text
+    parts = typing.get_args(hint)
+    flag: dict[str, Any] = {"default": None, "help": shown, "metavar": field.name.split("_")[-1].upper()}
+    if hint is bool:
+        return flag | {"nargs": "?", "const": "true", "metavar": "true|false"}
+    if typing.get_origin(hint) is typing.Literal:
+        return flag | {"metavar": "|".join(parts)}
+    if any(typing.get_origin(part) is list for part in parts):
+        return flag | {"nargs": "+"}
+    return flag
+
+
+def _value(name: str, value: Any) -> Any:
+    """A flag's text as the config takes it: `none` unsets, a setting that is a mapping is written as YAML."""
+    if value == "none" and name != "report_to":
+        return None
+    if name.endswith("_kwargs") and isinstance(value, str):
+        return _yaml(value, f"--{name}")
+    return value
+
+
+def _from_file(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    values = _yaml(text, path)
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: must be settings, one 'name: value' a line")
+    build(RunConfig, values, f"{path}: ")  # so that an error names the file
+    return values
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: is no YAML ({' '.join(str(error).split())})") from None

@@ -1,0 +1,184 @@
+"""Every setting of a run, checked before anything is loaded; importing this pulls in no torch.
+
+Names are TRL's where the concept is shared (`max_completion_length`, `save_steps`) and the paper's where it is not
+(`sigma`, `population_size`). The same checks serve Python, YAML and the command line.
+"""
+
+import dataclasses
+import difflib
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from estune.errors import ConfigError
+
+
+def _setting(default: Any, help: str, **limits: Any) -> Any:
+    """A field with the sentence that `--help` shows, and limits: above, least, below (numbers)."""
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class ESConfig:
+    """Settings of `ESTrainer`. Defaults are the paper's (https://arxiv.org/abs/2509.24372) where it has one.
+
+    Raises:
+        ConfigError: a value has the wrong type or is out of range; the message names the setting.
+    """
+
+    # evolution strategy
+    population_size: int = _setting(30, "N: perturbed models evaluated a step", least=2)
+    sigma: float = _setting(1e-3, "σ: standard deviation of the noise added to each weight", above=0)
+    learning_rate: float | None = _setting(None, "α: step size, with 1/σ folded in; default σ/2, as in the paper", above=0)
+    max_steps: int = _setting(500, "updates to make in all", least=1)
+    noise: Literal["iid", "correlated"] = _setting(
+        "iid", "iid: every parameter has its own noise; correlated: all share one stream, as in the paper's scripts"
+    )
+    antithetic: bool = _setting(False, "evaluate each seed twice, at θ+σε and θ−σε")
+    reward_shaping: Literal["z_score", "centered_rank"] = _setting("z_score", "how fitness becomes update weights")
+    target_parameters: list[str] | None = _setting(None, "regular expressions; only parameters whose name matches one are tuned")
+    seed: int = _setting(42, "of the noise and of the order of the prompts", least=0, below=2**63)
+
+    # prompts and generation
+    batch_size: int | None = _setting(None, "prompts a member answers a step, the same for all members; default all", least=1)
+    max_completion_length: int = _setting(256, "new tokens at most", least=1)
+    stop: list[str] | None = _setting(None, "strings that end a completion; they are not part of it")
+    chat_template_kwargs: dict[str, Any] | None = _setting(None, "passed to the chat template of conversational prompts")
+
+    # engine and workers
+    engine: Literal["transformers", "fake"] = _setting("transformers", "what generates; fake serves tests")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = _setting(
+        "auto", "of the engine's weights; auto is bfloat16 where the device computes in it, else float32"
+    )
+    device: str = _setting("auto", "of the engine: auto, cpu, cuda, cuda:1, mps, xpu")
+    generation_batch_size: int = _setting(64, "sequences generated at a time; halved when memory runs out", least=1)
+    model_init_kwargs: dict[str, Any] | None = _setting(None, "passed to AutoModelForCausalLM.from_pretrained")
+    trust_remote_code: bool = _setting(False, "run model code that comes with a checkpoint")
+    workers: Literal["local"] = _setting("local", "where members are evaluated")
+
+    # rewards
+    reward_weights: list[float] | None = _setting(None, "one weight a reward function; default 1 each")
+
+    # evaluation
+    eval_strategy: Literal["no", "steps"] = _setting("no", "steps: evaluate every eval_steps and after the last step")
+    eval_steps: int | None = _setting(None, "steps between evaluations; default after the last step alone", least=1)
+    eval_on_start: bool = _setting(False, "evaluate the base model first")
+    metric_for_best_model: str | None = _setting(None, "evaluation metric that picks the best checkpoint, e.g. reward")
+    greater_is_better: bool = _setting(True, "whether a higher metric_for_best_model is better")
+    load_best_model_at_end: bool = _setting(False, "end with the parameters of the best checkpoint")
+
+    # the run's folder
+    output_dir: str = _setting("estune-output", "folder of the run: journal, metrics, checkpoints")
+    save_steps: int = _setting(100, "steps between checkpoints; one is always written after the last step", least=1)
+    save_total_limit: int | None = _setting(None, "checkpoints to keep, the best one beside them; default all", least=1)
+    resume_from_checkpoint: bool = _setting(False, "go on with the run in output_dir, from its last whole step")
+
+    # logging
+    logging_steps: int = _setting(1, "steps between lines on a screen without a progress bar, and to trackers", least=1)
+    report_to: list[str] | None = _setting(None, "trackers: tensorboard, wandb, trackio, mlflow, …, through accelerate")
+    run_name: str | None = _setting(None, "name of the run for trackers; default the output folder's name")
+    log_completions: bool = _setting(False, "keep each evaluation's completions under completions/")
+    num_completions_to_print: int = _setting(8, "rows of the table of sample completions", least=0)
+    disable_tqdm: bool = _setting(False, "no progress bar: a line of text every logging_steps instead")
+    push_to_hub: bool = _setting(False, "upload the last checkpoint when training ends")
+    hub_model_id: str | None = _setting(None, "repository to push to; default the output folder's name")
+
+    def __post_init__(self) -> None:
+        for name, value in checked(type(self), vars(self)).items():
+            object.__setattr__(self, name, value)
+        if self.antithetic and self.population_size % 2:
+            raise ConfigError(f"population_size: antithetic members come in pairs, so {self.population_size} must be even")
+        if self.load_best_model_at_end and not self.metric_for_best_model:
+            raise ConfigError("load_best_model_at_end: set metric_for_best_model too, e.g. reward")
+        if self.metric_for_best_model and self.eval_strategy == "no":
+            raise ConfigError("metric_for_best_model: needs evaluations; set eval_strategy to steps")
+
+    @property
+    def alpha(self) -> float:
+        """α, the learning rate in force: σ/2 unless set."""
+        return self.sigma / 2 if self.learning_rate is None else self.learning_rate
+
+
+@dataclass(frozen=True)
+class RunConfig(ESConfig):
+    """What `estune train` takes: an `ESConfig` and where model, data and rewards come from, under TRL's names."""
+
+    model_name_or_path: str | None = _setting(None, "hub id, local folder or .gguf file")
+    model_revision: str | None = _setting(None, "branch, tag or commit of a hub model")
+    task: str | None = _setting(None, "data and reward together by name; `estune tasks` lists them")
+    dataset_name: str | None = _setting(None, "hub id, local folder, or a JSON, JSONL, Parquet or CSV file")
+    dataset_config: str | None = _setting(None, "configuration of a hub dataset")
+    dataset_train_split: str = _setting("train", "split to train on")
+    dataset_test_split: str = _setting("test", "split to evaluate on, where there is one")
+    eval_dataset_name: str | None = _setting(None, "held-out data in a place of its own, as dataset_name")
+    max_train_samples: int | None = _setting(None, "use only the first rows of the training data", least=1)
+    max_eval_samples: int | None = _setting(None, "use only the first rows of the held-out data", least=1)
+    reward_funcs: list[str] | None = _setting(None, "built-in names or dotted paths such as my_rewards.short")
+
+
+# What `resume_from_checkpoint` may change: nothing here alters what a step computes, up to the engine's own rounding.
+MAY_CHANGE_ON_RESUME = frozenset(
+    "max_steps engine dtype device generation_batch_size model_init_kwargs trust_remote_code workers "
+    "eval_strategy eval_steps eval_on_start metric_for_best_model greater_is_better load_best_model_at_end "
+    "output_dir save_steps save_total_limit resume_from_checkpoint logging_steps report_to run_name log_completions "
+    "num_completions_to_print disable_tqdm push_to_hub hub_model_id model_name_or_path eval_dataset_name "
+    "dataset_test_split max_eval_samples".split()
+)
+
+C = TypeVar("C", bound=ESConfig)
+
+
+def build(kind: type[C], values: dict[str, Any], where: str = "") -> C:
+    """A config of `kind` from a mapping; an unknown key is an error that names the nearest right one."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    for key in values:
+        if key not in names:
+            raise ConfigError(f"{where}unknown setting {key!r}{nearest(str(key), names)}")
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error}") from None
+
+
+def nearest(word: str, words: list[str]) -> str:
+    """'; did you mean …?' when some known word is near, else where to look."""
+    close = difflib.get_close_matches(word.lstrip("-"), words, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else "; see --help for the settings there are"
+
+
+def checked(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` converted to the declared types of the fields of `kind`, limits checked."""
+    return {field.name: _checked(kind, field, values[field.name]) for field in dataclasses.fields(kind)}
+
+
+def _checked(kind: type, field: dataclasses.Field[Any], value: Any) -> Any:
+    if isinstance(value, (str, int, float)) and "list" in str(field.type):
+        value = [value]  # one is as good as a list of one
+    try:
+        value = _adapters(kind)[field.name].validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Input should be ")
+        raise ConfigError(f"{field.name}: must be {reason}; it is {value!r}") from None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        _check_limits(field, value)
+    return value
+
+
+def _check_limits(field: dataclasses.Field[Any], value: float) -> None:
+    limits = field.metadata
+    if not math.isfinite(value):
+        raise ConfigError(f"{field.name}: must be a finite number; it is {value}")
+    if "above" in limits and value <= limits["above"]:
+        raise ConfigError(f"{field.name}: must be greater than {limits['above']}; it is {value}")
+    if "least" in limits and value < limits["least"]:
+        raise ConfigError(f"{field.name}: must be at least {limits['least']}; it is {value}")
+    if "below" in limits and value >= limits["below"]:
+        raise ConfigError(f"{field.name}: must be below {limits['below']}; it is {value}")
+
+
+@cache
+def _adapters(kind: type) -> dict[str, TypeAdapter[Any]]:
+    return {name: TypeAdapter(hint) for name, hint in get_type_hints(kind).items()}

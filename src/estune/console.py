@@ -1,0 +1,138 @@
+"""What a person sees: a progress bar on a terminal, plain lines elsewhere, tables of completions.
+
+Model output is text, never markup: rich would take `[/think]` for a tag of its own, and a terminal would obey
+control characters, so the first is switched off and the second are stripped.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from estune.config import ESConfig
+from estune.member import Prompt
+
+
+class Screen:
+    """Shows a run. `done` and `total` steps; on a terminal the bar moves with each member."""
+
+    def __init__(self, config: ESConfig) -> None:
+        self._config = config
+        self._console = Console(file=sys.stdout, markup=False, emoji=False, highlight=False)
+        self._bar = self._console.is_terminal and not config.disable_tqdm
+        self._progress: Progress | None = None
+
+    def say(self, line: str) -> None:
+        """A line of text."""
+        self._console.print(Text(clean(line)))
+
+    def start(self, done: int) -> None:
+        """Begin at step `done`."""
+        if self._bar:
+            per_step = self._config.population_size
+            self._progress = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[reward]}", markup=False),
+                TimeElapsedColumn(),
+                TextColumn("left", markup=False),
+                TimeRemainingColumn(),
+                console=self._console,
+                speed_estimate_period=3600,
+            )
+            total = (self._config.max_steps - done) * per_step
+            self._progress.add_task(f"step {done + 1}/{self._config.max_steps}", total=total, reward="starting")
+            self._progress.start()
+
+    def member(self, step: int, done: int) -> None:
+        """A member of `step` was evaluated, the `done`-th."""
+        if self._progress:
+            label = f"step {step}/{self._config.max_steps} member {done}/{self._config.population_size}"
+            self._progress.update(self._progress.task_ids[0], advance=1, description=label)
+
+    def step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """A step is done."""
+        summary = _summary(metrics)
+        if self._progress:
+            self._progress.update(self._progress.task_ids[0], reward=summary)
+        elif step % self._config.logging_steps == 0 or step in (1, self._config.max_steps):
+            self.say(f"step {step}/{self._config.max_steps}  {summary}  {metrics['step_time']:.1f} s")
+
+    def stop(self) -> None:
+        """The bar, if there is one, stays as it is."""
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+    def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """One line of an evaluation's main figures."""
+        detail = ("eval_rewards/", "eval_completions/")
+        shown = {name: value for name, value in metrics.items() if isinstance(value, float) and not name.startswith(detail)}
+        self.say(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+
+    def samples(self, title: str, records: Sequence[Mapping[str, Any]]) -> None:
+        """A table of the first records: prompt, completion, reward."""
+        head = ("prompt", "completion", "reward")
+        self._texts(title, head, [[record[name] for name in head] for record in records])
+
+    def before_after(
+        self,
+        before: Sequence[Mapping[str, Any]],
+        after: Sequence[Mapping[str, Any]],
+        first: Mapping[str, Any],
+        last: Mapping[str, Any],
+    ) -> None:
+        """Held-out answers and figures, those of the base model beside those of the tuned one."""
+        pairs = list(zip(before, after, strict=False))
+        self._texts("held out", ("prompt", "before", "after"), [[b["prompt"], b["completion"], a["completion"]] for b, a in pairs])
+        both = [n for n, v in last.items() if n.startswith("eval_") and isinstance(v, (int, float)) and n in first and n != "eval_runtime"]
+        figures = [(name, f"{first[name]:.4g}", f"{last[name]:.4g}") for name in both if first[name] is not None]
+        self.table(f"{len(pairs)} held-out prompts", ("metric", "before", "after"), figures)
+
+    def _texts(self, title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        count = self._config.num_completions_to_print
+        if count and rows:
+            table = Table(title=Text(title), show_lines=True)
+            for column in head:
+                table.add_column(Text(column), overflow="fold")
+            for row in rows[:count]:
+                table.add_row(*map(_cell, row))
+            self._console.print(table)
+
+    def table(self, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A small table of figures."""
+        table = Table(title=Text(title))
+        for index, column in enumerate(head):
+            table.add_column(Text(column), justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*(Text(clean(value)) for value in row))
+        self._console.print(table)
+
+
+def clean(text: str) -> str:
+    """`text` without the control characters that a terminal would obey; line ends and tabs stay."""
+    return "".join(c for c in text if c in "\n\t" or (ord(c) >= 32 and not 127 <= ord(c) < 160))
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """What to show of a prompt: the text, or the last message."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
+def _summary(metrics: Mapping[str, Any]) -> str:
+    if metrics["reward"] is None:
+        return "no member got a reward"
+    speed = metrics["es/tokens_per_second"]
+    return (
+        f"reward {metrics['reward']:.4g} ± {metrics['reward_std']:.3g}, best {metrics['es/reward_best']:.4g}  {speed:.0f} tokens/s"
+    )
+
+
+def _cell(value: Any) -> Text:
+    text = clean(f"{value:.4g}" if isinstance(value, float) else str(value))
+    return Text(text if len(text) <= 300 else f"{text[:299]}…")

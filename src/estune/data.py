@@ -1,0 +1,96 @@
+"""Datasets: rows with a `prompt` and any further columns, from a hub id, a folder, a file, or what Python gives."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from estune.errors import DataError
+
+Row = dict[str, Any]
+_FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+def rows_of(dataset: Any, what: str) -> list[Row]:
+    """The rows of a `datasets.Dataset` or a list of mappings, checked; `what` names the data in errors.
+
+    Raises:
+        DataError: no rows, no `prompt` column, rows of unlike columns, or a prompt that is neither text nor messages.
+    """
+    rows = [dict(row) for row in dataset]
+    if not rows:
+        raise DataError(f"{what}: has no rows")
+    columns = sorted(rows[0])
+    if "prompt" not in rows[0]:
+        raise DataError(f"{what}: has no column 'prompt'; its columns are {', '.join(columns) or 'none'}")
+    for index, row in enumerate(rows):
+        if sorted(row) != columns:
+            raise DataError(f"{what}: row {index} has the columns {', '.join(sorted(row))}, row 0 has {', '.join(columns)}")
+        if not _is_prompt(row["prompt"]):
+            raise DataError(f"{what}: row {index}: the prompt is neither text nor a list of messages with role and content")
+    return rows
+
+
+def load_rows(name: str, split: str, config: str | None = None) -> list[Row]:
+    """The rows of a split of a dataset named as `dataset_name` is.
+
+    Raises:
+        DataError: there is no such dataset or split, or it cannot be read.
+    """
+    from datasets.exceptions import DatasetGenerationError
+
+    path = Path(name).expanduser()
+    try:
+        return rows_of(_load(name, path, split, config), name)
+    except DataError:
+        raise
+    except DatasetGenerationError as error:
+        cause = error.__cause__ or error
+        raise DataError(f"{name}: cannot be read ({type(cause).__name__}: {' '.join(str(cause).split())[:200]})") from None
+    except Exception as error:  # offline, not found, gated, unknown split, damaged file: each its own kind
+        reason = " ".join(str(error).split())[:240]
+        raise DataError(f"{name}: the split {split!r} cannot be loaded ({type(error).__name__}: {reason})") from None
+
+
+def has_split(name: str, split: str) -> bool:
+    """Whether a local folder or file, or a hub dataset, has this split; a single file has only 'train'."""
+    if Path(name).expanduser().is_file():
+        return split == "train"
+    from datasets import get_dataset_split_names
+
+    try:
+        return split in get_dataset_split_names(name)
+    except Exception:  # whatever is wrong shows when the training split is loaded
+        return False
+
+
+def digest(rows: Sequence[Row]) -> str:
+    """A fingerprint of the rows, to tell on resume that the data are the same."""
+    text = "\n".join(json.dumps(row, sort_keys=True, default=str) for row in rows)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _load(name: str, path: Path, split: str, config: str | None) -> Iterable[Row]:
+    from datasets import load_dataset, load_from_disk
+
+    if path.is_file():
+        if path.suffix not in _FORMATS:
+            raise DataError(f"{name}: a data file must end in {', '.join(_FORMATS)}")
+        return load_dataset(_FORMATS[path.suffix], data_files={split: str(path)}, split=split)  # type: ignore[no-any-return]
+    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
+        saved: Any = load_from_disk(str(path))
+        return saved[split] if isinstance(saved, dict) else saved  # type: ignore[no-any-return]
+    if name.startswith(("/", ".", "~")) and not path.exists():
+        raise DataError(f"{name}: no such file or folder")
+    return load_dataset(str(path) if path.is_dir() else name, config, split=split)  # type: ignore[no-any-return]
+
+
+def _is_prompt(prompt: Any) -> bool:
+    if isinstance(prompt, str):
+        return True
+    return (
+        isinstance(prompt, list)
+        and len(prompt) > 0
+        and all(isinstance(message, dict) and {"role", "content"} <= set(message) for message in prompt)
+    )

@@ -1,0 +1,61 @@
+"""Writes that survive a kill or a power cut: a file or folder is there whole, or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """A scratch folder beside `target` that takes its place when the block ends without an error."""
+    scratch = target.with_name(f".{target.name}.tmp")
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        if target.exists():
+            shutil.rmtree(target)
+        scratch.rename(target)
+        sync(target.parent)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def replaced_file(target: Path) -> Iterator[Path]:
+    """A scratch file's path beside `target`; what the block writes there replaces `target` when it ends well."""
+    scratch = target.with_name(f".{target.name}.tmp")
+    try:
+        yield scratch
+        sync(scratch)
+        scratch.replace(target)
+        sync(target.parent)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_text(target: Path, text: str) -> None:
+    """Replace `target` by `text`, durably."""
+    with replaced_file(target) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def sync(path: Path) -> None:
+    """Ask the disk to have what `path`, a file or a folder, holds now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` a folder and the files in it."""
+    for path in folder.iterdir():
+        sync(path)
+    sync(folder)

@@ -1,0 +1,41 @@
+"""Every error that estune raises on purpose, under one root, so that a caller can catch them together.
+
+Each is also the standard library's kind, so that code which knows nothing of estune still catches it.
+`InputError` is the user's to mend: the command line prints it as one line and exits with status 2.
+"""
+
+
+class EstuneError(Exception):
+    """The root of estune's own errors."""
+
+
+class InputError(EstuneError, ValueError):
+    """What the user gave cannot work; the message says what, where and how to mend it."""
+
+
+class ConfigError(InputError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class DataError(InputError):
+    """A dataset, or a row of one, is not what the run needs."""
+
+
+class ModelError(InputError):
+    """The base model cannot be fine-tuned as it is."""
+
+
+class RewardError(InputError):
+    """A reward function raised, or returned something that is not one number (or None) a completion."""
+
+
+class JournalError(InputError):
+    """A run's journal, snapshot or checkpoint is damaged, or belongs to another run."""
+
+
+class ResourceError(InputError, OSError):
+    """The machine has too little memory or disk, or the output folder cannot be written."""
+
+
+class EngineError(EstuneError, RuntimeError):
+    """An engine did not take the weights it was given, or failed to generate."""

@@ -1,0 +1,149 @@
+"""A run's folder: one process at a time, checkpoints that load anywhere, fp32 snapshots to resume from, metrics.
+
+    journal.jsonl     the record of the run (journal.py)
+    metrics.jsonl     one line a step, TRL's metric names
+    checkpoint-K/     θ in the base checkpoint's own dtypes and names: transformers and vLLM load it as it is
+    theta/            θ in fp32 at the last save, from which a resume replays the journal's last steps
+    completions/      what the evaluations answered
+    config.yaml, README.md
+"""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from estune.config import ESConfig
+from estune.durable import sync, write_text
+from estune.errors import ConfigError, JournalError
+from estune.journal import Journal, exists
+from estune.model import Model
+
+
+logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Paths and files of one run under `output_dir`."""
+
+    def __init__(self, config: ESConfig) -> None:
+        self.path = Path(config.output_dir)
+        self._config = config
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; the system lets go of it however the process ends.
+
+        Raises:
+            ConfigError: another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                other = file.read().strip() or "unknown"
+                raise ConfigError(f"output_dir: {self.path} is in use by process {other}; wait for it or choose another") from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def check_fresh(self) -> None:
+        """Refuse a folder that holds a run already, raises ConfigError."""
+        if exists(self.path):
+            raise ConfigError(
+                f"output_dir: {self.path} holds a run already; add --resume_from_checkpoint true to go on with it, or choose another"
+            )
+
+    def checkpoint(self, step: int) -> Path:
+        return self.path / f"checkpoint-{step}"
+
+    def checkpoints(self) -> list[int]:
+        """Steps of the checkpoints that are there, ascending."""
+        return _numbered(self.path, "checkpoint-", "")
+
+    def save(self, step: int, model: Model, state: dict[str, Any], best: int | None) -> None:
+        """Write what is missing of the snapshot and the checkpoint of `step`, then delete what is no longer kept."""
+
+        def write_state(folder: Path) -> None:
+            (folder / "trainer_state.json").write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
+
+        if not self._snapshot(step).is_file():
+            self._snapshot(step).parent.mkdir(exist_ok=True)
+            model.center.save(self._snapshot(step))
+        if not self.checkpoint(step).is_dir():
+            model.write(self.checkpoint(step), write_state)
+        for older in _numbered(self.path / "theta", "step-", ".safetensors")[:-1]:
+            self._snapshot(older).unlink()
+        self._rotate(best)
+
+    def restore(self, model: Model, journal: Journal) -> None:
+        """Bring θ to the newest snapshot that the journal vouches for, else to the base; damaged ones are passed over."""
+        for step in reversed(_numbered(self.path / "theta", "step-", ".safetensors")):
+            if step > journal.last or journal.steps[step - 1].digest is None:
+                continue
+            try:
+                model.center.restore(self._snapshot(step))
+                return journal.check(model.center)
+            except JournalError as error:
+                logger.warning("%s; going back to an earlier state", error)
+        model.center.reset(model.checkpoint)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The whole lines of metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return [record for line in lines if (record := _json(line)) is not None]
+
+    def keep_metrics(self, last: int) -> None:
+        """Drop metrics of steps after `last`, and a torn line."""
+        kept = [record for record in self.metrics() if record["step"] <= last]
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write_completions(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Keep what an evaluation answered, one JSON a line."""
+        (self.path / "completions").mkdir(exist_ok=True)
+        text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
+        write_text(self.path / "completions" / f"step-{step}.jsonl", text)
+
+    def completions(self, step: int) -> list[dict[str, Any]] | None:
+        path = self.path / "completions" / f"step-{step}.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else None
+
+    def _snapshot(self, step: int) -> Path:
+        return self.path / "theta" / f"step-{step}.safetensors"
+
+    def _rotate(self, best: int | None) -> None:
+        limit = self._config.save_total_limit
+        if limit is not None:
+            for step in self.checkpoints()[:-limit]:
+                if step != best:
+                    shutil.rmtree(self.checkpoint(step))
+            sync(self.path)
+
+
+def _numbered(folder: Path, prefix: str, suffix: str) -> list[int]:
+    names = [path.name for path in folder.glob(f"{prefix}*{suffix}")] if folder.is_dir() else []
+    middles = [name[len(prefix) : len(name) - len(suffix)] for name in names]
+    return sorted(int(middle) for middle in middles if middle.isdecimal())
+
+
+def _json(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) and "step" in record else None

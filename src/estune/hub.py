@@ -1,0 +1,26 @@
+"""Upload a run's result to the Hugging Face Hub."""
+
+from pathlib import Path
+
+from estune.config import ESConfig
+from estune.errors import ConfigError
+
+
+def push(folder: Path, config: ESConfig, message: str) -> str:
+    """Upload `folder/final` and the run's model card to `hub_model_id`; returns the commit's address.
+
+    Raises:
+        ConfigError: the hub refused or could not be reached.
+    """
+    from huggingface_hub import HfApi
+
+    repository = config.hub_model_id or folder.resolve().name
+    api = HfApi()
+    try:
+        repository = api.create_repo(repository, exist_ok=True).repo_id
+        if (folder / "README.md").is_file():
+            api.upload_file(path_or_fileobj=str(folder / "README.md"), path_in_repo="README.md", repo_id=repository)
+        return str(api.upload_folder(repo_id=repository, folder_path=str(folder / "final"), commit_message=message))
+    except Exception as error:  # no token, no network, no right to write: each its own kind
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"hub_model_id: {repository} could not be pushed to ({reason}); the model is in {folder / 'final'}") from None

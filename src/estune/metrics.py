@@ -1,0 +1,57 @@
+"""The figures of a step, under the names that TRL's users chart already; estune's own begin with `es/`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from estune.member import Completion
+from estune.rewards.scoring import Scores
+
+Metrics = dict[str, float | int | None]
+
+
+def completion_metrics(completions: Sequence[Completion]) -> Metrics:
+    """Lengths in tokens, and the fraction that the budget cut off."""
+    lengths = [len(completion.ids) for completion in completions]
+    return {
+        "completions/mean_length": math.fsum(lengths) / len(lengths),
+        "completions/min_length": min(lengths),
+        "completions/max_length": max(lengths),
+        "completions/clipped_ratio": sum(completion.clipped for completion in completions) / len(completions),
+        "completions/empty_ratio": sum(not completion.text.strip() for completion in completions) / len(completions),
+    }
+
+
+def reward_metrics(scores: Sequence[Scores]) -> Metrics:
+    """Mean and spread of each reward function over all completions, and the mean of what functions logged."""
+    metrics: Metrics = {}
+    for name in scores[0].by_function:
+        values = np.concatenate([score.by_function[name] for score in scores])
+        values = values[~np.isnan(values)]
+        metrics[f"rewards/{name}/mean"] = float(values.mean()) if values.size else None
+        metrics[f"rewards/{name}/std"] = float(values.std()) if values.size else None
+    for name in sorted({name for score in scores for name in score.metrics}):
+        metrics[name] = float(np.mean([score.metrics[name] for score in scores if name in score.metrics]))
+    return metrics
+
+
+def fitness_metrics(fitness: np.ndarray[Any, np.dtype[np.float64]]) -> Metrics:
+    """`reward` is the mean over members, `reward_std` their standard deviation."""
+    there = fitness[~np.isnan(fitness)]
+    if not there.size:
+        return {"reward": None, "reward_std": None, "es/reward_best": None, "es/reward_worst": None, "frac_reward_zero_std": 1.0}
+    return {
+        "reward": float(there.mean()),
+        "reward_std": float(there.std()),
+        "es/reward_best": float(there.max()),
+        "es/reward_worst": float(there.min()),
+        "es/members_left_out": int(fitness.size - there.size),
+        "frac_reward_zero_std": float(there.max() == there.min()),
+    }
+
+
+def prefixed(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The metrics with `prefix` before each name."""
+    return {prefix + name: value for name, value in metrics.items()}

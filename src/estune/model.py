@@ -1,0 +1,143 @@
+"""The model of a run: its checkpoint, its θ and whoever evaluates members of it, each made when first needed.
+
+Everything that can be known from headers alone is checked before a weight is read.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from estune import engines
+from estune.center import Center
+from estune.checkpoint import Checkpoint, open_checkpoint, resolve
+from estune.config import ESConfig, RunConfig
+from estune.engines.base import Engine
+from estune.errors import ConfigError, DataError, ModelError
+from estune.member import Prompt
+from estune.parameters import Layout, layout
+from estune.resources import check_memory
+from estune.workers.base import Workers
+from estune.workers.local import LocalWorkers
+
+
+class Model:
+    """A base model and what becomes of it.
+
+    Args:
+        source: hub id, folder, .gguf file, or a transformers model, which is written to `output_dir/base` first.
+        config: which parameters, which engine.
+        tokenizer: used and saved instead of the checkpoint's own.
+        prompts: all that will be asked, to check that they fit.
+
+    Raises:
+        ModelError, ResourceError: the model is not there, cannot be tuned, or does not fit into memory.
+        ConfigError: `target_parameters` matches nothing.
+    """
+
+    def __init__(self, source: Any, config: ESConfig, tokenizer: Any, prompts: Sequence[Prompt]) -> None:
+        self.name, folder = _located(source, config)
+        self.checkpoint: Checkpoint = open_checkpoint(folder)
+        self.layout: Layout = layout(self.checkpoint, trust_remote_code=config.trust_remote_code)
+        self.tuned = self.layout.targets(config.target_parameters)
+        if not self.tuned:
+            raise ConfigError(f"target_parameters: no parameter matches; they are named like {next(iter(self.layout.in_model))}")
+        self._config = config
+        self._tokenizer = tokenizer
+        self._prompts = prompts
+        self._check_room()
+
+    @cached_property
+    def center(self) -> Center:
+        """θ, at θ₀ when first asked for."""
+        return Center.load(self.checkpoint, self.tuned)
+
+    @cached_property
+    def workers(self) -> Workers:
+        """Who evaluates; must first be asked for while θ is at θ₀, which is compared with what the engine loaded."""
+        engine = engines.build(self.checkpoint, self.layout, self._config, self._tokenizer)
+        _check_lengths(engine, self._prompts)
+        return LocalWorkers(self.center, engine)
+
+    def saved_bytes(self) -> int:
+        """Bytes of one checkpoint."""
+        return sum(math.prod(stored.shape) * stored.dtype.itemsize for stored in self.checkpoint.tensors.values())
+
+    def theta_bytes(self) -> int:
+        """Bytes of θ in fp32."""
+        return 4 * self._count(self.tuned)
+
+    def describe(self) -> str:
+        """One line: what is tuned, where and in how much memory."""
+        tuned, total = self._count(self.tuned), self._count(list(self.layout.in_model))
+        part = "all" if tuned == total else f"{tuned:,} of"
+        return (
+            f"{self.name}: {part} {total:,} parameters tuned; θ in fp32 takes {self.theta_bytes() / 2**30:.2f} GiB, "
+            f"the engine's weights {self._engine_bytes() / 2**30:.2f} GiB"
+        )
+
+    def write(self, target: Path, state: Callable[[Path], None] = lambda folder: None) -> None:
+        """Write θ as a checkpoint with the base's names, dtypes and files; `state` may add files to it."""
+
+        def value(name: str) -> torch.Tensor:
+            kept = self.layout.aliases.get(name, name)
+            theta = self.center.theta.get(kept)
+            return self.checkpoint.read(kept) if theta is None else theta
+
+        def extra(folder: Path) -> None:
+            if self._tokenizer is not None:
+                self._tokenizer.save_pretrained(folder)
+            state(folder)
+
+        self.checkpoint.write(target, value, extra)
+
+    def _count(self, names: Sequence[str]) -> int:
+        return sum(math.prod(self.checkpoint.tensors[name].shape) for name in names)
+
+    def _engine_bytes(self) -> int:
+        from estune.engines.transformers import engine_dtype
+
+        size = 4 if self._config.engine == "fake" else engine_dtype(self._config).itemsize
+        return size * self._count(list(self.layout.in_model))
+
+    def _check_room(self) -> None:
+        from estune.engines.transformers import engine_device
+
+        here = self.theta_bytes()
+        if self._config.engine == "fake" or engine_device(self._config) == "cpu":
+            here += self._engine_bytes()
+        check_memory(int(1.1 * here), f"θ in fp32 and the engine's weights of {self.name}")
+
+
+def _located(source: Any, config: ESConfig) -> tuple[str, Path]:
+    """The model's name for the journal, and its folder."""
+    if isinstance(source, (str, Path)):
+        revision = config.model_revision if isinstance(config, RunConfig) else None
+        return str(source), resolve(str(source), revision, trust_remote_code=config.trust_remote_code)
+    if not hasattr(source, "save_pretrained"):
+        raise ModelError(f"model: {source!r} is neither a hub id, a folder, a .gguf file nor a transformers model")
+    folder = Path(config.output_dir) / "base"
+    source.save_pretrained(folder)
+    if not (folder / "tokenizer_config.json").is_file():
+        resolved = resolve(source.name_or_path, trust_remote_code=config.trust_remote_code)
+        _copy_tokenizer(resolved, folder, config.trust_remote_code)
+    return str(folder), folder
+
+
+def _copy_tokenizer(source: Path, folder: Path, trust_remote_code: bool) -> None:
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(folder)
+
+
+def _check_lengths(engine: Engine, prompts: Sequence[Prompt]) -> None:
+    lengths = engine.prompt_lengths(prompts)
+    longest = max(range(len(lengths)), key=lengths.__getitem__, default=None)
+    if longest is not None and lengths[longest] >= engine.context_length:
+        raise DataError(
+            f"row {longest}: its prompt has {lengths[longest]} tokens, which leaves no room for an answer in the model's "
+            f"context of {engine.context_length}; shorten it or drop the row"
+        )

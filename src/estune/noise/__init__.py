@@ -1,0 +1,74 @@
+"""ε by address: what the noise of a seed is, and the backends that make it, all with the same bits.
+
+`reference.py` says what ε is; `numba.py` makes it on CPUs and `torch.py` on every other device. The kernels are
+imported when first needed: numba takes a second, and vLLM must be built before numba's kernels exist.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from estune.errors import ConfigError
+from estune.noise.reference import stream, table
+
+__all__ = ["Backend", "gaussian", "stream", "table"]
+
+Backend = Literal["auto", "numpy", "numba", "torch"]
+Fill = Callable[[int, int, int, NDArray[np.float32]], None]
+
+
+def gaussian(
+    seed: int, name: str, shape: Sequence[int], *, correlated: bool = False, backend: str = "auto"
+) -> NDArray[np.float32]:
+    """The noise ε of `seed` for the parameter `name`, as a new fp32 array of `shape`.
+
+    ε depends on nothing but its arguments: every backend and every machine gives the same bits. With `correlated`
+    all parameters share one stream, as in the scripts of the paper. Element i (row-major) is the same whatever the shape.
+
+    Raises:
+        ConfigError: the seed is no unsigned 64-bit integer, the shape is negative, or the backend is not to be had.
+    """
+    if not 0 <= int(seed) < 2**64 or int(seed) != seed:
+        raise ConfigError(f"seed {seed} is not an integer from 0 to 2**64 - 1")
+    shape = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(side) for side in shape)
+    if any(side < 0 for side in shape):
+        raise ConfigError(f"shape {shape} has a negative side")
+    out = np.empty(math.prod(shape), np.float32)
+    _backend(backend)(int(seed), stream(name, correlated=correlated), 0, out)
+    return out.reshape(shape)
+
+
+def _backend(name: str) -> Fill:
+    makers = {"auto": _numba, "numba": _numba, "numpy": _numpy, "torch": _torch}
+    if name not in makers:
+        raise ConfigError(f"noise backend {name!r} is not one of {', '.join(makers)}")
+    return makers[name]()
+
+
+def _numpy() -> Fill:
+    from estune.noise.reference import fill
+
+    return fill
+
+
+def _numba() -> Fill:
+    from estune.noise import numba as kernels
+
+    def fill(seed: int, t: int, start: int, out: NDArray[np.float32]) -> None:
+        kernels.fill(np.uint64(seed), np.uint64(t), start, table(), out)
+
+    return fill
+
+
+def _torch() -> Fill:
+    import torch
+
+    from estune.noise.torch import noise
+
+    def fill(seed: int, t: int, start: int, out: NDArray[np.float32]) -> None:
+        out[:] = noise(seed, t, start, out.size, torch.device("cpu")).numpy()
+
+    return fill

@@ -1,0 +1,40 @@
+"""Apply noise to tensors, with the fastest backend for the device that they are on.
+
+All tensors here are flat and contiguous. The arithmetic is the contract's: fp32 product, fp32 sum, never fused, then
+one rounding to the destination's dtype.
+"""
+
+import numpy as np
+import torch
+
+from estune.noise.reference import table
+
+
+def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor) -> bool:
+    """out ← rn(fl(θ + fl(scale·ε))) for elements start, start + 1, … of stream t; returns whether all is finite."""
+    if theta.device.type != "cpu":
+        from estune.noise.torch import perturb as on_device
+
+        return on_device(theta, scale, seed, t, start, out)
+    from estune.noise import numba as kernels
+
+    place = (np.float32(scale), np.uint64(seed), np.uint64(t), start, table())
+    if out.dtype == torch.bfloat16:
+        return bool(kernels.perturb_bfloat16(theta.numpy(), *place, out.view(torch.uint16).numpy()))
+    if out.dtype == torch.float32:
+        return bool(kernels.perturb_float32(theta.numpy(), *place, out.numpy()))
+    exact = torch.empty_like(theta)
+    kernels.perturb_float32(theta.numpy(), *place, exact.numpy())
+    return bool(torch.isfinite(out.copy_(exact)).all())
+
+
+def update(theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: int, start: int) -> None:
+    """θ ← fl(θ + δ) with δ ← fl(δ + fl(cₙ·εₙ)) over the seeds in order, in place."""
+    if theta.device.type != "cpu":
+        from estune.noise.torch import update as on_device
+
+        return on_device(theta, coefficients, seeds, t, start)
+    from estune.noise import numba as kernels
+
+    members = np.array(coefficients, np.float32), np.array(seeds, np.uint64)
+    kernels.update(theta.numpy(), *members, np.uint64(t), start, table())

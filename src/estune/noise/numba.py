@@ -1,0 +1,129 @@
+"""The noise on a CPU: ε is made in the cache and used at once, so that a member's weights cost one pass over θ.
+
+Kernels work on flat spans and release the GIL; `center.py` deals spans out to threads. Every element is computed by
+itself, so neither the spans nor the number of threads can change a bit. Numba never contracts a product and a sum
+into a fused multiply-add unless fastmath is on, which it must not be here.
+
+NOTE a footgun: numba widens uint32 op uint32 to uint64, hence the casts after every operation.
+"""
+
+from typing import Any
+
+import numba as nb
+import numpy as np
+
+from estune.noise.prefetch import prefetch
+from estune.noise.reference import BLOCK, MULTIPLIERS, ROUNDS, WEYL
+
+_CHUNK = 4096  # elements made at a time: their bits stay in the first-level cache
+_LINE = 16  # fp32 elements in a cache line
+_M0, _M1 = np.uint64(MULTIPLIERS[0]), np.uint64(MULTIPLIERS[1])
+_W0, _W1 = np.uint32(WEYL[0]), np.uint32(WEYL[1])
+_32, _16, _ONE = np.uint64(32), np.uint32(16), np.uint32(1)
+_HALF_BFLOAT16 = np.uint32(0x7FFF)  # just under half a unit in bf16's last place
+_INFINITE, _INFINITE_BFLOAT16 = np.uint32(0x7F800000), np.uint32(0x7F80)  # exponents of infinity and NaN
+
+_jit: Any = nb.njit(nogil=True, cache=True)
+_inline: Any = nb.njit(nogil=True, cache=True, inline="always")
+
+
+@_jit
+def fill(seed, t, start, table, out):  # type: ignore[no-untyped-def]
+    """out ← ε of elements start, start + 1, … of stream t; out (B,) fp32."""
+    halves = np.empty(_CHUNK, np.uint16)
+    for position in range(-(start % BLOCK), out.size, _CHUNK):
+        here, bits = _span(seed, t, start, position, halves, out)
+        for i in range(here.size):
+            here[i] = table[bits[i]]
+
+
+@_jit
+def perturb_float32(theta, scale, seed, t, start, table, out):  # type: ignore[no-untyped-def]
+    """out ← fl(θ + fl(scale·ε)); theta, out (B,) fp32. Returns whether all of it is finite."""
+    halves, finite = np.empty(_CHUNK, np.uint16), True
+    for position in range(-(start % BLOCK), theta.size, _CHUNK):
+        source, bits = _span(seed, t, start, position, halves, theta)
+        here = out[max(0, position) : max(0, position) + source.size]
+        _add_noise(source, scale, table, bits, here)
+        pattern, worst = here.view(np.uint32), np.uint32(0)
+        for i in range(source.size):
+            worst = max(worst, np.uint32(pattern[i] & _INFINITE))
+        finite &= worst != _INFINITE
+    return finite
+
+
+@_jit
+def perturb_bfloat16(theta, scale, seed, t, start, table, out):  # type: ignore[no-untyped-def]
+    """As `perturb_float32`, then rounded to nearest even in bf16; out (B,) holds its bits as uint16."""
+    halves, value, finite = np.empty(_CHUNK, np.uint16), np.empty(_CHUNK, np.float32), True
+    pattern = value.view(np.uint32)
+    for position in range(-(start % BLOCK), theta.size, _CHUNK):
+        source, bits = _span(seed, t, start, position, halves, theta)
+        here = out[max(0, position) : max(0, position) + source.size]
+        _add_noise(source, scale, table, bits, value)
+        worst = np.uint32(0)
+        for i in range(source.size):
+            odd = np.uint32(np.uint32(pattern[i] >> _16) & _ONE)
+            rounded = np.uint32(np.uint32(np.uint32(pattern[i] + _HALF_BFLOAT16) + odd) >> _16)
+            here[i] = np.uint16(rounded)
+            worst = max(worst, np.uint32(rounded & _INFINITE_BFLOAT16))
+        finite &= worst != _INFINITE_BFLOAT16
+    return finite
+
+
+@_jit
+def update(theta, coefficients, seeds, t, start, table):  # type: ignore[no-untyped-def]
+    """θ ← fl(θ + δ), where δ ← fl(δ + fl(cₙ·εₙ)) over the seeds in order; theta (B,) fp32, in place."""
+    halves, delta = np.empty(_CHUNK, np.uint16), np.empty(_CHUNK, np.float32)
+    for position in range(-(start % BLOCK), theta.size, _CHUNK):
+        delta[:] = 0
+        for n in range(seeds.size):
+            here, bits = _span(seeds[n], t, start, position, halves, theta)
+            for i in range(here.size):
+                delta[i] += coefficients[n] * table[bits[i]]
+        for i in range(here.size):
+            here[i] += delta[i]
+
+
+@_inline
+def _span(seed, t, start, position, halves, array):  # type: ignore[no-untyped-def]
+    """The part of `array` that the chunk at `position` covers, and the 16-bit halves of its noise."""
+    _philox(seed, t, np.uint64((start + position) // BLOCK), halves.view(np.uint32))
+    low = max(0, -position)
+    here = array[position + low : min(array.size, position + _CHUNK)]
+    return here, halves[low : low + here.size]
+
+
+@_inline
+def _add_noise(source, scale, table, bits, out):  # type: ignore[no-untyped-def]
+    whole = source.size // _LINE * _LINE
+    for line in range(0, whole, _LINE):
+        prefetch(source, line + _CHUNK)
+        for i in range(line, line + _LINE):
+            out[i] = source[i] + scale * table[bits[i]]
+    for i in range(whole, source.size):
+        out[i] = source[i] + scale * table[bits[i]]
+
+
+@_jit
+def _philox(seed, t, block, words):  # type: ignore[no-untyped-def]
+    """The words of Philox blocks block, block + 1, …, four a block."""
+    for b in range(words.size // 4):
+        counter = np.uint64(block + np.uint64(b))
+        c0, c1, c2, c3 = np.uint32(counter), np.uint32(counter >> _32), np.uint32(t), np.uint32(t >> _32)
+        k0, k1 = np.uint32(seed), np.uint32(seed >> _32)
+        for _ in range(ROUNDS):
+            c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+            k0, k1 = np.uint32(k0 + _W0), np.uint32(k1 + _W1)
+        words[4 * b], words[4 * b + 1], words[4 * b + 2], words[4 * b + 3] = c0, c1, c2, c3
+
+
+@_inline
+def _round(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
+    first, second = np.uint64(c0) * _M0, np.uint64(c2) * _M1
+    return (
+        np.uint32(np.uint32(np.uint32(second >> _32) ^ c1) ^ k0),
+        np.uint32(second),
+        np.uint32(np.uint32(np.uint32(first >> _32) ^ c3) ^ k1),
+        np.uint32(first),
+    )

@@ -1,0 +1,42 @@
+"""Is this the run that the folder holds? What may differ on resume is listed; all else would change θ in silence."""
+
+from typing import Any
+
+from estune.config import MAY_CHANGE_ON_RESUME, ESConfig
+from estune.errors import ConfigError
+from estune.journal import FORMAT, Header, Journal
+from estune.model import Model
+
+
+def header(config: ESConfig, model: Model, rewards: list[str], data: str) -> Header:
+    """The journal's first line for a run; `data` is the fingerprint of the training rows."""
+    settings = without_tokens(vars(config)) | {"reward_functions": rewards, "train_data": data}
+    return Header(FORMAT, model.name, model.center.digest(), settings)
+
+
+def check_resumable(journal: Journal, now: Header) -> None:
+    """Compare what a run was started with and what it is to be resumed with.
+
+    Raises:
+        ConfigError: something differs that may not.
+    """
+    before = journal.header
+    for name in sorted(set(before.config) | set(now.config)):
+        if name not in MAY_CHANGE_ON_RESUME and before.config.get(name) != now.config.get(name):
+            raise ConfigError(
+                f"{name}: the run in {journal.path.parent} has {before.config.get(name)!r}, not {now.config.get(name)!r}; "
+                "give the same again, or choose another output_dir"
+            )
+    if before.digest != now.digest:
+        raise ConfigError(f"model: {now.model} does not have the weights that the run in {journal.path.parent} began with")
+    if journal.last > now.config["max_steps"]:
+        raise ConfigError(f"max_steps: the run in {journal.path.parent} has {journal.last} steps already; give at least that many")
+
+
+def without_tokens(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings that may be written down: access tokens inside nested ones are left out."""
+    return {
+        name: without_tokens(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if not (name.endswith("token") and isinstance(value, str))
+    }

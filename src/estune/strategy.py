@@ -1,0 +1,95 @@
+"""Ask and tell: which seeds make a population, and how its fitness becomes the coefficients of an update.
+
+Pure numpy, without state, model or I/O: a step is a function of the config, the step's number and the fitness.
+The method is natural evolution strategies with a fixed σ, its 1/σ folded into α (Qiu et al.,
+https://arxiv.org/abs/2509.24372; Wierstra et al. 2014, https://jmlr.org/papers/v15/wierstra14a.html).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from estune.config import ESConfig
+from estune.member import Member
+
+Fitness = NDArray[np.float64]  # (N,), NaN for a member that is left out
+
+_MASK = 2**64 - 1
+_MEMBERS = 1 << 20  # seeds that one step may have, so that (step, n) numbers them all
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def ask(config: ESConfig, step: int) -> list[int]:
+    """The seeds of `step`: one a member, or one a pair when antithetic."""
+    count = config.population_size // 2 if config.antithetic else config.population_size
+    return [seed_of(config.seed, step, n) for n in range(count)]
+
+
+def members(config: ESConfig, step: int, seeds: Sequence[int]) -> list[Member]:
+    """The population of `step` in order; an antithetic pair shares a seed, + before −."""
+    signs = (1, -1) if config.antithetic else (1,)
+    return [Member(seed, sign, config.sigma, config.noise, step - 1) for seed in seeds for sign in signs]
+
+
+def tell(config: ESConfig, fitness: Fitness) -> list[float]:
+    """The coefficients cₙ = fp32(α/N · R̃ₙ), one a seed, which multiply ε; empty when there is nothing to learn.
+
+    N and R̃ are over the members that have a fitness; one without (NaN) gets 0. A pair's coefficient is
+    fp32(α/N · (R̃₊ − R̃₋)). Highest = lowest means no update: that is tested on the fitness itself, since the
+    deviation of thirty equal numbers need not round to zero.
+    """
+    present = ~np.isnan(fitness)
+    remaining = fitness[present]
+    if remaining.size == 0 or remaining.max() == remaining.min():
+        return []
+    shaped = np.zeros_like(fitness)
+    shaped[present] = SHAPING[config.reward_shaping](remaining)
+    if config.antithetic:
+        shaped = shaped[0::2] - shaped[1::2]
+    return [float(c) for c in (config.alpha / remaining.size * shaped).astype(np.float32)]
+
+
+def z_score(fitness: Fitness) -> Fitness:
+    """R̃ = (R − mean) / population standard deviation."""
+    centred = fitness - math.fsum(fitness) / fitness.size
+    return centred / np.sqrt(math.fsum(centred**2) / fitness.size)
+
+
+def centered_rank(fitness: Fitness) -> Fitness:
+    """Ranks spread evenly over [−½, ½], equal fitness sharing its mean rank (Salimans et al. 2017)."""
+    _, group, counts = np.unique(fitness, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    mean_rank = last - (counts + 1) / 2  # of each distinct value, from 0
+    return mean_rank[group] / (fitness.size - 1) - 0.5
+
+
+SHAPING: dict[str, Callable[[Fitness], Fitness]] = {"z_score": z_score, "centered_rank": centered_rank}
+
+
+def batch(config: ESConfig, step: int, rows: int) -> list[int]:
+    """Which of `rows` prompts every member of `step` answers: consecutive parts of one shuffle an epoch."""
+    size = rows if config.batch_size is None else min(config.batch_size, rows)
+    if size == rows:
+        return list(range(rows))
+    first = (step - 1) * size
+    return [_shuffled(config.seed, i // rows, rows)[i % rows] for i in range(first, first + size)]
+
+
+def _shuffled(seed: int, epoch: int, rows: int) -> list[int]:
+    return sorted(range(rows), key=lambda i: mix(mix(mix(seed ^ _GOLDEN) + epoch) + i))
+
+
+def seed_of(run_seed: int, step: int, n: int) -> int:
+    """The seed of member `n` of `step`: distinct for all (step, n) of a run, since `mix` is a bijection, and
+    unrelated to those of another run seed, whose sequence starts at a far-off random place."""
+    return mix(mix(run_seed) + step * _MEMBERS + n)
+
+
+def mix(x: int) -> int:
+    """The finaliser of SplitMix64 (Steele et al. 2014, https://doi.org/10.1145/2660193.2660195), a bijection on 64 bits."""
+    x = (x + _GOLDEN) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)

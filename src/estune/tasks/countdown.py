@@ -1,0 +1,179 @@
+"""The countdown task: reach a target from given numbers, a reward that only right arithmetic earns.
+
+The prompt ends in `<think>`, so a completion is the rest of a thought and then an answer. The grader reads
+text by position only, and so takes linear time over whatever a model prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from itertools import islice
+from typing import Any
+
+from estune.errors import DataError
+from estune.tasks.arithmetic import evaluate
+from estune.tasks.base import Completion, LogMetric, Row, Task, completion_text, log_mean
+from estune.tasks.puzzles import Puzzle, puzzles
+
+TRAIN_SIZE = 200
+TEST_SIZE = 2000
+
+_TOLERANCE = Fraction(1, 100_000)
+_THINK_END = "</think>"
+_OPEN = "<answer>"
+_CLOSE = "</answer>"
+
+
+def train_rows(count: int | None = None) -> list[Row]:
+    """Return the first `count` training puzzles (None: 200); there is no end to them."""
+    return _rows("train", TRAIN_SIZE if count is None else count)
+
+
+def test_rows(count: int | None = None) -> list[Row]:
+    """Return the first `count` test puzzles (None: 2000); none of them is ever a training puzzle."""
+    return _rows("test", TEST_SIZE if count is None else count)
+
+
+def _rows(split: str, count: int) -> list[Row]:
+    if count < 0:
+        raise DataError(f"countdown cannot give {count} rows; ask for 0 or more")
+    return [
+        {"prompt": _prompt(puzzle), "numbers": list(puzzle.numbers), "target": puzzle.target}
+        for puzzle in islice(puzzles(split), count)
+    ]
+
+
+def _prompt(puzzle: Puzzle) -> str:
+    numbers = ", ".join(map(str, puzzle.numbers))
+    return (
+        f"Here are some numbers: {numbers}. Write an arithmetic expression that equals {puzzle.target}. "
+        "It must use every one of these numbers exactly once; the operators are +, -, * and /, and brackets "
+        "are allowed. Reason first, inside <think> </think>. Then, on the next line, write only the finished "
+        "expression inside <answer> </answer>, for example <answer>(9 - 4) * 6</answer>.\n<think>"
+    )
+
+
+def countdown_reward(
+    completions: Sequence[Completion],
+    numbers: Sequence[Any],
+    target: Sequence[Any],
+    log_metric: LogMetric | None = None,
+    **columns: Any,
+) -> list[float]:
+    """Score each completion by 0.1 * format + answer, which is 1.1 at best."""
+    grades = _grades(completions, numbers, target)
+    log_mean(log_metric, "correct", [grade.answer for grade in grades])
+    log_mean(log_metric, "format", [grade.format for grade in grades])
+    return [0.1 * grade.format + grade.answer for grade in grades]
+
+
+def countdown_answer_reward(
+    completions: Sequence[Completion],
+    numbers: Sequence[Any],
+    target: Sequence[Any],
+    log_metric: LogMetric | None = None,
+    **columns: Any,
+) -> list[float]:
+    """Score each completion by its answer alone: 1 when it is right, else 0."""
+    grades = _grades(completions, numbers, target)
+    log_mean(log_metric, "correct", [grade.answer for grade in grades])
+    return [grade.answer for grade in grades]
+
+
+@dataclass(frozen=True)
+class Grade:
+    """How well a completion keeps the format (0 to 1) and whether its answer is right (0 or 1)."""
+
+    format: float
+    answer: float
+
+
+def grade_completion(completion: str, numbers: Iterable[int], target: Fraction) -> Grade:
+    """Grade `completion`, the text that follows a prompt's `<think>`.
+
+    Format is 1 for one thought, a newline and one answer block with nothing after it; otherwise 0.1 for a
+    thought that ends plus 0.5 for an answer block. The answer that counts is the last block's.
+    """
+    block = _last_block(completion)
+    if block is None:
+        return Grade(0.1 if _THINK_END in completion else 0.0, 0.0)
+    start, end = block
+    value = evaluate(completion[start:end], numbers)
+    right = value is not None and abs(value - target) <= _TOLERANCE
+    return Grade(_format_with_block(completion, start, end), float(right))
+
+
+def _last_block(text: str) -> tuple[int, int] | None:
+    """Return where the inside of the last answer block starts and ends; it holds neither of the two tags."""
+    opened = text.rfind(_OPEN, 0, max(text.rfind(_CLOSE), 0))
+    if opened < 0:
+        return None
+    start = opened + len(_OPEN)
+    return start, text.index(_CLOSE, start)
+
+
+def _format_with_block(text: str, start: int, end: int) -> float:
+    thought_end = text.find(_THINK_END)
+    if thought_end < 0:
+        return 0.5
+    adjoins = text[thought_end:start] == f"{_THINK_END}\n{_OPEN}"
+    return 1.0 if adjoins and end + len(_CLOSE) == len(text) else 0.6
+
+
+def _grades(completions: Sequence[Completion], numbers: Sequence[Any], target: Sequence[Any]) -> list[Grade]:
+    rows = enumerate(zip(completions, numbers, target, strict=True))
+    return [
+        grade_completion(
+            completion_text(completion), _read_numbers(given, row), _read_number(goal, row, "target")
+        )
+        for row, (completion, given, goal) in rows
+    ]
+
+
+def _read_numbers(given: Any, row: int) -> list[int]:
+    # A text is iterable too, and its characters would pass for numbers.
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise DataError(f"row {row}: numbers is {_shown(given)}, not a list of integers")
+    values = [_read_number(number, row, "number") for number in given]
+    if any(value.denominator != 1 for value in values):
+        raise DataError(f"row {row}: numbers is {_shown(given)}, and not all of them are integers")
+    return [int(value) for value in values]
+
+
+def _read_number(value: Any, row: int, what: str) -> Fraction:
+    """Read a number or its text exactly; a float counts as the decimal that it prints as."""
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        raise DataError(f"row {row}: the {what} {_shown(value)} is not a number") from None
+    # Also out: 1e999999999, which as a fraction would fill the memory.
+    if not number.is_finite() or abs(number.adjusted()) > 300:
+        raise DataError(f"row {row}: the {what} {_shown(value)} is not a finite number of ordinary size")
+    return Fraction(number)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+COUNTDOWN = Task(
+    name="countdown",
+    summary="reach a target with given numbers; rewards the format a little and the right answer",
+    train=train_rows,
+    test=test_rows,
+    reward_funcs=(countdown_reward,),
+    defaults={"max_completion_length": 1024},
+)
+
+COUNTDOWN_BINARY = Task(
+    name="countdown_binary",
+    summary="reach a target with given numbers; rewards the right answer alone",
+    train=train_rows,
+    test=test_rows,
+    reward_funcs=(countdown_answer_reward,),
+    defaults={"max_completion_length": 1024},
+)

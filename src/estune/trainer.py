@@ -1,0 +1,323 @@
+"""The loop: ask for seeds, evaluate the members, tell their fitness, update θ, write it down.
+
+    trainer = ESTrainer(model="…", reward_funcs=short, args=ESConfig(output_dir="out"), train_dataset=rows)
+    trainer.train()
+
+The interface is that of TRL's trainers. What an engine, a tracker or a reward does is elsewhere.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from estune import strategy
+from estune.callbacks import Callbacks
+from estune.card import write_card, write_config
+from estune.config import ESConfig
+from estune.console import Screen
+from estune.data import digest as data_digest
+from estune.data import rows_of
+from estune.errors import ConfigError, DataError
+from estune.evaluation import Held, evaluate, records
+from estune.folder import RunFolder
+from estune.hub import push
+from estune.journal import Journal, Step, exists
+from estune.metrics import completion_metrics, fitness_metrics, reward_metrics
+from estune.model import Model
+from estune.resources import check_disk
+from estune.resume import check_resumable, header
+from estune.rewards.functions import resolve_rewards
+from estune.rewards.scoring import Rewards, Scores
+from estune.stopping import Stop, graceful
+from estune.trackers import Trackers, check_trackers
+from estune.workers.base import Evaluation
+
+
+@dataclass(frozen=True)
+class TrainOutput:
+    """What `train` returns: the number of updates in θ, and the last step's metrics."""
+
+    global_step: int
+    metrics: dict[str, Any]
+
+
+class ESTrainer:
+    """Fine-tunes all parameters of a causal LM by evolution strategies.
+
+    Args:
+        model: hub id, folder or .gguf file, or a transformers model, which is first written to `output_dir`.
+        reward_funcs: one or several callables, built-in names or dotted paths, called as in TRL.
+        args: the settings; default `ESConfig()`.
+        train_dataset: a `datasets.Dataset` or list of mappings with the column `prompt` (text or messages).
+        eval_dataset: the same, held out.
+        processing_class: a tokenizer to use instead of the model's own.
+        callbacks: transformers `TrainerCallback`s; their `args` is the `ESConfig`.
+
+    Raises:
+        InputError: anything in the input that cannot work, found before a model is loaded where possible.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any,
+        args: ESConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        callbacks: Sequence[Any] | None = None,
+    ) -> None:
+        self.args = args or ESConfig()
+        self.rewards = Rewards(resolve_rewards(reward_funcs), self.args.reward_weights)
+        self.train_rows = rows_of(train_dataset, "train_dataset") if train_dataset is not None else []
+        self.eval_rows = rows_of(eval_dataset, "eval_dataset") if eval_dataset is not None else []
+        self._check()
+        prompts = [row["prompt"] for row in self.train_rows + self.eval_rows]
+        self.model = Model(model, self.args, processing_class, prompts)
+        self.folder = RunFolder(self.args)
+        self.screen = Screen(self.args)
+        self.callbacks = Callbacks(self.args, callbacks or [])
+
+    def train(self, resume_from_checkpoint: bool | None = None) -> TrainOutput:
+        """Run to `max_steps` updates, from the start or, when resuming, from the last whole step in the journal.
+
+        Raises:
+            InputError: the folder holds a run and this is no resume, or the run there is another one; a reward failed.
+            KeyboardInterrupt, SystemExit: on Ctrl-C or SIGTERM, after a clean stop; the run can be resumed.
+        """
+        if not self.train_rows:
+            raise DataError("train_dataset: give one; it is needed to train")
+        resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        if not isinstance(resume, bool):
+            raise ConfigError(f"resume_from_checkpoint: must be true or false, since a run resumes from its journal; it is {resume!r}")
+        check_disk(self.folder.path, self._disk_bytes(), "the checkpoints and the snapshot of θ")
+        with self.folder.locked():
+            if not resume:
+                self.folder.check_fresh()
+            self.screen.say(self.model.describe())
+            self.model.workers  # noqa: B018 - built while θ is the base model's, which it compares
+            trackers = Trackers(self.args)
+            try:
+                return self._train(self._journal(), trackers)
+            finally:
+                self.screen.stop()
+                trackers.close()
+
+    def evaluate(self) -> dict[str, Any]:
+        """Score θ as it is now on the held-out data; the metrics' names begin with eval_.
+
+        Raises:
+            DataError: there is no eval_dataset.
+        """
+        return self.held_out().metrics
+
+    def held_out(self) -> Held:
+        """`evaluate` with what was answered: the metrics, and one record a held-out row."""
+        if not self.eval_rows:
+            raise DataError("eval_dataset: give one; it is needed to evaluate")
+        model, version = self.model, self.model.center.version
+        return evaluate(model.workers, self.rewards, self.eval_rows, self.args, version, self.callbacks.state)
+
+    def save_model(self, output_dir: str | None = None) -> None:
+        """Write θ as it is now as a checkpoint that transformers and vLLM load; default `output_dir/final`."""
+        self.model.write(Path(output_dir) if output_dir else self.folder.path / "final")
+
+    def push_to_hub(self, commit_message: str = "End of training") -> str:
+        """Upload θ as it is now, with the model card, to `hub_model_id`; returns the commit's address."""
+        self.save_model()
+        return push(self.folder.path, self.args, commit_message)
+
+    def _check(self) -> None:
+        """What needs no model: columns, reward signatures, settings that need one another."""
+        config = self.args
+        for rows in filter(None, (self.train_rows, self.eval_rows)):
+            self.rewards.check([name for name in rows[0] if name != "prompt"])
+        if (config.eval_strategy != "no" or config.eval_on_start) and not self.eval_rows:
+            raise DataError("eval_strategy: evaluation needs held-out data; give an eval_dataset, or eval_strategy no")
+        check_trackers(config.report_to)
+
+    def _disk_bytes(self) -> int:
+        """What the run will have on disk at once, beyond what is there: checkpoints, and two snapshots while one is replaced."""
+        config = self.args
+        saves = -(-config.max_steps // config.save_steps)
+        kept = min(saves, config.save_total_limit + 2) if config.save_total_limit else saves
+        already = len(self.folder.checkpoints())
+        return max(1, kept - already) * self.model.saved_bytes() + 2 * self.model.theta_bytes()
+
+    def _journal(self) -> Journal:
+        """The run's journal, new or continued, with θ at its last step."""
+        now = header(self.args, self.model, self.rewards.names, data_digest(self.train_rows))
+        if not exists(self.folder.path):
+            write_config(self.folder.path, self.args)
+            self.folder.keep_metrics(-1)
+            return Journal.create(self.folder.path, now)
+        journal = Journal.open(self.folder.path, repair=True)
+        check_resumable(journal, now)
+        self.folder.restore(self.model, journal)
+        self.screen.say(f"resuming {self.folder.path} after step {journal.last}, from θ of step {self.model.center.version}")
+        for step in journal.replay(self.model.center, journal.last):
+            self.screen.say(f"replayed step {step} of {journal.last}")
+        self.folder.keep_metrics(journal.last)
+        return journal
+
+    def _train(self, journal: Journal, trackers: Trackers) -> TrainOutput:
+        self._logged = {record["step"]: record for record in self.folder.metrics()}
+        self.callbacks.call("on_train_begin")
+        with graceful() as stop:
+            self._after(journal, trackers)
+            self.screen.start(journal.last)
+            while journal.last < self.args.max_steps and not self.callbacks.stopping:
+                stop.check()
+                journal.append(self._step(journal, stop))
+                self._after(journal, trackers)
+        self.screen.stop()
+        self.callbacks.call("on_train_end")
+        return self._finish(journal)
+
+    def _step(self, journal: Journal, stop: Stop) -> Step:
+        """One update: every member answers the batch, θ moves; the record of it is returned, not yet written."""
+        started = time.perf_counter()
+        config, step = self.args, journal.last + 1
+        self.callbacks.state.global_step = step - 1
+        self.callbacks.call("on_step_begin")
+        seeds = strategy.ask(config, step)
+        rows = [self.train_rows[i] for i in strategy.batch(config, step, len(self.train_rows))]
+        done, scores = self._population(step, seeds, rows, stop)
+        fitness = np.array([score.fitness for score in scores])
+        coefficients = strategy.tell(config, fitness)
+        updating = time.perf_counter()
+        self.model.workers.update(seeds, coefficients, noise=config.noise, version=step - 1)
+        update_seconds = time.perf_counter() - updating
+        self.callbacks.state.global_step = step
+        self.callbacks.call("on_step_end")
+        digest = self.model.center.digest() if self._saves(step) or self._evaluates(step) else None
+        metrics = self._metrics(journal, fitness, done, scores)
+        metrics |= {"es/update_seconds": update_seconds, "step_time": time.perf_counter() - started}
+        rewards = [None if np.isnan(value) else float(value) for value in fitness]
+        return Step(step, seeds, coefficients, rewards, config.sigma, config.noise, digest, {"metrics": metrics})
+
+    def _population(self, step: int, seeds: list[int], rows: list[Any], stop: Stop) -> tuple[list[Evaluation], list[Scores]]:
+        """Evaluate and score every member of `step`, in population order."""
+        members = strategy.members(self.args, step, seeds)
+        prompts = [row["prompt"] for row in rows]
+        done: dict[int, tuple[Evaluation, Scores]] = {}
+        for evaluation in self.model.workers.evaluate(members, prompts, max_completion_length=self.args.max_completion_length):
+            stop.check()
+            done[evaluation.index] = evaluation, self.rewards.score(rows, evaluation.completions, self.callbacks.state)
+            self.screen.member(step, len(done))
+        if self.args.log_completions and step % self.args.logging_steps == 0:
+            best = max(done.values(), key=lambda pair: np.nan_to_num(pair[1].fitness, nan=-np.inf))
+            self.screen.samples(f"step {step}, best member", records(rows, best[0].completions, best[1]))
+        evaluations, scores = zip(*(done[index] for index in range(len(members))), strict=True)
+        return list(evaluations), list(scores)
+
+    def _metrics(self, journal: Journal, fitness: Any, done: list[Evaluation], scores: list[Scores]) -> dict[str, Any]:
+        completions = [completion for evaluation in done for completion in evaluation.completions]
+        new = sum(len(completion.ids) for completion in completions)
+        before = journal.steps[-1].notes["metrics"]["num_tokens"] if journal.steps else 0
+        generating = sum(evaluation.generate_seconds for evaluation in done)
+        return (
+            fitness_metrics(fitness)
+            | reward_metrics(scores)
+            | completion_metrics(completions)
+            | {"learning_rate": self.args.alpha, "es/sigma": self.args.sigma, "num_tokens": before + new}
+            | {"es/generate_seconds": generating, "es/load_seconds": sum(evaluation.load_seconds for evaluation in done)}
+            | {"es/tokens_per_second": new / max(generating, 1e-9)}
+        )
+
+    def _after(self, journal: Journal, trackers: Trackers) -> None:
+        """What follows the last whole step: evaluation, metrics, checkpoint. What was done before a kill is not repeated."""
+        step = journal.last
+        if step not in self._logged and (step > 0 or self.args.eval_on_start):
+            self._log(step, journal.steps[-1].notes["metrics"] if step else {}, trackers)
+        if self._saves(step) or (step and self.callbacks.stopping):
+            best = self._best(step)
+            self.folder.save(step, self.model, self._state(step, best), best)
+            self.callbacks.call("on_save")
+
+    def _log(self, step: int, metrics: dict[str, Any], trackers: Trackers) -> None:
+        """Evaluate if that is due, then write the step's line of metrics."""
+        if metrics:
+            self.screen.step(step, metrics)
+        if self._evaluates(step):
+            held = self.held_out()
+            self.folder.write_completions(step, held.records)
+            metrics = metrics | held.metrics
+            self.screen.evaluation(step, held.metrics)
+            if step < self.args.max_steps:
+                self.screen.samples(f"held out, step {step}", held.records)
+        self._logged[step] = {"step": step} | metrics
+        self.folder.append_metrics(self._logged[step])
+        if step % self.args.logging_steps == 0 or self._evaluates(step):
+            trackers.log({name: value for name, value in metrics.items() if value is not None}, step)
+            self.callbacks.state.log_history.append(self._logged[step])
+            self.callbacks.call("on_log", logs=metrics)
+        if self._evaluates(step):
+            self.callbacks.call("on_evaluate", metrics=metrics)
+
+    def _saves(self, step: int) -> bool:
+        return step > 0 and (step % self.args.save_steps == 0 or step == self.args.max_steps)
+
+    def _evaluates(self, step: int) -> bool:
+        config = self.args
+        if step == 0:
+            return config.eval_on_start
+        periodic = config.eval_steps is not None and step % config.eval_steps == 0
+        return config.eval_strategy == "steps" and (periodic or step == config.max_steps)
+
+    def _best(self, until: int) -> int | None:
+        """The saved step, up to `until`, whose evaluation is best by metric_for_best_model; the earliest of equals."""
+        name = self.args.metric_for_best_model
+        if name is None:
+            return None
+        name = name if name.startswith("eval_") else f"eval_{name}"
+        sign = 1 if self.args.greater_is_better else -1
+        saved = [step for step in sorted(self._logged) if step <= until and self._saves(step)]
+        known = [step for step in saved if self._logged[step].get(name) is not None]
+        if saved and not known and any("eval_reward" in self._logged[step] for step in saved):
+            raise ConfigError(f"metric_for_best_model: evaluations have no {name!r}; they have {_names(self._logged[saved[-1]])}")
+        return max(known, key=lambda step: (sign * self._logged[step][name], -step), default=None)
+
+    def _state(self, step: int, best: int | None) -> dict[str, Any]:
+        """trainer_state.json: transformers' names, and nothing that differs between two runs of one config."""
+        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
+        return {
+            "global_step": step,
+            "max_steps": self.args.max_steps,
+            "best_global_step": best,
+            "best_metric": None if best is None else self._logged[best][name],
+            "best_model_checkpoint": None if best is None else f"checkpoint-{best}",
+            "num_input_tokens_seen": self._logged[step]["num_tokens"],
+        }
+
+    def _finish(self, journal: Journal) -> TrainOutput:
+        step = journal.last
+        self._show_result(step)
+        best = self._best(step)
+        if self.args.load_best_model_at_end and best is not None and best != step:
+            self.model.center.reset(self.model.checkpoint)
+            list(journal.replay(self.model.center, best))
+            self.screen.say(f"θ is that of the best checkpoint, step {best}")
+        last = self._logged[step]
+        figures = {name: value for name, value in last.items() if name.startswith("eval_")}
+        write_card(self.folder.path, self.args, self.model.name, step, figures)
+        if self.args.push_to_hub:
+            self.screen.say(f"pushed to {self.push_to_hub()}")
+        return TrainOutput(step, {name: value for name, value in last.items() if name != "step"})
+
+    def _show_result(self, step: int) -> None:
+        """The held-out answers and figures, before beside after where both were evaluated."""
+        before, after = self.folder.completions(0), self.folder.completions(step)
+        if before and after and step:
+            self.screen.before_after(before, after, self._logged[0], self._logged[step])
+        elif after:
+            self.screen.samples(f"held out, step {step}", after)
+        self.screen.say(f"done: {self.folder.checkpoint(step)} loads with AutoModelForCausalLM.from_pretrained")
+
+
+def _names(record: dict[str, Any]) -> str:
+    return ", ".join(sorted(name for name in record if name.startswith("eval_")))
