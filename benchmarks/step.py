@@ -1,0 +1,46 @@
+"""One whole step of the real trainer on the real model against the generation in it, and the memory of a run.
+
+    python -m benchmarks.step [--json]
+
+    step_over_generation    wall time of a step (N = 16, 16 prompts, 64 new tokens) ÷ the sum of `generate` in it
+    memory_over_bar         peak memory of the run ÷ (model + θ + 25 % + what generation alone takes); at most 1
+
+The first step also compiles and reads the first member back, so the second and third count; the worse is shown.
+Memory is anonymous memory: pages of a mapped weights file can be dropped by the system at any time.
+"""
+
+import json
+import subprocess
+import sys
+
+from benchmarks.common import options, show
+
+
+
+def main() -> None:
+    asked = options(__doc__)
+    run, alone = _child("run", asked.model), _child("alone", asked.model)
+    weights = run["model_bytes"] + run["theta_bytes"]
+    bar = 1.25 * weights + alone["peak_bytes"] - alone["model_bytes"]
+    show(
+        {
+            "step_over_generation": run["step_over_generation"],
+            "memory_over_bar": run["peak_bytes"] / bar,
+            "peak_run_GB": run["peak_bytes"] / 1e9,
+            "peak_generation_alone_GB": alone["peak_bytes"] / 1e9,
+            "model_and_theta_GB": weights / 1e9,
+        },
+        asked.json,
+    )
+
+
+def _child(what: str, model: str) -> dict[str, float]:
+    """Measure in a process of its own, so that its peak is its own."""
+    command = [sys.executable, "-m", "benchmarks.step_child", what, model]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+if __name__ == "__main__":
+    main()
