@@ -60,3 +60,34 @@ def tiny(tmp_path_factory) -> Path:
 @pytest.fixture
 def rows():
     return [{"prompt": f"what is {word}", "target": "x" * (5 + i)} for i, word in enumerate(WORDS[:6])]
+
+
+@pytest.fixture(scope="session")
+def mini(tmp_path_factory) -> Path:
+    """A checkpoint of 920 parameters: a whole run of it on the fake engine takes a tenth of a second."""
+    return make_model(
+        tmp_path_factory.mktemp("mini"),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+
+
+def short(completions, target, **columns):
+    return [-abs(len(text) - len(wanted)) for text, wanted in zip(completions, target, strict=True)]
+
+
+@pytest.fixture
+def make_trainer(mini, tmp_path, rows):
+    """A trainer of `mini` on the fake engine, four steps of four members; every argument can be given otherwise."""
+    from estune import ESConfig, ESTrainer
+
+    def make(model=mini, reward_funcs=short, train_dataset=rows[:2], eval_dataset=rows[2:4], callbacks=(), tokenizer=None, **settings):
+        usual = {"output_dir": str(tmp_path / "run"), "engine": "fake", "population_size": 4, "max_steps": 4, "save_steps": 2}
+        args = ESConfig(**usual | {"sigma": 0.02, "num_completions_to_print": 0} | settings)
+        model = str(model) if isinstance(model, Path) else model
+        return ESTrainer(model, reward_funcs, args, train_dataset, eval_dataset, tokenizer, callbacks)
+
+    return make

@@ -26,6 +26,8 @@ class Callbacks:
         return bool(self._control.should_training_stop)
 
     def call(self, event: str, **details: Any) -> None:
-        """Call `event`, such as on_step_end, on every callback."""
+        """Call `event`, such as on_step_end, on every callback; the beginning of training forgets an earlier request to stop."""
+        if event == "on_train_begin":
+            self._control.should_training_stop = False
         for callback in self._callbacks:
             self._control = getattr(callback, event)(self._config, self.state, self._control, **details) or self._control

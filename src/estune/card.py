@@ -10,16 +10,19 @@ import yaml
 from estune.config import ESConfig, RunConfig
 from estune.durable import write_text
 from estune.resume import without_tokens
+from estune.tasks import get_task
 
 _FROM_PYTHON = "# Made from Python, where model, data and rewards were given as objects: add them to rerun this.\n"
 
 
 def write_config(folder: Path, config: ESConfig) -> None:
     """Write the settings that differ from the defaults, for `estune train --config`."""
+    task = get_task(config.task) if isinstance(config, RunConfig) and config.task else None
     differing = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if getattr(config, field.name) != field.default and field.name != "resume_from_checkpoint"
+        if getattr(config, field.name) != (task.defaults if task else {}).get(field.name, field.default)
+        and field.name != "resume_from_checkpoint"
     }
     text = yaml.safe_dump(without_tokens(differing), sort_keys=False, allow_unicode=True)
     write_text(folder / "config.yaml", ("" if isinstance(config, RunConfig) else _FROM_PYTHON) + text)

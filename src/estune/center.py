@@ -25,7 +25,7 @@ from estune.noise import stream
 from estune.noise.kernels import perturb, update
 from estune.resources import cores
 
-_SPAN = 1 << 19  # elements that one thread takes at a time
+_SPAN = 1 << 20  # elements that one thread takes at a time
 _AHEAD = 1 << 25  # elements that may be under way beyond the tensor being handed out
 
 Destination = Callable[[str], torch.Tensor]
@@ -33,9 +33,11 @@ Destination = Callable[[str], torch.Tensor]
 
 @dataclass(frozen=True)
 class _Span:
-    name: str
+    """Consecutive elements of a parameter: a flat view of θ from element `start` on, and the parameter's streams."""
+
+    theta: torch.Tensor
     start: int
-    stop: int
+    streams: dict[str, int]  # "iid" or "correlated" → t
 
 
 class Center:
@@ -47,6 +49,7 @@ class Center:
     def __init__(self, theta: Mapping[str, torch.Tensor], *, version: int = 0, threads: int | None = None) -> None:
         self.theta = dict(theta)
         self.version = version
+        self._spans = {name: _cut(name, tensor.view(-1)) for name, tensor in self.theta.items()}
         self._pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="estune-center")
 
     @classmethod
@@ -84,7 +87,8 @@ class Center:
         ahead = 0
         for name, theta in self.theta.items():
             out = destination(name)
-            waiting.append((name, out, [self._pool.submit(self._perturb, member, s, out) for s in _spans(name, theta)]))
+            flat = out.view(-1)
+            waiting.append((name, out, [self._pool.submit(_perturb, member, span, flat) for span in self._spans[name]]))
             ahead += theta.numel()
             while ahead > _AHEAD:
                 ready = _finished(*waiting.popleft())
@@ -103,8 +107,8 @@ class Center:
         if version != self.version:
             raise JournalError(f"an update from version {version} cannot be applied to θ at version {self.version}")
         if coefficients:
-            spans = [span for name, theta in self.theta.items() for span in _spans(name, theta)]
-            list(self._pool.map(lambda span: self._update(span, seeds, coefficients, noise), spans))
+            spans = [span for spans in self._spans.values() for span in spans]
+            list(self._pool.map(lambda s: update(s.theta, coefficients, seeds, s.streams[noise], s.start), spans))
         self.version += 1
 
     def digest(self) -> str:
@@ -134,26 +138,22 @@ class Center:
         except Exception as error:  # safetensors raises several kinds
             raise JournalError(f"{path}: not a snapshot of this model's θ ({error})") from None
 
-    def _perturb(self, member: Member, span: _Span, out: torch.Tensor) -> bool:
-        theta = self.theta[span.name].view(-1)[span.start : span.stop]
-        scale = member.sign * float(np.float32(member.sigma))
-        t = stream(span.name, correlated=member.noise == "correlated")
-        target = out.view(-1)[span.start : span.stop]
-        if out.device == theta.device:
-            return perturb(theta, scale, member.seed, t, span.start, target)
-        here = torch.empty(theta.shape, dtype=out.dtype, device=theta.device)
-        finite = perturb(theta, scale, member.seed, t, span.start, here)
-        target.copy_(here)
-        return finite
 
-    def _update(self, span: _Span, seeds: list[int], coefficients: list[float], noise: str) -> None:
-        theta = self.theta[span.name].view(-1)[span.start : span.stop]
-        update(theta, coefficients, seeds, stream(span.name, correlated=noise == "correlated"), span.start)
+def _cut(name: str, flat: torch.Tensor) -> list[_Span]:
+    streams = {"iid": stream(name), "correlated": stream(name, correlated=True)}
+    return [_Span(flat[start : start + _SPAN], start, streams) for start in range(0, flat.numel(), _SPAN)]
 
 
-def _spans(name: str, theta: torch.Tensor) -> list[_Span]:
-    size = theta.numel()
-    return [_Span(name, start, min(size, start + _SPAN)) for start in range(0, size, _SPAN)]
+def _perturb(member: Member, span: _Span, out: torch.Tensor) -> bool:
+    """Write the member's weights for `span` into its place in the flat `out`; returns whether all are finite."""
+    theta, target = span.theta, out[span.start : span.start + span.theta.numel()]
+    scale, t = member.sign * float(np.float32(member.sigma)), span.streams[member.noise]
+    if out.device == theta.device:
+        return perturb(theta, scale, member.seed, t, span.start, target)
+    here = torch.empty(theta.shape, dtype=out.dtype, device=theta.device)
+    finite = perturb(theta, scale, member.seed, t, span.start, here)
+    target.copy_(here)
+    return finite
 
 
 def _finished(name: str, out: torch.Tensor, parts: list[Future[bool]]) -> tuple[str, slice, torch.Tensor]:

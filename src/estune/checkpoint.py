@@ -7,6 +7,7 @@ Weights are read from safetensors alone; pickles are refused, since opening one 
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from safetensors.torch import save_file
 from estune.durable import replaced_folder, sync_tree
 from estune.errors import ModelError
 
+logger = logging.getLogger(__name__)
 _INDEX = "model.safetensors.index.json"
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*")
 _NOT_COPIED = ("trainer_state.json",)
@@ -106,7 +108,10 @@ def resolve(model: str, revision: str | None = None, *, trust_remote_code: bool 
 
 def _weight_files(folder: Path) -> list[str]:
     if (folder / _INDEX).is_file():
-        return sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
+        try:
+            return sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{folder / _INDEX}: not an index of weight files ({error}); get the model's files again") from None
     if (folder / "model.safetensors").is_file():
         return ["model.safetensors"]
     if list(folder.glob("*.bin")) or list(folder.glob("*.pt*")):
@@ -153,6 +158,7 @@ def _converted(path: Path) -> Path:
     cache = Path(os.environ.get("ESTUNE_CACHE", "~/.cache/estune")).expanduser()
     target = cache / "gguf" / f"{path.stem}-{digest.hexdigest()[:16]}"
     if not (target / "config.json").is_file():
+        logger.info("converting %s into a checkpoint, once, in %s", path.name, target)
         with replaced_folder(target) as folder, _refused(path):
             _convert(path, folder)
     return target

@@ -9,7 +9,7 @@ import difflib
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -155,6 +155,10 @@ def checked(kind: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(kind: type, field: dataclasses.Field[Any], value: Any) -> Any:
+    if value is False and "no" in get_args(field.type):
+        value = "no"  # what YAML makes of a bare no
+    if isinstance(value, bool) and _is_number(field):
+        raise ConfigError(f"{field.name}: must be a number; it is {value}")
     if isinstance(value, (str, int, float)) and "list" in str(field.type):
         value = [value]  # one is as good as a list of one
     try:
@@ -162,14 +166,19 @@ def _checked(kind: type, field: dataclasses.Field[Any], value: Any) -> Any:
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Input should be ")
         raise ConfigError(f"{field.name}: must be {reason}; it is {value!r}") from None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        _check_limits(field, value)
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            _check_limits(field, number)
     return value
+
+
+def _is_number(field: dataclasses.Field[Any]) -> bool:
+    return bool({field.type, *get_args(field.type)} & {int, float, list[float]})
 
 
 def _check_limits(field: dataclasses.Field[Any], value: float) -> None:
     limits = field.metadata
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):  # an int may be too large for isfinite
         raise ConfigError(f"{field.name}: must be a finite number; it is {value}")
     if "above" in limits and value <= limits["above"]:
         raise ConfigError(f"{field.name}: must be greater than {limits['above']}; it is {value}")

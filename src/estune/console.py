@@ -28,14 +28,14 @@ class Screen:
 
     def say(self, line: str) -> None:
         """A line of text."""
-        self._console.print(Text(clean(line)))
+        self._console.print(self._text(line), soft_wrap=True)  # in a log, a line stays one
 
     def start(self, done: int) -> None:
         """Begin at step `done`."""
         if self._bar:
             per_step = self._config.population_size
             self._progress = Progress(
-                SpinnerColumn(),
+                SpinnerColumn("dots" if self._console.encoding.startswith("utf") else "line"),
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[reward]}", markup=False),
@@ -57,7 +57,7 @@ class Screen:
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """A step is done."""
-        summary = _summary(metrics)
+        summary = str(self._text(_summary(metrics)))
         if self._progress:
             self._progress.update(self._progress.task_ids[0], reward=summary)
         elif step % self._config.logging_steps == 0 or step in (1, self._config.max_steps):
@@ -97,21 +97,26 @@ class Screen:
     def _texts(self, title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         count = self._config.num_completions_to_print
         if count and rows:
-            table = Table(title=Text(title), show_lines=True)
+            table = Table(title=self._text(title), show_lines=True)
             for column in head:
-                table.add_column(Text(column), overflow="fold")
+                table.add_column(self._text(column), overflow="fold")
             for row in rows[:count]:
-                table.add_row(*map(_cell, row))
+                table.add_row(*(self._text(_cell(value)) for value in row))
             self._console.print(table)
 
     def table(self, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A small table of figures."""
-        table = Table(title=Text(title))
+        table = Table(title=self._text(title))
         for index, column in enumerate(head):
-            table.add_column(Text(column), justify="left" if index == 0 else "right")
+            table.add_column(self._text(column), justify="left" if index == 0 else "right")
         for row in rows:
-            table.add_row(*(Text(clean(value)) for value in row))
+            table.add_row(*map(self._text, row))
         self._console.print(table)
+
+    def _text(self, text: str) -> Text:
+        """`text` as it may be shown here: what the stream cannot write becomes a question mark."""
+        encoding = self._console.encoding
+        return Text(clean(text).encode(encoding, "replace").decode(encoding))
 
 
 def clean(text: str) -> str:
@@ -133,6 +138,6 @@ def _summary(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _cell(value: Any) -> Text:
-    text = clean(f"{value:.4g}" if isinstance(value, float) else str(value))
-    return Text(text if len(text) <= 300 else f"{text[:299]}…")
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 300 else f"{text[:299]}…"

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ def rows_of(dataset: Any, what: str) -> list[Row]:
     Raises:
         DataError: no rows, no `prompt` column, rows of unlike columns, or a prompt that is neither text nor messages.
     """
-    rows = [dict(row) for row in dataset]
+    rows = list(dataset)
     if not rows:
         raise DataError(f"{what}: has no rows")
+    if strange := next((row for row in rows if not isinstance(row, Mapping)), None):
+        raise DataError(f"{what}: must be rows that map columns to values, such as one split of a dataset; it has {strange!r:.60}")
+    rows = [dict(row) for row in rows]
     columns = sorted(rows[0])
     if "prompt" not in rows[0]:
         raise DataError(f"{what}: has no column 'prompt'; its columns are {', '.join(columns) or 'none'}")
@@ -42,7 +46,8 @@ def load_rows(name: str, split: str, config: str | None = None) -> list[Row]:
 
     path = Path(name).expanduser()
     try:
-        return rows_of(_load(name, path, split, config), name)
+        with _quiet():
+            return rows_of(_load(name, path, split, config), name)
     except DataError:
         raise
     except DatasetGenerationError as error:
@@ -50,13 +55,20 @@ def load_rows(name: str, split: str, config: str | None = None) -> list[Row]:
         raise DataError(f"{name}: cannot be read ({type(cause).__name__}: {' '.join(str(cause).split())[:200]})") from None
     except Exception as error:  # offline, not found, gated, unknown split, damaged file: each its own kind
         reason = " ".join(str(error).split())[:240]
-        raise DataError(f"{name}: the split {split!r} cannot be loaded ({type(error).__name__}: {reason})") from None
+        if "corresponds to no data" in reason:
+            raise DataError(f"{name}: has no rows") from None
+        raise DataError(
+            f"{name}: the split {split!r} cannot be loaded ({type(error).__name__}: {reason}); check the name and the split"
+        ) from None
 
 
 def has_split(name: str, split: str) -> bool:
     """Whether a local folder or file, or a hub dataset, has this split; a single file has only 'train'."""
-    if Path(name).expanduser().is_file():
+    path = Path(name).expanduser()
+    if path.is_file() or (path / "dataset_info.json").is_file():
         return split == "train"
+    if (path / "dataset_dict.json").is_file():
+        return (path / split).is_dir()
     from datasets import get_dataset_split_names
 
     try:
@@ -77,13 +89,33 @@ def _load(name: str, path: Path, split: str, config: str | None) -> Iterable[Row
     if path.is_file():
         if path.suffix not in _FORMATS:
             raise DataError(f"{name}: a data file must end in {', '.join(_FORMATS)}")
+        if not path.stat().st_size:
+            raise DataError(f"{name}: has no rows")
         return load_dataset(_FORMATS[path.suffix], data_files={split: str(path)}, split=split)  # type: ignore[no-any-return]
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         saved: Any = load_from_disk(str(path))
         return saved[split] if isinstance(saved, dict) else saved  # type: ignore[no-any-return]
-    if name.startswith(("/", ".", "~")) and not path.exists():
-        raise DataError(f"{name}: no such file or folder")
+    if (name.startswith(("/", ".", "~")) or path.suffix in _FORMATS) and not path.exists():
+        raise DataError(f"{name}: no such file or folder; give a file, a folder or a hub id")
     return load_dataset(str(path) if path.is_dir() else name, config, split=split)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars and log lines of datasets: what is wrong is said once, by the error."""
+    import datasets
+    from datasets.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), not datasets.are_progress_bars_disabled()
+    logging.set_verbosity(logging.CRITICAL)
+    if bars:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            datasets.enable_progress_bars()
 
 
 def _is_prompt(prompt: Any) -> bool:

@@ -25,6 +25,15 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         raise
 
 
+def remove_folder(target: Path) -> None:
+    """Delete `target`, which is gone at once: a kill leaves no half of it under its name."""
+    scratch = target.with_name(f".{target.name}.tmp")
+    if scratch.exists():
+        shutil.rmtree(scratch)
+    target.rename(scratch)
+    shutil.rmtree(scratch)
+
+
 @contextmanager
 def replaced_file(target: Path) -> Iterator[Path]:
     """A scratch file's path beside `target`; what the block writes there replaces `target` when it ends well."""

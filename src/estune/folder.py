@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from estune.config import ESConfig
-from estune.durable import sync, write_text
+from estune.durable import remove_folder, sync, write_text
 from estune.errors import ConfigError, JournalError
 from estune.journal import Journal, exists
 from estune.model import Model
@@ -56,10 +56,14 @@ class RunFolder:
             yield
 
     def check_fresh(self) -> None:
-        """Refuse a folder that holds a run already, raises ConfigError."""
+        """Refuse a folder that holds a run already, or a run's checkpoints; raises ConfigError."""
         if exists(self.path):
             raise ConfigError(
                 f"output_dir: {self.path} holds a run already; add --resume_from_checkpoint true to go on with it, or choose another"
+            )
+        if there := self.checkpoints():
+            raise ConfigError(
+                f"output_dir: {self.path} holds checkpoint-{there[-1]}, but no journal of its run; move it away, or choose another"
             )
 
     def checkpoint(self, step: int) -> Path:
@@ -116,7 +120,8 @@ class RunFolder:
     def write_completions(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Keep what an evaluation answered, one JSON a line."""
         (self.path / "completions").mkdir(exist_ok=True)
-        text = "".join(json.dumps(row, default=str) + "\n" for row in rows)
+        plain = [json.loads(json.dumps(row, default=str), parse_constant=lambda word: None) for row in rows]  # NaN becomes null
+        text = "".join(json.dumps(row) + "\n" for row in plain)
         write_text(self.path / "completions" / f"step-{step}.jsonl", text)
 
     def completions(self, step: int) -> list[dict[str, Any]] | None:
@@ -127,11 +132,13 @@ class RunFolder:
         return self.path / "theta" / f"step-{step}.safetensors"
 
     def _rotate(self, best: int | None) -> None:
+        for scratch in self.path.glob(".checkpoint-*.tmp"):
+            shutil.rmtree(scratch)  # what a kill left
         limit = self._config.save_total_limit
         if limit is not None:
             for step in self.checkpoints()[:-limit]:
                 if step != best:
-                    shutil.rmtree(self.checkpoint(step))
+                    remove_folder(self.checkpoint(step))
             sync(self.path)
 
 

@@ -82,14 +82,14 @@ class Journal:
         records = [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
         if not records:
             raise JournalError(f"{path}: has no whole line, so nothing was run here; delete it to start afresh")
+        header = _header(path, records[0])
         steps = [_record(Step, path, number, record) for number, record in enumerate(records[1:], 2)]
         for number, step in enumerate(steps, 1):
-            if step.step != number:
-                raise JournalError(f"{path}: line {number + 1} is of step {step.step}, where step {number} belongs")
+            _check_step(path, number, step)
         if repair and len(whole) < len(data):
             os.truncate(path, len(whole))
             sync(path)
-        return cls(path, _header(path, records[0]), steps)
+        return cls(path, header, steps)
 
     @property
     def last(self) -> int:
@@ -171,6 +171,13 @@ def _header(path: Path, record: dict[str, Any]) -> Header:
     if record.get("format") != FORMAT:
         raise JournalError(f"{path}: has format {record.get('format')}; this version of estune reads format {FORMAT}")
     return _record(Header, path, 1, record)
+
+
+def _check_step(path: Path, number: int, step: Step) -> None:
+    if step.step != number:
+        raise JournalError(f"{path}: line {number + 1} is of step {step.step}, where step {number} belongs")
+    if step.coefficients and len(step.coefficients) != len(step.seeds):
+        raise JournalError(f"{path}: line {number + 1} has {len(step.coefficients)} coefficients for {len(step.seeds)} seeds")
 
 
 def _record(kind: type[Any], path: Path, number: int, record: dict[str, Any]) -> Any:

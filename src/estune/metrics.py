@@ -33,7 +33,8 @@ def reward_metrics(scores: Sequence[Scores]) -> Metrics:
         metrics[f"rewards/{name}/mean"] = float(values.mean()) if values.size else None
         metrics[f"rewards/{name}/std"] = float(values.std()) if values.size else None
     for name in sorted({name for score in scores for name in score.metrics}):
-        metrics[name] = float(np.mean([score.metrics[name] for score in scores if name in score.metrics]))
+        mean = float(np.mean([score.metrics[name] for score in scores if name in score.metrics]))
+        metrics[name] = mean if math.isfinite(mean) else None  # JSON knows no NaN
     return metrics
 
 

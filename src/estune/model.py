@@ -4,7 +4,8 @@ Everything that can be known from headers alone is checked before a weight is re
 """
 
 import math
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from estune import engines
 from estune.center import Center
 from estune.checkpoint import Checkpoint, open_checkpoint, resolve
 from estune.config import ESConfig, RunConfig
+from estune.durable import sync_tree
 from estune.engines.base import Engine
 from estune.errors import ConfigError, DataError, ModelError
+from estune.journal import exists
 from estune.member import Prompt
 from estune.parameters import Layout, layout
 from estune.resources import check_memory
@@ -31,15 +34,15 @@ class Model:
         source: hub id, folder, .gguf file, or a transformers model, which is written to `output_dir/base` first.
         config: which parameters, which engine.
         tokenizer: used and saved instead of the checkpoint's own.
-        prompts: all that will be asked, to check that they fit.
+        prompts: dataset's name → all that will be asked, to check that they fit.
 
     Raises:
         ModelError, ResourceError: the model is not there, cannot be tuned, or does not fit into memory.
         ConfigError: `target_parameters` matches nothing.
     """
 
-    def __init__(self, source: Any, config: ESConfig, tokenizer: Any, prompts: Sequence[Prompt]) -> None:
-        self.name, folder = _located(source, config)
+    def __init__(self, source: Any, config: ESConfig, tokenizer: Any, prompts: Mapping[str, Sequence[Prompt]]) -> None:
+        self.name, folder = _located(source, config, tokenizer)
         self.checkpoint: Checkpoint = open_checkpoint(folder)
         self.layout: Layout = layout(self.checkpoint, trust_remote_code=config.trust_remote_code)
         self.tuned = self.layout.targets(config.target_parameters)
@@ -59,7 +62,8 @@ class Model:
     def workers(self) -> Workers:
         """Who evaluates; must first be asked for while θ is at θ₀, which is compared with what the engine loaded."""
         engine = engines.build(self.checkpoint, self.layout, self._config, self._tokenizer)
-        _check_lengths(engine, self._prompts)
+        for name, prompts in self._prompts.items():
+            _check_lengths(engine, name, prompts)
         return LocalWorkers(self.center, engine)
 
     def saved_bytes(self) -> int:
@@ -112,7 +116,7 @@ class Model:
         check_memory(int(1.1 * here), f"θ in fp32 and the engine's weights of {self.name}")
 
 
-def _located(source: Any, config: ESConfig) -> tuple[str, Path]:
+def _located(source: Any, config: ESConfig, tokenizer: Any) -> tuple[str, Path]:
     """The model's name for the journal, and its folder."""
     if isinstance(source, (str, Path)):
         revision = config.model_revision if isinstance(config, RunConfig) else None
@@ -120,24 +124,40 @@ def _located(source: Any, config: ESConfig) -> tuple[str, Path]:
     if not hasattr(source, "save_pretrained"):
         raise ModelError(f"model: {source!r} is neither a hub id, a folder, a .gguf file nor a transformers model")
     folder = Path(config.output_dir) / "base"
-    source.save_pretrained(folder)
-    if not (folder / "tokenizer_config.json").is_file():
-        resolved = resolve(source.name_or_path, trust_remote_code=config.trust_remote_code)
-        _copy_tokenizer(resolved, folder, config.trust_remote_code)
+    if exists(folder.parent) and folder.is_dir():  # a run that was begun lives by its base, so that is only compared
+        _check_same(source, folder)
+    else:
+        (tokenizer or _tokenizer_of(source, config)).save_pretrained(folder)
+        source.save_pretrained(folder)
+        sync_tree(folder)
     return str(folder), folder
 
 
-def _copy_tokenizer(source: Path, folder: Path, trust_remote_code: bool) -> None:
+def _check_same(source: Any, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        source.save_pretrained(scratch)
+        new, old = open_checkpoint(Path(scratch)), open_checkpoint(folder)
+        if new.tensors != old.tensors or not all(torch.equal(new.read(name), old.read(name)) for name in new.tensors):
+            raise ModelError(
+                f"model: it does not have the weights that the run in {folder.parent} began with, which are in {folder}; "
+                "give those, or choose another output_dir"
+            )
+
+
+def _tokenizer_of(source: Any, config: ESConfig) -> Any:
     from transformers import AutoTokenizer
 
-    AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(folder)
+    if not source.name_or_path:
+        raise ModelError("processing_class: the model was not loaded from anywhere, so give the tokenizer that belongs to it")
+    folder = resolve(source.name_or_path, trust_remote_code=config.trust_remote_code)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
 
 
-def _check_lengths(engine: Engine, prompts: Sequence[Prompt]) -> None:
+def _check_lengths(engine: Engine, name: str, prompts: Sequence[Prompt]) -> None:
     lengths = engine.prompt_lengths(prompts)
     longest = max(range(len(lengths)), key=lengths.__getitem__, default=None)
     if longest is not None and lengths[longest] >= engine.context_length:
         raise DataError(
-            f"row {longest}: its prompt has {lengths[longest]} tokens, which leaves no room for an answer in the model's "
+            f"{name}: row {longest}: its prompt has {lengths[longest]} tokens, which leaves no room for an answer in the model's "
             f"context of {engine.context_length}; shorten it or drop the row"
         )

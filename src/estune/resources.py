@@ -6,7 +6,7 @@ from pathlib import Path
 
 from estune.errors import ResourceError
 
-_GIB = 1 << 30
+_MIB, _GIB = 1 << 20, 1 << 30
 
 
 def check_memory(needed: int, what: str) -> None:
@@ -14,26 +14,31 @@ def check_memory(needed: int, what: str) -> None:
     there = available_memory()
     if there < needed:
         raise ResourceError(
-            f"memory: {what} need {needed / _GIB:.1f} GiB, {there / _GIB:.1f} GiB are available; "
+            f"memory: {what} need {amount(needed)}, {amount(there)} are available; "
             "use a smaller model, dtype bfloat16, or target_parameters"
         )
 
 
-def check_disk(folder: Path, needed: int, what: str) -> None:
-    """Raises ResourceError when `folder` cannot be written, or its disk has fewer than `needed` bytes free."""
+def check_disk(folder: Path, needed: int, what: str, setting: str = "output_dir") -> None:
+    """Raises ResourceError when `folder`, which `setting` gave, cannot be written, or lacks `needed` free bytes on its disk."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-test"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise ResourceError(f"output_dir: {folder} cannot be written ({error.strerror}); choose another") from None
+        raise ResourceError(f"{setting}: {folder} cannot be written ({error.strerror}); choose another") from None
     free = free_disk(folder)
     if free < needed:
         raise ResourceError(
-            f"disk: {what} need {needed / _GIB:.1f} GiB in {folder}, {free / _GIB:.1f} GiB are free; "
-            "choose another output_dir, or keep fewer with save_total_limit"
+            f"disk: {what} need {amount(needed)} in {folder}, {amount(free)} are free; "
+            f"choose another {setting}, or keep fewer with save_total_limit"
         )
+
+
+def amount(size: int) -> str:
+    """A number of bytes for people, in GiB, or in MiB when that would round to little or nothing."""
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.1f} MiB"
 
 
 def available_memory() -> int:

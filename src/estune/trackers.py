@@ -47,15 +47,16 @@ def check_trackers(names: list[str] | None) -> None:
 
 def _started(names: list[str], config: ESConfig) -> list[Any]:
     from accelerate import PartialState
-    from accelerate.tracking import filter_trackers
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     check_trackers(names)
     PartialState()  # the trackers ask it which process is the main one
     folder = Path(config.output_dir)
     run = config.run_name or folder.resolve().name
     trackers = []
-    for kind in filter_trackers(names, logging_dir=str(folder / "logs")):
-        tracker = kind(run, logging_dir=str(folder / "logs")) if kind.requires_logging_directory else kind(run)
+    for name in dict.fromkeys(names):
+        kind: Any = LOGGER_TYPE_TO_CLASS[name]
+        tracker = kind(run, str(folder / "logs")) if kind.requires_logging_directory else kind(run)
         tracker.start()
         tracker.store_init_configuration({k: v for k, v in vars(config).items() if isinstance(v, (int, float, str, bool))})
         trackers.append(tracker)

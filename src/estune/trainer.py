@@ -76,11 +76,13 @@ class ESTrainer:
         self.train_rows = rows_of(train_dataset, "train_dataset") if train_dataset is not None else []
         self.eval_rows = rows_of(eval_dataset, "eval_dataset") if eval_dataset is not None else []
         self._check()
-        prompts = [row["prompt"] for row in self.train_rows + self.eval_rows]
+        datasets = {"train_dataset": self.train_rows, "eval_dataset": self.eval_rows}
+        prompts = {name: [row["prompt"] for row in rows] for name, rows in datasets.items()}
         self.model = Model(model, self.args, processing_class, prompts)
         self.folder = RunFolder(self.args)
         self.screen = Screen(self.args)
         self.callbacks = Callbacks(self.args, callbacks or [])
+        self._begun = False
 
     def train(self, resume_from_checkpoint: bool | None = None) -> TrainOutput:
         """Run to `max_steps` updates, from the start or, when resuming, from the last whole step in the journal.
@@ -150,8 +152,12 @@ class ESTrainer:
 
     def _journal(self) -> Journal:
         """The run's journal, new or continued, with θ at its last step."""
+        if self._begun:  # an earlier `train` of this trainer, which may have ended anywhere, moved θ
+            self.model.center.reset(self.model.checkpoint)
+        self._begun = True
         now = header(self.args, self.model, self.rewards.names, data_digest(self.train_rows))
         if not exists(self.folder.path):
+            self.folder.check_fresh()
             write_config(self.folder.path, self.args)
             self.folder.keep_metrics(-1)
             return Journal.create(self.folder.path, now)
@@ -194,7 +200,8 @@ class ESTrainer:
         update_seconds = time.perf_counter() - updating
         self.callbacks.state.global_step = step
         self.callbacks.call("on_step_end")
-        digest = self.model.center.digest() if self._saves(step) or self._evaluates(step) else None
+        vouched = self._saves(step) or self._evaluates(step) or self.callbacks.stopping
+        digest = self.model.center.digest() if vouched else None
         metrics = self._metrics(journal, fitness, done, scores)
         metrics |= {"es/update_seconds": update_seconds, "step_time": time.perf_counter() - started}
         rewards = [None if np.isnan(value) else float(value) for value in fitness]
@@ -302,7 +309,7 @@ class ESTrainer:
             self.model.center.reset(self.model.checkpoint)
             list(journal.replay(self.model.center, best))
             self.screen.say(f"θ is that of the best checkpoint, step {best}")
-        last = self._logged[step]
+        last = self._logged.get(step, {})  # nothing when a callback ended the training before it began
         figures = {name: value for name, value in last.items() if name.startswith("eval_")}
         write_card(self.folder.path, self.args, self.model.name, step, figures)
         if self.args.push_to_hub:
@@ -316,7 +323,8 @@ class ESTrainer:
             self.screen.before_after(before, after, self._logged[0], self._logged[step])
         elif after:
             self.screen.samples(f"held out, step {step}", after)
-        self.screen.say(f"done: {self.folder.checkpoint(step)} loads with AutoModelForCausalLM.from_pretrained")
+        if step:
+            self.screen.say(f"done: {self.folder.checkpoint(step)} loads with AutoModelForCausalLM.from_pretrained")
 
 
 def _names(record: dict[str, Any]) -> str:

@@ -34,6 +34,14 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
         raise ConfigError("model: give a hub id, a local folder or a .gguf file")
     config = dataclasses.replace(config, eval_strategy="steps")
     _, held_out, rewards = train.data_and_rewards(config)
+    if held_out is None:
+        raise ConfigError(
+            f"dataset_test_split: {config.dataset_name} has no split {config.dataset_test_split!r}; "
+            "name one that it has, or give eval_dataset_name"
+        )
+    if options.output:
+        _check_writable(Path(options.output))
+    train.quieten_libraries()
     from estune.trainer import ESTrainer
 
     with tempfile.TemporaryDirectory() as scratch:  # evaluating writes nothing to output_dir
@@ -45,3 +53,10 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     if options.output:
         Path(options.output).write_text("".join(json.dumps(record, default=str) + "\n" for record in held.records))
     return 0
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"output: {path} cannot be written ({error.strerror}); choose another") from None

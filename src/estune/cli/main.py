@@ -30,6 +30,7 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     logging.basicConfig(format="estune: %(message)s", level=logging.WARNING)
+    logging.getLogger("estune").setLevel(logging.INFO)
     try:
         return _run(sys.argv[1:] if arguments is None else list(arguments))
     except InputError as error:
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as ended:
         if ended.code == 143:
             return _ended("stopped by SIGTERM; the run can be resumed with --resume_from_checkpoint true", 143)
-        return ended.code if isinstance(ended.code, int) else 0
+        return ended.code if isinstance(ended.code, int) else _ended(ended.code, 1) if ended.code else 0
     except OSError as error:
         return _ended(f"{error.filename or 'system'}: {error.strerror or error}; free what is short and resume the run", 1)
 

@@ -38,8 +38,10 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     from rich.progress import track
 
     from estune.model import Model
+    from estune.resources import check_disk
 
-    model = Model(options.model or journal.header.model, config, None, [])
+    model = Model(options.model or journal.header.model, config, None, {})
+    check_disk(output.parent, model.saved_bytes(), "the checkpoint", setting="output")
     for _ in track(journal.replay(model.center, step), "replaying", total=step):
         pass
     model.write(output)

@@ -7,6 +7,7 @@ Each line of the file is a JSON object with `completion` (text, or a list of mes
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -32,11 +33,12 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
         raise ConfigError(f"unknown option {unknown[0]!r}{nearest(unknown[0], ['task', 'reward_funcs', 'completions'])}")
     if not options.task and not options.reward_funcs:
         raise ConfigError("task: give one (see estune tasks), or reward_funcs")
-    functions = resolve_rewards(options.reward_funcs or list(get_task(options.task).reward_funcs))
-    rows = _rows(options.completions)
-    if rows:
-        for reward in _score(functions, rows, options.completions):
-            print(json.dumps(reward))
+    with contextlib.redirect_stdout(sys.stderr):  # what a reward function prints is no reward
+        functions = resolve_rewards(options.reward_funcs or list(get_task(options.task).reward_funcs))
+        rows = _rows(options.completions)
+        rewards = _score(functions, rows, options.completions) if rows else []
+    for reward in rewards:
+        print(json.dumps(reward))
     return 0
 
 
@@ -66,7 +68,7 @@ def _rows(path: str) -> list[dict[str, Any]]:
 def _row(path: str, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise DataError(f"{path}: line {number} is no JSON ({error})") from None
     if not isinstance(row, dict) or "completion" not in row:
         raise DataError(f"{path}: line {number} must be a JSON object with 'completion' and the task's columns")

@@ -46,13 +46,17 @@ def read(options: argparse.Namespace, unknown: list[str]) -> RunConfig:
     """
     names = [field.name for field in dataclasses.fields(RunConfig)]
     if unknown:
-        flag = next((word for word in unknown if word.startswith("--")), unknown[0])
-        raise ConfigError(f"unknown option {flag.split('=')[0]!r}{nearest(flag.split('=')[0], names)}")
+        flag = next((word for word in unknown if word.startswith("--")), unknown[0]).split("=")[0]
+        raise ConfigError(f"unknown option {flag!r}{nearest(flag, [name for name in vars(options) if name != 'command'])}")
     flags = {name: _value(name, value) for name, value in vars(options).items() if name in names and value is not None}
     from_file = _from_file(options.config) if options.config else {}
     settings = from_file | flags
     task = get_task(str(settings["task"])) if settings.get("task") else None
-    return build(RunConfig, (dict(task.defaults) if task else {}) | settings)
+    try:
+        return build(RunConfig, (dict(task.defaults) if task else {}) | settings)
+    except ConfigError:
+        build(RunConfig, from_file, f"{options.config}: ")  # where the file alone is wrong, the error names it
+        raise
 
 
 def _flag(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
@@ -71,7 +75,7 @@ def _flag(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
 
 def _value(name: str, value: Any) -> Any:
     """A flag's text as the config takes it: `none` unsets, a setting that is a mapping is written as YAML."""
-    if value == "none" and name != "report_to":
+    if value in ("none", ["none"]) and name != "report_to":
         return None
     if name.endswith("_kwargs") and isinstance(value, str):
         return _yaml(value, f"--{name}")
@@ -88,12 +92,11 @@ def _from_file(path: str) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: must be settings, one 'name: value' a line")
-    build(RunConfig, values, f"{path}: ")  # so that an error names the file
     return values
 
 
 def _yaml(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-99-99
         raise ConfigError(f"{where}: is no YAML ({' '.join(str(error).split())})") from None

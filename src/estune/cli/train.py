@@ -33,11 +33,19 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     if not config.model_name_or_path:
         raise ConfigError("model_name_or_path: give a hub id, a local folder or a .gguf file")
     train_rows, eval_rows, rewards = data_and_rewards(config)
+    quieten_libraries()
     from estune.trainer import ESTrainer
 
     trainer = ESTrainer(config.model_name_or_path, rewards, config, train_rows, eval_rows)
     trainer.train()
     return 0
+
+
+def quieten_libraries() -> None:
+    """No progress bars of transformers' own beside the run's."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 def data_and_rewards(config: RunConfig) -> tuple[Any, Any, Any]:
@@ -62,8 +70,11 @@ def data_and_rewards(config: RunConfig) -> tuple[Any, Any, Any]:
 
 
 def _datasets(config: RunConfig) -> tuple[Any, Any]:
+    from datasets import disable_progress_bars
+
     from estune.data import has_split, load_rows
 
+    disable_progress_bars()
     assert config.dataset_name is not None
     train_rows = load_rows(config.dataset_name, config.dataset_train_split, config.dataset_config)
     held_out = None

@@ -15,7 +15,8 @@ import numpy as np
 from estune.noise.prefetch import prefetch
 from estune.noise.reference import BLOCK, MULTIPLIERS, ROUNDS, WEYL
 
-_CHUNK = 4096  # elements made at a time: their bits stay in the first-level cache
+_CHUNK = 4096  # elements worked on at a time: they stay in the first-level cache
+_GROUP = 256  # elements whose bits are made at a time: few enough that the processor makes the next while it looks these up
 _LINE = 16  # fp32 elements in a cache line
 _M0, _M1 = np.uint64(MULTIPLIERS[0]), np.uint64(MULTIPLIERS[1])
 _W0, _W1 = np.uint32(WEYL[0]), np.uint32(WEYL[1])
@@ -30,85 +31,93 @@ _inline: Any = nb.njit(nogil=True, cache=True, inline="always")
 @_jit
 def fill(seed, t, start, table, out):  # type: ignore[no-untyped-def]
     """out ← ε of elements start, start + 1, … of stream t; out (B,) fp32."""
-    halves = np.empty(_CHUNK, np.uint16)
+    halves, value, zeros = np.empty(_GROUP, np.uint16), np.empty(_CHUNK, np.float32), np.zeros(_CHUNK, np.float32)
     for position in range(-(start % BLOCK), out.size, _CHUNK):
-        here, bits = _span(seed, t, start, position, halves, out)
-        for i in range(here.size):
-            here[i] = table[bits[i]]
+        first, last = max(position, 0), min(position + _CHUNK, out.size)
+        _add_noise(zeros, np.float32(1), seed, t, start + position, table, halves, value, out, last)
+        out[first:last] = value[first - position : last - position]
 
 
 @_jit
 def perturb_float32(theta, scale, seed, t, start, table, out):  # type: ignore[no-untyped-def]
     """out ← fl(θ + fl(scale·ε)); theta, out (B,) fp32. Returns whether all of it is finite."""
-    halves, finite = np.empty(_CHUNK, np.uint16), True
+    halves, value, padded, worst = _scratch()
     for position in range(-(start % BLOCK), theta.size, _CHUNK):
-        source, bits = _span(seed, t, start, position, halves, theta)
-        here = out[max(0, position) : max(0, position) + source.size]
-        _add_noise(source, scale, table, bits, here)
-        pattern, worst = here.view(np.uint32), np.uint32(0)
-        for i in range(source.size):
+        first, last = max(position, 0), min(position + _CHUNK, theta.size)
+        source = _whole_chunk(theta, position, first, last, padded)
+        _add_noise(source, scale, seed, t, start + position, table, halves, value, theta, last)
+        here, pattern = out.view(np.uint32)[first:last], value.view(np.uint32)[first - position : last - position]
+        for i in range(here.size):
+            here[i] = pattern[i]
             worst = max(worst, np.uint32(pattern[i] & _INFINITE))
-        finite &= worst != _INFINITE
-    return finite
+    return worst != _INFINITE
 
 
 @_jit
 def perturb_bfloat16(theta, scale, seed, t, start, table, out):  # type: ignore[no-untyped-def]
     """As `perturb_float32`, then rounded to nearest even in bf16; out (B,) holds its bits as uint16."""
-    halves, value, finite = np.empty(_CHUNK, np.uint16), np.empty(_CHUNK, np.float32), True
-    pattern = value.view(np.uint32)
+    halves, value, padded, worst = _scratch()
     for position in range(-(start % BLOCK), theta.size, _CHUNK):
-        source, bits = _span(seed, t, start, position, halves, theta)
-        here = out[max(0, position) : max(0, position) + source.size]
-        _add_noise(source, scale, table, bits, value)
-        worst = np.uint32(0)
-        for i in range(source.size):
+        first, last = max(position, 0), min(position + _CHUNK, theta.size)
+        source = _whole_chunk(theta, position, first, last, padded)
+        _add_noise(source, scale, seed, t, start + position, table, halves, value, theta, last)
+        here, pattern = out[first:last], value.view(np.uint32)[first - position : last - position]
+        for i in range(here.size):
             odd = np.uint32(np.uint32(pattern[i] >> _16) & _ONE)
             rounded = np.uint32(np.uint32(np.uint32(pattern[i] + _HALF_BFLOAT16) + odd) >> _16)
             here[i] = np.uint16(rounded)
             worst = max(worst, np.uint32(rounded & _INFINITE_BFLOAT16))
-        finite &= worst != _INFINITE_BFLOAT16
-    return finite
+    return worst != _INFINITE_BFLOAT16
 
 
 @_jit
 def update(theta, coefficients, seeds, t, start, table):  # type: ignore[no-untyped-def]
     """θ ← fl(θ + δ), where δ ← fl(δ + fl(cₙ·εₙ)) over the seeds in order; theta (B,) fp32, in place."""
-    halves, delta = np.empty(_CHUNK, np.uint16), np.empty(_CHUNK, np.float32)
+    halves, delta = np.empty(_GROUP, np.uint16), np.empty(_CHUNK, np.float32)
     for position in range(-(start % BLOCK), theta.size, _CHUNK):
+        first, last = max(position, 0), min(position + _CHUNK, theta.size)
         delta[:] = 0
         for n in range(seeds.size):
-            here, bits = _span(seeds[n], t, start, position, halves, theta)
-            for i in range(here.size):
-                delta[i] += coefficients[n] * table[bits[i]]
+            _add_noise(delta, coefficients[n], seeds[n], t, start + position, table, halves, delta, theta, last)
+        here, part = theta[first:last], delta[first - position : last - position]
         for i in range(here.size):
-            here[i] += delta[i]
+            here[i] += part[i]
 
 
 @_inline
-def _span(seed, t, start, position, halves, array):  # type: ignore[no-untyped-def]
-    """The part of `array` that the chunk at `position` covers, and the 16-bit halves of its noise."""
-    _philox(seed, t, np.uint64((start + position) // BLOCK), halves.view(np.uint32))
-    low = max(0, -position)
-    here = array[position + low : min(array.size, position + _CHUNK)]
-    return here, halves[low : low + here.size]
+def _scratch():  # type: ignore[no-untyped-def]
+    """Room for a group's bits, a chunk's values and a chunk at the edge of a span; and the worst exponent so far."""
+    return np.empty(_GROUP, np.uint16), np.empty(_CHUNK, np.float32), np.zeros(_CHUNK, np.float32), np.uint32(0)
 
 
 @_inline
-def _add_noise(source, scale, table, bits, out):  # type: ignore[no-untyped-def]
-    whole = source.size // _LINE * _LINE
-    for line in range(0, whole, _LINE):
-        prefetch(source, line + _CHUNK)
-        for i in range(line, line + _LINE):
-            out[i] = source[i] + scale * table[bits[i]]
-    for i in range(whole, source.size):
-        out[i] = source[i] + scale * table[bits[i]]
+def _whole_chunk(theta, position, first, last, padded):  # type: ignore[no-untyped-def]
+    """θ from `position` on, `_CHUNK` elements; a chunk that hangs over the span's edge is completed in `padded`."""
+    if last - first == _CHUNK:
+        return theta[first:last]
+    padded[first - position : last - position] = theta[first:last]
+    return padded
 
 
 @_jit
+def _add_noise(source, scale, seed, t, element, table, halves, out, ahead, at):  # type: ignore[no-untyped-def]
+    """out ← fl(source + fl(scale·ε)) for the `_CHUNK` elements from `element`, a multiple of 8, on; out may be source.
+
+    Meanwhile ahead[at:], which the next chunk will read, is fetched.
+    """
+    words = halves.view(np.uint32)
+    for group in range(0, _CHUNK, _GROUP):
+        _philox(seed, t, np.uint64((element + group) // BLOCK), words)
+        for line in range(group, group + _GROUP, _LINE):
+            prefetch(ahead, at + line)
+            for i in range(line, line + _LINE):
+                out[i] = source[i] + scale * table[halves[i - group]]
+
+
+@_inline
 def _philox(seed, t, block, words):  # type: ignore[no-untyped-def]
     """The words of Philox blocks block, block + 1, …, four a block."""
-    for b in range(words.size // 4):
+    for b in range(_GROUP // BLOCK):
         counter = np.uint64(block + np.uint64(b))
         c0, c1, c2, c3 = np.uint32(counter), np.uint32(counter >> _32), np.uint32(t), np.uint32(t >> _32)
         k0, k1 = np.uint32(seed), np.uint32(seed >> _32)

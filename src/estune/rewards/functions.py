@@ -97,7 +97,7 @@ def _imported(path: str) -> RewardFunc:
     try:
         with _working_folder_importable():
             function = getattr(importlib.import_module(module_name), name)
-    except Exception as error:  # importing runs the user's module, which can raise anything
+    except (Exception, SystemExit) as error:  # importing runs the user's module, which can raise anything
         raise ConfigError(f"reward_funcs: cannot import {path} ({type(error).__name__}: {error})") from None
     if not callable(function):
         raise ConfigError(f"reward_funcs: {path} is a {type(function).__name__}, not a function")

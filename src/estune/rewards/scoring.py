@@ -5,8 +5,11 @@ column as a list, async functions gathered together, `None` for "does not apply"
 """
 
 import asyncio
+import functools
 import inspect
+import itertools
 import math
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -97,51 +100,72 @@ def _keywords(rows: Sequence[Row], completions: Sequence[Completion], state: Any
 
 def _call_all(functions: Sequence[RewardFunc], names: Sequence[str], keywords: dict[str, Any]) -> list[Any]:
     """Call the plain functions in turn, then await the async ones together; the results in the functions' order."""
-    results = [_call(function, name, keywords) for function, name in zip(functions, names, strict=True)]
+    results: list[Any] = []
+    try:
+        for function, name in zip(functions, names, strict=True):
+            results.append(_call(function, name, keywords))
+    except RewardError:
+        for result in filter(inspect.iscoroutine, results):
+            result.close()  # else Python warns that it was never awaited
+        raise
     waiting = {name: result for name, result in zip(names, results, strict=True) if inspect.isawaitable(result)}
     if not waiting:
         return results
     with ThreadPoolExecutor(1) as thread:  # a thread of its own, since a notebook already runs an event loop in this one
-        done = thread.submit(asyncio.run, _gathered(waiting)).result()
+        done = thread.submit(asyncio.run, _gathered(dict(zip(names, functions, strict=True)), waiting)).result()
     return [done.get(name, result) for name, result in zip(names, results, strict=True)]
 
 
-async def _gathered(waiting: dict[str, Any]) -> dict[str, Any]:
-    results = await asyncio.gather(*(_awaited(result, name) for name, result in waiting.items()))
+async def _gathered(functions: dict[str, RewardFunc], waiting: dict[str, Any]) -> dict[str, Any]:
+    results = await asyncio.gather(*(_awaited(functions[name], name, result) for name, result in waiting.items()))
     return dict(zip(waiting, results, strict=True))
 
 
 def _call(function: RewardFunc, name: str, keywords: dict[str, Any]) -> Any:
     try:
         return function(**accepted(function, keywords))
-    except Exception as error:
-        raise _failed(name, error) from error
+    except (Exception, SystemExit) as error:
+        raise _failed(function, name, error) from error
 
 
-async def _awaited(result: Any, name: str) -> Any:
+async def _awaited(function: RewardFunc, name: str, result: Any) -> Any:
     try:
         return await result
-    except Exception as error:
-        raise _failed(name, error) from error
+    except (Exception, SystemExit) as error:
+        raise _failed(function, name, error) from error
 
 
-def _failed(name: str, error: Exception) -> RewardError:
-    last = error.__traceback__
-    while last and last.tb_next:
-        last = last.tb_next
-    place = f" at {last.tb_frame.f_code.co_filename}:{last.tb_lineno}" if last else ""
+def _failed(function: RewardFunc, name: str, error: BaseException) -> RewardError:
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [(file, line) for file, line in lines if file == _source(function)]
+    file, number = (own or lines)[-1]  # the user's own line, rather than one in a library that it called
+    place = f" at {file}:{number}"
     said = " ".join(str(error).split())[:300]
     return RewardError(f"reward function {name} raised {type(error).__name__}: {said}{place}; mend it and resume the run")
+
+
+def _source(function: RewardFunc) -> str | None:
+    """The file that a reward function was written in."""
+    inner = inspect.unwrap(function)
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
+    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
+    return code.co_filename if code else None
 
 
 def _numbers(name: str, values: Any, count: int) -> NDArray[np.float64]:
     """The returned values as numbers, NaN for None."""
     remedy = "it must return one number (or None) a completion"
-    if isinstance(values, (str, bytes, dict)) or not hasattr(values, "__len__") or not hasattr(values, "__getitem__"):
+    if not _is_list(values):
         raise RewardError(f"reward function {name} returned {_shown(values)}; {remedy}")
     if len(values) != count:
         raise RewardError(f"reward function {name} returned {len(values)} rewards for {count} completions; {remedy}")
     return np.array([_number(name, i, value, remedy) for i, value in enumerate(values)], np.float64)
+
+
+def _is_list(values: Any) -> bool:
+    single = isinstance(values, (str, bytes, dict)) or getattr(values, "ndim", 1) == 0  # ndim: of an array or a tensor
+    return not single and hasattr(values, "__len__") and hasattr(values, "__getitem__")
 
 
 def _number(name: str, index: int, value: Any, remedy: str) -> float:
@@ -149,7 +173,7 @@ def _number(name: str, index: int, value: Any, remedy: str) -> float:
         return math.nan
     try:
         number = math.nan if isinstance(value, (str, bytes)) else float(value)
-    except (TypeError, ValueError):
+    except Exception:  # a tensor of several numbers raises RuntimeError, 10**400 OverflowError
         number = math.nan
     if not math.isfinite(number):
         raise RewardError(f"reward function {name} returned {_shown(value)} for completion {index}; {remedy}")
@@ -163,4 +187,8 @@ def _shown(value: Any) -> str:
 
 def _unlike(names: list[str]) -> list[str]:
     """Names that all differ: a second function of one name gets a number behind it."""
-    return [name if names.index(name) == i else f"{name}_{names[:i].count(name) + 1}" for i, name in enumerate(names)]
+    unlike: list[str] = []
+    for name in names:
+        candidates = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
+        unlike.append(next(candidate for candidate in candidates if candidate not in unlike))
+    return unlike

@@ -1,0 +1,95 @@
+"""The main path on the real model: SmolLM2-135M-Instruct, the transformers engine, the command as a user types it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from estune import ESConfig, ESTrainer
+from estune.center import Center
+from estune.checkpoint import open_checkpoint, resolve
+from estune.parameters import layout
+from estune.tasks import get_task
+
+pytestmark = pytest.mark.slow
+GGUF = Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+COMMON = ["--task", "conciseness", "--population_size", "2", "--sigma", "0.005", "--batch_size", "4", "--max_completion_length", "8"]
+
+
+@pytest.fixture(scope="module")
+def smollm() -> str:
+    assert GGUF.exists(), "run `make model` first"
+    return str(GGUF)
+
+
+def command(model: str, out: Path, *more: str) -> list[str]:
+    run = [sys.executable, "-m", "estune", "train", "--model_name_or_path", model, "--output_dir", str(out)]
+    return [*run, *COMMON, "--max_steps", "4", "--save_steps", "2", *more]
+
+
+def test_a_gguf_becomes_a_checkpoint_with_all_its_parameters(smollm):
+    checkpoint = open_checkpoint(resolve(smollm))
+    plan = layout(checkpoint)
+    assert sum(torch.Size(checkpoint.tensors[name].shape).numel() for name in plan.in_model) == 134_515_008
+    assert "model.embed_tokens.weight" in plan.in_model
+
+
+def test_a_checkpoint_answers_as_the_engine_did(smollm, tmp_path):
+    """In fp32 and the same batch, AutoModelForCausalLM gives the greedy answers that the run's own evaluation gave."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    task = get_task("conciseness")
+    held_out = task.test(6)
+    config = ESConfig(
+        output_dir=str(tmp_path / "out"), population_size=2, sigma=0.005, max_steps=2, batch_size=4, max_completion_length=12,
+        dtype="float32", eval_strategy="steps",
+    )  # fmt: skip
+    ESTrainer(smollm, task.reward_funcs[0], config, task.train(8), held_out).train()
+    answers = [json.loads(line)["completion"] for line in (tmp_path / "out/completions/step-2.jsonl").read_text().splitlines()]
+
+    folder = tmp_path / "out" / "checkpoint-2"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder, padding_side="left")
+    assert model.dtype == torch.float32
+    batch = tokenizer.apply_chat_template(
+        [row["prompt"] for row in held_out], add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
+    )
+    out = model.generate(**batch, max_new_tokens=12, do_sample=False)
+    assert tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True) == answers
+
+
+def test_a_run_killed_in_three_places_ends_with_the_bytes_of_an_undisturbed_one(smollm, tmp_path):
+    subprocess.run(command(smollm, tmp_path / "whole"), check=True, stdout=subprocess.DEVNULL)
+    out = tmp_path / "killed"
+    for wanted in (1, 2, 3):  # kill -9 once this many steps are in the journal, wherever the run then is
+        run = subprocess.Popen(command(smollm, out, "--resume_from_checkpoint", "true"), stdout=subprocess.DEVNULL)
+        journal = out / "journal.jsonl"
+        while run.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > wanted):
+            time.sleep(0.05)
+        assert run.poll() is None
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    subprocess.run(command(smollm, out, "--resume_from_checkpoint", "true"), check=True, stdout=subprocess.DEVNULL)
+    for name in os.listdir(tmp_path / "whole" / "checkpoint-4"):
+        assert (out / "checkpoint-4" / name).read_bytes() == (tmp_path / "whole" / "checkpoint-4" / name).read_bytes(), name
+
+
+def test_a_member_of_the_real_model_is_the_same_for_one_thread_and_for_four(smollm):
+    from estune.member import Member
+
+    checkpoint = open_checkpoint(resolve(smollm))
+    one = Center.load(checkpoint, layout(checkpoint).targets(None))
+    four = Center(one.theta, threads=4)
+    member = Member(2**64 - 1, -1, 0.005, "iid", 0)
+    name = "model.embed_tokens.weight"
+
+    def weights(center: Center) -> torch.Tensor:
+        tensors = center.perturbed(member, lambda n: torch.empty(one.theta[n].shape, dtype=torch.bfloat16))
+        return next(tensor for n, _, tensor in tensors if n == name)
+
+    assert torch.equal(weights(one), weights(four))
