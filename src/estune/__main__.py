@@ -2,7 +2,10 @@
 
 import sys
 
-from estune.cli.main import main
+# Python puts the working folder first with -m; last, as for the command, nothing in it can shadow a package.
+sys.path.append(sys.path.pop(0))
+
+from estune.cli.main import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

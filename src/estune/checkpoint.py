@@ -48,7 +48,8 @@ class Checkpoint:
     def read(self, name: str) -> torch.Tensor:
         """The tensor `name` in the file's own dtype."""
         with safe_open(self.folder / self.tensors[name].file, "pt") as file:
-            return file.get_tensor(name)
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
 
     def write(self, target: Path, value: Callable[[str], torch.Tensor], extra: Callable[[Path], None]) -> None:
         """Write this checkpoint with other values to `target`, which appears whole or not at all.

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from estune.center import Center
 from estune.durable import sync
@@ -19,6 +19,7 @@ from estune.errors import JournalError
 
 FORMAT = 1
 NAME = "journal.jsonl"
+R = TypeVar("R", "Header", "Step")
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _intact(line: bytes) -> dict[str, Any] | None:
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
     record = _intact(line)
     if record is None:
-        raise JournalError(f"{path}: line {number} is damaged; restore the file from a copy, or replay up to step {number - 2}")
+        raise JournalError(f"{path}: line {number} is damaged; restore the file from a copy")
     return record
 
 
@@ -180,7 +181,7 @@ def _check_step(path: Path, number: int, step: Step) -> None:
         raise JournalError(f"{path}: line {number + 1} has {len(step.coefficients)} coefficients for {len(step.seeds)} seeds")
 
 
-def _record(kind: type[Any], path: Path, number: int, record: dict[str, Any]) -> Any:
+def _record(kind: type[R], path: Path, number: int, record: dict[str, Any]) -> R:
     known = {each.name for each in fields(kind)}
     if unknown := sorted(set(record) - known):
         raise JournalError(

@@ -41,7 +41,8 @@ def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout
     model = _empty_model(checkpoint, trust_remote_code)
     inside = dict(model.named_parameters(remove_duplicate=False))
     rename = _renaming(model)
-    found = {name: inside_name for name in checkpoint.tensors if (inside_name := rename(name)) in inside}
+    renamed = {name: rename(name) for name in checkpoint.tensors}
+    found = {name: inside_name for name, inside_name in renamed.items() if inside_name in inside}
     _check_shapes(checkpoint, found, inside)
     in_model, aliases = _once_each(checkpoint, found, inside, _embedding(model))
     covered = {id(inside[name]) for name in in_model.values()}
@@ -90,8 +91,8 @@ def _check_config(checkpoint: Checkpoint, config: Any) -> None:
         raise ModelError(f"{checkpoint.folder}: {architectures[0]} is no causal language model")
 
 
-def _renaming(model: Any) -> Callable[[str], str | None]:
-    """The library's own map from names in files to names in the model; None where it would convert the tensor."""
+def _renaming(model: Any) -> Callable[[str], str]:
+    """The library's own map from names in files to names in the model; refuses tensors that it would convert."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -100,7 +101,7 @@ def _renaming(model: Any) -> Callable[[str], str | None]:
     converters = [rule for rule in mapping if isinstance(rule, WeightConverter)]
     state = model.state_dict()
 
-    def rename(name: str) -> str | None:
+    def rename(name: str) -> str:
         if name in state:
             return name
         inside, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, state)

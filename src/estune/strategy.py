@@ -54,7 +54,7 @@ def tell(config: ESConfig, fitness: Fitness) -> list[float]:
 def z_score(fitness: Fitness) -> Fitness:
     """R̃ = (R − mean) / population standard deviation."""
     centred = fitness - math.fsum(fitness) / fitness.size
-    return centred / np.sqrt(math.fsum(centred**2) / fitness.size)
+    return centred / math.sqrt(math.fsum(centred**2) / fitness.size)
 
 
 def centered_rank(fitness: Fitness) -> Fitness:

@@ -59,7 +59,7 @@ def data_and_rewards(config: RunConfig) -> tuple[Any, Any, Any]:
     task = get_task(config.task) if config.task else None
     if task is None and not config.dataset_name:
         raise ConfigError("task: give one (see estune tasks), or dataset_name and reward_funcs")
-    rewards = config.reward_funcs or (list(task.reward_funcs) if task else None)
+    rewards: Any = config.reward_funcs or (task.reward_funcs if task else None)
     if rewards is None:
         raise ConfigError("reward_funcs: give a built-in name or a dotted path such as my_rewards.short")
     if config.dataset_name:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from estune.member import Completion, Prompt
 
@@ -43,7 +44,7 @@ class FakeEngine:
         return [_answer(flat, prompt, max_completion_length) for prompt in prompts]
 
 
-def _answer(flat: np.ndarray, prompt: Prompt, budget: int) -> Completion:  # type: ignore[type-arg]
+def _answer(flat: NDArray[np.float32], prompt: Prompt, budget: int) -> Completion:
     number = int.from_bytes(hashlib.blake2b(str(prompt).encode(), digest_size=8).digest(), "little")
     direction = np.random.default_rng(number).standard_normal(flat.size)
     wanted = int(20 + 20 * float(direction @ flat) / (1e-9 + float(np.linalg.norm(flat))))

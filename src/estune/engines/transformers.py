@@ -35,7 +35,7 @@ class TransformersEngine:
         self._model = _load_model(folder, config)
         self._model.get_output_embeddings().register_forward_pre_hook(_contiguous)
         inside = dict(self._model.named_parameters(remove_duplicate=False))
-        self._parameters = {name: inside[inside_name].data for name, inside_name in in_model.items()}
+        self._parameters: dict[str, torch.Tensor] = {name: inside[inside_name].data for name, inside_name in in_model.items()}
         self._stop = config.stop or []
         self._batch_size = config.generation_batch_size
         self._end = _end_tokens(self._model, self._tokenizer)

@@ -28,7 +28,7 @@ def table() -> NDArray[np.float32]:
     """The 65,536 normal quantiles Φ⁻¹((k+½)/65536), scaled to a mean square of one; fp32, read-only."""
     normal = NormalDist()
     quantiles = np.array([normal.inv_cdf((k + 0.5) / 65536) for k in range(65536)])
-    values = (quantiles / np.sqrt(np.mean(quantiles**2))).astype("<f4")
+    values: NDArray[np.float32] = (quantiles / np.sqrt(np.mean(quantiles**2))).astype("<f4")
     digest = hashlib.blake2b(values.tobytes(), digest_size=16).hexdigest()
     if digest != TABLE_DIGEST:
         raise AssertionError(f"the table of quantiles has digest {digest}, not {TABLE_DIGEST}")

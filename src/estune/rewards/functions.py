@@ -72,7 +72,7 @@ def accepted(function: RewardFunc, keywords: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in keywords.items() if name in parameters}
 
 
-def _resolve(one: Any) -> RewardFunc:
+def _resolve(one: RewardFunc | str) -> RewardFunc:
     if callable(one):
         return one
     if not isinstance(one, str):

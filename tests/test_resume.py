@@ -1,0 +1,509 @@
+"""Whatever is killed whenever: the run goes on, and ends with the bytes of one that nobody disturbed."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_model, short
+
+from estune.center import Center
+from estune.checkpoint import open_checkpoint
+from estune.config import MAY_CHANGE_ON_RESUME
+from estune.errors import ConfigError, InputError, JournalError
+from estune.journal import Journal
+
+SETTINGS = {"save_total_limit": 1, "eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True, "metric_for_best_model": "reward"}
+
+
+def steps_of(folder):
+    """The journal's steps without what may differ from run to run: the notes with their timings, and so the checksum."""
+    records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()[1:]]
+    return [{name: value for name, value in record.items() if name not in ("notes", "checksum")} for record in records]
+
+
+def metrics_of(folder):
+    """metrics.jsonl without timings."""
+    timed = ("seconds", "per_second", "step_time", "runtime")
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if not name.endswith(timed)} for record in records]
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def result_of(folder, last=4):
+    """All that two runs of one config must share."""
+    checkpoints = sorted(path.name for path in folder.glob("checkpoint-*"))
+    leftovers = sorted(path.name for path in folder.rglob(".*.tmp"))
+    snapshot = (folder / "theta" / f"step-{last}.safetensors").read_bytes()
+    return {
+        "checkpoints": {name: files_of(folder / name) for name in checkpoints},
+        "steps": steps_of(folder),
+        "metrics": metrics_of(folder),
+        "theta": (sorted(path.name for path in (folder / "theta").iterdir()), snapshot),
+        "completions": files_of(folder / "completions") if (folder / "completions").exists() else {},
+        "card": (folder / "README.md").read_text().replace(folder.name, "RUN"),
+        "leftovers": leftovers,
+    }
+
+
+def assert_same(folder, other, last=4):
+    ours, theirs = result_of(folder, last), result_of(other, last)
+    for part in ours:
+        assert ours[part] == theirs[part], part
+
+
+@pytest.fixture
+def undisturbed(make_trainer, tmp_path):
+    """The folder of a run that nobody disturbed."""
+    trainer = make_trainer(output_dir=str(tmp_path / "undisturbed"), **SETTINGS)
+    trainer.train()
+    return trainer.folder.path
+
+
+# Death at every operation on the disk
+
+
+class Died(BaseException):
+    """The process is gone: nothing after it runs, not even what tidies up."""
+
+
+class Disk:
+    """Counts what changes the disk for good, and dies before (or, of a sync, after) the operation numbered `at`."""
+
+    OPERATIONS = ("fsync", "rename", "replace", "truncate", "unlink", "mkdir", "rmdir")
+
+    def __init__(self, monkeypatch):
+        self.done, self.at = 0, None
+        for name in self.OPERATIONS:
+            monkeypatch.setattr(os, name, self.counting(getattr(os, name)))
+        monkeypatch.setattr(shutil, "rmtree", self.counting(shutil.rmtree))
+
+    def counting(self, operation):
+        def counted(*args, **kwargs):
+            self.done += 1
+            if self.at is not None and self.done >= self.at:
+                raise Died
+            return operation(*args, **kwargs)
+
+        return counted
+
+    def dies_at(self, number):
+        self.done, self.at = 0, number
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    return Disk(monkeypatch)
+
+
+def test_death_at_every_operation_on_the_disk_changes_nothing_in_the_end(make_trainer, undisturbed, disk, tmp_path):
+    number, died = 0, True
+    while died:
+        number += 1
+        folder = tmp_path / "run"
+        disk.dies_at(number)
+        try:
+            make_trainer(**SETTINGS).train()
+            died = False
+        except Died:
+            pass
+        disk.dies_at(None)
+        make_trainer(**SETTINGS).train(resume_from_checkpoint=True)
+        assert_same(folder, undisturbed)
+        shutil.rmtree(folder)
+    assert number > 50
+
+
+def test_dying_again_and_again_changes_nothing_in_the_end(make_trainer, undisturbed, disk, tmp_path):
+    for number in range(1, 1000):
+        disk.dies_at(number)
+        try:
+            make_trainer(**SETTINGS).train(resume_from_checkpoint=True)
+            break
+        except Died:
+            continue
+    disk.dies_at(None)
+    assert number > 5
+    assert_same(tmp_path / "run", undisturbed)
+
+
+def test_a_step_counts_once_its_line_is_whole(make_trainer, undisturbed, tmp_path):
+    trainer = make_trainer(**SETTINGS)
+    trainer.train()
+    journal = trainer.folder.path / "journal.jsonl"
+    data = journal.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
+    torn = [cut for end in ends for cut in (end - 1, end, end + 1, end + 40) if ends[0] <= cut <= len(data)]
+    for cut in torn:
+        folder = tmp_path / "torn"
+        shutil.copytree(trainer.folder.path, folder)
+        (folder / "journal.jsonl").write_bytes(data[:cut])
+        make_trainer(output_dir=str(folder), **SETTINGS).train(resume_from_checkpoint=True)
+        assert steps_of(folder) == steps_of(undisturbed), cut
+        assert files_of(folder / "checkpoint-4") == files_of(undisturbed / "checkpoint-4"), cut
+        shutil.rmtree(folder)
+
+
+def interrupted(make_trainer, member=13, **settings):
+    """The folder of a run that ended while it scored a member of step 4, with checkpoint-2 saved; step 3 is only in the journal."""
+    calls = iter(range(10**6))
+
+    def dying(completions, target, **columns):
+        if next(calls) == member:
+            raise Died
+        return short(completions, target)
+
+    dying.__name__ = "short"
+    trainer = make_trainer(reward_funcs=dying, **settings)
+    with pytest.raises(Died):
+        trainer.train()
+    return trainer.folder.path
+
+
+# Where there is nothing to resume, and where there is nothing left to do
+
+
+def test_resuming_where_nothing_was_saved_starts_afresh(make_trainer, tmp_path):
+    fresh = make_trainer(output_dir=str(tmp_path / "fresh"))
+    fresh.train()
+    trainer = make_trainer()
+    assert trainer.train(resume_from_checkpoint=True).global_step == 4
+    assert_same(trainer.folder.path, fresh.folder.path)
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"format": 1, "mo', b'{"format": 1}'])
+def test_a_torn_first_line_starts_afresh(make_trainer, torn):
+    trainer = make_trainer()
+    trainer.folder.path.mkdir()
+    (trainer.folder.path / "journal.jsonl").write_bytes(torn)
+    assert trainer.train(resume_from_checkpoint=True).global_step == 4
+    assert Journal.open(trainer.folder.path).last == 4
+
+
+def test_the_setting_resumes_as_the_argument_does(make_trainer):
+    folder = interrupted(make_trainer)
+    make_trainer(resume_from_checkpoint=True).train()
+    assert len(steps_of(folder)) == 4
+
+
+@pytest.mark.parametrize("wrong", ["checkpoint-2", 1])
+def test_resuming_from_a_chosen_checkpoint_is_refused_since_the_journal_says_where(make_trainer, wrong):
+    with pytest.raises(ConfigError, match="resume_from_checkpoint: must be true or false"):
+        make_trainer().train(resume_from_checkpoint=wrong)
+
+
+def test_resuming_a_finished_run_changes_nothing(make_trainer):
+    trainer = make_trainer(**SETTINGS)
+    done = trainer.train()
+    before = files_of(trainer.folder.path)
+
+    def unused(completions, target, **columns):
+        pytest.fail("nothing is left to be scored")
+
+    unused.__name__ = "short"
+    again = make_trainer(reward_funcs=unused, **SETTINGS).train(resume_from_checkpoint=True)
+    assert again == done
+    after = files_of(trainer.folder.path)
+    assert {name: data for name, data in after.items() if name != ".lock"} == {n: d for n, d in before.items() if n != ".lock"}
+
+
+def test_a_resumed_run_knows_its_best_checkpoint(make_trainer):
+    def scheduled(values):
+        def reward(completions, target, trainer_state, **columns):
+            if target[0] == "held out":
+                return [values[trainer_state.global_step]] * len(completions)
+            return short(completions, target)
+
+        return reward
+
+    settings = {"save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "save_total_limit": 1}
+    settings |= {"metric_for_best_model": "reward", "load_best_model_at_end": True}
+    held_out = [{"prompt": "what is red", "target": "held out"}]
+    rewards = scheduled({1: 9.0, 2: 1.0, 3: 8.0, 4: 2.0})
+    make_trainer(reward_funcs=rewards, eval_dataset=held_out, max_steps=2, **settings).train()
+    trainer = make_trainer(reward_funcs=rewards, eval_dataset=held_out, **settings)
+    trainer.train(resume_from_checkpoint=True)
+    assert sorted(path.name for path in trainer.folder.path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-4"]
+    assert trainer.model.center.version == 1
+
+
+# What may change, and what may not
+
+
+def test_a_run_can_be_made_longer(make_trainer, tmp_path):
+    long = make_trainer(max_steps=7, output_dir=str(tmp_path / "long"))
+    long.train()
+    make_trainer().train()
+    trainer = make_trainer(max_steps=7)
+    assert trainer.train(resume_from_checkpoint=True).global_step == 7
+    assert files_of(trainer.folder.path / "checkpoint-7") == files_of(tmp_path / "long" / "checkpoint-7")
+    assert [step["coefficients"] for step in steps_of(trainer.folder.path)] == [step["coefficients"] for step in steps_of(tmp_path / "long")]
+
+
+def test_a_run_cannot_be_made_shorter_than_it_is(make_trainer):
+    make_trainer().train()
+    with pytest.raises(ConfigError, match="max_steps: .* has 4 steps already"):
+        make_trainer(max_steps=3).train(resume_from_checkpoint=True)
+
+
+ALLOWED = {
+    "save_steps": 1,
+    "save_total_limit": 1,
+    "logging_steps": 3,
+    "report_to": ["none"],
+    "run_name": "other",
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "eval_on_start": True,
+    "log_completions": True,
+    "disable_tqdm": True,
+    "dtype": "float32",
+    "generation_batch_size": 2,
+    "device": "cpu",
+    "num_completions_to_print": 3,
+}
+REFUSED = {
+    "sigma": 0.03,
+    "learning_rate": 0.5,
+    "population_size": 6,
+    "noise": "correlated",
+    "antithetic": True,
+    "reward_shaping": "centered_rank",
+    "seed": 1,
+    "batch_size": 1,
+    "max_completion_length": 5,
+    "stop": ["x"],
+    "target_parameters": ["mlp"],
+    "reward_weights": [2.0],
+    "chat_template_kwargs": {"thinking": False},
+}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_what_alters_no_step_may_change_on_resume(make_trainer, name):
+    folder = interrupted(make_trainer)
+    assert name in MAY_CHANGE_ON_RESUME
+    trainer = make_trainer(**{name: ALLOWED[name]})
+    assert trainer.train(resume_from_checkpoint=True).global_step == 4
+    assert len(steps_of(folder)) == 4
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_change_theta_is_refused_by_name(make_trainer, name):
+    folder = interrupted(make_trainer)
+    before = files_of(folder)
+    with pytest.raises(InputError, match=f"^{name}: the run in .*give the same again, or choose another output_dir"):
+        make_trainer(**{name: REFUSED[name]}).train(resume_from_checkpoint=True)
+    assert files_of(folder).keys() == before.keys()
+    assert (folder / "journal.jsonl").read_bytes() == before["journal.jsonl"]
+
+
+def test_other_training_data_are_refused(make_trainer, rows):
+    interrupted(make_trainer)
+    with pytest.raises(ConfigError, match="^train_data"):
+        make_trainer(train_dataset=rows[:3]).train(resume_from_checkpoint=True)
+    with pytest.raises(ConfigError, match="^train_data"):
+        make_trainer(train_dataset=rows[1::-1]).train(resume_from_checkpoint=True)
+
+
+def test_another_reward_function_is_refused(make_trainer):
+    interrupted(make_trainer)
+
+    def other(completions, target, **columns):
+        return short(completions, target)
+
+    with pytest.raises(ConfigError, match=r"^reward_functions: .*\['short'\], not \['other'\]"):
+        make_trainer(reward_funcs=other).train(resume_from_checkpoint=True)
+
+
+def test_another_base_model_is_refused(make_trainer, mini, tmp_path):
+    interrupted(make_trainer)
+    sizes = json.loads((mini / "config.json").read_text())
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    other = make_model(tmp_path / "other", seed=1, **{name: sizes[name] for name in names})
+    with pytest.raises(ConfigError, match="^model: .*other does not have the weights"):
+        make_trainer(other).train(resume_from_checkpoint=True)
+
+
+def test_the_base_model_may_have_moved(make_trainer, mini, tmp_path):
+    interrupted(make_trainer)
+    moved = shutil.copytree(mini, tmp_path / "moved")
+    assert make_trainer(moved).train(resume_from_checkpoint=True).global_step == 4
+
+
+def test_the_folder_may_have_moved(make_trainer, tmp_path):
+    folder = interrupted(make_trainer)
+    folder.rename(tmp_path / "moved")
+    assert make_trainer(output_dir=str(tmp_path / "moved")).train(resume_from_checkpoint=True).global_step == 4
+
+
+# The snapshots of θ
+
+
+@pytest.fixture
+def undisturbed_plain(make_trainer, tmp_path):
+    trainer = make_trainer(output_dir=str(tmp_path / "plain"))
+    trainer.train()
+    return trainer.folder.path
+
+
+def damage(path, at=-5):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 255
+    path.write_bytes(data)
+
+
+def test_a_resume_starts_from_the_snapshot(make_trainer, capsys, undisturbed_plain):
+    folder = interrupted(make_trainer)
+    assert [path.name for path in (folder / "theta").iterdir()] == ["step-2.safetensors"]
+    capsys.readouterr()
+    make_trainer().train(resume_from_checkpoint=True)
+    said = capsys.readouterr().out
+    assert "after step 3, from θ of step 2" in said
+    assert "replayed step 3 of 3" in said
+    assert_same(folder, undisturbed_plain)
+
+
+def test_without_snapshots_a_resume_starts_from_the_base(make_trainer, capsys, undisturbed_plain):
+    folder = interrupted(make_trainer)
+    shutil.rmtree(folder / "theta")
+    make_trainer().train(resume_from_checkpoint=True)
+    assert "after step 3, from θ of step 0" in capsys.readouterr().out
+    assert_same(folder, undisturbed_plain)
+
+
+@pytest.mark.parametrize("harm", ["values", "header", "empty", "cut", "not safetensors"])
+def test_a_damaged_snapshot_is_passed_over_with_a_warning(make_trainer, capsys, caplog, undisturbed_plain, harm):
+    folder = interrupted(make_trainer)
+    snapshot = folder / "theta" / "step-2.safetensors"
+    if harm in ("values", "header"):
+        damage(snapshot, {"values": -5, "header": 20}[harm])
+    else:
+        snapshot.write_bytes({"empty": b"", "cut": snapshot.read_bytes()[:-100], "not safetensors": b"x" * 500}[harm])
+    with caplog.at_level(logging.WARNING):
+        make_trainer().train(resume_from_checkpoint=True)
+    assert "going back to an earlier state" in caplog.text
+    assert "from θ of step 0" in capsys.readouterr().out
+    assert_same(folder, undisturbed_plain)
+
+
+def test_of_two_snapshots_the_older_serves_when_the_newer_is_damaged(make_trainer, capsys, undisturbed_plain):
+    folder = interrupted(make_trainer, member=7, save_steps=1)
+    older = (folder / "theta" / "step-1.safetensors").read_bytes()
+    make_trainer(save_steps=1, max_steps=3).train(resume_from_checkpoint=True)
+    (folder / "theta" / "step-1.safetensors").write_bytes(older)
+    damage(folder / "theta" / "step-3.safetensors")
+    capsys.readouterr()
+    make_trainer(save_steps=1).train(resume_from_checkpoint=True)
+    assert "after step 3, from θ of step 1" in capsys.readouterr().out
+    assert files_of(folder / "checkpoint-4") == files_of(undisturbed_plain / "checkpoint-4")
+
+
+def test_a_snapshot_of_a_step_that_the_journal_lost_is_not_used(make_trainer, capsys, undisturbed_plain):
+    folder = interrupted(make_trainer)
+    lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "journal.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:-30])
+    make_trainer().train(resume_from_checkpoint=True)
+    assert "after step 1, from θ of step 0" in capsys.readouterr().out
+    assert_same(folder, undisturbed_plain)
+
+
+def test_a_damaged_line_of_the_journal_stops_the_resume(make_trainer):
+    folder = interrupted(make_trainer)
+    lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"sigma": 0.02', b'"sigma": 0.03')
+    (folder / "journal.jsonl").write_bytes(b"".join(lines))
+    with pytest.raises(JournalError, match="line 2 is damaged"):
+        make_trainer().train(resume_from_checkpoint=True)
+    assert (folder / "journal.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_a_torn_line_of_metrics_is_written_again(make_trainer, undisturbed_plain):
+    folder = interrupted(make_trainer)
+    metrics = (folder / "metrics.jsonl").read_bytes()
+    (folder / "metrics.jsonl").write_bytes(metrics[:-20])
+    make_trainer().train(resume_from_checkpoint=True)
+    assert_same(folder, undisturbed_plain)
+
+
+# Replay
+
+
+@pytest.mark.parametrize("kind", [{}, {"noise": "correlated", "antithetic": True}, {"target_parameters": ["q_proj"]}])
+def test_replay_of_each_step_equals_its_checkpoint(make_trainer, mini, kind):
+    trainer = make_trainer(save_steps=1, **kind)
+    trainer.train()
+    journal = Journal.open(trainer.folder.path)
+    center = Center.load(open_checkpoint(mini), trainer.model.tuned)
+    for step in journal.replay(center, 4):
+        saved = open_checkpoint(trainer.folder.path / f"checkpoint-{step}")
+        assert all(saved.read(name).equal(theta) for name, theta in center.theta.items())
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 4])
+def test_the_command_writes_the_checkpoint_of_a_step(make_trainer, tmp_path, capsys, step):
+    from estune.cli.main import main
+
+    trainer = make_trainer(save_steps=1)
+    trainer.train()
+    assert main(["replay", str(trainer.folder.path), "--step", str(step), "--output", str(tmp_path / "replayed")]) == 0
+    saved = trainer.folder.path / f"checkpoint-{step}" if step else trainer.model.checkpoint.folder
+    assert (tmp_path / "replayed" / "model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
+
+
+# Real deaths
+
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from conftest import WORDS, short
+from estune import ESConfig, ESTrainer, folder, journal
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+rows = [{{"prompt": f"what is {{word}}", "target": "x" * (5 + i)}} for i, word in enumerate(WORDS[:6])]
+calls = iter(range(10**6))
+
+def mortal(completions, target, **columns):
+    if {where!r} == "scoring" and next(calls) == 10:
+        die()
+    return short(completions, target)
+
+mortal.__name__ = "short"
+if {where!r} == "saving":
+    from estune import checkpoint
+    checkpoint.sync_tree = lambda path: die()
+if {where!r} == "journal":
+    whole = journal._line
+    def torn(record):
+        if record.get("step") == 3:
+            with open(os.path.join({run!r}, "journal.jsonl"), "a") as file:
+                file.write(whole(record)[:100])
+            die()
+        return whole(record)
+    journal._line = torn
+
+settings = dict(output_dir={run!r}, engine="fake", population_size=4, max_steps=4, save_steps=2, sigma=0.02)
+ESTrainer({model!r}, mortal, ESConfig(**settings), rows[:2], rows[2:4]).train()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "steps"), [("scoring", 2), ("saving", 2), ("journal", 2)])
+def test_kill_9(make_trainer, mini, tmp_path, undisturbed_plain, where, steps):
+    run = tmp_path / "run"
+    script = SCRIPT.format(tests=str(Path(__file__).parent), where=where, run=str(run), model=str(mini))
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert Journal.open(run).last == steps
+    make_trainer().train(resume_from_checkpoint=True)
+    assert_same(run, undisturbed_plain)
