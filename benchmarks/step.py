@@ -16,7 +16,6 @@ import sys
 from benchmarks.common import options, show
 
 
-
 def main() -> None:
     asked = options(__doc__)
     run, alone = _child("run", asked.model), _child("alone", asked.model)

@@ -24,7 +24,14 @@ def header(**changes):
 
 
 def step(number, **changes):
-    usual = {"step": number, "seeds": [1, 2**64 - 1], "coefficients": [0.1, -0.1], "rewards": [1.0, 0.5], "sigma": 0.1, "noise": "iid"}
+    usual = {
+        "step": number,
+        "seeds": [1, 2**64 - 1],
+        "coefficients": [0.1, -0.1],
+        "rewards": [1.0, 0.5],
+        "sigma": 0.1,
+        "noise": "iid",
+    }
     return Step(**usual | changes)
 
 

@@ -19,7 +19,18 @@ from estune.tasks import get_task
 
 pytestmark = pytest.mark.slow
 GGUF = Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-COMMON = ["--task", "conciseness", "--population_size", "2", "--sigma", "0.005", "--batch_size", "4", "--max_completion_length", "8"]
+COMMON = [
+    "--task",
+    "conciseness",
+    "--population_size",
+    "2",
+    "--sigma",
+    "0.005",
+    "--batch_size",
+    "4",
+    "--max_completion_length",
+    "8",
+]
 
 
 @pytest.fixture(scope="module")

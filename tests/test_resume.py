@@ -18,7 +18,13 @@ from estune.config import MAY_CHANGE_ON_RESUME
 from estune.errors import ConfigError, InputError, JournalError
 from estune.journal import Journal
 
-SETTINGS = {"save_total_limit": 1, "eval_strategy": "steps", "eval_steps": 2, "eval_on_start": True, "metric_for_best_model": "reward"}
+SETTINGS = {
+    "save_total_limit": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "eval_on_start": True,
+    "metric_for_best_model": "reward",
+}
 
 
 def steps_of(folder):
@@ -245,7 +251,9 @@ def test_a_run_can_be_made_longer(make_trainer, tmp_path):
     trainer = make_trainer(max_steps=7)
     assert trainer.train(resume_from_checkpoint=True).global_step == 7
     assert files_of(trainer.folder.path / "checkpoint-7") == files_of(tmp_path / "long" / "checkpoint-7")
-    assert [step["coefficients"] for step in steps_of(trainer.folder.path)] == [step["coefficients"] for step in steps_of(tmp_path / "long")]
+    assert [step["coefficients"] for step in steps_of(trainer.folder.path)] == [
+        step["coefficients"] for step in steps_of(tmp_path / "long")
+    ]
 
 
 def test_a_run_cannot_be_made_shorter_than_it_is(make_trainer):

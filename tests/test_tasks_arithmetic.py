@@ -67,9 +67,7 @@ def test_any_expression_over_the_numbers_is_graded_as_fraction_arithmetic_says(
 
 
 SYMBOLS = st.lists(st.sampled_from([*"12+-*/() "]), max_size=14).map("".join)
-STEPS = st.tuples(
-    st.sampled_from("+-*/"), st.sampled_from(["", "", "-", "+ ", "("]), st.sampled_from("123456789")
-)
+STEPS = st.tuples(st.sampled_from("+-*/"), st.sampled_from(["", "", "-", "+ ", "("]), st.sampled_from("123456789"))
 
 
 def chain(steps: list[tuple[str, str, str]]) -> str:

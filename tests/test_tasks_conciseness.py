@@ -125,9 +125,7 @@ def test_a_longer_right_answer_always_earns_less_but_never_nothing() -> None:
 @pytest.mark.parametrize("reward", [conciseness_reward, conciseness_correct_reward])
 def test_the_metric_correct_is_the_share_of_answers_that_hold_the_target(reward: Callable[..., Any]) -> None:
     log = Log()
-    reward(
-        ["Paris", "it is rome", "Bern", "Cairos"], target=["Paris", "Rome", "Oslo", "Cairo"], log_metric=log
-    )
+    reward(["Paris", "it is rome", "Bern", "Cairos"], target=["Paris", "Rome", "Oslo", "Cairo"], log_metric=log)
     assert log.metrics == {"correct": 0.5}
 
 

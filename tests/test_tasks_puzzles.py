@@ -28,9 +28,7 @@ def test_puzzles_have_3_or_4_numbers_of_at_most_two_digits_and_a_target_from_1_t
 
 def test_no_puzzle_is_posed_twice_and_none_in_both_splits() -> None:
     task = TASKS["countdown"]
-    train, test = (
-        [(*sorted(row["numbers"]), row["target"]) for row in split(6000)] for split in (task.train, task.test)
-    )
+    train, test = ([(*sorted(row["numbers"]), row["target"]) for row in split(6000)] for split in (task.train, task.test))
     assert len(set(train)) == len(set(test)) == 6000
     assert not set(train) & set(test)
 

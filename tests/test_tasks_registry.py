@@ -24,9 +24,7 @@ def test_the_registry_holds_each_task_under_its_own_name() -> None:
     ("typed", "meant"),
     [("concisenes", "conciseness"), ("Countdown", "countdown"), ("binary", "countdown_binary"), ("", None)],
 )
-def test_an_unknown_task_is_answered_with_the_nearest_name_and_all_of_them(
-    typed: str, meant: str | None
-) -> None:
+def test_an_unknown_task_is_answered_with_the_nearest_name_and_all_of_them(typed: str, meant: str | None) -> None:
     with pytest.raises(ConfigError) as refusal:
         get_task(typed)
     assert meant is None or f"did you mean {meant!r}" in str(refusal.value)
@@ -68,9 +66,7 @@ def test_no_task_imports_a_deep_learning_library() -> None:
     import estune.tasks
 
     sources = [path.read_text() for path in Path(estune.tasks.__path__[0]).rglob("*.py")]
-    assert not any(
-        re.search(r"import (torch|transformers)|from (torch|transformers)", text) for text in sources
-    )
+    assert not any(re.search(r"import (torch|transformers)|from (torch|transformers)", text) for text in sources)
 
 
 @pytest.mark.parametrize(

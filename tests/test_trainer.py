@@ -187,8 +187,22 @@ def test_one_line_of_metrics_a_step_under_the_names_of_trl(make_trainer):
     trainer.train()
     lines = metrics_of(trainer)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    names = {"reward", "reward_std", "rewards/short/mean", "rewards/short/std", "frac_reward_zero_std", "learning_rate", "num_tokens"}
-    names |= {"completions/mean_length", "completions/min_length", "completions/max_length", "completions/clipped_ratio", "step_time"}
+    names = {
+        "reward",
+        "reward_std",
+        "rewards/short/mean",
+        "rewards/short/std",
+        "frac_reward_zero_std",
+        "learning_rate",
+        "num_tokens",
+    }
+    names |= {
+        "completions/mean_length",
+        "completions/min_length",
+        "completions/max_length",
+        "completions/clipped_ratio",
+        "step_time",
+    }
     for line in lines:
         assert names <= line.keys()
         assert all(isinstance(value, (int, float)) and math.isfinite(value) for value in line.values())
@@ -419,7 +433,9 @@ def test_metrics_of_an_abandoned_start_do_not_stay(make_trainer):
 
 
 def test_config_yaml_gives_the_same_settings_again(make_trainer):
-    trainer = make_trainer(noise="correlated", stop=["</answer>"], reward_weights=[2.0], target_parameters=["mlp"], learning_rate=1e-4)
+    trainer = make_trainer(
+        noise="correlated", stop=["</answer>"], reward_weights=[2.0], target_parameters=["mlp"], learning_rate=1e-4
+    )
     trainer.train()
     read = build(ESConfig, yaml.safe_load((folder_of(trainer) / "config.yaml").read_text()))
     assert read == trainer.args

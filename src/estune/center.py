@@ -164,4 +164,3 @@ def _finished(name: str, out: torch.Tensor, parts: list[Future[bool]]) -> tuple[
 
 def _digest(theta: torch.Tensor) -> bytes:
     return hashlib.blake2b(theta.cpu().numpy().astype("<f4", copy=False).data, digest_size=16).digest()
-

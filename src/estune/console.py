@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -90,7 +90,11 @@ class Screen:
         """Held-out answers and figures, those of the base model beside those of the tuned one."""
         pairs = list(zip(before, after, strict=False))
         self._texts("held out", ("prompt", "before", "after"), [[b["prompt"], b["completion"], a["completion"]] for b, a in pairs])
-        both = [n for n, v in last.items() if n.startswith("eval_") and isinstance(v, (int, float)) and n in first and n != "eval_runtime"]
+        both = [
+            n
+            for n, v in last.items()
+            if n.startswith("eval_") and isinstance(v, (int, float)) and n in first and n != "eval_runtime"
+        ]
         figures = [(name, f"{first[name]:.4g}", f"{last[name]:.4g}") for name in both if first[name] is not None]
         self.table(f"{len(pairs)} held-out prompts", ("metric", "before", "after"), figures)
 

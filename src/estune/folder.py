@@ -1,11 +1,11 @@
 """A run's folder: one process at a time, checkpoints that load anywhere, fp32 snapshots to resume from, metrics.
 
-    journal.jsonl     the record of the run (journal.py)
-    metrics.jsonl     one line a step, TRL's metric names
-    checkpoint-K/     θ in the base checkpoint's own dtypes and names: transformers and vLLM load it as it is
-    theta/            θ in fp32 at the last save, from which a resume replays the journal's last steps
-    completions/      what the evaluations answered
-    config.yaml, README.md
+journal.jsonl     the record of the run (journal.py)
+metrics.jsonl     one line a step, TRL's metric names
+checkpoint-K/     θ in the base checkpoint's own dtypes and names: transformers and vLLM load it as it is
+theta/            θ in fp32 at the last save, from which a resume replays the journal's last steps
+completions/      what the evaluations answered
+config.yaml, README.md
 """
 
 import fcntl
@@ -23,7 +23,6 @@ from estune.durable import remove_folder, sync, write_text
 from estune.errors import ConfigError, JournalError
 from estune.journal import Journal, exists
 from estune.model import Model
-
 
 logger = logging.getLogger(__name__)
 

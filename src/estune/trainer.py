@@ -32,6 +32,7 @@ from estune.resources import check_disk
 from estune.resume import check_resumable, header
 from estune.rewards.functions import resolve_rewards
 from estune.rewards.scoring import Rewards, Scores
+from estune.schedule import best_step, evaluates, saves, trainer_state
 from estune.stopping import Stop, graceful
 from estune.trackers import Trackers, check_trackers
 from estune.workers.base import Evaluation
@@ -95,7 +96,9 @@ class ESTrainer:
             raise DataError("train_dataset: give one; it is needed to train")
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         if not isinstance(resume, bool):
-            raise ConfigError(f"resume_from_checkpoint: must be true or false, since a run resumes from its journal; it is {resume!r}")
+            raise ConfigError(
+                f"resume_from_checkpoint: must be true or false, since a run resumes from its journal; it is {resume!r}"
+            )
         check_disk(self.folder.path, self._disk_bytes(), "the checkpoints and the snapshot of θ")
         with self.folder.locked():
             if not resume:
@@ -200,7 +203,7 @@ class ESTrainer:
         update_seconds = time.perf_counter() - updating
         self.callbacks.state.global_step = step
         self.callbacks.call("on_step_end")
-        vouched = self._saves(step) or self._evaluates(step) or self.callbacks.stopping
+        vouched = saves(self.args, step) or evaluates(self.args, step) or self.callbacks.stopping
         digest = self.model.center.digest() if vouched else None
         metrics = self._metrics(journal, fitness, done, scores)
         metrics |= {"es/update_seconds": update_seconds, "step_time": time.perf_counter() - started}
@@ -241,16 +244,16 @@ class ESTrainer:
         step = journal.last
         if step not in self._logged and (step > 0 or self.args.eval_on_start):
             self._log(step, journal.steps[-1].notes["metrics"] if step else {}, trackers)
-        if self._saves(step) or (step and self.callbacks.stopping):
-            best = self._best(step)
-            self.folder.save(step, self.model, self._state(step, best), best)
+        if saves(self.args, step) or (step and self.callbacks.stopping):
+            state = trainer_state(self.args, self._logged, step)
+            self.folder.save(step, self.model, state, state["best_global_step"])
             self.callbacks.call("on_save")
 
     def _log(self, step: int, metrics: dict[str, Any], trackers: Trackers) -> None:
         """Evaluate if that is due, then write the step's line of metrics."""
         if metrics:
             self.screen.step(step, metrics)
-        if self._evaluates(step):
+        if evaluates(self.args, step):
             held = self.held_out()
             self.folder.write_completions(step, held.records)
             metrics = metrics | held.metrics
@@ -259,58 +262,23 @@ class ESTrainer:
                 self.screen.samples(f"held out, step {step}", held.records)
         self._logged[step] = {"step": step} | metrics
         self.folder.append_metrics(self._logged[step])
-        if step % self.args.logging_steps == 0 or self._evaluates(step):
+        if step % self.args.logging_steps == 0 or evaluates(self.args, step):
             trackers.log({name: value for name, value in metrics.items() if value is not None}, step)
             self.callbacks.state.log_history.append(self._logged[step])
             self.callbacks.call("on_log", logs=metrics)
-        if self._evaluates(step):
+        if evaluates(self.args, step):
             self.callbacks.call("on_evaluate", metrics=metrics)
-
-    def _saves(self, step: int) -> bool:
-        return step > 0 and (step % self.args.save_steps == 0 or step == self.args.max_steps)
-
-    def _evaluates(self, step: int) -> bool:
-        config = self.args
-        if step == 0:
-            return config.eval_on_start
-        periodic = config.eval_steps is not None and step % config.eval_steps == 0
-        return config.eval_strategy == "steps" and (periodic or step == config.max_steps)
-
-    def _best(self, until: int) -> int | None:
-        """The saved step, up to `until`, whose evaluation is best by metric_for_best_model; the earliest of equals."""
-        name = self.args.metric_for_best_model
-        if name is None:
-            return None
-        name = name if name.startswith("eval_") else f"eval_{name}"
-        sign = 1 if self.args.greater_is_better else -1
-        saved = [step for step in sorted(self._logged) if step <= until and self._saves(step)]
-        known = [step for step in saved if self._logged[step].get(name) is not None]
-        if saved and not known and any("eval_reward" in self._logged[step] for step in saved):
-            raise ConfigError(f"metric_for_best_model: evaluations have no {name!r}; they have {_names(self._logged[saved[-1]])}")
-        return max(known, key=lambda step: (sign * self._logged[step][name], -step), default=None)
-
-    def _state(self, step: int, best: int | None) -> dict[str, Any]:
-        """trainer_state.json: transformers' names, and nothing that differs between two runs of one config."""
-        name = f"eval_{(self.args.metric_for_best_model or '').removeprefix('eval_')}"
-        return {
-            "global_step": step,
-            "max_steps": self.args.max_steps,
-            "best_global_step": best,
-            "best_metric": None if best is None else self._logged[best][name],
-            "best_model_checkpoint": None if best is None else f"checkpoint-{best}",
-            "num_input_tokens_seen": self._logged[step]["num_tokens"],
-        }
 
     def _finish(self, journal: Journal) -> TrainOutput:
         step = journal.last
         self._show_result(step)
-        best = self._best(step)
+        best = best_step(self.args, self._logged, step)
         if self.args.load_best_model_at_end and best is not None and best != step:
             self.model.center.reset(self.model.checkpoint)
             list(journal.replay(self.model.center, best))
             self.screen.say(f"θ is that of the best checkpoint, step {best}")
         last = self._logged.get(step, {})  # nothing when a callback ended the training before it began
-        figures = {name: value for name, value in last.items() if name.startswith("eval_")}
+        figures = {name: value for name, value in last.items() if name.startswith("eval_") and name != "eval_runtime"}
         write_card(self.folder.path, self.args, self.model.name, step, figures)
         if self.args.push_to_hub:
             self.screen.say(f"pushed to {self.push_to_hub()}")
@@ -325,7 +293,3 @@ class ESTrainer:
             self.screen.samples(f"held out, step {step}", after)
         if step:
             self.screen.say(f"done: {self.folder.checkpoint(step)} loads with AutoModelForCausalLM.from_pretrained")
-
-
-def _names(record: dict[str, Any]) -> str:
-    return ", ".join(sorted(name for name in record if name.startswith("eval_")))

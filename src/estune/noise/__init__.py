@@ -20,9 +20,7 @@ Backend = Literal["auto", "numpy", "numba", "torch"]
 Fill = Callable[[int, int, int, NDArray[np.float32]], None]
 
 
-def gaussian(
-    seed: int, name: str, shape: Sequence[int], *, correlated: bool = False, backend: str = "auto"
-) -> NDArray[np.float32]:
+def gaussian(seed: int, name: str, shape: Sequence[int], *, correlated: bool = False, backend: str = "auto") -> NDArray[np.float32]:
     """The noise ε of `seed` for the parameter `name`, as a new fp32 array of `shape`.
 
     ε depends on nothing but its arguments: every backend and every machine gives the same bits. With `correlated`

@@ -24,9 +24,7 @@ def noise(seed: int, t: int, start: int, size: int, device: torch.device) -> tor
     return _table(device)[halves[start - first * BLOCK :][:size]]
 
 
-def perturb(
-    theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor
-) -> bool:
+def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor) -> bool:
     """out ← fl(θ + fl(scale·ε)), rounded to out's dtype; both flat, on one device. Returns whether all is finite."""
     finite = True
     for part in _chunks(theta.numel()):

@@ -11,9 +11,7 @@ from estune.tasks.countdown import COUNTDOWN, COUNTDOWN_BINARY
 
 __all__ = ["TASKS", "RewardFunc", "Row", "Task", "get_task"]
 
-TASKS: dict[str, Task] = {
-    task.name: task for task in (CONCISENESS, CONCISENESS_CORRECT, COUNTDOWN, COUNTDOWN_BINARY)
-}
+TASKS: dict[str, Task] = {task.name: task for task in (CONCISENESS, CONCISENESS_CORRECT, COUNTDOWN, COUNTDOWN_BINARY)}
 
 
 def get_task(name: str) -> Task:
@@ -22,6 +20,4 @@ def get_task(name: str) -> Task:
         return TASKS[name]
     # With no cutoff there is always a nearest name, however far off the given one is.
     nearest = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.0)[0]
-    raise ConfigError(
-        f"there is no task {name!r}; did you mean {nearest!r}? The tasks are {', '.join(TASKS)}"
-    )
+    raise ConfigError(f"there is no task {name!r}; did you mean {nearest!r}? The tasks are {', '.join(TASKS)}")

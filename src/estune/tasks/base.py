@@ -45,9 +45,7 @@ def first_rows(rows: Sequence[Row], count: int | None, what: str) -> list[Row]:
     if count is None:
         return list(rows)
     if not 0 <= count <= len(rows):
-        raise DataError(
-            f"{what} has {len(rows)} rows, so it cannot give {count}; ask for at most {len(rows)}"
-        )
+        raise DataError(f"{what} has {len(rows)} rows, so it cannot give {count}; ask for at most {len(rows)}")
     return list(rows[:count])
 
 

@@ -30,10 +30,7 @@ def test_rows(count: int | None = None) -> list[Row]:
 def _rows() -> list[Row]:
     text = resources.files("estune.tasks").joinpath("data/conciseness.jsonl").read_text(encoding="utf-8")
     facts = [json.loads(line) for line in text.splitlines()]
-    return [
-        {"prompt": [{"role": "user", "content": fact["question"]}], "target": fact["target"]}
-        for fact in facts
-    ]
+    return [{"prompt": [{"role": "user", "content": fact["question"]}], "target": fact["target"]} for fact in facts]
 
 
 def conciseness_reward(

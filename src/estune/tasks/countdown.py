@@ -126,9 +126,7 @@ def _format_with_block(text: str, start: int, end: int) -> float:
 def _grades(completions: Sequence[Completion], numbers: Sequence[Any], target: Sequence[Any]) -> list[Grade]:
     rows = enumerate(zip(completions, numbers, target, strict=True))
     return [
-        grade_completion(
-            completion_text(completion), _read_numbers(given, row), _read_number(goal, row, "target")
-        )
+        grade_completion(completion_text(completion), _read_numbers(given, row), _read_number(goal, row, "target"))
         for row, (completion, given, goal) in rows
     ]
 

@@ -20,9 +20,7 @@ class Evaluation:
 class Workers(Protocol):
     """Evaluate members of a population, and keep every replica of θ in step."""
 
-    def evaluate(
-        self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int
-    ) -> Iterator[Evaluation]:
+    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation]:
         """Each member's answers to all prompts, in the order in which they are done; `index` says whose."""
 
     def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int) -> None:

@@ -26,9 +26,7 @@ class LocalWorkers:
         if center.version == 0:
             _check_held(engine, center, "the base model's")
 
-    def evaluate(
-        self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int
-    ) -> Iterator[Evaluation]:
+    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation]:
         for index, member in enumerate(members):
             started = time.perf_counter()
             self._engine.load(self._center.perturbed(member, self._engine.destination))

@@ -1,0 +1,57 @@
+"""When a run evaluates and saves, and which saved step is the best: functions of the config and of what was measured."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from estune.config import ESConfig
+from estune.errors import ConfigError
+
+Logged = Mapping[int, Mapping[str, Any]]  # step → its line of metrics
+
+
+def saves(config: ESConfig, step: int) -> bool:
+    """Whether a checkpoint follows `step`: every save_steps and after the last."""
+    return step > 0 and (step % config.save_steps == 0 or step == config.max_steps)
+
+
+def evaluates(config: ESConfig, step: int) -> bool:
+    """Whether an evaluation follows `step`, or for step 0 comes first."""
+    if step == 0:
+        return config.eval_on_start
+    periodic = config.eval_steps is not None and step % config.eval_steps == 0
+    return config.eval_strategy == "steps" and (periodic or step == config.max_steps)
+
+
+def best_step(config: ESConfig, logged: Logged, until: int) -> int | None:
+    """The saved step, up to `until`, that metric_for_best_model finds best; the earliest of equals, None if none is known.
+
+    Raises:
+        ConfigError: there are evaluations, but none has this metric.
+    """
+    if config.metric_for_best_model is None:
+        return None
+    name, sign = best_metric(config), 1 if config.greater_is_better else -1
+    evaluated = [step for step in sorted(logged) if step <= until and saves(config, step) and "eval_reward" in logged[step]]
+    if evaluated and not any(name in logged[step] for step in evaluated):
+        there = ", ".join(sorted(metric for metric in logged[evaluated[-1]] if metric.startswith("eval_")))
+        raise ConfigError(f"metric_for_best_model: evaluations have no {name!r}; they have {there}")
+    known = [step for step in evaluated if logged[step].get(name) is not None]
+    return max(known, key=lambda step: (sign * logged[step][name], -step), default=None)
+
+
+def best_metric(config: ESConfig) -> str:
+    """metric_for_best_model under its name in metrics.jsonl."""
+    return f"eval_{(config.metric_for_best_model or '').removeprefix('eval_')}"
+
+
+def trainer_state(config: ESConfig, logged: Logged, step: int) -> dict[str, Any]:
+    """A checkpoint's trainer_state.json: transformers' names, and nothing that differs between two runs of one config."""
+    best = best_step(config, logged, step)
+    return {
+        "global_step": step,
+        "max_steps": config.max_steps,
+        "best_global_step": best,
+        "best_metric": None if best is None else logged[best][best_metric(config)],
+        "best_model_checkpoint": None if best is None else f"checkpoint-{best}",
+        "num_input_tokens_seen": logged[step]["num_tokens"],
+    }
