@@ -38,9 +38,7 @@ WORDS = [
     "y",
     "z",
 ]
-TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
-)
+TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
 
 
 def make_tokenizer():
@@ -115,9 +113,7 @@ def make_trainer(mini, tmp_path, rows):
     """A trainer of `mini` on the fake engine, four steps of four members; every argument can be given otherwise."""
     from estune import ESConfig, ESTrainer
 
-    def make(
-        model=mini, reward_funcs=short, train_dataset=rows[:2], eval_dataset=rows[2:4], callbacks=(), tokenizer=None, **settings
-    ):
+    def make(model=mini, reward_funcs=short, train_dataset=rows[:2], eval_dataset=rows[2:4], callbacks=(), tokenizer=None, **settings):
         usual = {"output_dir": str(tmp_path / "run"), "engine": "fake", "population_size": 4, "max_steps": 4, "save_steps": 2}
         args = ESConfig(**usual | {"sigma": 0.02, "num_completions_to_print": 0} | settings)
         model = str(model) if isinstance(model, Path) else model

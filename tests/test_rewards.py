@@ -307,9 +307,7 @@ def test_the_fitness_of_any_rewards_is_the_mean_of_the_numbers_among_them(values
 # what is refused
 
 
-@pytest.mark.parametrize(
-    "bad", [math.nan, math.inf, -math.inf, "1", b"1", "high", [1], {}, 1j, 10**400], ids=lambda v: repr(v)[:12]
-)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, "1", b"1", "high", [1], {}, 1j, 10**400], ids=lambda v: repr(v)[:12])
 def test_what_is_no_finite_number_is_refused_with_the_completions_index(bad):
     message = refusal(lambda completions: [0, bad])
     assert "reward function <lambda> returned" in message
@@ -401,9 +399,7 @@ def test_parameters_that_nothing_provides_are_found_before_anything_is_generated
     def judge(completions, answer):
         return []
 
-    with pytest.raises(
-        RewardError, match=r"judge: nothing provides its parameter 'answer'.* prompts, completions, .*level, target"
-    ):
+    with pytest.raises(RewardError, match=r"judge: nothing provides its parameter 'answer'.* prompts, completions, .*level, target"):
         check_parameters(judge, ["target", "level"])
 
 
@@ -479,9 +475,7 @@ def test_what_names_no_function_is_refused(given, says):
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "statement", ["raise ValueError('broken')", "import sys; sys.exit()", "import sys; sys.exit(0)", "def f(:"]
-)
+@pytest.mark.parametrize("statement", ["raise ValueError('broken')", "import sys; sys.exit()", "import sys; sys.exit(0)", "def f(:"])
 def test_a_module_that_fails_on_import_is_refused_with_its_path(statement, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -110,9 +110,7 @@ def test_the_conciseness_reward_is_minus_the_difference_in_characters(response: 
         ("-5", "-5", 1),
     ],
 )
-def test_the_correct_reward_pays_a_right_answer_by_its_shortness_and_a_wrong_one_nothing(
-    response: str, target: str, score: float
-) -> None:
+def test_the_correct_reward_pays_a_right_answer_by_its_shortness_and_a_wrong_one_nothing(response: str, target: str, score: float) -> None:
     assert conciseness_correct_reward([response], target=[target]) == [score]
 
 

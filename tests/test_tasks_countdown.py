@@ -290,9 +290,7 @@ def test_the_grader_works_at_the_bottom_of_a_deep_stack() -> None:
 TEXTS = st.one_of(
     st.text(),
     st.text(alphabet="0123456789+-*/() ").map(in_full_format),
-    st.lists(st.sampled_from(["<think>", "</think>", "\n", "<answer>", "</answer>", "1", "2", "+", "-", "(", ")", " ", "x"])).map(
-        "".join
-    ),
+    st.lists(st.sampled_from(["<think>", "</think>", "\n", "<answer>", "</answer>", "1", "2", "+", "-", "(", ")", " ", "x"])).map("".join),
 )
 
 

@@ -433,9 +433,7 @@ def test_metrics_of_an_abandoned_start_do_not_stay(make_trainer):
 
 
 def test_config_yaml_gives_the_same_settings_again(make_trainer):
-    trainer = make_trainer(
-        noise="correlated", stop=["</answer>"], reward_weights=[2.0], target_parameters=["mlp"], learning_rate=1e-4
-    )
+    trainer = make_trainer(noise="correlated", stop=["</answer>"], reward_weights=[2.0], target_parameters=["mlp"], learning_rate=1e-4)
     trainer.train()
     read = build(ESConfig, yaml.safe_load((folder_of(trainer) / "config.yaml").read_text()))
     assert read == trainer.args

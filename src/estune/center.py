@@ -157,7 +157,8 @@ def _perturb(member: Member, span: _Span, out: torch.Tensor) -> bool:
 
 
 def _finished(name: str, out: torch.Tensor, parts: list[Future[bool]]) -> tuple[str, slice, torch.Tensor]:
-    if not all([part.result() for part in parts]):  # a list, so that every part is waited for
+    finite = [part.result() for part in parts]  # all of them are waited for, even when one is not
+    if not all(finite):
         raise ModelError(f"{name} overflows {out.dtype}; choose bfloat16 or float32 as dtype")
     return name, slice(0, out.numel()), out
 

@@ -80,7 +80,7 @@ class ESConfig:
     logging_steps: int = _setting(1, "steps between lines on a screen without a progress bar, and to trackers", least=1)
     report_to: list[str] | None = _setting(None, "trackers: tensorboard, wandb, trackio, mlflow, …, through accelerate")
     run_name: str | None = _setting(None, "name of the run for trackers; default the output folder's name")
-    log_completions: bool = _setting(False, "keep each evaluation's completions under completions/")
+    log_completions: bool = _setting(False, "print the best member's completions every logging_steps")
     num_completions_to_print: int = _setting(8, "rows of the table of sample completions", least=0)
     disable_tqdm: bool = _setting(False, "no progress bar: a line of text every logging_steps instead")
     push_to_hub: bool = _setting(False, "upload the last checkpoint when training ends")
@@ -120,40 +120,15 @@ class RunConfig(ESConfig):
 
 
 # What `resume_from_checkpoint` may change: nothing here alters what a step computes, up to the engine's own rounding.
-MAY_CHANGE_ON_RESUME = frozenset(
-    [
-        "max_steps",
-        "engine",
-        "dtype",
-        "device",
-        "generation_batch_size",
-        "model_init_kwargs",
-        "trust_remote_code",
-        "workers",
-        "eval_strategy",
-        "eval_steps",
-        "eval_on_start",
-        "metric_for_best_model",
-        "greater_is_better",
-        "load_best_model_at_end",
-        "output_dir",
-        "save_steps",
-        "save_total_limit",
-        "resume_from_checkpoint",
-        "logging_steps",
-        "report_to",
-        "run_name",
-        "log_completions",
-        "num_completions_to_print",
-        "disable_tqdm",
-        "push_to_hub",
-        "hub_model_id",
-        "model_name_or_path",
-        "eval_dataset_name",
-        "dataset_test_split",
-        "max_eval_samples",
-    ]
-)
+# fmt: off
+MAY_CHANGE_ON_RESUME = frozenset((
+    "max_steps", "engine", "dtype", "device", "generation_batch_size", "model_init_kwargs", "trust_remote_code", "workers",
+    "eval_strategy", "eval_steps", "eval_on_start", "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
+    "output_dir", "save_steps", "save_total_limit", "resume_from_checkpoint", "logging_steps", "report_to", "run_name",
+    "log_completions", "num_completions_to_print", "disable_tqdm", "push_to_hub", "hub_model_id", "model_name_or_path",
+    "eval_dataset_name", "dataset_test_split", "max_eval_samples",
+))
+# fmt: on
 
 C = TypeVar("C", bound=ESConfig)
 

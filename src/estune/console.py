@@ -90,11 +90,7 @@ class Screen:
         """Held-out answers and figures, those of the base model beside those of the tuned one."""
         pairs = list(zip(before, after, strict=False))
         self._texts("held out", ("prompt", "before", "after"), [[b["prompt"], b["completion"], a["completion"]] for b, a in pairs])
-        both = [
-            n
-            for n, v in last.items()
-            if n.startswith("eval_") and isinstance(v, (int, float)) and n in first and n != "eval_runtime"
-        ]
+        both = [n for n, v in last.items() if n.startswith("eval_") and isinstance(v, (int, float)) and n in first and n != "eval_runtime"]
         figures = [(name, f"{first[name]:.4g}", f"{last[name]:.4g}") for name in both if first[name] is not None]
         self.table(f"{len(pairs)} held-out prompts", ("metric", "before", "after"), figures)
 
@@ -137,9 +133,7 @@ def _summary(metrics: Mapping[str, Any]) -> str:
     if metrics["reward"] is None:
         return "no member got a reward"
     speed = metrics["es/tokens_per_second"]
-    return (
-        f"reward {metrics['reward']:.4g} ± {metrics['reward_std']:.3g}, best {metrics['es/reward_best']:.4g}  {speed:.0f} tokens/s"
-    )
+    return f"reward {metrics['reward']:.4g} ± {metrics['reward_std']:.3g}, best {metrics['es/reward_best']:.4g}  {speed:.0f} tokens/s"
 
 
 def _cell(value: Any) -> str:

@@ -23,6 +23,4 @@ def push(folder: Path, config: ESConfig, message: str) -> str:
         return str(api.upload_folder(repo_id=repository, folder_path=str(folder / "final"), commit_message=message))
     except Exception as error:  # no token, no network, no right to write: each its own kind
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"hub_model_id: {repository} could not be pushed to ({reason}); the model is in {folder / 'final'}"
-        ) from None
+        raise ConfigError(f"hub_model_id: {repository} could not be pushed to ({reason}); the model is in {folder / 'final'}") from None

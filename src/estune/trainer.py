@@ -96,9 +96,7 @@ class ESTrainer:
             raise DataError("train_dataset: give one; it is needed to train")
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         if not isinstance(resume, bool):
-            raise ConfigError(
-                f"resume_from_checkpoint: must be true or false, since a run resumes from its journal; it is {resume!r}"
-            )
+            raise ConfigError(f"resume_from_checkpoint: must be true or false, since a run resumes from its journal; it is {resume!r}")
         check_disk(self.folder.path, self._disk_bytes(), "the checkpoints and the snapshot of θ")
         with self.folder.locked():
             if not resume:

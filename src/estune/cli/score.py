@@ -22,9 +22,7 @@ SUMMARY = "grade completions from a file"
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", metavar="TASK", help="whose reward to use; estune tasks lists them")
     parser.add_argument("--reward_funcs", metavar="NAME", nargs="+", help="reward functions to use instead of a task's")
-    parser.add_argument(
-        "--completions", metavar="FILE", required=True, help="JSONL file of completions with their columns; - reads stdin"
-    )
+    parser.add_argument("--completions", metavar="FILE", required=True, help="JSONL file of completions with their columns; - reads stdin")
 
 
 def run(options: argparse.Namespace, unknown: list[str]) -> int:
@@ -63,9 +61,7 @@ def _rows(path: str) -> list[dict[str, Any]]:
     rows = [_row(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     for number, row in enumerate(rows, 1):
         if set(row) != set(rows[0]):
-            raise DataError(
-                f"{path}: row {number} has the columns {', '.join(sorted(row))}, row 1 has {', '.join(sorted(rows[0]))}"
-            )
+            raise DataError(f"{path}: row {number} has the columns {', '.join(sorted(row))}, row 1 has {', '.join(sorted(rows[0]))}")
     return rows
 
 

@@ -89,9 +89,7 @@ class TransformersEngine:
     def _greedy(self, budget: int) -> Any:
         from transformers import GenerationConfig
 
-        return GenerationConfig(
-            do_sample=False, max_new_tokens=budget, eos_token_id=sorted(self._end), pad_token_id=self._tokenizer.pad
-        )
+        return GenerationConfig(do_sample=False, max_new_tokens=budget, eos_token_id=sorted(self._end), pad_token_id=self._tokenizer.pad)
 
     def _stopping(self) -> dict[str, Any]:
         return {"stop_strings": self._stop, "tokenizer": self._tokenizer.inner} if self._stop else {}

@@ -41,8 +41,7 @@ def _rows(split: str, count: int) -> list[Row]:
     if count < 0:
         raise DataError(f"countdown cannot give {count} rows; ask for 0 or more")
     return [
-        {"prompt": _prompt(puzzle), "numbers": list(puzzle.numbers), "target": puzzle.target}
-        for puzzle in islice(puzzles(split), count)
+        {"prompt": _prompt(puzzle), "numbers": list(puzzle.numbers), "target": puzzle.target} for puzzle in islice(puzzles(split), count)
     ]
 
 
