@@ -25,8 +25,8 @@ from estune.noise import stream
 from estune.noise.kernels import perturb, update
 from estune.resources import cores
 
-_SPAN = 1 << 20  # elements that one thread takes at a time
-_AHEAD = 1 << 25  # elements that may be under way beyond the tensor being handed out
+_JOB = 1 << 21  # elements that one thread takes at a time: several small parameters, or a part of a large one
+_AHEAD = 1 << 25  # elements that may be under way beyond those being handed out
 
 Destination = Callable[[str], torch.Tensor]
 
@@ -35,9 +35,18 @@ Destination = Callable[[str], torch.Tensor]
 class _Span:
     """Consecutive elements of a parameter: a flat view of θ from element `start` on, and the parameter's streams."""
 
+    name: str
     theta: torch.Tensor
     start: int
     streams: dict[str, int]  # "iid" or "correlated" → t
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Parameters that are written together, and the jobs that it takes."""
+
+    names: list[str]
+    jobs: list[list[_Span]]
 
 
 class Center:
@@ -49,7 +58,7 @@ class Center:
     def __init__(self, theta: Mapping[str, torch.Tensor], *, version: int = 0, threads: int | None = None) -> None:
         self.theta = dict(theta)
         self.version = version
-        self._spans = {name: _cut(name, tensor.view(-1)) for name, tensor in self.theta.items()}
+        self._batches = _batches(self.theta)
         self._pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="estune-center")
 
     @classmethod
@@ -83,19 +92,17 @@ class Center:
         """
         if member.version != self.version:
             raise ModelError(f"a member of version {member.version} was asked of a centre at version {self.version}")
-        waiting: deque[tuple[str, torch.Tensor, list[Future[bool]]]] = deque()
+        waiting: deque[tuple[dict[str, torch.Tensor], list[Future[str | None]]]] = deque()
         ahead = 0
-        for name, theta in self.theta.items():
-            out = destination(name)
-            flat = out.view(-1)
-            waiting.append((name, out, [self._pool.submit(_perturb, member, span, flat) for span in self._spans[name]]))
-            ahead += theta.numel()
+        for batch in self._batches:
+            out = {name: destination(name) for name in batch.names}
+            waiting.append((out, [self._pool.submit(_perturb_job, member, job, out) for job in batch.jobs]))
+            ahead += sum(tensor.numel() for tensor in out.values())
             while ahead > _AHEAD:
-                ready = _finished(*waiting.popleft())
-                ahead -= ready[2].numel()
-                yield ready
+                ahead -= sum(tensor.numel() for tensor in waiting[0][0].values())
+                yield from _finished(*waiting.popleft())
         while waiting:
-            yield _finished(*waiting.popleft())
+            yield from _finished(*waiting.popleft())
 
     def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int) -> None:
         """θ ← fl(θ + δ), δ = Σ cₙ·εₙ in the seeds' order; an update from another version than θ's is not applied.
@@ -107,8 +114,8 @@ class Center:
         if version != self.version:
             raise JournalError(f"an update from version {version} cannot be applied to θ at version {self.version}")
         if coefficients:
-            spans = [span for spans in self._spans.values() for span in spans]
-            list(self._pool.map(lambda s: update(s.theta, coefficients, seeds, s.streams[noise], s.start), spans))
+            jobs = [job for batch in self._batches for job in batch.jobs]
+            list(self._pool.map(lambda job: _update_job(job, seeds, coefficients, noise), jobs))
         self.version += 1
 
     def digest(self) -> str:
@@ -139,13 +146,34 @@ class Center:
             raise JournalError(f"{path}: not a snapshot of this model's θ ({error})") from None
 
 
+def _batches(theta: Mapping[str, torch.Tensor]) -> list[_Batch]:
+    """Small parameters share a job, a large one is cut into several, so that jobs are neither many nor long."""
+    batches: list[_Batch] = []
+    room = 0
+    for name, tensor in theta.items():
+        spans = _cut(name, tensor.view(-1))
+        if tensor.numel() > room or not batches:
+            batches.append(_Batch([name], [[span] for span in spans] or [[]]))
+            room = max(0, _JOB - tensor.numel())
+        else:
+            batches[-1].names.append(name)
+            batches[-1].jobs[-1].extend(spans)
+            room -= tensor.numel()
+    return batches
+
+
 def _cut(name: str, flat: torch.Tensor) -> list[_Span]:
     streams = {"iid": stream(name), "correlated": stream(name, correlated=True)}
-    return [_Span(flat[start : start + _SPAN], start, streams) for start in range(0, flat.numel(), _SPAN)]
+    return [_Span(name, flat[start : start + _JOB], start, streams) for start in range(0, flat.numel(), _JOB)]
+
+
+def _perturb_job(member: Member, job: list[_Span], out: Mapping[str, torch.Tensor]) -> str | None:
+    """Write the member's weights for the spans of `job`; returns the name of one that is not finite, if there is one."""
+    written = [_perturb(member, span, out[span.name].view(-1)) for span in job]
+    return next((span.name for span, finite in zip(job, written, strict=True) if not finite), None)
 
 
 def _perturb(member: Member, span: _Span, out: torch.Tensor) -> bool:
-    """Write the member's weights for `span` into its place in the flat `out`; returns whether all are finite."""
     theta, target = span.theta, out[span.start : span.start + span.theta.numel()]
     scale, t = member.sign * float(np.float32(member.sigma)), span.streams[member.noise]
     if out.device == theta.device:
@@ -156,11 +184,17 @@ def _perturb(member: Member, span: _Span, out: torch.Tensor) -> bool:
     return finite
 
 
-def _finished(name: str, out: torch.Tensor, parts: list[Future[bool]]) -> tuple[str, slice, torch.Tensor]:
-    finite = [part.result() for part in parts]  # all of them are waited for, even when one is not
-    if not all(finite):
-        raise ModelError(f"{name} overflows {out.dtype}; choose bfloat16 or float32 as dtype")
-    return name, slice(0, out.numel()), out
+def _update_job(job: list[_Span], seeds: list[int], coefficients: list[float], noise: str) -> None:
+    for span in job:
+        update(span.theta, coefficients, seeds, span.streams[noise], span.start)
+
+
+def _finished(out: Mapping[str, torch.Tensor], jobs: list[Future[str | None]]) -> Iterator[tuple[str, slice, torch.Tensor]]:
+    for name in [job.result() for job in jobs]:  # all of them are waited for, even when one overflows
+        if name is not None:
+            raise ModelError(f"{name} overflows {out[name].dtype}; choose bfloat16 or float32 as dtype")
+    for name, tensor in out.items():
+        yield name, slice(0, tensor.numel()), tensor
 
 
 def _digest(theta: torch.Tensor) -> bytes:

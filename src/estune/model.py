@@ -89,7 +89,9 @@ class Model:
         def value(name: str) -> torch.Tensor:
             kept = self.layout.aliases.get(name, name)
             theta = self.center.theta.get(kept)
-            return self.checkpoint.read(kept) if theta is None else theta
+            if theta is None:
+                return self.checkpoint.read(kept)
+            return theta if name == kept else theta.clone()  # safetensors refuses two names for one memory
 
         def extra(folder: Path) -> None:
             if self._tokenizer is not None:

@@ -5,7 +5,7 @@ nothing else: a repetition penalty or temperature in the model's generation conf
 """
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class TransformersEngine:
         self._stop = config.stop or []
         self._batch_size = config.generation_batch_size
         self._end = _end_tokens(self._model, self._tokenizer)
+        self._model.generation_config = self._greedy(1)  # else generate would fill in what ours leaves open from the model's own
 
     @property
     def context_length(self) -> int:
@@ -82,7 +83,10 @@ class TransformersEngine:
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded])  # (B, L)
         device = self._model.device
         out = self._model.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=self._greedy(budget), **self._stopping()
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=self._greedy(budget),
+            stopping_criteria=[self._stopped(longest)] if self._stop else None,
         )
         return [self._completion(row, budget) for row in out[:, longest:].tolist()]
 
@@ -91,8 +95,16 @@ class TransformersEngine:
 
         return GenerationConfig(do_sample=False, max_new_tokens=budget, eos_token_id=sorted(self._end), pad_token_id=self._tokenizer.pad)
 
-    def _stopping(self) -> dict[str, Any]:
-        return {"stop_strings": self._stop, "tokenizer": self._tokenizer.inner} if self._stop else {}
+    def _stopped(self, prompt_length: int) -> Callable[..., torch.Tensor]:
+        """Tells generate which rows have a stop string in their last tokens. transformers' own criterion compares tokens
+        with strings, and fails on tokenizers that don't spell their tokens as they decode them."""
+        window = max(len(stop.encode()) for stop in self._stop) + 4  # tokens; each adds at least a byte, but for special ones
+
+        def stopped(ids: torch.Tensor, scores: Any, **settings: Any) -> torch.Tensor:
+            texts = [self._tokenizer.decode(row) for row in ids[:, prompt_length:][:, -window:].tolist()]
+            return torch.tensor([any(stop in text for stop in self._stop) for text in texts], device=ids.device)
+
+        return stopped
 
     def _completion(self, row: list[int], budget: int) -> Completion:
         """Cut a row of new tokens at its end token or padding, and its text at the first stop string."""

@@ -41,14 +41,17 @@ def fill(seed, t, start, table, out):  # type: ignore[no-untyped-def]
 @_jit
 def perturb_float32(theta, scale, seed, t, start, table, out):  # type: ignore[no-untyped-def]
     """out ← fl(θ + fl(scale·ε)); theta, out (B,) fp32. Returns whether all of it is finite."""
-    halves, value, padded, worst = _scratch()
+    halves, padded, edge = np.empty(_GROUP, np.uint16), np.zeros(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
+    worst = np.uint32(0)
     for position in range(-(start % BLOCK), theta.size, _CHUNK):
         first, last = max(position, 0), min(position + _CHUNK, theta.size)
-        source = _whole_chunk(theta, position, first, last, padded)
-        _add_noise(source, scale, seed, t, start + position, table, halves, value, theta, last)
-        here, pattern = out.view(np.uint32)[first:last], value.view(np.uint32)[first - position : last - position]
-        for i in range(here.size):
-            here[i] = pattern[i]
+        source, here = _whole_chunk(theta, position, first, last, padded), out[first:last]
+        target = here if here.size == _CHUNK else edge
+        _add_noise(source, scale, seed, t, start + position, table, halves, target, theta, last)
+        if here.size < _CHUNK:
+            here[:] = edge[first - position : last - position]
+        pattern = here.view(np.uint32)
+        for i in range(pattern.size):
             worst = max(worst, np.uint32(pattern[i] & _INFINITE))
     return worst != _INFINITE
 
@@ -56,17 +59,15 @@ def perturb_float32(theta, scale, seed, t, start, table, out):  # type: ignore[n
 @_jit
 def perturb_bfloat16(theta, scale, seed, t, start, table, out):  # type: ignore[no-untyped-def]
     """As `perturb_float32`, then rounded to nearest even in bf16; out (B,) holds its bits as uint16."""
-    halves, value, padded, worst = _scratch()
+    halves, padded, edge = np.empty(_GROUP, np.uint16), np.zeros(_CHUNK, np.float32), np.empty(_CHUNK, np.uint16)
+    worst = np.uint32(0)
     for position in range(-(start % BLOCK), theta.size, _CHUNK):
         first, last = max(position, 0), min(position + _CHUNK, theta.size)
-        source = _whole_chunk(theta, position, first, last, padded)
-        _add_noise(source, scale, seed, t, start + position, table, halves, value, theta, last)
-        here, pattern = out[first:last], value.view(np.uint32)[first - position : last - position]
-        for i in range(here.size):
-            odd = np.uint32(np.uint32(pattern[i] >> _16) & _ONE)
-            rounded = np.uint32(np.uint32(np.uint32(pattern[i] + _HALF_BFLOAT16) + odd) >> _16)
-            here[i] = np.uint16(rounded)
-            worst = max(worst, np.uint32(rounded & _INFINITE_BFLOAT16))
+        source, here = _whole_chunk(theta, position, first, last, padded), out[first:last]
+        target = here if here.size == _CHUNK else edge
+        worst = max(worst, _add_noise_bfloat16(source, scale, seed, t, start + position, table, halves, target, theta, last))
+        if here.size < _CHUNK:
+            here[:] = edge[first - position : last - position]
     return worst != _INFINITE_BFLOAT16
 
 
@@ -82,12 +83,6 @@ def update(theta, coefficients, seeds, t, start, table):  # type: ignore[no-unty
         here, part = theta[first:last], delta[first - position : last - position]
         for i in range(here.size):
             here[i] += part[i]
-
-
-@_inline
-def _scratch():  # type: ignore[no-untyped-def]
-    """Room for a group's bits, a chunk's values and a chunk at the edge of a span; and the worst exponent so far."""
-    return np.empty(_GROUP, np.uint16), np.empty(_CHUNK, np.float32), np.zeros(_CHUNK, np.float32), np.uint32(0)
 
 
 @_inline
@@ -112,6 +107,25 @@ def _add_noise(source, scale, seed, t, element, table, halves, out, ahead, at): 
             prefetch(ahead, at + line)
             for i in range(line, line + _LINE):
                 out[i] = source[i] + scale * table[halves[i - group]]
+
+
+@_jit
+def _add_noise_bfloat16(source, scale, seed, t, element, table, halves, out, ahead, at):  # type: ignore[no-untyped-def]
+    """As `_add_noise`, rounded to bf16 a group at a time, which costs nothing beside the look-ups; returns the largest exponent."""
+    words, value, worst = halves.view(np.uint32), np.empty(_GROUP, np.float32), np.uint32(0)
+    pattern = value.view(np.uint32)
+    for group in range(0, _CHUNK, _GROUP):
+        _philox(seed, t, np.uint64((element + group) // BLOCK), words)
+        for line in range(0, _GROUP, _LINE):
+            prefetch(ahead, at + group + line)
+            for i in range(line, line + _LINE):
+                value[i] = source[group + i] + scale * table[halves[i]]
+        for i in range(_GROUP):
+            odd = np.uint32(np.uint32(pattern[i] >> _16) & _ONE)
+            rounded = np.uint32(np.uint32(np.uint32(pattern[i] + _HALF_BFLOAT16) + odd) >> _16)
+            out[group + i] = np.uint16(rounded)
+            worst = max(worst, np.uint32(rounded & _INFINITE_BFLOAT16))
+    return worst
 
 
 @_inline

@@ -1,0 +1,150 @@
+"""The transformers engine: greedy, in order, whatever the batch; and it holds exactly the weights that it was given."""
+
+import pytest
+import torch
+from conftest import make_model
+
+from estune import ESConfig
+from estune.center import Center
+from estune.checkpoint import open_checkpoint
+from estune.engines.transformers import TransformersEngine
+from estune.errors import DataError, EngineError
+from estune.member import Member
+from estune.model import Model
+from estune.parameters import layout
+from estune.workers.local import LocalWorkers
+
+PROMPTS = ["what is the color of the sky", "cat", "how", "where is the red dog x y z one two three", "who"]
+
+
+def engine(folder, **settings) -> TransformersEngine:
+    return TransformersEngine(folder, layout(open_checkpoint(folder)).in_model, ESConfig(**{"dtype": "float32"} | settings))
+
+
+def answers(one: TransformersEngine, prompts=PROMPTS, budget=12):
+    return one.generate(prompts, max_completion_length=budget)
+
+
+def test_answers_are_those_of_transformers_own_greedy_generation(tiny):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny, padding_side="left")
+    batch = tokenizer(PROMPTS, return_tensors="pt", padding=True)
+    out = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=12, do_sample=False)
+    wanted = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert [answer.text for answer in answers(engine(tiny))] == wanted
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 64])
+def test_order_and_answers_do_not_depend_on_the_batch_size_in_fp32(tiny, size):
+    assert answers(engine(tiny, generation_batch_size=size)) == answers(engine(tiny))
+
+
+def test_a_conversation_goes_through_the_chat_template_and_text_goes_in_as_it_is(tiny):
+    one = engine(tiny)
+    chat = [{"role": "user", "content": "what is red"}]
+    assert one._tokenizer.encode([chat]) == one._tokenizer.encode(["user what is red assistant "])
+    assert one.prompt_lengths([chat, "what is red"]) == [5, 3]
+
+
+def test_a_conversation_without_a_template_is_refused(tiny):
+    one = engine(tiny)
+    one._tokenizer.inner.chat_template = None
+    with pytest.raises(DataError, match="no chat template"):
+        answers(one, [[{"role": "user", "content": "cat"}]])
+
+
+def test_a_completion_ends_before_the_first_stop_string(tiny):
+    whole = answers(engine(tiny), ["cat"])[0]
+    word = whole.text.split()[2]
+    cut = answers(engine(tiny, stop=[word]), ["cat"])[0]
+    assert cut.text == whole.text[: whole.text.index(word)]
+    assert not cut.clipped
+    assert len(cut.ids) <= len(whole.ids)
+
+
+def test_an_answer_that_the_budget_cut_is_marked(tiny):
+    assert all(answer.clipped == (len(answer.ids) == 3) for answer in answers(engine(tiny), budget=3))
+    assert any(answer.clipped for answer in answers(engine(tiny), budget=1))
+
+
+class Cramped:
+    """`generate` with memory for two sequences."""
+
+    def __init__(self, generate, room):
+        self.generate, self.room, self.sizes = generate, room, []
+
+    def __call__(self, input_ids, **settings):
+        self.sizes.append(len(input_ids))
+        if len(input_ids) > self.room:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return self.generate(input_ids=input_ids, **settings)
+
+
+def test_the_batch_is_halved_when_memory_runs_out_and_stays_so(tiny, monkeypatch):
+    wanted, one = answers(engine(tiny)), engine(tiny)
+    cramped = Cramped(one._model.generate, 2)
+    monkeypatch.setattr(one._model, "generate", cramped)
+    one._batch_size = 8
+    assert answers(one) == wanted
+    assert cramped.sizes == [5, 4, 2, 2, 1]
+    assert answers(one) == wanted
+    assert max(cramped.sizes[5:]) == 2
+
+
+def test_no_memory_for_one_sequence_is_one_clear_error(tiny, monkeypatch):
+    one = engine(tiny)
+    monkeypatch.setattr(one._model, "generate", Cramped(one._model.generate, 0))
+    with pytest.raises(EngineError, match="out of memory with one sequence"):
+        answers(one)
+
+
+def test_any_other_failure_is_not_taken_for_lack_of_memory(tiny, monkeypatch):
+    one = engine(tiny)
+    monkeypatch.setattr(one._model, "generate", lambda **settings: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(EngineError, match="shapes differ"):
+        answers(one)
+
+
+def test_a_prompt_longer_than_the_context_is_refused_naming_its_row(tmp_path):
+    folder = make_model(tmp_path / "short", max_position_embeddings=8)
+    with pytest.raises(DataError, match="row 1: its prompt has 12 tokens"):
+        Model(str(folder), ESConfig(output_dir=str(tmp_path)), None, {"train_dataset": ["cat", "cat " * 12]}).workers  # noqa: B018
+
+
+def test_an_answer_stays_within_the_context(tmp_path):
+    folder = make_model(tmp_path / "short", max_position_embeddings=8)
+    assert len(answers(engine(folder), ["one two three"], budget=100)[0].ids) <= 5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_the_engine_holds_the_members_weights_to_the_bit(tiny, dtype):
+    checkpoint = open_checkpoint(tiny)
+    center = Center.load(checkpoint, layout(checkpoint).in_model)
+    one = engine(tiny, dtype=dtype)
+    workers = LocalWorkers(center, one)
+    member = Member(3, -1, 0.01, "iid", 0)
+    next(workers.evaluate([member], ["cat"], max_completion_length=1))
+    for name, _, wanted in center.perturbed(member, lambda n: torch.empty_like(one.read(n))):
+        assert wanted.dtype == getattr(torch, dtype)
+        assert torch.equal(one.read(name), wanted)
+
+
+def test_an_engine_whose_names_are_mixed_up_is_found_out_before_anything_is_generated(tiny):
+    checkpoint = open_checkpoint(tiny)
+    names = dict(layout(checkpoint).in_model)
+    first, second = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.gate_proj.weight"
+    names[first], names[second] = names[second], names[first]
+    mixed = TransformersEngine(tiny, names, ESConfig(dtype="float32"))
+    with pytest.raises(EngineError, match="does not hold the base model's weights"):
+        LocalWorkers(Center.load(checkpoint, names), mixed)
+
+
+def test_an_engine_that_does_not_take_a_members_weights_is_found_out(tiny):
+    checkpoint = open_checkpoint(tiny)
+    center = Center.load(checkpoint, layout(checkpoint).in_model)
+    deaf = engine(tiny)
+    workers = LocalWorkers(center, deaf)
+    deaf.load = lambda weights: None  # takes nothing
+    with pytest.raises(EngineError, match="does not hold the first member's weights"):
+        next(workers.evaluate([Member(3, 1, 0.01, "iid", 0)], ["cat"], max_completion_length=1))

@@ -1,0 +1,100 @@
+"""The seven implementation innovations that "Evolution Strategies at Scale" describes, each shown at work here."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from estune import strategy
+from estune.center import Center
+from estune.checkpoint import open_checkpoint
+from estune.config import ESConfig
+from estune.engines.transformers import TransformersEngine
+from estune.member import Member
+from estune.noise import gaussian
+from estune.parameters import layout
+
+CONFIG = ESConfig(population_size=30)
+
+
+def test_innovation_1_seed_based_noise_storage():
+    """A population is thirty integers, 240 bytes, from which its noise can be had again."""
+    seeds = strategy.ask(CONFIG, 1)
+    assert np.array(seeds, np.uint64).nbytes == 240
+    assert gaussian(seeds[0], "w", (50,)).tobytes() == gaussian(seeds[0], "w", (50,)).tobytes()
+
+
+def test_innovation_2_layer_level_perturbation():
+    """A member is written where the engine keeps its weights: beside θ and them, no buffer of the model's size exists."""
+    center = Center({f"layer.{i}": torch.zeros(1 << 20) for i in range(16)})
+    weights = {name: torch.empty(1 << 20) for name in center.theta}
+    list(center.perturbed(Member(1, 1, 1e-3, "iid", 0), weights.__getitem__))  # compiles
+    tracemalloc.start()
+    for name, _, tensor in center.perturbed(Member(2, 1, 1e-3, "iid", 0), weights.__getitem__):
+        assert tensor.data_ptr() == weights[name].data_ptr()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20  # of 64 MiB: less than one layer
+
+
+def test_innovation_3_decomposed_parameter_update():
+    """θ ← θ + α/N Σ R̃ₙ εₙ, layer by layer and seed by seed, equals the whole sum."""
+    center = Center({"a": torch.zeros(40), "b": torch.zeros(3, 5)})
+    seeds, coefficients = [3, 4, 5], [0.25, -0.5, 0.125]
+    center.update(seeds, coefficients, noise="iid", version=0)
+    for name, theta in center.theta.items():
+        whole = sum(c * gaussian(s, name, tuple(theta.shape)).astype(np.float64) for s, c in zip(seeds, coefficients, strict=True))
+        assert theta.numpy() == pytest.approx(whole, rel=1e-5, abs=1e-7)
+
+
+def test_innovation_4_z_score_reward_normalisation():
+    """Coefficients have mean 0 and a spread of α/N, whatever the scale of the rewards."""
+    fitness = np.random.default_rng(0).normal(1e6, 1e3, 30)
+    coefficients = np.array(strategy.tell(CONFIG, fitness))
+    assert coefficients.mean() == pytest.approx(0, abs=1e-9)
+    assert coefficients.std() == pytest.approx(CONFIG.alpha / 30, rel=1e-5)
+
+
+def test_innovation_5_greedy_decoding(tmp_path):
+    """The most likely token always, though the model's own settings ask for sampling and a repetition penalty."""
+    from conftest import make_model
+    from transformers import AutoModelForCausalLM
+
+    folder = make_model(tmp_path / "sampling")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    settings |= {"do_sample": True, "temperature": 5.0, "top_k": 0, "repetition_penalty": 3.0}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    checkpoint = open_checkpoint(folder)
+    engine = TransformersEngine(folder, layout(checkpoint).in_model, ESConfig(dtype="float32"))
+    first, second = (engine.generate(["what is the color of"], max_completion_length=8) for _ in range(2))
+    assert first == second
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([engine._tokenizer.encode(["what is the color of"])[0]])
+    for token in first[0].ids:
+        with torch.no_grad():
+            assert int(model(ids).logits[0, -1].argmax()) == token
+        ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+
+
+def test_innovation_6_parallel_evaluation():
+    """Members may be evaluated anywhere in any order: only fitness travels, and replicas that apply it stay equal."""
+    seeds = strategy.ask(CONFIG, 1)
+    fitness = np.full(30, np.nan)
+    for index in np.random.default_rng(0).permutation(30):
+        fitness[index] = float(seeds[index] % 1000)
+    coefficients = strategy.tell(CONFIG, fitness)
+    here, there = Center({"w": torch.ones(1000)}, threads=1), Center({"w": torch.ones(1000)}, threads=3)
+    for replica in (here, there):
+        replica.update(seeds, json.loads(json.dumps(coefficients)), noise="iid", version=0)
+    assert here.digest() == there.digest()
+
+
+def test_innovation_7_learning_rate_digestion():
+    """1/σ is part of α: σ does not divide the update, and α defaults to σ/2, the paper's 5e-4 at its σ of 1e-3."""
+    fitness = np.arange(30.0)
+    assert ESConfig().alpha == 5e-4
+    assert ESConfig(sigma=0.02).alpha == 0.01
+    same = [strategy.tell(ESConfig(sigma=sigma, learning_rate=1e-3), fitness) for sigma in (1e-3, 1e-1)]
+    assert same[0] == same[1]
