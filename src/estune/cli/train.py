@@ -70,11 +70,8 @@ def data_and_rewards(config: RunConfig) -> tuple[Any, Any, Any]:
 
 
 def _datasets(config: RunConfig) -> tuple[Any, Any]:
-    from datasets import disable_progress_bars
-
     from estune.data import has_split, load_rows
 
-    disable_progress_bars()
     assert config.dataset_name is not None
     train_rows = load_rows(config.dataset_name, config.dataset_train_split, config.dataset_config)
     held_out = None
