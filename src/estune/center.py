@@ -108,11 +108,16 @@ class Center:
         """θ ← fl(θ + δ), δ = Σ cₙ·εₙ in the seeds' order; an update from another version than θ's is not applied.
 
         An update that arrives twice is so applied once. Empty coefficients only count as a version.
+
+        Raises:
+            JournalError: the update is from another version, or has not one coefficient a seed.
         """
         if version == self.version - 1:
             return  # a repetition of the one just applied
         if version != self.version:
             raise JournalError(f"an update from version {version} cannot be applied to θ at version {self.version}")
+        if coefficients and len(coefficients) != len(seeds):
+            raise JournalError(f"an update has {len(coefficients)} coefficients for {len(seeds)} seeds")
         if coefficients:
             jobs = [job for batch in self._batches for job in batch.jobs]
             list(self._pool.map(lambda job: _update_job(job, seeds, coefficients, noise), jobs))
@@ -140,7 +145,10 @@ class Center:
         try:
             with safe_open(path, "pt") as file:
                 for name, theta in self.theta.items():
-                    theta.copy_(file.get_tensor(name))
+                    stored = file.get_tensor(name)
+                    if (stored.dtype, stored.shape) != (theta.dtype, theta.shape):
+                        raise ValueError(f"{name} has another shape or dtype")  # copy_ would broadcast and convert
+                    theta.copy_(stored)
                 self.version = int(file.metadata()["version"])
         except Exception as error:  # safetensors raises several kinds
             raise JournalError(f"{path}: not a snapshot of this model's θ ({error})") from None

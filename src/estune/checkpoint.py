@@ -110,7 +110,10 @@ def resolve(model: str, revision: str | None = None, *, trust_remote_code: bool 
 def _weight_files(folder: Path) -> list[str]:
     if (folder / _INDEX).is_file():
         try:
-            return sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
+            files = sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
+            if outside := [file for file in files if Path(file).name != file]:
+                raise ValueError(f"{outside[0]} is not in this folder")  # it would be written outside the target, too
+            return files
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{folder / _INDEX}: not an index of weight files ({error}); get the model's files again") from None
     if (folder / "model.safetensors").is_file():

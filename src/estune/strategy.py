@@ -7,6 +7,7 @@ https://arxiv.org/abs/2509.24372; Wierstra et al. 2014, https://jmlr.org/papers/
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +53,15 @@ def tell(config: ESConfig, fitness: Fitness) -> list[float]:
 
 
 def z_score(fitness: Fitness) -> Fitness:
-    """R̃ = (R − mean) / population standard deviation."""
-    centred = fitness - math.fsum(fitness) / fitness.size
+    """R̃ = (R − mean) / population standard deviation.
+
+    A power of two first brings the largest to order one, so that no square over- or underflows: it changes no digit.
+    The mean is taken off twice: its own rounding counts where all are nearly equal.
+    """
+    _, exponent = math.frexp(np.abs(fitness).max())
+    centred = np.ldexp(fitness, -exponent)
+    for _ in range(2):
+        centred = centred - math.fsum(centred) / centred.size
     return centred / math.sqrt(math.fsum(centred**2) / fitness.size)
 
 
@@ -77,8 +85,10 @@ def batch(config: ESConfig, step: int, rows: int) -> list[int]:
     return [_shuffled(config.seed, i // rows, rows)[i % rows] for i in range(first, first + size)]
 
 
-def _shuffled(seed: int, epoch: int, rows: int) -> list[int]:
-    return sorted(range(rows), key=lambda i: mix(mix(mix(seed ^ _GOLDEN) + epoch) + i))
+@lru_cache(maxsize=2)  # a batch may reach into a second epoch
+def _shuffled(seed: int, epoch: int, rows: int) -> tuple[int, ...]:
+    start = mix(mix(seed ^ _GOLDEN) + epoch)
+    return tuple(sorted(range(rows), key=lambda i: mix(start + i)))
 
 
 def seed_of(run_seed: int, step: int, n: int) -> int:

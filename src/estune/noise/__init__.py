@@ -6,6 +6,7 @@ imported when first needed: numba takes a second, and vLLM must be built before 
 
 import math
 from collections.abc import Callable, Sequence
+from operator import index
 from typing import Literal
 
 import numpy as np
@@ -27,16 +28,20 @@ def gaussian(seed: int, name: str, shape: Sequence[int], *, correlated: bool = F
     all parameters share one stream, as in the scripts of the paper. Element i (row-major) is the same whatever the shape.
 
     Raises:
-        ConfigError: the seed is no unsigned 64-bit integer, the shape is negative, or the backend is not to be had.
+        ConfigError: the seed is no unsigned 64-bit integer, the shape holds something else than integers from 0 on,
+            or the backend is not to be had.
     """
-    if not 0 <= int(seed) < 2**64 or int(seed) != seed:
-        raise ConfigError(f"seed {seed} is not an integer from 0 to 2**64 - 1")
-    shape = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(int(side) for side in shape)
-    if any(side < 0 for side in shape):
-        raise ConfigError(f"shape {shape} has a negative side")
-    out = np.empty(math.prod(shape), np.float32)
-    _backend(backend)(int(seed), stream(name, correlated=correlated), 0, out)
-    return out.reshape(shape)
+    if not hasattr(seed, "__index__") or not 0 <= index(seed) < 2**64:
+        raise ConfigError(f"seed {seed!r} is not an integer from 0 to 2**64 - 1")
+    try:
+        sides = (index(shape),) if hasattr(shape, "__index__") else tuple(index(side) for side in shape)
+    except TypeError:
+        raise ConfigError(f"shape {shape!r} is not made of integers") from None
+    if any(side < 0 for side in sides):
+        raise ConfigError(f"shape {sides} has a negative side")
+    out = np.empty(math.prod(sides), np.float32)
+    _backend(backend)(index(seed), stream(name, correlated=correlated), 0, out)
+    return out.reshape(sides)
 
 
 def _backend(name: str) -> Fill:
