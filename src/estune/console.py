@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -37,11 +37,10 @@ class Screen:
             self._progress = Progress(
                 SpinnerColumn("dots" if self._console.encoding.startswith("utf") else "line"),
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=10),
                 TextColumn("{task.fields[reward]}", markup=False),
-                TimeElapsedColumn(),
-                TextColumn("left", markup=False),
                 TimeRemainingColumn(),
+                TextColumn("left", markup=False),
                 console=self._console,
                 speed_estimate_period=3600,
             )
@@ -52,7 +51,7 @@ class Screen:
     def member(self, step: int, done: int) -> None:
         """A member of `step` was evaluated, the `done`-th."""
         if self._progress:
-            label = f"step {step}/{self._config.max_steps} member {done}/{self._config.population_size}"
+            label = f"step {step}/{self._config.max_steps} ({done}/{self._config.population_size})"
             self._progress.update(self._progress.task_ids[0], advance=1, description=label)
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -133,7 +132,7 @@ def _summary(metrics: Mapping[str, Any]) -> str:
     if metrics["reward"] is None:
         return "no member got a reward"
     speed = metrics["es/tokens_per_second"]
-    return f"reward {metrics['reward']:.4g} ± {metrics['reward_std']:.3g}, best {metrics['es/reward_best']:.4g}  {speed:.0f} tokens/s"
+    return f"reward {metrics['reward']:.3g} ± {metrics['reward_std']:.2g}, best {metrics['es/reward_best']:.3g} {speed:.0f} tok/s"
 
 
 def _cell(value: Any) -> str:
