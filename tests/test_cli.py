@@ -89,7 +89,6 @@ WRONG = [
     ({"reward_funcs": "rewards_of_mine.breaks"}, "breaks raised KeyError"),
     ({"reward_funcs": "rewards_of_mine.few"}, "few returned 1 rewards for 4 completions"),
     ({"reward_funcs": "rewards_of_mine.words"}, "words returned 'good' for completion 0"),
-    ({"reward_weights": "2", "reward_funcs": "conciseness_reward"}, None),
     ({"task": "countdwn"}, "countdown"),
     ({"target_parameters": "("}, "target_parameters"),
     ({"target_parameters": "nothing"}, "target_parameters"),
@@ -100,7 +99,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "says"), [case for case in WRONG if case[1]], ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("settings", "says"), WRONG, ids=lambda value: str(value)[:40])
 def test_wrong_input_is_one_line_and_status_2(place, capsys, settings, says):
     assert says in refused(capsys, train(**settings))
 
