@@ -5,7 +5,7 @@
     step_over_generation    wall time of a step (N = 16, 16 prompts, 64 new tokens) ÷ the sum of `generate` in it
     memory_over_bar         peak memory of the run ÷ (model + θ + 25 % + what generation alone takes); at most 1
 
-The first step also compiles and reads the first member back, so the second and third count; the worse is shown.
+Of four steps the first also compiles and reads a member back, and the last saves, so the worse of the two between is shown.
 Memory is anonymous memory: pages of a mapped weights file can be dropped by the system at any time.
 """
 
@@ -28,6 +28,9 @@ def main() -> None:
             "peak_run_GB": run["peak_bytes"] / 1e9,
             "peak_generation_alone_GB": alone["peak_bytes"] / 1e9,
             "model_and_theta_GB": weights / 1e9,
+            "generate_seconds": run["generate_seconds"],
+            "load_seconds": run["load_seconds"],
+            "update_seconds": run["update_seconds"],
         },
         asked.json,
     )

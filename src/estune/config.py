@@ -57,7 +57,8 @@ class ESConfig:
     generation_batch_size: int = _setting(64, "sequences generated at a time; halved when memory runs out", least=1)
     model_init_kwargs: dict[str, Any] | None = _setting(None, "passed to AutoModelForCausalLM.from_pretrained")
     trust_remote_code: bool = _setting(False, "run model code that comes with a checkpoint")
-    workers: Literal["local"] = _setting("local", "where members are evaluated")
+    workers: Literal["local"] = _setting("local", "where members are evaluated: one engine in this process")
+    num_workers: int = _setting(1, "engines; local workers have one", least=1)
 
     # rewards
     reward_weights: list[float] | None = _setting(None, "one weight a reward function; default 1 each")
@@ -91,6 +92,8 @@ class ESConfig:
             object.__setattr__(self, name, value)
         if self.antithetic and self.population_size % 2:
             raise ConfigError(f"population_size: antithetic members come in pairs, so {self.population_size} must be even")
+        if self.workers == "local" and self.num_workers != 1:
+            raise ConfigError(f"num_workers: workers: local has one engine, not {self.num_workers}; leave it at 1")
         if self.load_best_model_at_end and not self.metric_for_best_model:
             raise ConfigError("load_best_model_at_end: set metric_for_best_model too, e.g. reward")
         if self.metric_for_best_model and self.eval_strategy == "no":
@@ -123,7 +126,7 @@ class RunConfig(ESConfig):
 # fmt: off
 MAY_CHANGE_ON_RESUME = frozenset((
     "max_steps", "engine", "dtype", "device", "generation_batch_size", "model_init_kwargs", "trust_remote_code", "workers",
-    "eval_strategy", "eval_steps", "eval_on_start", "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
+    "num_workers", "eval_strategy", "eval_steps", "eval_on_start", "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
     "output_dir", "save_steps", "save_total_limit", "resume_from_checkpoint", "logging_steps", "report_to", "run_name",
     "log_completions", "num_completions_to_print", "disable_tqdm", "push_to_hub", "hub_model_id", "model_name_or_path",
     "eval_dataset_name", "dataset_test_split", "max_eval_samples",
