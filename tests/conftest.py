@@ -120,3 +120,11 @@ def make_trainer(mini, tmp_path, rows):
         return ESTrainer(model, reward_funcs, args, train_dataset, eval_dataset, tokenizer, callbacks)
 
     return make
+
+
+@pytest.fixture
+def undisturbed_plain(make_trainer, tmp_path):
+    """The folder of a run with usual settings that nobody disturbed."""
+    trainer = make_trainer(output_dir=str(tmp_path / "plain"))
+    trainer.train()
+    return trainer.folder.path

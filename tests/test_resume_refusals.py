@@ -135,13 +135,6 @@ def test_the_folder_may_have_moved(make_trainer, tmp_path):
 # The snapshots of θ
 
 
-@pytest.fixture
-def undisturbed_plain(make_trainer, tmp_path):
-    trainer = make_trainer(output_dir=str(tmp_path / "plain"))
-    trainer.train()
-    return trainer.folder.path
-
-
 def damage(path, at=-5):
     data = bytearray(path.read_bytes())
     data[at] ^= 255
