@@ -90,6 +90,15 @@ def test_an_update_from_another_version_is_refused(version):
         make().update(SEEDS, COEFFICIENTS, noise="iid", version=version)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_an_update_without_one_coefficient_a_seed_is_refused_and_leaves_theta_alone(count):
+    center = make()
+    before = center.digest()
+    with pytest.raises(JournalError, match=f"{count} coefficients for 3 seeds"):
+        center.update(SEEDS, [1e-3] * count, noise="iid", version=0)
+    assert (center.digest(), center.version) == (before, 0)
+
+
 def test_a_member_of_another_version_is_refused():
     with pytest.raises(ModelError, match="version"):
         weights(make(), Member(1, 1, 0.1, "iid", 1))
@@ -125,7 +134,7 @@ def test_a_snapshot_gives_theta_and_its_version_back(tmp_path):
     assert (other.digest(), other.version) == (center.digest(), 1)
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing parameter", "no version", "not there"])
+@pytest.mark.parametrize("damage", ["cut", "missing parameter", "other shape", "other dtype", "no version", "not there"])
 def test_a_damaged_snapshot_is_told(tmp_path, damage):
     from safetensors.torch import save_file
 
@@ -136,6 +145,10 @@ def test_a_damaged_snapshot_is_told(tmp_path, damage):
         path.write_bytes(path.read_bytes()[:-1000])
     elif damage == "missing parameter":
         save_file({"norm": center.theta["norm"]}, path, metadata={"version": "0"})
+    elif damage == "other shape":  # one that could be broadcast
+        save_file(center.theta | {"norm": torch.ones(1)}, path, metadata={"version": "0"})
+    elif damage == "other dtype":
+        save_file({name: theta.bfloat16() for name, theta in center.theta.items()}, path, metadata={"version": "0"})
     elif damage == "no version":
         save_file(center.theta, path)
     else:

@@ -96,15 +96,25 @@ def test_an_element_does_not_depend_on_the_shape():
     assert np.array_equal(gaussian(3, "a", (6, 4)).reshape(-1), gaussian(3, "a", (24,)))
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64, 0.5])
+@pytest.mark.parametrize("seed", [-1, 2**64, 0.5, 7.0, float("nan"), "7", None])
 def test_a_seed_that_is_no_unsigned_64_bit_integer_is_refused(seed):
     with pytest.raises(ConfigError, match="seed"):
         gaussian(seed, "a", (1,))
 
 
-def test_a_wrong_shape_or_backend_is_refused():
+@pytest.mark.parametrize("shape", [(-1,), (2.5,), ("3",), "ab", None])
+def test_a_shape_that_is_not_made_of_integers_from_zero_on_is_refused(shape):
     with pytest.raises(ConfigError, match="shape"):
-        gaussian(0, "a", (-1,))
+        gaussian(0, "a", shape)
+
+
+def test_numpys_integers_and_torchs_sizes_are_integers_too():
+    wanted = gaussian(2**64 - 1, "a", (5,))
+    assert np.array_equal(gaussian(np.uint64(2**64 - 1), "a", torch.Size([5])), wanted)
+    assert np.array_equal(gaussian(2**64 - 1, "a", np.int64(5)), wanted)
+
+
+def test_an_unknown_backend_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match=r"cuda.*numba"):
         gaussian(0, "a", (1,), backend="cuda")
 
@@ -144,16 +154,33 @@ def test_an_update_sums_the_seeds_in_order_in_fp32_and_adds_once(on_device, star
     assert theta.numpy().tobytes() == wanted.tobytes()
 
 
-def test_no_product_and_sum_are_fused():
+@pytest.mark.parametrize("on_device", [False, True], ids=["numba", "torch"])
+def test_no_product_and_sum_are_fused(on_device):
     """Some element here would round otherwise under a fused multiply-add, and none does."""
-    size, scale = 20_000, np.float32(1e-3)
+    write, size, scale = torch_backend.perturb if on_device else kernels.perturb, 20_000, np.float32(1e-3)
     theta, noise, out = spread(size), np.empty(size, np.float32), torch.zeros(size)
     reference.fill(5, 1, 0, noise)
     fused = (theta.numpy().astype(np.float64) + np.float64(scale) * noise.astype(np.float64)).astype(np.float32)
     two_roundings = theta.numpy() + scale * noise
     assert np.any(fused != two_roundings)
-    kernels.perturb(theta, float(scale), 5, 1, 0, out)
+    write(theta, float(scale), 5, 1, 0, out)
     assert np.array_equal(out.numpy(), two_roundings)
+
+
+@pytest.mark.parametrize("on_device", [False, True], ids=["numba", "torch"])
+def test_no_product_and_sum_of_an_update_are_fused(on_device):
+    """θ is zero, so that it ends as the sum over the seeds, in which a fused multiply-add would round otherwise."""
+    move, size, seeds = torch_backend.update if on_device else kernels.update, 20_000, [5, 6]
+    first, second, theta = np.empty(size, np.float32), np.empty(size, np.float32), torch.zeros(size)
+    coefficients = np.array([0.3, -0.7], np.float32)
+    reference.fill(5, 1, 0, first)
+    reference.fill(6, 1, 0, second)
+    so_far = coefficients[0] * first
+    fused = (so_far.astype(np.float64) + np.float64(coefficients[1]) * second.astype(np.float64)).astype(np.float32)
+    two_roundings = so_far + coefficients[1] * second
+    assert np.any(fused != two_roundings)
+    move(theta, coefficients.tolist(), seeds, 1, 0)
+    assert np.array_equal(theta.numpy(), two_roundings)
 
 
 @pytest.mark.parametrize(("dtype", "value"), [(torch.float16, 65_530.0), (torch.bfloat16, 3.4e38), (torch.float32, float("inf"))])

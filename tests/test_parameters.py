@@ -57,7 +57,35 @@ def test_a_checkpoint_of_several_files_keeps_its_files(tmp_path):
     assert len(files) > 3
     model(tmp_path / "many", tmp_path).write(tmp_path / "copy")
     assert {path.name for path in (tmp_path / "copy").glob("*.safetensors*")} == files
+    for name in files:
+        before, after = tmp_path / "many" / name, tmp_path / "copy" / name
+        if name.endswith(".json"):
+            assert json.loads(before.read_text()) == json.loads(after.read_text())
+        else:
+            assert load_file(before).keys() == load_file(after).keys()
     assert torch.equal(logits(tmp_path / "many"), logits(tmp_path / "copy"))
+
+
+def with_index(folder, files):
+    """An index beside the weights that names `files`, as a checkpoint of several files has it."""
+    index = {"weight_map": {f"weight {i}": file for i, file in enumerate(files)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("file", ["../outside.safetensors", "sub/model.safetensors", "/tmp/model.safetensors", 3, None])
+def test_an_index_that_names_files_elsewhere_is_refused_since_they_would_be_written_there_too(tmp_path, file):
+    folder = make_model(tmp_path / "base")
+    (tmp_path / "outside.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with_index(folder, [file])
+    with pytest.raises(ModelError, match="not an index of weight files"):
+        plan(folder)
+
+
+def test_an_index_that_names_a_file_that_is_not_there_is_refused(tmp_path):
+    folder = make_model(tmp_path / "base")
+    with_index(folder, ["model.safetensors", "lost.safetensors"])
+    with pytest.raises(ModelError, match=r"lost.safetensors: not a whole safetensors file"):
+        plan(folder)
 
 
 def test_a_tied_parameter_counts_once_under_the_name_in_the_file(tiny):

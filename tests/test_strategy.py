@@ -26,6 +26,17 @@ def test_equal_fitness_means_no_update_although_its_deviation_does_not_round_to_
     assert strategy.tell(config(population_size=30), thirty) == []
 
 
+@pytest.mark.parametrize("scale", [5e-324, 1e-200, 1e-30, 1e200, 8e307])
+def test_fitness_of_any_size_that_a_number_can_have_is_normalised_alike(scale):
+    fitness = np.array([0.0, 1.0, 2.0, 1.0])
+    assert strategy.tell(config(), fitness * scale) == strategy.tell(config(), fitness)
+
+
+def test_fitness_that_differs_in_its_last_digit_alone_is_still_centred():
+    z = strategy.z_score(np.array([0.1, 0.1, np.nextafter(0.1, 1)]))
+    assert z.tolist() == pytest.approx([-(0.5**0.5), -(0.5**0.5), 2**0.5])
+
+
 def test_a_member_without_fitness_gets_zero_and_the_others_are_normalised_without_it():
     fitness = np.array([3.0, np.nan, 4.0, 1.5])
     rest = fitness[[0, 2, 3]]
@@ -51,6 +62,21 @@ def test_an_antithetic_pair_shares_a_seed_and_has_one_coefficient():
     ]
     z = (FITNESS - FITNESS.mean()) / FITNESS.std()
     assert strategy.tell(pairs, FITNESS) == pytest.approx([0.005 / 4 * (z[0] - z[1]), 0.005 / 4 * (z[2] - z[3])], rel=1e-6)
+
+
+def test_half_a_pair_counts_when_the_other_half_has_no_fitness():
+    fitness = np.array([3.0, np.nan, 4.0, 1.5])
+    rest = fitness[[0, 2, 3]]
+    z = (rest - rest.mean()) / rest.std()
+    wanted = np.float32(0.005 / 3 * np.array([z[0], z[1] - z[2]]))
+    assert strategy.tell(config(antithetic=True), fitness) == wanted.tolist()
+
+
+@given(st.lists(st.integers(-5, 5), min_size=2, max_size=40).filter(lambda values: len(set(values)) > 1))
+def test_centered_ranks_sum_to_zero_with_any_ties(values):
+    ranks = strategy.centered_rank(np.array(values, float))
+    assert abs(ranks.sum()) < 1e-12
+    assert all((ranks[i] < ranks[j]) == (values[i] < values[j]) for i in range(len(values)) for j in range(len(values)))
 
 
 def test_centered_ranks_spread_evenly_and_ties_share_their_rank():
@@ -101,6 +127,20 @@ def test_each_row_is_asked_once_an_epoch_in_an_order_that_changes():
     assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 2
     assert epochs[0] != epochs[1]
     assert strategy.batch(some, 5, 12) == strategy.batch(some, 5, 12)
+
+
+def test_an_epoch_is_shuffled_once_however_large_a_batch_is(monkeypatch):
+    calls = 0
+
+    def counted(x, mix=strategy.mix):
+        nonlocal calls
+        calls += 1
+        return mix(x)
+
+    monkeypatch.setattr(strategy, "mix", counted)
+    rows = strategy.batch(config(batch_size=500, seed=987_654), 1, 1000)
+    assert len(set(rows)) == 500
+    assert calls < 1100
 
 
 def test_without_a_batch_size_or_with_a_large_one_all_rows_are_asked():
