@@ -240,3 +240,11 @@ def test_a_damaged_gguf_is_refused_and_leaves_nothing_behind(tmp_path, monkeypat
     with pytest.raises(ModelError, match="cannot convert"):
         resolve(str(tmp_path / "m.gguf"))
     assert not list((tmp_path / "cache" / "gguf").iterdir())
+
+
+def test_a_theta_that_overflows_the_checkpoints_dtype_is_refused_rather_than_saved_as_infinity(tmp_path):
+    tuned = model(make_model(tmp_path / "base", dtype="float16"), tmp_path)
+    tuned.center.theta["model.norm.weight"].fill_(70_000.0)
+    with pytest.raises(ModelError, match=r"model.norm.weight overflows torch.float16"):
+        tuned.write(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()

@@ -59,12 +59,18 @@ class Checkpoint:
         with replaced_folder(target) as folder:
             for file in sorted({stored.file for stored in self.tensors.values()}):
                 names = [name for name, stored in self.tensors.items() if stored.file == file]
-                tensors = {name: value(name).to(self.tensors[name].dtype).contiguous() for name in names}
+                tensors = {name: self._rounded(name, value(name)) for name in names}
                 save_file(tensors, folder / file, metadata={"format": "pt"})
                 (folder / file).chmod(0o644)
             self._copy_rest(folder)
             extra(folder)
             sync_tree(folder)
+
+    def _rounded(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        rounded = value.to(self.tensors[name].dtype).contiguous()
+        if rounded.dtype != value.dtype and not bool(torch.isfinite(rounded).all()):
+            raise ModelError(f"{name} overflows {rounded.dtype}, the base checkpoint's dtype; start from one in bfloat16 or float32")
+        return rounded
 
     def _copy_rest(self, folder: Path) -> None:
         for pattern in _COPIED:
