@@ -1,9 +1,13 @@
 """A tiny real checkpoint with a real tokenizer, made here, so that the fast tests need no download and no hub."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+from cli_place import FLAGS, lines
+
+from estune.cli.main import main
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_CACHE", "/tmp/estune-tests-datasets")
@@ -128,3 +132,43 @@ def undisturbed_plain(make_trainer, tmp_path):
     trainer = make_trainer(output_dir=str(tmp_path / "plain"))
     trainer.train()
     return trainer.folder.path
+
+
+@pytest.fixture
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """The working folder is empty, and what a command adds to the import path is taken off again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run the command and return its one line on standard error, having checked that it is one and the status is 2."""
+
+    def run(*arguments) -> str:
+        status = main(list(map(str, arguments)))
+        out, err = capsys.readouterr()
+        assert (status, out) == (2, "")
+        assert err.startswith("estune: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        assert "Traceback" not in err
+        return err.strip()
+
+    return run
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A small dataset file."""
+    rows = [{"prompt": f"what is {word}", "target": "x" * (5 + i)} for i, word in enumerate(["red", "blue", "cat", "dog"])]
+    return lines(tmp_path / "data.jsonl", rows)
+
+
+@pytest.fixture(scope="session")
+def finished(mini, tmp_path_factory) -> Path:
+    """The folder of a run of three steps that saved a checkpoint after each."""
+    folder = tmp_path_factory.mktemp("finished")
+    flags = [*FLAGS, "--max_steps", "3", "--output_dir", str(folder)]
+    assert main(["train", "--model_name_or_path", str(mini), "--task", "conciseness", *flags]) == 0
+    return folder

@@ -109,7 +109,7 @@ def resolve(model: str, revision: str | None = None, *, trust_remote_code: bool 
     if path.exists():
         raise ModelError(f"{model}: is neither a folder nor a .gguf file")
     if model.startswith(("/", ".", "~")) or model.count("/") > 1:
-        raise ModelError(f"{model}: no such folder")
+        raise ModelError(f"{model}: no such folder; give a hub id, a local folder or a .gguf file")
     return _downloaded(model, revision, trust_remote_code)
 
 
