@@ -117,6 +117,12 @@ def test_an_answer_stays_within_the_context(tmp_path):
     assert len(answers(engine(folder), ["one two three"], budget=100)[0].ids) <= 5
 
 
+def test_near_the_end_of_the_context_answers_do_not_depend_on_the_batch_size(tmp_path):
+    folder = make_model(tmp_path / "short", max_position_embeddings=14)
+    alone, together = (answers(engine(folder, generation_batch_size=size), budget=100) for size in (1, 64))
+    assert alone == together
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_the_engine_holds_the_members_weights_to_the_bit(tiny, dtype):
     checkpoint = open_checkpoint(tiny)

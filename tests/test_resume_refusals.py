@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from conftest import make_model, short
+from safetensors.torch import load_file, save_file
 from test_resume import SETTINGS, assert_same, files_of, interrupted, steps_of
 
 from estune.config import MAY_CHANGE_ON_RESUME
@@ -210,5 +211,13 @@ def test_a_torn_line_of_metrics_is_written_again(make_trainer, undisturbed_plain
     folder = interrupted(make_trainer)
     metrics = (folder / "metrics.jsonl").read_bytes()
     (folder / "metrics.jsonl").write_bytes(metrics[:-20])
+    make_trainer().train(resume_from_checkpoint=True)
+    assert_same(folder, undisturbed_plain)
+
+
+def test_a_snapshot_that_claims_a_step_beyond_the_journal_is_passed_over(make_trainer, undisturbed_plain):
+    folder = interrupted(make_trainer)
+    snapshot = folder / "theta" / "step-2.safetensors"
+    save_file(load_file(snapshot), snapshot, metadata={"version": "99"})
     make_trainer().train(resume_from_checkpoint=True)
     assert_same(folder, undisturbed_plain)

@@ -119,9 +119,7 @@ class RunFolder:
     def write_completions(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Keep what an evaluation answered, one JSON a line."""
         (self.path / "completions").mkdir(exist_ok=True)
-        plain = [json.loads(json.dumps(row, default=str), parse_constant=lambda word: None) for row in rows]  # NaN becomes null
-        text = "".join(json.dumps(row) + "\n" for row in plain)
-        write_text(self.path / "completions" / f"step-{step}.jsonl", text)
+        write_text(self.path / "completions" / f"step-{step}.jsonl", json_lines(rows))
 
     def completions(self, step: int) -> list[dict[str, Any]] | None:
         path = self.path / "completions" / f"step-{step}.jsonl"
@@ -139,6 +137,12 @@ class RunFolder:
                 if step != best:
                     remove_folder(self.checkpoint(step))
             sync(self.path)
+
+
+def json_lines(rows: list[dict[str, Any]]) -> str:
+    """One JSON object a line; NaN, which JSON has not, becomes null."""
+    plain = [json.loads(json.dumps(row, default=str), parse_constant=lambda word: None) for row in rows]
+    return "".join(json.dumps(row) + "\n" for row in plain)
 
 
 def _numbered(folder: Path, prefix: str, suffix: str) -> list[int]:

@@ -121,6 +121,8 @@ class Journal:
 
     def check(self, center: Center) -> None:
         """Compare θ's digest with the one that the journal has for its version, if it has one; raises JournalError."""
+        if not 0 <= center.version <= self.last:
+            raise JournalError(f"{self.path}: has {self.last} steps, but θ is said to be at step {center.version}")
         wanted = self.header.digest if center.version == 0 else self.steps[center.version - 1].digest
         if wanted and center.digest() != wanted:
             whose = "the base model is not the one that" if center.version == 0 else f"θ at step {center.version} is not what"

@@ -88,7 +88,9 @@ def _check_config(checkpoint: Checkpoint, config: Any) -> None:
     architectures = config.architectures or []
     remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
     if not remote and architectures and not known & set(architectures):
-        raise ModelError(f"{checkpoint.folder}: {architectures[0]} is no causal language model; give one that generates text, such as a LlamaForCausalLM")
+        raise ModelError(
+            f"{checkpoint.folder}: {architectures[0]} is no causal language model; give one that generates text, such as a LlamaForCausalLM"
+        )
 
 
 def _renaming(model: Any) -> Callable[[str], str]:

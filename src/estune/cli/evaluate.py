@@ -9,7 +9,6 @@ Prints a table of sample answers and one of figures. Any setting of `estune trai
 
 import argparse
 import dataclasses
-import json
 import tempfile
 from pathlib import Path
 
@@ -42,6 +41,7 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     if options.output:
         _check_writable(Path(options.output))
     train.quieten_libraries()
+    from estune.folder import json_lines
     from estune.trainer import ESTrainer
 
     with tempfile.TemporaryDirectory() as scratch:  # evaluating writes nothing to output_dir
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     shown = [(name, f"{value:.4g}") for name, value in held.metrics.items() if isinstance(value, (int, float))]
     trainer.screen.table(model, ("metric", "value"), shown)
     if options.output:
-        Path(options.output).write_text("".join(json.dumps(record, default=str) + "\n" for record in held.records))
+        Path(options.output).write_text(json_lines(held.records), encoding="utf-8")
     return 0
 
 

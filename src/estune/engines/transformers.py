@@ -62,12 +62,14 @@ class TransformersEngine:
 
     def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int) -> list[Completion]:
         encoded = self._tokenizer.encode(prompts)
+        room = self.context_length - max(map(len, encoded), default=0)
+        budget = min(max_completion_length, room)  # one for all, so that answers don't depend on the batches
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))  # alike lengths together pad least
         answers: dict[int, Completion] = {}
         while len(answers) < len(order):
             batch = order[len(answers) : len(answers) + self._batch_size]
             try:
-                done = self._generate_batch([encoded[i] for i in batch], max_completion_length)
+                done = self._generate_batch([encoded[i] for i in batch], budget)
             except (RuntimeError, MemoryError) as error:
                 self._shrink(error)
                 continue
@@ -77,7 +79,6 @@ class TransformersEngine:
     @torch.inference_mode()
     def _generate_batch(self, encoded: list[list[int]], budget: int) -> list[Completion]:
         longest = max(map(len, encoded))
-        budget = min(budget, self.context_length - longest)
         pad = self._tokenizer.pad
         ids = torch.tensor([[pad] * (longest - len(row)) + row for row in encoded])  # (B, L), left-padded
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded])  # (B, L)
