@@ -22,7 +22,7 @@ from estune.errors import ConfigError, DataError, ModelError
 from estune.journal import exists
 from estune.member import Prompt
 from estune.parameters import Layout, layout
-from estune.resources import check_memory
+from estune.resources import amount, check_memory
 from estune.workers.base import Workers
 from estune.workers.local import LocalWorkers
 
@@ -79,8 +79,8 @@ class Model:
         tuned, total = self._count(self.tuned), self._count(list(self.layout.in_model))
         part = "all" if tuned == total else f"{tuned:,} of"
         return (
-            f"{self.name}: {part} {total:,} parameters tuned; θ in fp32 takes {self.theta_bytes() / 2**30:.2f} GiB, "
-            f"the engine's weights {self._engine_bytes() / 2**30:.2f} GiB"
+            f"{self.name}: {part} {total:,} parameters tuned; θ in fp32 takes {amount(self.theta_bytes())}, "
+            f"the engine's weights {amount(self._engine_bytes())}"
         )
 
     def write(self, target: Path, state: Callable[[Path], None] = lambda folder: None) -> None:
