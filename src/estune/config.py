@@ -17,7 +17,7 @@ from estune.errors import ConfigError
 
 
 def _setting(default: Any, help: str, **limits: Any) -> Any:
-    """A field with the sentence that `--help` shows, and limits: above, least, below (numbers)."""
+    """A field with the sentence that `--help` shows, and limits: above, least, below, most (numbers)."""
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
@@ -49,7 +49,7 @@ class ESConfig:
     chat_template_kwargs: dict[str, Any] | None = _setting(None, "passed to the chat template of conversational prompts")
 
     # engine and workers
-    engine: Literal["transformers", "fake"] = _setting("transformers", "what generates; fake serves tests")
+    engine: Literal["transformers", "vllm", "fake"] = _setting("transformers", "what generates; fake serves tests")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = _setting(
         "auto", "of the engine's weights; auto is bfloat16 where the device computes in it, else float32"
     )
@@ -57,8 +57,20 @@ class ESConfig:
     generation_batch_size: int = _setting(64, "sequences generated at a time; halved when memory runs out", least=1)
     model_init_kwargs: dict[str, Any] | None = _setting(None, "passed to AutoModelForCausalLM.from_pretrained")
     trust_remote_code: bool = _setting(False, "run model code that comes with a checkpoint")
-    workers: Literal["local"] = _setting("local", "where members are evaluated: one engine in this process")
-    num_workers: int = _setting(1, "engines; local workers have one", least=1)
+    vllm_gpu_memory_utilization: float | None = _setting(
+        None, "part of a GPU's memory that vLLM takes; default vLLM's own, or a 4 GiB cache on a CPU", above=0, most=1
+    )
+    vllm_tensor_parallel_size: int = _setting(1, "GPUs that share one vLLM engine", least=1)
+    vllm_max_model_length: int | None = _setting(None, "tokens of a prompt and its completion; default the model's", least=1)
+    vllm_enforce_eager: bool = _setting(False, "no compilation and no CUDA graphs: starts sooner, generates slower")
+    vllm_model_impl: Literal["auto", "vllm", "transformers"] = _setting("auto", "whose implementation of the model vLLM runs")
+    engine_kwargs: dict[str, Any] | None = _setting(None, "passed to vllm.LLM as it is, such as {max_num_seqs: 512}")
+    workers: Literal["local", "ray", "accelerate"] = _setting(
+        "local", "who evaluates members: one engine in this process; ray: one a Ray actor; accelerate: one a launched process"
+    )
+    num_workers: int | None = _setting(None, "engines under ray; default as many as there are GPUs for, or one a node without", least=1)
+    ray_address: str | None = _setting(None, "of a running Ray cluster, auto for this machine's; default one started for the run alone")
+    worker_timeout: float = _setting(3600, "seconds that a Ray worker may take over what it was given, before it is replaced", above=0)
 
     # rewards
     reward_weights: list[float] | None = _setting(None, "one weight a reward function; default 1 each")
@@ -92,8 +104,11 @@ class ESConfig:
             object.__setattr__(self, name, value)
         if self.antithetic and self.population_size % 2:
             raise ConfigError(f"population_size: antithetic members come in pairs, so {self.population_size} must be even")
-        if self.workers == "local" and self.num_workers != 1:
-            raise ConfigError(f"num_workers: workers: local has one engine, not {self.num_workers}; leave it at 1")
+        if self.workers != "ray" and self.num_workers not in (None, 1):
+            more = "choose workers: ray" if self.workers == "local" else "accelerate launch --num_processes says how many"
+            raise ConfigError(f"num_workers: workers: {self.workers} has one engine in each process, not {self.num_workers}; {more}")
+        if self.engine != "vllm" and self.vllm_tensor_parallel_size != 1:
+            raise ConfigError(f"vllm_tensor_parallel_size: needs engine: vllm; it is {self.engine}")
         if self.load_best_model_at_end and not self.metric_for_best_model:
             raise ConfigError("load_best_model_at_end: set metric_for_best_model too, e.g. reward")
         if self.metric_for_best_model and self.eval_strategy == "no":
@@ -125,8 +140,9 @@ class RunConfig(ESConfig):
 # What `resume_from_checkpoint` may change: nothing here alters what a step computes, up to the engine's own rounding.
 # fmt: off
 MAY_CHANGE_ON_RESUME = frozenset((
-    "max_steps", "engine", "dtype", "device", "generation_batch_size", "model_init_kwargs", "trust_remote_code", "workers",
-    "num_workers", "eval_strategy", "eval_steps", "eval_on_start", "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
+    "max_steps", "engine", "dtype", "device", "generation_batch_size", "model_init_kwargs", "trust_remote_code",
+    "vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_max_model_length", "vllm_enforce_eager", "vllm_model_impl",
+    "engine_kwargs", "workers", "num_workers", "ray_address", "worker_timeout", "eval_strategy", "eval_steps", "eval_on_start", "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
     "output_dir", "save_steps", "save_total_limit", "resume_from_checkpoint", "logging_steps", "report_to", "run_name",
     "log_completions", "num_completions_to_print", "disable_tqdm", "push_to_hub", "hub_model_id", "model_name_or_path",
     "eval_dataset_name", "dataset_test_split", "max_eval_samples",
@@ -189,6 +205,8 @@ def _check_limits(field: dataclasses.Field[Any], value: float) -> None:
         raise ConfigError(f"{field.name}: must be greater than {limits['above']}; it is {value}")
     if "least" in limits and value < limits["least"]:
         raise ConfigError(f"{field.name}: must be at least {limits['least']}; it is {value}")
+    if "most" in limits and value > limits["most"]:
+        raise ConfigError(f"{field.name}: must be at most {limits['most']}; it is {value}")
     if "below" in limits and value >= limits["below"]:
         raise ConfigError(f"{field.name}: must be below {limits['below']}; it is {value}")
 
