@@ -117,7 +117,7 @@ def test_a_wrong_value_of_a_flag_names_the_flag_and_what_is_right(flag, value, s
     assert says in message
 
 
-# the YAML file
+# YAML files
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,30 @@ def test_a_yaml_file_that_cannot_be_read_is_named_with_the_reason(refused):
     assert "binary.yaml: cannot be read" in refused("train", "--config", "binary.yaml")
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        ("sigma: -1", "seed: 1", "first.yaml: sigma: must be greater than 0"),
+        ("seed: 1", "sigma: -1", "second.yaml: sigma: must be greater than 0"),
+        ("seed: 1", "sigmma: 1", "second.yaml: unknown setting 'sigmma'"),
+        ("sigma: -1", "sigmma: 1", "second.yaml: unknown setting 'sigmma'"),
+        ("task: nope", "seed: 1", "first.yaml: there is no task 'nope'"),
+        ("seed: 1", "a: [", "second.yaml: is no YAML"),
+        ("antithetic: true", "population_size: 3", "second.yaml: population_size: antithetic members come in pairs"),
+        ("sigma: -1", "sigma: -2", "second.yaml: sigma: must be greater than 0; it is -2"),
+    ],
+)
+def test_of_several_yaml_files_the_wrong_one_is_named(first, second, says, refused):
+    Path("first.yaml").write_text(first)
+    Path("second.yaml").write_text(second)
+    assert f"estune: {says}" in refused("train", "--config", "first.yaml", "second.yaml")
+
+
+def test_a_missing_one_of_several_yaml_files_is_named(refused):
+    config_file(sigma=0.1)
+    assert "missing.yaml: cannot be read" in refused("train", "--config", "run.yaml", "missing.yaml")
+
+
 def test_an_empty_yaml_file_sets_nothing(refused):
     Path("run.yaml").write_text("# nothing yet\n")
     assert "model_name_or_path: give" in refused("train", "--config", "run.yaml")
@@ -183,6 +207,22 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_tasks_default(mini):
     assert [settings_of(folder)["max_completion_length"] for folder in "abc"] == [default, 7, 9]
 
 
+@pytest.mark.parametrize("configs", [["--config", "run.yaml", "over.yaml"], ["--config", "run.yaml", "--config", "over.yaml"]])
+def test_a_later_file_overrides_an_earlier_one_and_a_flag_both(configs, mini, data):
+    config_file(sigma=0.1, seed=1, learning_rate=0.1, population_size=3, eval_strategy="no")
+    config_file(Path("over.yaml"), sigma=0.2, seed=2, population_size=4, antithetic=True)
+    model = ["--model_name_or_path", mini, "--dataset_name", data, "--reward_funcs", "conciseness_reward"]
+    assert main(list(map(str, ["train", *configs, *model, "--engine", "fake", "--max_steps", "1", "--seed", "3"]))) == 0
+    config = settings_of("estune-output")
+    assert [config[name] for name in ("sigma", "seed", "learning_rate", "population_size")] == [0.2, 3, 0.1, 4]
+
+
+def test_what_a_later_file_mends_is_not_held_against_an_earlier_one(mini, data):
+    config_file(sigma=-1)
+    config_file(Path("over.yaml"), sigma=0.1)
+    assert main(train_on(mini, data, "--config", "run.yaml", "over.yaml", "--max_steps", "1")) == 0
+
+
 def test_a_flag_can_complete_what_the_file_alone_would_contradict(mini, data):
     config_file(antithetic=True, population_size=3, metric_for_best_model="reward", eval_dataset_name=str(data))
     more = ["--config", "run.yaml", "--eval_strategy", "steps", "--population_size", "4", "--max_steps", "1"]
@@ -190,9 +230,11 @@ def test_a_flag_can_complete_what_the_file_alone_would_contradict(mini, data):
     assert settings_of()["population_size"] == 4
 
 
-def test_a_wrong_flag_is_not_blamed_on_the_file(refused):
+def test_a_wrong_flag_is_not_blamed_on_a_file(refused):
     config_file(sigma=0.1)
+    config_file(Path("over.yaml"), antithetic=True, population_size=3)
     assert refused("train", "--config", "run.yaml", "--sigma", "-1").startswith("estune: sigma: ")
+    assert refused("train", "--config", "run.yaml", "over.yaml", "--sigma", "-1").startswith("estune: sigma: ")
 
 
 @pytest.mark.parametrize(("flags", "value"), [(["--antithetic"], True), (["--antithetic", "true"], True), (["--antithetic=no"], False)])

@@ -1,33 +1,168 @@
-"""Every recipe runs for two steps with a small model in place of its own, and every command of the README is one."""
+"""Every recipe runs for two steps with a small model in place of its own, and every command of the READMEs is one."""
 
+import argparse
+import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from estune.cli.main import main
-from estune.config import RunConfig, build
+from estune.cli.settings import add_flags, read
+from estune.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+FOLDER = ROOT / "recipes"
+YAMLS = sorted(FOLDER.rglob("*.yaml"))
+OVERLAYS = [path for path in YAMLS if "model_name_or_path" not in yaml.safe_load(path.read_text())]
+RECIPES = [path for path in YAMLS if path not in OVERLAYS]
+COUNTDOWN = [path for path in RECIPES if path.parent.name == "countdown"]
 SMALL = ["--engine", "fake", "--max_steps", "2", "--population_size", "2", "--max_train_samples", "4", "--max_eval_samples", "4"]
+PROBLEMS = [{"problem": "what is one", "answer": "1", "level": 2}, {"problem": "what is two", "answer": "2", "level": 3}]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_runs_with_a_small_model_in_place_of_its_own(recipe, tiny, tmp_path, capsys):
-    out = str(tmp_path / "out")
-    status = main(["train", "--config", str(recipe), "--model_name_or_path", str(tiny), "--output_dir", out, *SMALL])
-    assert (status, capsys.readouterr().err) == (0, "")
-    assert (tmp_path / "out" / "checkpoint-2" / "model.safetensors").is_file()
+def name_of(path: Path) -> str:
+    return str(path.relative_to(FOLDER))
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_holds_known_settings_and_is_listed(recipe):
-    config = build(RunConfig, yaml.safe_load(recipe.read_text()))
-    assert config.model_name_or_path
-    assert f"`{recipe.name}`" in (ROOT / "recipes" / "README.md").read_text()
+def config_of(*words: Path | str) -> RunConfig:
+    """The config of `--config` and these words: files, then flags."""
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return read(*parser.parse_known_args(["--config", *map(str, words)]))
+
+
+@pytest.fixture
+def from_the_root(monkeypatch):
+    """The working folder is the repository's root, where the recipes' own reward functions are found."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
+
+
+@pytest.fixture
+def two_steps(tiny, tmp_path, capsys, from_the_root):
+    """Train by the files given, two steps of the tiny model, on few local rows where the recipe fetches its own."""
+
+    def run(*files: Path, more=(), quiet=True) -> None:
+        words = ["train", "--config", *map(str, files), "--model_name_or_path", str(tiny), "--output_dir", str(tmp_path / "out"), *SMALL]
+        if config_of(*files).dataset_name:
+            from recipes.math.data import write
+
+            write(tmp_path / "data", PROBLEMS, PROBLEMS)
+            words += ["--dataset_name", str(tmp_path / "data")]
+        status = main([*words, *more])
+        errors = capsys.readouterr().err
+        assert status == 0, errors
+        assert not quiet or errors == ""
+        assert (tmp_path / "out" / "checkpoint-2" / "model.safetensors").is_file()
+
+    return run
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_a_recipe_runs_with_a_small_model_in_place_of_its_own(recipe, two_steps):
+    two_steps(recipe)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=name_of)
+def test_a_recipe_runs_with_a_file_laid_over_it(overlay, two_steps):
+    two_steps(COUNTDOWN[0], overlay, more=["--workers", "local", "--num_workers", "none", "--ray_address", "none"])
+
+
+@pytest.mark.ray
+def test_a_recipe_runs_on_workers_of_ray(two_steps, monkeypatch):
+    """As on a node of GPUs, with two workers on the CPU in place of eight on GPUs."""
+    ray = pytest.importorskip("ray")
+    started, init = [], ray.init
+    monkeypatch.setattr(ray, "init", lambda *given, **named: started.append(named) or init(*given, **named))
+    files = FOLDER / "countdown/qwen2.5-0.5b-instruct.yaml", FOLDER / "on/one-node-of-8.yaml"
+    small = ["--engine", "transformers", "--dtype", "float32", "--max_completion_length", "8"]
+    two_steps(*files, more=["--workers", "ray", "--num_workers", "2", *small], quiet=False)
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_a_recipe_is_valid_alone_and_with_each_overlay(recipe):
+    alone = config_of(recipe)
+    for overlay in OVERLAYS:
+        laid = yaml.safe_load(overlay.read_text())
+        assert vars(config_of(recipe, overlay)) == vars(alone) | laid
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=name_of)
+def test_a_recipe_opens_with_what_it_is_and_is_listed(path):
+    assert re.match(r"(# .*\n){2}", path.read_text())
+    assert f"`{name_of(path)}`" in (FOLDER / "README.md").read_text()
+
+
+def test_the_countdown_recipes_differ_in_their_model_alone():
+    assert len(COUNTDOWN) == 7
+    for path in COUNTDOWN:
+        config = vars(config_of(path))
+        assert path.stem == config["model_name_or_path"].split("/")[1].lower()
+        assert config["output_dir"] == f"runs/countdown/{path.stem}"
+        own = {name: config[name] for name in ("model_name_or_path", "output_dir")}
+        assert config == vars(config_of(COUNTDOWN[0])) | own
+
+
+@pytest.mark.parametrize("path", [FOLDER / "README.md", *OVERLAYS], ids=name_of)
+def test_the_commands_of_a_recipe_are_valid(path, from_the_root):
+    text = re.sub(r"\\\n#\s*", "", path.read_text())
+    commands = re.findall(r"estune train --config (.*)", text)
+    assert commands
+    for command in commands:
+        config = config_of(*shlex.split(command))
+        assert config.model_name_or_path
+        assert path not in OVERLAYS or str(path.relative_to(ROOT)) in command
+
+
+def test_the_files_that_recipes_name_are_there():
+    for path in [FOLDER / "README.md", *YAMLS]:
+        for named in re.findall(r"recipes/[\w./-]+\.(?:yaml|py)", path.read_text()):
+            assert (ROOT / named).is_file(), f"{path} names {named}"
+
+
+# the math recipe's own data and reward
+
+
+def test_the_math_data_are_hard_problems_to_learn_from_and_all_held_out(tmp_path, from_the_root):
+    from recipes.math.data import write
+
+    write(tmp_path / "data", PROBLEMS, PROBLEMS)
+    train, test = ([json.loads(line) for line in (tmp_path / "data" / f"{split}.jsonl").open()] for split in ("train", "test"))
+    assert [row["answer"] for row in train] == ["2"]
+    assert [row["answer"] for row in test] == ["1", "2"]
+    assert [message["role"] for message in train[0]["prompt"]] == ["system", "user"]
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "reward"),
+    [
+        (r"so it is \boxed{42}.", "42", 1),
+        (r"\boxed{1} or rather \boxed{\frac{1}{2}}", r"\frac{1}{2}", 1),
+        (r"\boxed{\frac{1}{2}} or rather \boxed{1}", r"\frac{1}{2}", 0),
+        (r"\boxed{ (1,  2) }", "(1,2)", 1),
+        (r"\boxed{1 2}", "12", 0),
+        (r"\boxed{\text{one  and two}}", r"\text{one and two}", 1),
+        (r"\boxed{0.5}", r"\frac{1}{2}", 0),
+        (r"\boxed{42", "42", 0),
+        (r"\boxed{}", "", 1),
+        ("42", "42", 0),
+        ("42}", "42", 0),
+        ("", "", 0),
+        ([{"role": "assistant", "content": r"\boxed{42}"}], "42", 1),
+    ],
+)
+def test_the_math_reward_is_one_where_the_last_box_holds_the_answer(completion, answer, reward, from_the_root):
+    from recipes.math.boxed import boxed_reward
+
+    assert boxed_reward([completion], [answer], level=[3]) == [reward]
+
+
+# the README of the repository
 
 
 def readme_commands() -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Settings from a YAML file and from flags to a config: flags win over the file, the file over the task's defaults."""
+"""Settings from YAML files and flags to a config: flags win over files, later files over earlier, both over the task's defaults."""
 
 import argparse
 import dataclasses
@@ -26,7 +26,8 @@ _GROUPS = {
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for every setting of `RunConfig`, in groups; values stay text, the config checks them."""
-    parser.add_argument("--config", metavar="FILE", help="YAML file of the settings below; flags override it")
+    files = "YAML files of the settings below; a later file overrides an earlier one, flags override all"
+    parser.add_argument("--config", metavar="FILE", nargs="+", action="extend", default=[], help=files)
     starts = {first: title for title, first in _GROUPS.items()}
     hints = typing.get_type_hints(RunConfig)
     group: Any = parser
@@ -42,21 +43,39 @@ def read(options: argparse.Namespace, unknown: list[str]) -> RunConfig:
     """The config that the command line asks for.
 
     Raises:
-        ConfigError: a flag or key is unknown, a value wrong, or the file cannot be read.
+        ConfigError: a flag or key is unknown, a value wrong, or a file cannot be read.
     """
     names = [field.name for field in dataclasses.fields(RunConfig)]
     if unknown:
         flag = next((word for word in unknown if word.startswith("--")), unknown[0]).split("=")[0]
         raise ConfigError(f"unknown option {flag!r}{nearest(flag, [name for name in vars(options) if name != 'command'])}")
     flags = {name: _value(name, value) for name, value in vars(options).items() if name in names and value is not None}
-    from_file = _from_file(options.config) if options.config else {}
-    settings = from_file | flags
-    task = get_task(str(settings["task"])) if settings.get("task") else None
+    files = [(path, _from_file(path)) for path in options.config]
+    settings: dict[str, Any] = {}
+    for _, values in files:
+        settings |= values
     try:
-        return build(RunConfig, (dict(task.defaults) if task else {}) | settings)
-    except ConfigError:
-        build(RunConfig, from_file, f"{options.config}: ")  # where the file alone is wrong, the error names it
-        raise
+        return _config(settings | flags)
+    except ConfigError as error:
+        raise _naming_its_file(error, files) from None
+
+
+def _config(settings: dict[str, Any]) -> RunConfig:
+    task = get_task(str(settings["task"])) if settings.get("task") else None
+    return build(RunConfig, (dict(task.defaults) if task else {}) | settings)
+
+
+def _naming_its_file(error: ConfigError, files: list[tuple[str, dict[str, Any]]]) -> ConfigError:
+    """`error` with the file that brings it in, where one does: the files up to it are wrong in the same way without any flag."""
+    settings: dict[str, Any] = {}
+    for path, values in files:
+        settings |= values
+        try:
+            _config(settings)
+        except ConfigError as same:
+            if str(same) == str(error):
+                return ConfigError(f"{path}: {error}")
+    return error
 
 
 def _flag(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
