@@ -71,7 +71,7 @@ WRONG = [
     ({"sigma": "nan"}, "sigma: must be a finite number"),
     ({"sigma": "much"}, "sigma: must be"),
     ({"population_size": "1"}, "population_size: must be at least 2"),
-    ({"engine": "warp"}, "engine: must be 'transformers' or 'fake'"),
+    ({"engine": "warp"}, "engine: must be 'transformers', 'vllm' or 'fake'"),
     ({"max_steps": "2.5"}, "max_steps: must be"),
     ({"model_name_or_path": None}, "model_name_or_path: give"),
     ({"model_name_or_path": "./none"}, "./none: no such folder"),

@@ -142,7 +142,7 @@ def test_an_engine_whose_names_are_mixed_up_is_found_out_before_anything_is_gene
     first, second = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.gate_proj.weight"
     names[first], names[second] = names[second], names[first]
     mixed = TransformersEngine(tiny, names, ESConfig(dtype="float32"))
-    with pytest.raises(EngineError, match="does not hold the base model's weights"):
+    with pytest.raises(EngineError, match="does not hold the centre's weights"):
         LocalWorkers(Center.load(checkpoint, names), mixed)
 
 
@@ -151,6 +151,6 @@ def test_an_engine_that_does_not_take_a_members_weights_is_found_out(tiny):
     center = Center.load(checkpoint, layout(checkpoint).in_model)
     deaf = engine(tiny)
     workers = LocalWorkers(center, deaf)
-    deaf.load = lambda weights: None  # takes nothing
-    with pytest.raises(EngineError, match="does not hold the first member's weights"):
+    deaf.load = lambda center, member: None  # takes nothing
+    with pytest.raises(EngineError, match="does not hold the member's weights"):
         next(workers.evaluate([Member(3, 1, 0.01, "iid", 0)], ["cat"], max_completion_length=1))

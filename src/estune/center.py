@@ -19,11 +19,12 @@ from safetensors.torch import save_file
 
 from estune.checkpoint import Checkpoint
 from estune.durable import replaced_file
-from estune.errors import JournalError, ModelError
+from estune.errors import EngineError, JournalError, ModelError
 from estune.member import Member
 from estune.noise import stream
 from estune.noise.kernels import perturb, update
 from estune.resources import cores
+from estune.shared import Address, Shared
 
 _JOB = 1 << 21  # elements that one thread takes at a time: several small parameters, or a part of a large one
 _AHEAD = 1 << 25  # elements that may be under way beyond those being handed out
@@ -52,34 +53,61 @@ class _Batch:
 class Center:
     """θ of the tuned parameters, name → fp32 tensor, and the operations on it.
 
-    `version` counts the updates that were applied; an update says which version it starts from.
+    `version` counts the updates that were applied; an update says which version it starts from. In shared memory
+    (`share`) other processes of this machine read the same θ (`attach`); only the one that made it updates it.
     """
 
-    def __init__(self, theta: Mapping[str, torch.Tensor], *, version: int = 0, threads: int | None = None) -> None:
+    def __init__(
+        self, theta: Mapping[str, torch.Tensor], *, version: int = 0, threads: int | None = None, shared: Shared | None = None
+    ) -> None:
         self.theta = dict(theta)
-        self.version = version
+        self._shared = shared
+        self._state = shared.state if shared else torch.zeros(1, dtype=torch.int64)  # 2·version, and 1 more while θ is written
         self._batches = _batches(self.theta)
         self._pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="estune-center")
+        if version:
+            self._wrote(version)
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, names: Iterable[str], *, device: str = "cpu") -> "Center":
-        """θ₀: the checkpoint's values of `names`, widened to fp32.
+    def load(cls, checkpoint: Checkpoint, names: Iterable[str], *, device: str = "cpu", share: bool = False) -> "Center":
+        """θ₀: the checkpoint's values of `names`, widened to fp32; with `share`, in memory that others may attach to.
 
         Raises:
             ModelError: a weight is infinite or not a number.
         """
         shapes = {name: checkpoint.tensors[name].shape for name in names}
-        center = cls({name: torch.empty(shape, device=device) for name, shape in shapes.items()})
+        shared = Shared(shapes) if share else None
+        center = cls(shared.tensors if shared else {n: torch.empty(shape, device=device) for n, shape in shapes.items()}, shared=shared)
         center.reset(checkpoint)
         return center
 
+    @classmethod
+    def attach(cls, address: Address, *, threads: int | None = None) -> "Center":
+        """θ of another process on this machine, to be read. Raises EngineError when it is not there."""
+        shared = Shared.attach(address)
+        return cls(shared.tensors, threads=threads, shared=shared)
+
+    @property
+    def address(self) -> Address | None:
+        """Where other processes of this machine attach, when θ is shared."""
+        return self._shared.address if self._shared else None
+
+    @property
+    def version(self) -> int:
+        """The number of updates in θ. Raises EngineError when θ was being written by a process that ended meanwhile."""
+        state = int(self._state)
+        if state % 2:
+            raise EngineError("θ was left half written; it must be rebuilt from a snapshot and the journal")
+        return state // 2
+
     def reset(self, checkpoint: Checkpoint) -> None:
         """Go back to θ₀, in place."""
+        self._writing()
         for name, theta in self.theta.items():
             theta.copy_(checkpoint.read(name))
             if not bool(torch.isfinite(theta).all()):
                 raise ModelError(f"{checkpoint.folder}: {name} holds weights that are infinite or not a number")
-        self.version = 0
+        self._wrote(0)
 
     def perturbed(self, member: Member, destination: Destination) -> Iterator[tuple[str, slice, torch.Tensor]]:
         """Write the member's weights, rn(fl(θ + fl(s·ε))), and yield (name, flat range, tensor) as each is ready.
@@ -118,10 +146,11 @@ class Center:
             raise JournalError(f"an update from version {version} cannot be applied to θ at version {self.version}")
         if coefficients and len(coefficients) != len(seeds):
             raise JournalError(f"an update has {len(coefficients)} coefficients for {len(seeds)} seeds")
+        self._writing()
         if coefficients:
             jobs = [job for batch in self._batches for job in batch.jobs]
             list(self._pool.map(lambda job: _update_job(job, seeds, coefficients, noise), jobs))
-        self.version += 1
+        self._wrote(version + 1)
 
     def digest(self) -> str:
         """BLAKE2b-128 over the parameters in sorted order: each its name, a zero byte, and its values' BLAKE2b-128."""
@@ -142,6 +171,7 @@ class Center:
         Raises:
             JournalError: the file is damaged or holds other parameters.
         """
+        self._writing()
         try:
             with safe_open(path, "pt") as file:
                 for name, theta in self.theta.items():
@@ -149,9 +179,24 @@ class Center:
                     if (stored.dtype, stored.shape) != (theta.dtype, theta.shape):
                         raise ValueError(f"{name} has another shape or dtype")  # copy_ would broadcast and convert
                     theta.copy_(stored)
-                self.version = int(file.metadata()["version"])
+                self._wrote(int(file.metadata()["version"]))
         except Exception as error:  # safetensors raises several kinds
             raise JournalError(f"{path}: not a snapshot of this model's θ ({error})") from None
+
+    def put(self, name: str, flat: slice, values: torch.Tensor) -> None:
+        """Take part of another replica's θ; `became` follows the last part."""
+        self._writing()
+        self.theta[name].view(-1)[flat] = values
+
+    def became(self, version: int) -> None:
+        """θ was put in whole, and is that of `version`."""
+        self._wrote(version)
+
+    def _writing(self) -> None:
+        self._state |= 1
+
+    def _wrote(self, version: int) -> None:
+        self._state[0] = 2 * version
 
 
 def _batches(theta: Mapping[str, torch.Tensor]) -> list[_Batch]:

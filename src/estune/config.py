@@ -142,10 +142,10 @@ class RunConfig(ESConfig):
 MAY_CHANGE_ON_RESUME = frozenset((
     "max_steps", "engine", "dtype", "device", "generation_batch_size", "model_init_kwargs", "trust_remote_code",
     "vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_max_model_length", "vllm_enforce_eager", "vllm_model_impl",
-    "engine_kwargs", "workers", "num_workers", "ray_address", "worker_timeout", "eval_strategy", "eval_steps", "eval_on_start", "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
-    "output_dir", "save_steps", "save_total_limit", "resume_from_checkpoint", "logging_steps", "report_to", "run_name",
-    "log_completions", "num_completions_to_print", "disable_tqdm", "push_to_hub", "hub_model_id", "model_name_or_path",
-    "eval_dataset_name", "dataset_test_split", "max_eval_samples",
+    "engine_kwargs", "workers", "num_workers", "ray_address", "worker_timeout", "eval_strategy", "eval_steps", "eval_on_start",
+    "metric_for_best_model", "greater_is_better", "load_best_model_at_end", "output_dir", "save_steps", "save_total_limit",
+    "resume_from_checkpoint", "logging_steps", "report_to", "run_name", "log_completions", "num_completions_to_print", "disable_tqdm",
+    "push_to_hub", "hub_model_id", "model_name_or_path", "eval_dataset_name", "dataset_test_split", "max_eval_samples",
 ))
 # fmt: on
 

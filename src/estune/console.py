@@ -124,8 +124,11 @@ def clean(text: str) -> str:
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """What to show of a prompt: the text, or the last message."""
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+    """What to show of a prompt: the text, the token ids, or the last message."""
+    if isinstance(prompt, str):
+        return prompt
+    last = prompt[-1]
+    return str(last["content"]) if isinstance(last, dict) else str(prompt)
 
 
 def _summary(metrics: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from estune.errors import DataError
+from estune.member import is_token_ids
 
 Row = dict[str, Any]
 _FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -17,7 +18,7 @@ def rows_of(dataset: Any, what: str) -> list[Row]:
     """The rows of a `datasets.Dataset` or a list of mappings, checked; `what` names the data in errors.
 
     Raises:
-        DataError: no rows, no `prompt` column, rows of unlike columns, or a prompt that is neither text nor messages.
+        DataError: no rows, no `prompt` column, rows of unlike columns, or a prompt that is neither text, token ids nor messages.
     """
     rows = list(dataset)
     if not rows:
@@ -32,7 +33,9 @@ def rows_of(dataset: Any, what: str) -> list[Row]:
         if sorted(row) != columns:
             raise DataError(f"{what}: row {index} has the columns {', '.join(sorted(row))}, row 0 has {', '.join(columns)}")
         if not _is_prompt(row["prompt"]):
-            raise DataError(f"{what}: row {index}: the prompt is neither text nor a list of messages with role and content")
+            raise DataError(
+                f"{what}: row {index}: the prompt is neither text nor a list of messages with role and content, nor one of token ids"
+            )
     return rows
 
 
@@ -119,7 +122,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _is_prompt(prompt: Any) -> bool:
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) or is_token_ids(prompt):
         return True
     return (
         isinstance(prompt, list)

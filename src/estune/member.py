@@ -1,9 +1,14 @@
 """One vocabulary for what travels between the trainer, the workers and the engines."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
-Prompt = str | list[dict[str, Any]]  # text that goes in as it is, or a conversation for the chat template
+Prompt = str | list[int] | list[dict[str, Any]]  # text or token ids that go in as they are, or a conversation for the chat template
+
+
+def is_token_ids(prompt: Any) -> TypeGuard[list[int]]:
+    """Whether `prompt` is a list of token ids."""
+    return isinstance(prompt, list) and len(prompt) > 0 and all(type(token) is int and token >= 0 for token in prompt)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Model:
     @cached_property
     def center(self) -> Center:
         """θ, at θ₀ when first asked for."""
-        return Center.load(self.checkpoint, self.tuned)
+        return Center.load(self.checkpoint, self.tuned, share=self._config.engine == "vllm" or self._config.workers == "ray")
 
     @cached_property
     def workers(self) -> Workers:

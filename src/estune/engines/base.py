@@ -1,27 +1,26 @@
-"""The seam to whatever runs the model: an engine takes weights by checkpoint name, and answers prompts greedily.
+"""The seam to whatever runs the model: an engine holds one member of a population at a time, and answers prompts greedily.
 
 An engine knows no reward and no strategy. It must fail loudly: a weight that it did not take is an `EngineError`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 
-from estune.member import Completion, Prompt
+from estune.center import Center
+from estune.errors import EngineError
+from estune.member import Completion, Member, Prompt
 
 
 class Engine(Protocol):
     """What `workers/` needs of an engine."""
 
-    def destination(self, name: str) -> torch.Tensor:
-        """A contiguous tensor, of the dtype the engine wants, into which the weights of parameter `name` are written."""
+    def load(self, center: Center, member: Member) -> None:
+        """Take the member's weights, `center.perturbed(member, …)`. Raises EngineError when one is not taken."""
 
-    def load(self, weights: Iterable[tuple[str, slice, torch.Tensor]]) -> None:
-        """Take weights as (name in the checkpoint, flat range, tensor from `destination`)."""
-
-    def read(self, name: str) -> torch.Tensor:
-        """The parameter `name` as the engine holds it now."""
+    def check(self, center: Center, member: Member) -> None:
+        """Raises EngineError unless the engine holds exactly the member's weights; costs more than `load`."""
 
     def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int) -> list[Completion]:
         """Answer every prompt greedily, in order. Raises EngineError when it cannot."""
@@ -32,3 +31,11 @@ class Engine(Protocol):
     @property
     def context_length(self) -> int:
         """Tokens that a prompt and its completion may have together."""
+
+
+def compare(center: Center, member: Member, read: Callable[[str], torch.Tensor]) -> None:
+    """Raises EngineError unless `read(name)` gives the member's weights, for every name."""
+    for name, _, wanted in center.perturbed(member, lambda name: torch.empty_like(read(name))):
+        if not torch.equal(read(name), wanted):
+            whose = "the member's" if member.sigma else "the centre's"
+            raise EngineError(f"the engine does not hold {whose} weights in {name}; its layout differs from the files'")

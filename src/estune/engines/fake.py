@@ -5,36 +5,39 @@ reward of a length task responds to θ as with a real model, in microseconds.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from estune.member import Completion, Prompt
+from estune.center import Center
+from estune.checkpoint import Checkpoint
+from estune.engines.base import compare
+from estune.member import Completion, Member, Prompt
 
 _WEIGHTS = 4096  # of each parameter, as many as are looked at
 
 
 class FakeEngine:
-    """Holds the weights in `dtype`, answers with letters."""
+    """Holds the weights `names` of a checkpoint in fp32, answers with letters."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> None:
-        self._weights = {name: torch.zeros(shape, dtype=dtype) for name, shape in shapes.items()}
+    def __init__(self, checkpoint: Checkpoint, names: Iterable[str]) -> None:
+        self._weights = {name: checkpoint.read(name).float() for name in names}
 
     @property
     def context_length(self) -> int:
         return 1 << 20
 
-    def destination(self, name: str) -> torch.Tensor:
-        return self._weights[name]
-
     def read(self, name: str) -> torch.Tensor:
         return self._weights[name]
 
-    def load(self, weights: Iterable[tuple[str, slice, torch.Tensor]]) -> None:
-        for name, where, tensor in weights:
-            self._weights[name].view(-1)[where] = tensor.view(-1)
+    def load(self, center: Center, member: Member) -> None:
+        for _ in center.perturbed(member, self.read):
+            pass
+
+    def check(self, center: Center, member: Member) -> None:
+        compare(center, member, self.read)
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(str(prompt)) for prompt in prompts]

@@ -5,15 +5,17 @@ nothing else: a repetition penalty or temperature in the model's generation conf
 """
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from estune.center import Center
 from estune.config import ESConfig
+from estune.engines.base import compare
 from estune.errors import EngineError, ModelError
-from estune.member import Completion, Prompt
+from estune.member import Completion, Member, Prompt
 from estune.tokens import Tokenizer
 
 
@@ -38,24 +40,23 @@ class TransformersEngine:
         self._parameters: dict[str, torch.Tensor] = {name: inside[inside_name].data for name, inside_name in in_model.items()}
         self._stop = config.stop or []
         self._batch_size = config.generation_batch_size
-        self._end = _end_tokens(self._model, self._tokenizer)
+        self._end = self._tokenizer.ends(self._model.generation_config)
         self._model.generation_config = self._greedy(1)  # else generate would fill in what ours leaves open from the model's own
 
     @property
     def context_length(self) -> int:
         return int(getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
 
-    def destination(self, name: str) -> torch.Tensor:
-        return self._parameters[name]
-
     def read(self, name: str) -> torch.Tensor:
+        """The parameter `name`, a view of the model's own."""
         return self._parameters[name]
 
-    def load(self, weights: Iterable[tuple[str, slice, torch.Tensor]]) -> None:
-        for name, where, tensor in weights:
-            mine = self._parameters[name].view(-1)[where]
-            if tensor.data_ptr() != mine.data_ptr():
-                mine.copy_(tensor.view(-1))
+    def load(self, center: Center, member: Member) -> None:
+        for _ in center.perturbed(member, self.read):  # written straight into the model
+            pass
+
+    def check(self, center: Center, member: Member) -> None:
+        compare(center, member, self.read)
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(ids) for ids in self._tokenizer.encode(prompts)]
@@ -89,7 +90,7 @@ class TransformersEngine:
             generation_config=self._greedy(budget),
             stopping_criteria=[self._stopped(longest)] if self._stop else None,
         )
-        return [self._completion(row, budget) for row in out[:, longest:].tolist()]
+        return [self._tokenizer.completion(row, self._end, budget) for row in out[:, longest:].tolist()]
 
     def _greedy(self, budget: int) -> Any:
         from transformers import GenerationConfig
@@ -106,14 +107,6 @@ class TransformersEngine:
             return torch.tensor([any(stop in text for stop in self._stop) for text in texts], device=ids.device)
 
         return stopped
-
-    def _completion(self, row: list[int], budget: int) -> Completion:
-        """Cut a row of new tokens at its end token or padding, and its text at the first stop string."""
-        ends = self._end | {self._tokenizer.pad}
-        length = next((i for i, token in enumerate(row) if token in ends), len(row))
-        text = self._tokenizer.decode(row[:length])
-        cut = min((at for stop in self._stop if (at := text.find(stop)) >= 0), default=len(text))
-        return Completion(text[:cut], row[:length], clipped=length == budget and cut == len(text))
 
     def _shrink(self, error: Exception) -> None:
         """Halve the batch after running out of memory; anything else is an error of the model's."""
@@ -179,10 +172,3 @@ def _contiguous(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tu
     """Pack the hidden states of the last positions: on their strided slice torch would copy the whole output
     embedding once a sequence (0.9 GB and a third of the time for 16 sequences of a 49,152-word model)."""
     return (inputs[0].contiguous(), *inputs[1:])
-
-
-def _end_tokens(model: Any, tokenizer: Tokenizer) -> set[int]:
-    """The tokens that end a completion: the model's own, and the tokenizer's."""
-    own = model.generation_config.eos_token_id if model.generation_config else None
-    ends = set(own) if isinstance(own, list) else {own}
-    return {token for token in ends | {tokenizer.end} if token is not None}

@@ -1,0 +1,372 @@
+"""Generation with vLLM, in this process, or in one process a GPU when tensors are split over several.
+
+Weights go in by their names in the checkpoint, through vLLM's own reloading: packed, fused, tied and split weights are
+its business, and their addresses stay, so that CUDA graphs remain valid. Each process of the engine maps θ and writes
+the member's weights by itself: a seed travels, weights don't. Whatever of vLLM changes between its versions is used in
+this file alone.
+"""
+
+import importlib.metadata
+import logging
+import os
+import sys
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from estune.center import Center
+from estune.checkpoint import Checkpoint, open_checkpoint
+from estune.config import ESConfig
+from estune.engines.transformers import engine_device, engine_dtype
+from estune.errors import ConfigError, EngineError, ModelError
+from estune.member import Completion, Member, Prompt
+from estune.parameters import Layout
+from estune.resources import cores
+from estune.shared import Address
+from estune.tokens import Tokenizer
+
+TESTED = ("0.32.0",)  # versions that the tests pass with
+_CPU_CACHE = 4 << 30  # bytes for keys and values on a CPU
+_WIDTHS = ("input_size_per_partition", "input_size", "embedding_dim")  # what layers call the length of their input
+_LOGGED = 300  # characters of vLLM's errors to repeat
+
+
+class VLLMEngine:
+    """A causal LM of vLLM as an engine.
+
+    Args:
+        checkpoint: the base model; its files are loaded.
+        layout: which of its tensors are parameters.
+        config: dtype, stop strings, template settings, `vllm_…` and `engine_kwargs` are taken from it.
+        tokenizer: used instead of the one in the folder.
+
+    Raises:
+        ConfigError: vLLM is not installed, lacks what is needed, or does not know an engine_kwarg.
+        ModelError: the model does not load.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, layout: Layout, config: ESConfig, tokenizer: Any = None) -> None:
+        self._checkpoint, self._aliases = checkpoint, layout.aliases
+        self._tokenizer = Tokenizer(checkpoint.folder, config, tokenizer)
+        self._stop = config.stop or []
+        self._ranks = config.vllm_tensor_parallel_size
+        self._attached: Address | None = None
+        self._llm = _built(checkpoint, config)
+        self._end = self._tokenizer.ends(_generation_config(checkpoint.folder))
+
+    @property
+    def context_length(self) -> int:
+        return int(self._llm.llm_engine.model_config.max_model_len)
+
+    def load(self, center: Center, member: Member) -> None:
+        self._attach(center)
+        self._everywhere("estune_load", vars(member))
+        self._reset_cache()
+
+    def check(self, center: Center, member: Member) -> None:
+        """Load other weights, then the member's again: everything must change, and change back; all must be taken."""
+        self._attach(center)
+        taken: dict[str, int] = defaultdict(int)
+        for watched in self._everywhere("estune_check", vars(member)):
+            for name, count in watched.items():
+                taken[name] += count
+        self._reset_cache()
+        for name, theta in center.theta.items():
+            if taken[name] < theta.numel():
+                raise EngineError(f"vLLM took {taken[name]:,} of the {theta.numel():,} weights in {name}")
+
+    def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
+        return [len(ids) for ids in self._tokenizer.encode(prompts)]
+
+    def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int) -> list[Completion]:
+        encoded = self._tokenizer.encode(prompts)
+        budget = min(max_completion_length, self.context_length - max(map(len, encoded), default=0))
+        settings = {"temperature": 0.0, "max_tokens": budget, "stop": self._stop, "stop_token_ids": sorted(self._end)}
+        new = [list(output.outputs[0].token_ids) for output in self._answers(encoded, settings)]
+        return [self._tokenizer.completion(ids, self._end, budget) for ids in new]
+
+    def _answers(self, encoded: list[list[int]], settings: dict[str, Any]) -> list[Any]:
+        from vllm import SamplingParams
+
+        try:
+            requests = [{"prompt_token_ids": ids} for ids in encoded]
+            answers: list[Any] = self._llm.generate(requests, SamplingParams(**settings), use_tqdm=False)
+            return answers
+        except Exception as error:  # a lost worker, memory, a refused request: vLLM has many kinds
+            raise EngineError(f"vLLM failed to generate ({_reason(error)})") from error
+
+    def _reset_cache(self) -> None:
+        """Within one member the cache is worth having, since prompts share beginnings; it must not outlive its weights."""
+        if not self._llm.reset_prefix_cache():
+            raise EngineError("vLLM kept its prefix cache, which holds what other weights computed; a request is still running")
+
+    def _attach(self, center: Center) -> None:
+        """Let each of the engine's processes map the centre."""
+        if center.address is None:
+            raise EngineError("the centre is not shared, so vLLM's processes cannot read it; load it with share=True")
+        if center.address != self._attached:
+            self._everywhere("estune_attach", vars(center.address), str(self._checkpoint.folder), self._aliases, self._ranks)
+            self._attached = center.address
+
+    def _everywhere(self, method: str, *arguments: Any) -> list[Any]:
+        try:
+            results: list[Any] = self._llm.collective_rpc(method, args=arguments)
+            return results
+        except EngineError:
+            raise
+        except Exception as error:  # from another process it comes as a string in one of several kinds
+            raise EngineError(f"vLLM failed to take a member's weights ({_reason(error)})") from error
+
+
+class Shard:
+    """Mixed into each of vLLM's worker processes: reads θ and loads members there."""
+
+    model_runner: Any
+    vllm_config: Any
+
+    def estune_attach(self, address: dict[str, Any], folder: str, aliases: dict[str, str], ranks: int) -> None:
+        """Map the centre. What ES does not tune is read from the files in `folder`."""
+        self._estune_center = Center.attach(Address(**address), threads=max(1, cores() // ranks))
+        checkpoint = open_checkpoint(Path(folder))
+        theta = self._estune_center.theta
+        frozen = [name for name in checkpoint.tensors if aliases.get(name, name) not in theta]
+        self._estune_frozen = [(name, checkpoint.read(name)) for name in frozen]
+        self._estune_dtypes: dict[str, torch.dtype] = {}
+
+    def estune_load(self, member: dict[str, Any]) -> None:
+        """Take the member's weights. Raises EngineError when vLLM says that it did not load one."""
+        self._estune_reload(self._estune_weights(Member(**member)))
+
+    def estune_check(self, member: dict[str, Any]) -> dict[str, int]:
+        """Load other weights, then the member. Returns how many weights of each parameter vLLM copied, and learns in what
+        dtype it holds them.
+
+        Raises:
+            EngineError: some part of the model did not change with its weights, or the member was not what was held.
+        """
+        self._estune_dtypes = {}
+        held = self._estune_responses()
+        self._estune_reload((name, tensor + 1) for name, tensor in self._estune_weights(Member(**member)))
+        changed = self._estune_responses()
+        with _Watch() as watch:
+            self._estune_reload(watch.each(self._estune_weights(Member(**member))))
+        again = self._estune_responses()
+        for name, response in held.items():
+            if torch.equal(response, changed[name]):
+                raise EngineError(f"vLLM does not take new weights in {name}")
+            if not torch.equal(response, again[name]):
+                whose = "the member's" if member["sigma"] else "the centre's"
+                raise EngineError(f"the engine does not hold {whose} weights in {name}; its layout differs from the files'")
+        self._estune_dtypes = watch.dtypes
+        return dict(watch.taken)
+
+    def _estune_weights(self, member: Member) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self._estune_frozen
+        for name, _, tensor in self._estune_center.perturbed(member, self._estune_room):
+            yield name, tensor
+
+    def _estune_responses(self) -> dict[str, torch.Tensor]:
+        """What each part of the model makes of a fixed input: weights that were packed away cannot be read otherwise."""
+        from vllm.model_executor.layers.linear import LinearBase
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+        responses = {}
+        with torch.inference_mode():
+            for name, module in self.model_runner.get_model().named_modules():
+                for own, parameter in module.named_parameters(recurse=False):
+                    if parameter.numel():
+                        rows = parameter.float().reshape(max(1, len(parameter) if parameter.dim() else 1), -1)
+                        responses[f"{name}.{own}"] = rows @ _ramp(rows.shape[1]).to(rows)
+                if isinstance(module, (LinearBase, ParallelLMHead)):
+                    width = next(filter(None, (getattr(module, side, None) for side in _WIDTHS)))
+                    like = next(module.parameters())
+                    responses[name] = module.quant_method.apply(module, _ramp(width)[None].to(like), None).float()
+        return responses
+
+    def _estune_room(self, name: str) -> torch.Tensor:
+        """Where a parameter is written, new each time: vLLM keeps it until all that is fused with it has come."""
+        theta = self._estune_center.theta[name]
+        return torch.empty(theta.shape, dtype=self._estune_dtypes.get(name, torch.float32))
+
+    def _estune_reload(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """vLLM's own `reload_weights`, which only warns of what was not loaded."""
+        from vllm.config import set_current_vllm_config
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+        model = self.model_runner.get_model()
+        with set_current_vllm_config(self.vllm_config), torch.inference_mode():
+            wanted = {name for name, _ in model.named_parameters()}  # while tied ones are still one
+            initialize_layerwise_reload(model)
+            loaded = model.load_weights(weights)
+            finalize_layerwise_reload(model, self.vllm_config.model_config)
+            for module in _tied(model):
+                module.quant_method.process_weights_after_loading(module)
+        if loaded is not None and (missed := sorted(wanted - loaded)):
+            raise EngineError(f"vLLM did not load {len(missed)} of its parameters, {missed[0]} among them")
+
+
+def _tied(model: torch.nn.Module) -> list[Any]:
+    """Output layers that share the input embedding: vLLM's reload passes over them, although on a CPU they are packed apart."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    return [head for head in model.modules() if isinstance(head, ParallelLMHead) and _shared(model, head)]
+
+
+def _shared(model: torch.nn.Module, head: torch.nn.Module) -> bool:
+    mine = {id(parameter) for parameter in head.parameters()}
+    return any(module is not head and mine & {id(p) for p in module.parameters(recurse=False)} for module in model.modules())
+
+
+def _ramp(width: int) -> torch.Tensor:
+    return torch.linspace(-1, 1, width) if width > 1 else torch.ones(1)
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees which of our tensors are copied into weights, how much of each, and into what dtype.
+
+    Some loaders cut or convert a tensor first, so what is made from one of ours counts as that one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.taken: dict[str, int] = defaultdict(int)
+        self.dtypes: dict[str, torch.dtype] = {}
+        self._names: dict[int, str] = {}  # address of a tensor's memory → whose it is
+        self._kept: list[torch.Tensor] = []  # so that no address is used twice
+
+    def each(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in weights:
+            self._note(name, tensor)
+            yield name, tensor
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        ours = [name for arg in args if isinstance(arg, torch.Tensor) and (name := self._names.get(_memory_of(arg)))]
+        if function is torch.ops.aten.copy_.default:
+            into, source = args[:2]
+            name = self._names.get(_memory_of(source))
+            if name and into.device.type != "meta":
+                self.taken[name] += source.numel()
+                self.dtypes[name] = into.dtype
+        elif len(set(ours)) == 1 and isinstance(result, torch.Tensor) and result.device.type != "meta":
+            self._note(ours[0], result)
+        return result
+
+    def _note(self, name: str, tensor: torch.Tensor) -> None:
+        if tensor.numel():
+            self._names[_memory_of(tensor)] = name
+            self._kept.append(tensor)
+
+
+def _memory_of(tensor: torch.Tensor) -> int:
+    return 0 if tensor.device.type == "meta" else tensor.untyped_storage().data_ptr()
+
+
+def _built(checkpoint: Checkpoint, config: ESConfig) -> Any:
+    """The `vllm.LLM`."""
+    on_cpu = engine_device(config) == "cpu"
+    _set_environment(config, on_cpu)
+    logging.getLogger("vllm").setLevel(logging.ERROR)
+    try:
+        from vllm import LLM
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(_unusable(error)) from None
+    try:
+        with _unseen("llvmlite.binding.ffi"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return LLM(**_settings(checkpoint, config, on_cpu))
+    except TypeError as error:
+        raise ConfigError(f"engine_kwargs: vLLM {_version()} does not take them ({_reason(error)})") from None
+    except Exception as error:  # a model that it does not know, memory, a head count that does not divide
+        raise ModelError(f"{checkpoint.folder}: vLLM {_version()} cannot load this model ({_reason(error)})") from error
+
+
+def _settings(checkpoint: Checkpoint, config: ESConfig, on_cpu: bool) -> dict[str, Any]:
+    ranks = config.vllm_tensor_parallel_size
+    settings: dict[str, Any] = {
+        "model": str(checkpoint.folder),
+        "dtype": str(engine_dtype(config)).removeprefix("torch."),
+        "tensor_parallel_size": ranks,
+        "max_model_len": config.vllm_max_model_length,
+        "enforce_eager": config.vllm_enforce_eager,
+        "model_impl": config.vllm_model_impl,
+        "trust_remote_code": config.trust_remote_code,
+        "generation_config": "vllm",  # greedy means the most likely token: nothing of the model's own sampling settings
+        "worker_extension_cls": f"{Shard.__module__}.{Shard.__qualname__}",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        "seed": 0,
+    }
+    if config.vllm_gpu_memory_utilization is not None:
+        settings["gpu_memory_utilization"] = config.vllm_gpu_memory_utilization
+    elif on_cpu:
+        settings["kv_cache_memory_bytes"] = _CPU_CACHE
+    if ranks > 1:
+        settings["distributed_executor_backend"] = "mp"
+    return settings | (config.engine_kwargs or {})
+
+
+def _set_environment(config: ESConfig, on_cpu: bool) -> None:
+    """What vLLM reads when it is imported; what the user set stays."""
+    usual = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: it ends with it, and its errors arrive
+        "VLLM_HOST_IP": "127.0.0.1",  # nothing listens beyond this machine
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    if on_cpu:
+        ranks, there = config.vllm_tensor_parallel_size, sorted(os.sched_getaffinity(0))
+        part = max(1, len(there) // ranks)
+        lists = [",".join(map(str, there[rank * part : (rank + 1) * part] or there[-1:])) for rank in range(ranks)]
+        usual["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(lists) if ranks > 1 else "nobind"
+    for name, value in usual.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def _unseen(module: str) -> Iterator[None]:
+    """vLLM looks into every module for Triton kernels when it starts, and fails on an object of this one of numba's."""
+    hidden = sys.modules.pop(module, None)
+    try:
+        yield
+    finally:
+        if hidden is not None:
+            sys.modules[module] = hidden
+
+
+def _generation_config(folder: Path) -> Any:
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except OSError:  # there need not be one
+        return None
+
+
+def _version() -> str:
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "(version unknown)"
+
+
+def _unusable(error: ImportError) -> str:
+    if error.name == "vllm":
+        return 'engine: vllm is not installed; pip install "estune[vllm]" (on a machine without a GPU: see docs/engines.md)'
+    tested = ", ".join(TESTED)
+    return f"engine: vLLM {_version()} lacks what estune needs of it ({_reason(error)}); tested with {tested}"
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:_LOGGED] or type(error).__name__
