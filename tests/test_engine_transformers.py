@@ -12,7 +12,7 @@ from estune.errors import DataError, EngineError
 from estune.member import Member
 from estune.model import Model
 from estune.parameters import layout
-from estune.workers.local import LocalWorkers
+from estune.workers.base import Worker
 
 PROMPTS = ["what is the color of the sky", "cat", "how", "where is the red dog x y z one two three", "who"]
 
@@ -128,9 +128,9 @@ def test_the_engine_holds_the_members_weights_to_the_bit(tiny, dtype):
     checkpoint = open_checkpoint(tiny)
     center = Center.load(checkpoint, layout(checkpoint).in_model)
     one = engine(tiny, dtype=dtype)
-    workers = LocalWorkers(center, one)
+    worker = Worker(center, one)
     member = Member(3, -1, 0.01, "iid", 0)
-    next(workers.evaluate([member], ["cat"], max_completion_length=1))
+    worker.answer(member, ["cat"], max_completion_length=1)
     for name, _, wanted in center.perturbed(member, lambda n: torch.empty_like(one.read(n))):
         assert wanted.dtype == getattr(torch, dtype)
         assert torch.equal(one.read(name), wanted)
@@ -143,14 +143,14 @@ def test_an_engine_whose_names_are_mixed_up_is_found_out_before_anything_is_gene
     names[first], names[second] = names[second], names[first]
     mixed = TransformersEngine(tiny, names, ESConfig(dtype="float32"))
     with pytest.raises(EngineError, match="does not hold the centre's weights"):
-        LocalWorkers(Center.load(checkpoint, names), mixed)
+        Worker(Center.load(checkpoint, names), mixed)
 
 
 def test_an_engine_that_does_not_take_a_members_weights_is_found_out(tiny):
     checkpoint = open_checkpoint(tiny)
     center = Center.load(checkpoint, layout(checkpoint).in_model)
     deaf = engine(tiny)
-    workers = LocalWorkers(center, deaf)
+    worker = Worker(center, deaf)
     deaf.load = lambda center, member: None  # takes nothing
     with pytest.raises(EngineError, match="does not hold the member's weights"):
-        next(workers.evaluate([Member(3, 1, 0.01, "iid", 0)], ["cat"], max_completion_length=1))
+        worker.answer(Member(3, 1, 0.01, "iid", 0), ["cat"], max_completion_length=1)

@@ -48,10 +48,11 @@ class Screen:
             self._progress.add_task(f"step {done + 1}/{self._config.max_steps}", total=total, reward="starting")
             self._progress.start()
 
-    def member(self, step: int, done: int) -> None:
-        """A member of `step` was evaluated, the `done`-th."""
+    def member(self, step: int, done: int, workers: str = "") -> None:
+        """A member of `step` was evaluated, the `done`-th; `workers` says who is alive, where there are several."""
         if self._progress:
             label = f"step {step}/{self._config.max_steps} ({done}/{self._config.population_size})"
+            label += f" {workers}" if workers else ""
             self._progress.update(self._progress.task_ids[0], advance=1, description=label)
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:

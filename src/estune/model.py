@@ -12,19 +12,18 @@ from typing import Any
 
 import torch
 
-from estune import engines
+from estune import workers
 from estune.center import Center
 from estune.checkpoint import Checkpoint, open_checkpoint, resolve
 from estune.config import ESConfig, RunConfig
 from estune.durable import sync_tree
-from estune.engines.base import Engine
-from estune.errors import ConfigError, DataError, ModelError
+from estune.errors import ConfigError, ModelError
 from estune.journal import exists
 from estune.member import Prompt
 from estune.parameters import Layout, layout
 from estune.resources import amount, check_memory
 from estune.workers.base import Workers
-from estune.workers.local import LocalWorkers
+from estune.workers.source import Source
 
 
 class Model:
@@ -60,11 +59,10 @@ class Model:
 
     @cached_property
     def workers(self) -> Workers:
-        """Who evaluates; must first be asked for while θ is at θ₀, which is compared with what the engine loaded."""
-        engine = engines.build(self.checkpoint, self.layout, self._config, self._tokenizer)
-        for name, prompts in self._prompts.items():
-            _check_lengths(engine, name, prompts)
-        return LocalWorkers(self.center, engine)
+        """Who evaluates; must first be asked for while θ is at θ₀, which is compared with what the engines loaded."""
+        revision = self._config.model_revision if isinstance(self._config, RunConfig) else None
+        source = Source(self.name, revision, self.checkpoint, self.layout, self.tuned, self._tokenizer)
+        return workers.build(self.center, source, self._config, self._prompts)
 
     def saved_bytes(self) -> int:
         """Bytes of one checkpoint."""
@@ -153,13 +151,3 @@ def _tokenizer_of(source: Any, config: ESConfig) -> Any:
         raise ModelError("processing_class: the model was not loaded from anywhere, so give the tokenizer that belongs to it")
     folder = resolve(source.name_or_path, trust_remote_code=config.trust_remote_code)
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-
-
-def _check_lengths(engine: Engine, name: str, prompts: Sequence[Prompt]) -> None:
-    lengths = engine.prompt_lengths(prompts)
-    longest = max(range(len(lengths)), key=lengths.__getitem__, default=None)
-    if longest is not None and lengths[longest] >= engine.context_length:
-        raise DataError(
-            f"{name}: row {longest}: its prompt has {lengths[longest]} tokens, which leaves no room for an answer in the model's "
-            f"context of {engine.context_length}; shorten it or drop the row"
-        )

@@ -194,6 +194,7 @@ class ESTrainer:
         seeds = strategy.ask(config, step)
         rows = [self.train_rows[i] for i in strategy.batch(config, step, len(self.train_rows))]
         done, scores = self._population(step, seeds, rows, stop)
+        evaluating = time.perf_counter() - started
         fitness = np.array([score.fitness for score in scores])
         coefficients = strategy.tell(config, fitness)
         updating = time.perf_counter()
@@ -202,8 +203,8 @@ class ESTrainer:
         self.callbacks.state.global_step = step
         self.callbacks.call("on_step_end")
         vouched = saves(self.args, step) or evaluates(self.args, step) or self.callbacks.stopping
-        digest = self.model.center.digest() if vouched else None
-        metrics = self._metrics(journal, fitness, done, scores)
+        digest = self._vouch() if vouched else None
+        metrics = self._metrics(journal, fitness, done, scores, evaluating)
         metrics |= {"es/update_seconds": update_seconds, "step_time": time.perf_counter() - started}
         rewards = [None if np.isnan(value) else float(value) for value in fitness]
         return Step(step, seeds, coefficients, rewards, config.sigma, config.noise, digest, {"metrics": metrics})
@@ -216,14 +217,20 @@ class ESTrainer:
         for evaluation in self.model.workers.evaluate(members, prompts, max_completion_length=self.args.max_completion_length):
             stop.check()
             done[evaluation.index] = evaluation, self.rewards.score(rows, evaluation.completions, self.callbacks.state)
-            self.screen.member(step, len(done))
+            self.screen.member(step, len(done), self.model.workers.status())
         if self.args.log_completions and step % self.args.logging_steps == 0:
             best = max(done.values(), key=lambda pair: np.nan_to_num(pair[1].fitness, nan=-np.inf))
             self.screen.samples(f"step {step}, best member", records(rows, best[0].completions, best[1]))
         evaluations, scores = zip(*(done[index] for index in range(len(members))), strict=True)
         return list(evaluations), list(scores)
 
-    def _metrics(self, journal: Journal, fitness: Any, done: list[Evaluation], scores: list[Scores]) -> dict[str, Any]:
+    def _vouch(self) -> str:
+        """θ's digest, which every replica has."""
+        digest = self.model.center.digest()
+        self.model.workers.verify(digest)
+        return digest
+
+    def _metrics(self, journal: Journal, fitness: Any, done: list[Evaluation], scores: list[Scores], evaluating: float) -> dict[str, Any]:
         completions = [completion for evaluation in done for completion in evaluation.completions]
         new = sum(len(completion.ids) for completion in completions)
         before = journal.steps[-1].notes["metrics"]["num_tokens"] if journal.steps else 0
@@ -234,7 +241,7 @@ class ESTrainer:
             | completion_metrics(completions)
             | {"learning_rate": self.args.alpha, "es/sigma": self.args.sigma, "num_tokens": before + new}
             | {"es/generate_seconds": generating, "es/load_seconds": sum(evaluation.load_seconds for evaluation in done)}
-            | {"es/tokens_per_second": new / max(generating, 1e-9)}
+            | {"es/tokens_per_second": new / max(evaluating, 1e-9)}  # of all workers together
         )
 
     def _after(self, journal: Journal, trackers: Trackers) -> None:

@@ -1,0 +1,37 @@
+"""Workers evaluate members; `build` makes those that a config names."""
+
+from collections.abc import Mapping, Sequence
+
+from estune import engines
+from estune.center import Center
+from estune.config import ESConfig
+from estune.errors import ConfigError
+from estune.member import Prompt
+from estune.workers import cluster
+from estune.workers.base import Worker, Workers
+from estune.workers.source import Source
+
+
+def build(center: Center, source: Source, config: ESConfig, prompts: Mapping[str, Sequence[Prompt]]) -> Workers:
+    """The workers that `config` asks for, with engines that hold θ₀; `prompts` are all that will be asked, by dataset.
+
+    Raises:
+        InputError: an engine cannot be had, or a prompt does not fit.
+        EngineError: an engine does not hold the base model's weights.
+    """
+    if config.workers == "ray":
+        cluster.prepare(config)
+        try:
+            from estune.workers.ray import RayWorkers
+        except ImportError:
+            raise ConfigError('workers: ray is not installed; pip install "estune[ray]"') from None
+        return RayWorkers(center, source, config, prompts)
+    worker = Worker(center, engines.build(source.checkpoint, source.layout, config, source.tokenizer))
+    worker.check_lengths(prompts)
+    if config.workers == "accelerate":
+        from estune.workers.accelerate import AccelerateWorkers
+
+        return AccelerateWorkers(center, worker)
+    from estune.workers.local import LocalWorkers
+
+    return LocalWorkers(center, worker)

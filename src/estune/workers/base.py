@@ -1,9 +1,13 @@
 """The seam to whoever evaluates members: one engine in this process, or many on a cluster."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from estune.center import Center
+from estune.engines.base import Engine
+from estune.errors import DataError
 from estune.member import Completion, Member, Prompt
 
 
@@ -25,3 +29,50 @@ class Workers(Protocol):
 
     def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int) -> None:
         """Apply one update to θ everywhere; `version` is the one that it starts from, so a repetition does nothing."""
+
+    def verify(self, digest: str) -> None:
+        """Compare every replica of θ with the digest of the trainer's; one that differs is named and rebuilt."""
+
+    def status(self) -> str:
+        """Who is alive and what is under way, in a few words; empty for a single engine."""
+
+
+class Worker:
+    """An engine and the centre that it reads. Every kind of workers is made of these.
+
+    Raises:
+        EngineError: the engine does not hold the base model's weights, or did not take the first member's.
+    """
+
+    def __init__(self, center: Center, engine: Engine) -> None:
+        self._center = center
+        self._engine = engine
+        self._held: Member | None = None
+        self._checked = False
+        if center.version == 0:
+            engine.check(center, Member(0, 1, 0.0, "iid", 0))
+
+    def answer(self, member: Member, prompts: Sequence[Prompt], *, max_completion_length: int) -> tuple[list[Completion], float, float]:
+        """The member's completions, and the seconds that loading and generating took."""
+        started = time.perf_counter()
+        if member != self._held:
+            self._held = None
+            self._engine.load(self._center, member)
+            self._held = member
+        if not self._checked:
+            self._engine.check(self._center, member)
+            self._checked = True
+        loaded = time.perf_counter()
+        completions = self._engine.generate(prompts, max_completion_length=max_completion_length)
+        return completions, loaded - started, time.perf_counter() - loaded
+
+    def check_lengths(self, datasets: Mapping[str, Sequence[Prompt]]) -> None:
+        """Raises DataError for a prompt that leaves no room for an answer; `datasets` maps their names to prompts."""
+        for name, prompts in datasets.items():
+            lengths = self._engine.prompt_lengths(prompts)
+            longest = max(range(len(lengths)), key=lengths.__getitem__, default=None)
+            if longest is not None and lengths[longest] >= self._engine.context_length:
+                raise DataError(
+                    f"{name}: row {longest}: its prompt has {lengths[longest]} tokens, which leaves no room for an answer in the "
+                    f"model's context of {self._engine.context_length}; shorten it or drop the row"
+                )

@@ -1,0 +1,99 @@
+"""What runs on a Ray cluster: an engine that reads θ, and, on each node but the trainer's, a keeper of θ.
+
+Engines die more often than memory does. So θ of a node belongs to a small process of its own, and an engine that is
+started anew has only to attach to it. Seeds, coefficients and text travel between these and the trainer; weights only
+to the keeper of a node that joins late.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from estune import engines
+from estune.center import Center
+from estune.config import ESConfig
+from estune.member import Completion, Member, Prompt
+from estune.shared import Address
+from estune.workers.base import Worker
+from estune.workers.source import Source
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an actor runs."""
+
+    node: str  # Ray's id
+    host: str
+    process: int
+    gpus: tuple[str, ...]
+
+    def __str__(self) -> str:
+        gpus = f", GPU {' '.join(self.gpus)}" if self.gpus else ""
+        return f"{self.host} (process {self.process}{gpus})"
+
+
+class EngineActor:
+    """One engine. Starts empty, so that it says where it is before it is told which θ to read."""
+
+    def __init__(self, source: Source, config: ESConfig, cpus: int) -> None:
+        self._source, self._config, self._cpus = source, config, cpus
+        self._worker: Worker | None = None
+
+    def place(self) -> Place:
+        import ray
+
+        context = ray.get_runtime_context()
+        gpus = tuple(str(number) for number in context.get_accelerator_ids().get("GPU", []))
+        return Place(context.get_node_id(), ray.util.get_node_ip_address(), os.getpid(), gpus)
+
+    def build(self, address: Address) -> None:
+        """Load the engine and attach it to θ. Raises InputError or EngineError."""
+        torch.set_num_threads(self._cpus)
+        checkpoint = self._source.here(trust_remote_code=self._config.trust_remote_code)
+        engine = engines.build(checkpoint, self._source.layout, self._config, self._source.tokenizer)
+        self._worker = Worker(Center.attach(address, threads=self._cpus), engine)
+
+    def check_lengths(self, datasets: Mapping[str, Sequence[Prompt]]) -> None:
+        self._built.check_lengths(datasets)
+
+    def answer(
+        self, member: Member, prompts: Sequence[Prompt], start: int, stop: int, budget: int
+    ) -> tuple[list[Completion], float, float]:
+        """The member's completions of prompts start … stop, and the seconds that loading and generating took."""
+        return self._built.answer(member, prompts[start:stop], max_completion_length=budget)
+
+    @property
+    def _built(self) -> Worker:
+        assert self._worker is not None
+        return self._worker
+
+
+class KeeperActor:
+    """θ of a node, in memory that the node's engines attach to."""
+
+    def __init__(self, source: Source, config: ESConfig) -> None:
+        checkpoint = source.here(trust_remote_code=config.trust_remote_code)
+        self._center = Center.load(checkpoint, source.tuned, share=True)
+
+    def address(self) -> Address | None:
+        return self._center.address
+
+    def version(self) -> int:
+        return self._center.version
+
+    def digest(self) -> str:
+        return self._center.digest()
+
+    def update(self, seeds: list[int], coefficients: list[float], noise: str, version: int) -> None:
+        self._center.update(seeds, coefficients, noise=noise, version=version)
+
+    def put(self, name: str, start: int, values: NDArray[np.float32]) -> None:
+        """Part of another replica's θ, for one that joins late; `became` follows the last."""
+        self._center.put(name, slice(start, start + values.size), torch.from_numpy(np.array(values)))
+
+    def became(self, version: int) -> None:
+        self._center.became(version)

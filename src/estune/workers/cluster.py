@@ -1,0 +1,89 @@
+"""A Ray cluster: joining one or starting one for this run, what an engine needs of it, and how many have room."""
+
+import logging
+import math
+import os
+from typing import Any
+
+from estune.config import ESConfig
+from estune.errors import ConfigError
+from estune.resources import cores
+
+_STORE = 512 << 20  # bytes of shared memory for prompts and completions under way
+
+
+def prepare(config: ESConfig) -> None:
+    """What Ray reads when it is imported; what the user set stays."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do soon, and warns of until then
+    if not config.ray_address:  # a cluster of one machine: Ray then listens on the loopback interface alone
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def connect(config: ESConfig) -> str:
+    """Join the cluster at `ray_address`, or one that this process has joined, or start one for it alone; this node's id.
+
+    Raises:
+        ConfigError: no cluster is there, or it has no room for an engine.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if config.ray_address:
+            _join(config.ray_address, quiet)
+        else:
+            ray.init(num_cpus=cores(), include_dashboard=False, _node_ip_address="127.0.0.1", object_store_memory=_STORE, **quiet)
+    if not config.ray_address and room(config) == 0:
+        wanted = ", ".join(f"{value:g} {name}" for name, value in _wanted(config).items())
+        raise ConfigError(f"workers: one engine needs {wanted} on one node, and no node here has that; see vllm_tensor_parallel_size")
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def resources(config: ESConfig) -> dict[str, Any]:
+    """Ray's options for the actor of one engine: its GPUs on one node, or its part of the processors."""
+    wanted = _wanted(config)
+    return {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0), "scheduling_strategy": "SPREAD"}
+
+
+def room(config: ESConfig) -> int:
+    """Engines that the cluster's nodes have room for, if nothing else runs there."""
+    wanted = _wanted(config)
+    return sum(min(int(node.get(name, 0) // amount) for name, amount in wanted.items()) for node in _nodes())
+
+
+def only_on(node: str) -> dict[str, Any]:
+    """Ray's options for an actor that must run on `node`."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
+def _wanted(config: ESConfig) -> dict[str, float]:
+    """What one engine takes."""
+    nodes = _nodes()
+    on_gpus = config.engine != "fake" and config.device in ("auto", "cuda") and any(node.get("GPU") for node in nodes)
+    if on_gpus:
+        return {"CPU": 1, "GPU": config.vllm_tensor_parallel_size}
+    smallest = min((node["CPU"] for node in nodes if node.get("CPU")), default=1)
+    return {"CPU": max(1, smallest // math.ceil((config.num_workers or 1) / max(1, len(nodes))))}
+
+
+def _nodes() -> list[dict[str, float]]:
+    """The resources of each node that is alive."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _join(address: str, quiet: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"ray_address: no Ray cluster could be joined at {address} ({reason}); start one with: ray start --head, and add machines "
+            "with: ray start --address HEAD:6379"
+        ) from None

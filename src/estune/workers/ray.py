@@ -1,0 +1,295 @@
+"""Many engines on a Ray cluster, or on this machine with nothing to start; any of them may die, hang, or join late.
+
+A thread hands out pieces of members and collects answers while the trainer scores what came before. Only scalars and
+text travel: every node has its own θ, the trainer's on its own machine and a keeper's elsewhere (actors.py), and each
+applies the same updates. What a lost worker was at is given to another, so θ does not depend on who was lost.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from estune.center import Center
+from estune.config import ESConfig
+from estune.errors import EngineError, InputError
+from estune.member import Completion, Member, Prompt
+from estune.workers import cluster
+from estune.workers.actors import EngineActor, KeeperActor, Place
+from estune.workers.base import Evaluation
+from estune.workers.dispatch import Dispatch, Piece
+from estune.workers.source import Source
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 3  # times in a row that a worker may fail to start, or a piece be failed by workers
+_PART = 1 << 24  # elements of θ that travel at a time to a node that joins late
+_TICK = 0.5  # seconds between looks at who is late
+
+
+@dataclass
+class _Seat:
+    """One place for an engine, and the actor that has it now."""
+
+    number: int
+    actor: Any
+    state: str = "placing"  # then building, idle, busy
+    since: float = 0.0
+    place: Place | None = None
+    failures: int = 0
+
+    def __str__(self) -> str:
+        return f"worker {self.number}" + (f" on {self.place}" if self.place else "")
+
+
+@dataclass
+class _Job:
+    """One population under way."""
+
+    members: Sequence[Member]
+    prompts: Any  # a reference to them, in Ray's object store
+    budget: int
+    dispatch: Dispatch
+    answers: dict[int, dict[int, Completion]] = field(default_factory=dict)  # member → prompt → its completion
+    seconds: dict[int, list[float]] = field(default_factory=dict)  # member → loading, generating
+    failures: dict[Piece, int] = field(default_factory=dict)
+    results: "queue.Queue[Evaluation | BaseException]" = field(default_factory=queue.Queue)
+    over: threading.Event = field(default_factory=threading.Event)
+
+
+class RayWorkers:
+    """Evaluates members on all engines that there are.
+
+    Args:
+        center: the trainer's θ, shared, at θ₀.
+        source: the base model.
+        config: `num_workers`, `ray_address`, `worker_timeout`, and what the engines need.
+        prompts: dataset's name → all that will be asked.
+
+    Raises:
+        InputError: Ray or an engine cannot be had, or a prompt does not fit.
+        EngineError: no worker could be started.
+    """
+
+    def __init__(self, center: Center, source: Source, config: ESConfig, prompts: Mapping[str, Sequence[Prompt]]) -> None:
+        self._center, self._source, self._config = center, source, config
+        self._home = cluster.connect(config)
+        self._keepers: dict[str, Any] = {}
+        self._seats: dict[int, _Seat] = {}
+        self._waiting: dict[Any, tuple[_Seat, Any, Piece | None, _Job | None]] = {}  # Ray's reference → who, which actor, at what
+        self._seated = 0
+        self._lengths: Mapping[str, Sequence[Prompt]] | None = prompts
+        self._grow()
+        while not any(seat.state == "idle" for seat in self._seats.values()):
+            self._turn(None)
+
+    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation]:
+        job = _Job(members, ray.put(list(prompts)), max_completion_length, Dispatch(len(members), len(prompts)))
+        thread = threading.Thread(target=self._run, args=[job], name="estune-ray", daemon=True)
+        thread.start()
+        try:
+            for _ in members:
+                result = job.results.get()
+                if isinstance(result, BaseException):
+                    raise result
+                yield result
+        finally:
+            job.over.set()
+            thread.join()
+
+    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int) -> None:
+        answers = {node: keeper.update.remote(seeds, coefficients, noise, version) for node, keeper in self._keepers.items()}
+        self._center.update(seeds, coefficients, noise=noise, version=version)
+        for node, answer in answers.items():
+            try:
+                ray.get(answer, timeout=self._config.worker_timeout)
+            except RayError as error:  # it is rebuilt when it is needed again
+                logger.warning("the keeper of θ on node %s was lost (%s)", node[:8], _reason(error))
+                self._forget(node)
+
+    def verify(self, digest: str) -> None:
+        for node, keeper in list(self._keepers.items()):
+            try:
+                if ray.get(keeper.digest.remote(), timeout=self._config.worker_timeout) != digest:
+                    logger.warning("θ on node %s differs from the trainer's; it is rebuilt", node[:8])
+                    self._fill(keeper)
+            except RayError as error:
+                logger.warning("the keeper of θ on node %s was lost (%s)", node[:8], _reason(error))
+                self._forget(node)
+
+    def status(self) -> str:
+        alive = sum(seat.state in ("idle", "busy") for seat in self._seats.values())
+        busy = sum(seat.state == "busy" for seat in self._seats.values())
+        return f"{alive} of {len(self._seats)} workers, {busy} busy"
+
+    def processes(self) -> list[Place]:
+        """Where the engines are that are alive."""
+        return [seat.place for seat in self._seats.values() if seat.place and seat.state in ("idle", "busy")]
+
+    def _run(self, job: _Job) -> None:
+        """The thread of one population."""
+        try:
+            self._grow()
+            while not (job.dispatch.finished or job.over.is_set()):
+                self._turn(job)
+        except BaseException as error:
+            job.results.put(error)
+
+    def _turn(self, job: _Job | None) -> None:
+        """Hand out what can be, then wait a little for whatever comes."""
+        for seat in list(self._seats.values()):
+            if job and seat.state == "idle":
+                self._hand_out(seat, job)
+        ready, _ = ray.wait(list(self._waiting), num_returns=1, timeout=_TICK)
+        for answer in ready:
+            self._receive(answer, job)
+        now = time.monotonic()
+        for seat in [seat for seat in self._seats.values() if seat.state in ("building", "busy")]:
+            if now - seat.since > self._config.worker_timeout:
+                self._lost(seat, f"did not answer within {self._config.worker_timeout:.0f} s", job)
+        if not self._seats:
+            raise EngineError("no worker is left; what was done is saved: see to them, then add --resume_from_checkpoint true")
+
+    def _hand_out(self, seat: _Seat, job: _Job) -> None:
+        alive = sum(other.state in ("idle", "busy") for other in self._seats.values())
+        piece = job.dispatch.take(seat.number, alive, time.monotonic())
+        if piece is not None:
+            member = job.members[piece.member]
+            answer = seat.actor.answer.remote(member, job.prompts, piece.start, piece.stop, job.budget)
+            self._expect(seat, "busy", answer, piece, job)
+
+    def _expect(self, seat: _Seat, state: str, answer: Any, piece: Piece | None = None, job: _Job | None = None) -> None:
+        seat.state, seat.since = state, time.monotonic()
+        self._waiting[answer] = seat, seat.actor, piece, job
+
+    def _receive(self, answer: Any, job: _Job | None) -> None:
+        seat, actor, piece, asked_by = self._waiting.pop(answer)
+        if actor is not seat.actor:
+            return  # from one that was replaced meanwhile
+        try:
+            result = ray.get(answer)
+        except RayTaskError as error:
+            return self._failed(seat, error.cause, piece, job if asked_by is job else None)
+        except RayError as error:
+            return self._lost(seat, f"was lost ({_reason(error)})", job)
+        if seat.state == "placing":
+            self._build(seat, result)
+        elif seat.state == "building":
+            self._seat_ready(seat)
+        else:
+            seat.state, seat.failures = "idle", 0
+            if piece and job and asked_by is job and job.dispatch.done(piece, time.monotonic()):
+                self._collect(job, piece, *result)
+
+    def _collect(self, job: _Job, piece: Piece, completions: list[Completion], load: float, generate: float) -> None:
+        answers = job.answers.setdefault(piece.member, {})
+        seconds = job.seconds.setdefault(piece.member, [0.0, 0.0])
+        answers.update(zip(range(piece.start, piece.stop), completions, strict=True))
+        seconds[0] += load
+        seconds[1] += generate
+        if len(answers) == job.dispatch.prompts:
+            del job.answers[piece.member]
+            job.results.put(Evaluation(piece.member, [answers[i] for i in sorted(answers)], *seconds))
+
+    def _build(self, seat: _Seat, place: Place) -> None:
+        seat.place = place
+        try:
+            address = self._center.address if place.node == self._home else self._keeper_address(place.node)
+        except RayError as error:
+            return self._lost(seat, f"has no θ on its node ({_reason(error)})", None)
+        self._expect(seat, "building", seat.actor.build.remote(address))
+
+    def _seat_ready(self, seat: _Seat) -> None:
+        if self._lengths is not None:
+            try:
+                ray.get(seat.actor.check_lengths.remote(self._lengths))
+            except RayTaskError as error:
+                raise error.cause from None
+            self._lengths = None
+        seat.state, seat.failures = "idle", 0
+        logger.info("%s is ready", seat)
+
+    def _failed(self, seat: _Seat, cause: Exception, piece: Piece | None, job: _Job | None) -> None:
+        """The actor lives, but what it was asked raised `cause`."""
+        if isinstance(cause, InputError) and (job or self._lengths is not None):
+            raise cause
+        if piece and job:
+            job.failures[piece] = job.failures.get(piece, 0) + 1
+            if job.failures[piece] == _TRIES:
+                raise EngineError(f"{_TRIES} workers failed at the same prompts of a member ({_reason(cause)})")
+        self._lost(seat, f"failed ({_reason(cause)})", job)
+
+    def _lost(self, seat: _Seat, why: str, job: _Job | None) -> None:
+        """Give what it was at to others, and start it anew, unless it never gets far."""
+        if job:
+            job.dispatch.lost(seat.number)
+        ray.kill(seat.actor)
+        seat.failures += 1
+        if seat.failures >= _TRIES:
+            del self._seats[seat.number]
+            logger.warning("%s %s; it is given up, and the run goes on with %d", seat, why, len(self._seats))
+            if not self._seats:
+                raise EngineError(f"no worker is left: the last {why}; see to it, then add --resume_from_checkpoint true")
+            return
+        logger.warning("%s %s; it is started anew", seat, why)
+        self._start(seat)
+
+    def _start(self, seat: _Seat) -> None:
+        options = cluster.resources(self._config)
+        cpus = max(1, int(options["num_cpus"]))
+        seat.actor = ray.remote(EngineActor).options(**options).remote(self._source, self._config, cpus)
+        seat.place = None
+        self._expect(seat, "placing", seat.actor.place.remote())
+
+    def _grow(self) -> None:
+        """As many seats as were asked for, or as the cluster has room for now."""
+        wanted = self._config.num_workers or cluster.room(self._config)
+        while self._seated < wanted:
+            self._seated += 1
+            seat = _Seat(self._seated, None)
+            self._seats[seat.number] = seat
+            self._start(seat)
+
+    def _keeper_address(self, node: str) -> Any:
+        """θ of `node`, made there and brought to the trainer's version when it is not there yet. Raises RayError."""
+        if node in self._keepers:
+            try:
+                return ray.get(self._keepers[node].address.remote(), timeout=self._config.worker_timeout)
+            except RayError:
+                self._forget(node)
+        keeper = ray.remote(KeeperActor).options(num_cpus=0, **cluster.only_on(node)).remote(self._source, self._config)
+        address = ray.get(keeper.address.remote(), timeout=self._config.worker_timeout)
+        self._fill(keeper)
+        self._keepers[node] = keeper
+        return address
+
+    def _fill(self, keeper: Any) -> None:
+        """Bring a keeper's θ to the trainer's, unless it is that already, and make sure of it."""
+        digest = self._center.digest()
+        if self._center.version == ray.get(keeper.version.remote()) and ray.get(keeper.digest.remote()) == digest:
+            return
+        for name, theta in self._center.theta.items():
+            flat = theta.view(-1)
+            for start in range(0, flat.numel(), _PART):
+                ray.get(keeper.put.remote(name, start, flat[start : start + _PART].numpy()))
+        ray.get(keeper.became.remote(self._center.version))
+        if ray.get(keeper.digest.remote()) != digest:
+            raise EngineError("θ arrived damaged on a node of the cluster; its memory or the network is at fault")
+
+    def _forget(self, node: str) -> None:
+        """A keeper that is gone takes its engines along: they would read a θ that nobody updates."""
+        ray.kill(self._keepers.pop(node))
+        for seat in self._seats.values():
+            if seat.place and seat.place.node == node and seat.state != "placing":
+                ray.kill(seat.actor)
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return " ".join(lines[0].split())[:200] if lines else type(error).__name__
