@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+import secrets
+from pathlib import Path
 from typing import Any
 
 from estune.config import ESConfig
@@ -13,11 +15,20 @@ _STORE = 512 << 20  # bytes of shared memory for prompts and completions under w
 
 
 def prepare(config: ESConfig) -> None:
-    """What Ray reads when it is imported; what the user set stays."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what Ray will do soon, and warns of until then
-    if not config.ray_address:  # a cluster of one machine: Ray then listens on the loopback interface alone
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    """What Ray reads when it is imported; what the user set stays.
+
+    A cluster for this run alone listens on the loopback interface, and to a token that nobody else has. One that is
+    joined is joined with its token, where one is set (https://docs.ray.io/en/latest/ray-security/token-auth.html).
+    """
+    usual = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # the second as Ray will do soon
+    has_token = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if not config.ray_address:
+        usual |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+        usual |= {} if has_token else {"RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    elif has_token or Path("~/.ray/auth_token").expanduser().is_file():
+        usual |= {"RAY_AUTH_MODE": "token"}
+    for name, value in usual.items():
+        os.environ.setdefault(name, value)
 
 
 def connect(config: ESConfig) -> str:
