@@ -100,6 +100,10 @@ class Center:
             raise EngineError("θ was left half written; it must be rebuilt from a snapshot and the journal")
         return state // 2
 
+    def at(self, version: int) -> bool:
+        """Whether θ is whole and has that many updates."""
+        return int(self._state) == 2 * version
+
     def reset(self, checkpoint: Checkpoint) -> None:
         """Go back to θ₀, in place."""
         self._writing()

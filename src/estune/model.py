@@ -6,7 +6,7 @@ Everything that can be known from headers alone is checked before a weight is re
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from estune.member import Prompt
 from estune.parameters import Layout, layout
 from estune.resources import amount, check_memory
 from estune.workers.base import Workers
+from estune.workers.ranks import ranks
 from estune.workers.source import Source
 
 
@@ -41,7 +42,9 @@ class Model:
     """
 
     def __init__(self, source: Any, config: ESConfig, tokenizer: Any, prompts: Mapping[str, Sequence[Prompt]]) -> None:
-        self.name, folder = _located(source, config, tokenizer)
+        self._ranks = ranks() if config.workers == "accelerate" else None
+        self.leads = self._ranks is None or self._ranks.leads
+        self.name, folder = self._in_turn(partial(_located, source, config, tokenizer))
         self.checkpoint: Checkpoint = open_checkpoint(folder)
         self.layout: Layout = layout(self.checkpoint, trust_remote_code=config.trust_remote_code)
         self.tuned = self.layout.targets(config.target_parameters)
@@ -55,7 +58,9 @@ class Model:
     @cached_property
     def center(self) -> Center:
         """θ, at θ₀ when first asked for."""
-        return Center.load(self.checkpoint, self.tuned, share=self._config.engine == "vllm" or self._config.workers == "ray")
+        share = self._config.engine == "vllm" or self._config.workers != "local"
+        load = partial(Center.load, self.checkpoint, self.tuned, share=share)
+        return self._ranks.center(load) if self._ranks else load()
 
     @cached_property
     def workers(self) -> Workers:
@@ -97,6 +102,15 @@ class Model:
             state(folder)
 
         self.checkpoint.write(target, value, extra)
+
+    def _in_turn(self, locate: Callable[[], tuple[str, Path]]) -> tuple[str, Path]:
+        """Where processes were launched together the leader looks first, since it may write or fetch the model."""
+        if self._ranks and not self.leads:
+            self._ranks.hear("located")
+        found = locate()
+        if self._ranks and self.leads:
+            self._ranks.say("located", True)
+        return found
 
     def _count(self, names: Sequence[str]) -> int:
         return sum(math.prod(self.checkpoint.tensors[name].shape) for name in names)

@@ -97,18 +97,22 @@ class ESTrainer:
         resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         if not isinstance(resume, bool):
             raise ConfigError(f"resume_from_checkpoint: must be true or false, since a run resumes from its journal; it is {resume!r}")
+        if not self.model.leads:
+            self.model.workers.serve()
+            return TrainOutput(self.model.center.version, {})
         check_disk(self.folder.path, self._disk_bytes(), "the checkpoints and the snapshot of θ")
         with self.folder.locked():
             if not resume:
                 self.folder.check_fresh()
             self.screen.say(self.model.describe())
-            self.model.workers  # noqa: B018 - built while θ is the base model's, which it compares
+            workers = self.model.workers  # built while θ is the base model's, which it compares
             trackers = Trackers(self.args)
             try:
                 return self._train(self._journal(), trackers)
             finally:
                 self.screen.stop()
                 trackers.close()
+                workers.release()
 
     def evaluate(self) -> dict[str, Any]:
         """Score θ as it is now on the held-out data; the metrics' names begin with eval_.
@@ -119,18 +123,34 @@ class ESTrainer:
         return self.held_out().metrics
 
     def held_out(self) -> Held:
-        """`evaluate` with what was answered: the metrics, and one record a held-out row."""
+        """`evaluate` with what was answered: the metrics, and one record a held-out row.
+
+        Of processes that were launched together only the first gets them, the others nothing.
+        """
         if not self.eval_rows:
             raise DataError("eval_dataset: give one; it is needed to evaluate")
+        workers = self.model.workers
+        if not self.model.leads:
+            workers.serve()
+            return Held({}, [])
+        try:
+            return self._held_out()
+        finally:
+            workers.release()
+
+    def _held_out(self) -> Held:
         model, version = self.model, self.model.center.version
         return evaluate(model.workers, self.rewards, self.eval_rows, self.args, version, self.callbacks.state)
 
     def save_model(self, output_dir: str | None = None) -> None:
         """Write θ as it is now as a checkpoint that transformers and vLLM load; default `output_dir/final`."""
-        self.model.write(Path(output_dir) if output_dir else self.folder.path / "final")
+        if self.model.leads:
+            self.model.write(Path(output_dir) if output_dir else self.folder.path / "final")
 
     def push_to_hub(self, commit_message: str = "End of training") -> str:
         """Upload θ as it is now, with the model card, to `hub_model_id`; returns the commit's address."""
+        if not self.model.leads:
+            return ""
         self.save_model()
         return push(self.folder.path, self.args, commit_message)
 
@@ -259,7 +279,7 @@ class ESTrainer:
         if metrics:
             self.screen.step(step, metrics)
         if evaluates(self.args, step):
-            held = self.held_out()
+            held = self._held_out()
             self.folder.write_completions(step, held.records)
             metrics = metrics | held.metrics
             self.screen.evaluation(step, held.metrics)

@@ -47,6 +47,8 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:  # evaluating writes nothing to output_dir
         trainer = ESTrainer(model, rewards, dataclasses.replace(config, output_dir=scratch), None, held_out)
         held = trainer.held_out()
+    if not trainer.model.leads:
+        return 0
     trainer.screen.samples(f"{len(held.records)} held-out prompts", held.records)
     shown = [(name, f"{value:.4g}") for name, value in held.metrics.items() if isinstance(value, (int, float))]
     trainer.screen.table(model, ("metric", "value"), shown)

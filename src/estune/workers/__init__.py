@@ -30,8 +30,9 @@ def build(center: Center, source: Source, config: ESConfig, prompts: Mapping[str
     worker.check_lengths(prompts)
     if config.workers == "accelerate":
         from estune.workers.accelerate import AccelerateWorkers
+        from estune.workers.ranks import ranks
 
-        return AccelerateWorkers(center, worker)
+        return AccelerateWorkers(center, worker, ranks())
     from estune.workers.local import LocalWorkers
 
     return LocalWorkers(center, worker)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from estune.center import Center
 from estune.engines.base import Engine
-from estune.errors import DataError
+from estune.errors import DataError, EstuneError
 from estune.member import Completion, Member, Prompt
 
 
@@ -33,6 +33,12 @@ class Workers(Protocol):
     def verify(self, digest: str) -> None:
         """Compare every replica of θ with the digest of the trainer's; one that differs is named and rebuilt."""
 
+    def serve(self) -> None:
+        """In a process that does not lead: do what the leading one says, until it lets go."""
+
+    def release(self) -> None:
+        """In the leading process: let the others go."""
+
     def status(self) -> str:
         """Who is alive and what is under way, in a few words; empty for a single engine."""
 
@@ -49,8 +55,8 @@ class Worker:
         self._engine = engine
         self._held: Member | None = None
         self._checked = False
-        if center.version == 0:
-            engine.check(center, Member(0, 1, 0.0, "iid", 0))
+        if center.at(0):
+            self._check_base()
 
     def answer(self, member: Member, prompts: Sequence[Prompt], *, max_completion_length: int) -> tuple[list[Completion], float, float]:
         """The member's completions, and the seconds that loading and generating took."""
@@ -65,6 +71,13 @@ class Worker:
         loaded = time.perf_counter()
         completions = self._engine.generate(prompts, max_completion_length=max_completion_length)
         return completions, loaded - started, time.perf_counter() - loaded
+
+    def _check_base(self) -> None:
+        try:
+            self._engine.check(self._center, Member(0, 1, 0.0, "iid", 0))
+        except EstuneError:
+            if self._center.at(0):
+                raise  # else a run that others are at moved θ on meanwhile; the first member will be checked
 
     def check_lengths(self, datasets: Mapping[str, Sequence[Prompt]]) -> None:
         """Raises DataError for a prompt that leaves no room for an answer; `datasets` maps their names to prompts."""

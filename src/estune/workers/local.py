@@ -24,5 +24,11 @@ class LocalWorkers:
     def verify(self, digest: str) -> None:
         """There is one θ."""
 
+    def serve(self) -> None:
+        """Nobody leads it."""
+
+    def release(self) -> None:
+        """Nobody follows it."""
+
     def status(self) -> str:
         return ""

@@ -123,6 +123,12 @@ class RayWorkers:
                 logger.warning("the keeper of θ on node %s was lost (%s)", node[:8], _reason(error))
                 self._forget(node)
 
+    def serve(self) -> None:
+        """The trainer's process always leads."""
+
+    def release(self) -> None:
+        """The actors live as long as this object."""
+
     def status(self) -> str:
         alive = sum(seat.state in ("idle", "busy") for seat in self._seats.values())
         busy = sum(seat.state == "busy" for seat in self._seats.values())

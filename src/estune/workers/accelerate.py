@@ -1,0 +1,128 @@
+"""One engine in each process that `accelerate launch` or `torchrun` started; whoever is free takes the next member.
+
+Rank 0 leads: its trainer asks, scores and writes. The others serve: they wait for what it says, take members by a
+shared counter, and apply the same updates. One that fails ends them all, as these launchers have it; the run resumes.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from estune.center import Center
+from estune.member import Completion, Member, Prompt
+from estune.workers.base import Evaluation, Worker
+from estune.workers.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+_POLL = 0.02  # seconds between looks for answers of others
+
+
+class AccelerateWorkers:
+    """Evaluates members in every process.
+
+    Args:
+        center: this node's θ.
+        worker: this process's engine.
+        ranks: this process's place.
+    """
+
+    def __init__(self, center: Center, worker: Worker, ranks: Ranks) -> None:
+        self._center, self._worker, self._ranks = center, worker, ranks
+        self._said = 0  # commands so far
+        self._elsewhere = center.version  # version of θ on the other nodes
+        ranks.meet("built")  # θ stays at θ₀ until every engine was compared with it
+
+    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation]:
+        self._level()
+        number = self._command(
+            "evaluate", members=[vars(member) for member in members], prompts=list(prompts), budget=max_completion_length
+        )
+        waiting = set(range(len(members)))
+        while (index := self._ranks.next(f"next/{number}")) < len(members):
+            waiting.discard(index)
+            yield Evaluation(index, *self._worker.answer(members[index], prompts, max_completion_length=max_completion_length))
+            yield from self._arrived(number, waiting)
+        while waiting:
+            time.sleep(_POLL)
+            yield from self._arrived(number, waiting)
+
+    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int) -> None:
+        self._level()
+        number = self._command("update", seeds=seeds, coefficients=coefficients, noise=noise, version=version)
+        self._center.update(seeds, coefficients, noise=noise, version=version)
+        for node in range(1, self._ranks.nodes):
+            self._ranks.hear(f"updated/{number}/{node}")
+        self._elsewhere = self._center.version
+
+    def verify(self, digest: str) -> None:
+        number = self._command("verify")
+        wrong = [node for node in range(1, self._ranks.nodes) if self._ranks.hear(f"digest/{number}/{node}") != digest]
+        if wrong:
+            logger.warning("θ on node %s differs from the leader's; it is rebuilt", ", ".join(map(str, wrong)))
+            self._elsewhere = -1
+            self._level()
+
+    def status(self) -> str:
+        return f"{self._ranks.world} processes" if self._ranks.world > 1 else ""
+
+    def serve(self) -> None:
+        """What every rank but 0 does: answer and update as the leader says, until it lets go."""
+        what = ""
+        while what != "release":
+            number, self._said = self._said, self._said + 1
+            command = self._ranks.hear(f"command/{number}")
+            what = command.pop("what")
+            if what == "evaluate":
+                self._serve_members(number, **command)
+            elif what == "update":
+                self._serve_update(number, **command)
+            elif what == "verify" and self._keeps_another:
+                self._ranks.say(f"digest/{number}/{self._ranks.node}", self._center.digest())
+            elif what == "spread" and self._keeps_another:
+                self._ranks.spread(self._center, f"spread/{number}")
+
+    def release(self) -> None:
+        """Let the others go on with their own programs."""
+        self._command("release")
+
+    @property
+    def _keeps_another(self) -> bool:
+        """Whether this process has the θ of a node that is not the leader's."""
+        return self._ranks.keeps and not self._ranks.leads
+
+    def _command(self, what: str, **settings: Any) -> int:
+        """Say that all are to do `what`; returns the command's number."""
+        number, self._said = self._said, self._said + 1
+        if self._ranks.world > 1:
+            self._ranks.say(f"command/{number}", {"what": what} | settings)
+        return number
+
+    def _level(self) -> None:
+        """Bring the other nodes to the leader's θ, where they have another: after a resume, or when one was damaged."""
+        if self._elsewhere != self._center.version:
+            number = self._command("spread")
+            if self._ranks.nodes > 1:
+                self._ranks.spread(self._center, f"spread/{number}")
+            self._elsewhere = self._center.version
+
+    def _arrived(self, number: int, waiting: set[int]) -> Iterator[Evaluation]:
+        """The members that others have answered meanwhile."""
+        for index in sorted(waiting):
+            key = f"answer/{number}/{index}"
+            if self._ranks.world > 1 and self._ranks.heard(key):
+                answer = self._ranks.hear(key)
+                self._ranks.forget(key)
+                waiting.discard(index)
+                yield Evaluation(index, [Completion(**row) for row in answer["completions"]], *answer["seconds"])
+
+    def _serve_members(self, number: int, members: list[dict[str, Any]], prompts: list[Prompt], budget: int) -> None:
+        while (index := self._ranks.next(f"next/{number}")) < len(members):
+            completions, *seconds = self._worker.answer(Member(**members[index]), prompts, max_completion_length=budget)
+            self._ranks.say(f"answer/{number}/{index}", {"completions": [vars(row) for row in completions], "seconds": seconds})
+
+    def _serve_update(self, number: int, seeds: list[int], coefficients: list[float], noise: str, version: int) -> None:
+        if self._keeps_another:
+            self._center.update(seeds, coefficients, noise=noise, version=version)
+            self._ranks.say(f"updated/{number}/{self._ranks.node}", True)

@@ -1,0 +1,118 @@
+"""The processes that `accelerate launch` or `torchrun` started: who is who, and how they talk.
+
+What travels is text and a few numbers, so the launcher's key-value store is enough, and no process group stands in the
+way of an engine that wants its own. Each node has one θ: its first process makes it, the others attach. Where a node
+needs another's θ, in host memory as it is, it comes over Gloo.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed
+
+from estune.center import Center
+from estune.shared import Address
+
+dist: Any = torch.distributed  # its stores are public, but not in its list of exports
+_PATIENCE = timedelta(days=30)  # the leader may score or save for long; one that ends takes the others along
+_PART = 1 << 24  # elements of θ that travel at a time
+
+
+class Ranks:
+    """This process among those that were launched together. Rank 0 leads: it alone trains, and the others serve it.
+
+    Alone, without a launcher, it is the only one.
+    """
+
+    def __init__(self) -> None:
+        environment = os.environ
+        self.rank, self.world = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
+        per_node = int(environment.get("LOCAL_WORLD_SIZE", self.world))
+        self.local = int(environment.get("LOCAL_RANK", 0))
+        self.node, self.nodes = self.rank // per_node, self.world // per_node
+        self.store: Any = dist.HashStore() if self.world == 1 else self._rendezvous()
+        self._groups: dict[str, Any] = {}
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the θ of this node is this process's."""
+        return self.local == 0
+
+    def say(self, key: str, value: Any) -> None:
+        self.store.set(key, json.dumps(value))
+
+    def hear(self, key: str) -> Any:
+        """Wait until `key` was said."""
+        return json.loads(self.store.get(key))
+
+    def heard(self, key: str) -> bool:
+        return bool(self.store.check([key]))
+
+    def forget(self, key: str) -> None:
+        self.store.delete_key(key)
+
+    def next(self, key: str) -> int:
+        """0, 1, 2, …: each number to one process only."""
+        return int(self.store.add(key, 1)) - 1
+
+    def meet(self, what: str) -> None:
+        """Wait here until all processes have come."""
+        self.say(f"{what}/{self.rank}", True)
+        for rank in range(self.world):
+            self.hear(f"{what}/{rank}")
+
+    def center(self, load: Callable[[], Center]) -> Center:
+        """The node's θ: loaded by its first process, attached to by the others."""
+        if self.keeps:
+            center = load()
+            if self.world > 1:
+                assert center.address is not None
+                self.say(f"theta/{self.node}", vars(center.address))
+            return center
+        address = self.hear(f"theta/{self.node}")
+        shapes = {name: tuple(shape) for name, shape in address["shapes"].items()}
+        return Center.attach(Address(address["path"], address["token"], shapes))
+
+    def spread(self, center: Center, name: str) -> None:
+        """Give every node the leader's θ; called by all processes that keep one, with a `name` of its own each time."""
+        group = dist.ProcessGroupGloo(dist.PrefixStore(name, self.store), self.node, self.nodes, _PATIENCE)
+        version = torch.tensor([center.version if self.leads else 0])
+        _broadcast(group, version)
+        for tensor, theta in center.theta.items():
+            flat = theta.view(-1)
+            for start in range(0, flat.numel(), _PART):
+                part = flat[start : start + _PART]
+                values = part.clone()
+                _broadcast(group, values)
+                if not self.leads:
+                    center.put(tensor, slice(start, start + values.numel()), values)
+        if not self.leads:
+            center.became(int(version))
+
+    def _rendezvous(self) -> Any:
+        if os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost", "::1"):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all on one machine: nothing listens beyond it
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
+        store.set_timeout(_PATIENCE)
+        return dist.PrefixStore(f"estune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+def _broadcast(group: Any, tensor: torch.Tensor) -> None:
+    options = dist.BroadcastOptions()
+    options.rootRank = options.rootTensor = 0
+    group.broadcast([tensor], options).wait()
+
+
+@cache
+def ranks() -> Ranks:
+    """This process's place, found once."""
+    return Ranks()
