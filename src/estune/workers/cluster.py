@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import secrets
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from estune.config import ESConfig
 from estune.errors import ConfigError
 from estune.resources import cores
 
+_REACH = 10  # seconds for a cluster's head to answer
 _STORE = 512 << 20  # bytes of shared memory for prompts and completions under way
 
 
@@ -76,8 +78,8 @@ def _wanted(config: ESConfig) -> dict[str, float]:
     on_gpus = config.engine != "fake" and config.device in ("auto", "cuda") and any(node.get("GPU") for node in nodes)
     if on_gpus:
         return {"CPU": 1, "GPU": config.vllm_tensor_parallel_size}
-    smallest = min((node["CPU"] for node in nodes if node.get("CPU")), default=1)
-    return {"CPU": max(1, smallest // math.ceil((config.num_workers or 1) / max(1, len(nodes))))}
+    part = min((node["CPU"] for node in nodes if node.get("CPU")), default=1) / math.ceil((config.num_workers or 1) / max(1, len(nodes)))
+    return {"CPU": part // 1 if part >= 1 else part}  # Ray takes fractions of one processor only
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -91,10 +93,18 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
     import ray
 
     try:
+        _reach(address)
         ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"ray_address: no Ray cluster could be joined at {address} ({reason}); start one with: ray start --head, and add machines "
             "with: ray start --address HEAD:6379"
         ) from None
+
+
+def _reach(address: str) -> None:
+    """Raises OSError when nobody answers at HOST:PORT; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH).close()

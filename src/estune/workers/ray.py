@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _TRIES = 3  # times in a row that a worker may fail to start, or a piece be failed by workers
 _PART = 1 << 24  # elements of θ that travel at a time to a node that joins late
 _TICK = 0.5  # seconds between looks at who is late
+_LAST_TICK = 0.01  # the same when all is answered and the step waits for nothing else
 
 
 @dataclass
@@ -139,10 +140,10 @@ class RayWorkers:
         return [seat.place for seat in self._seats.values() if seat.place and seat.state in ("idle", "busy")]
 
     def _run(self, job: _Job) -> None:
-        """The thread of one population."""
+        """The thread of one population; it sees to workers until the last answer was scored."""
         try:
             self._grow()
-            while not (job.dispatch.finished or job.over.is_set()):
+            while not job.over.is_set():
                 self._turn(job)
         except BaseException as error:
             job.results.put(error)
@@ -152,9 +153,12 @@ class RayWorkers:
         for seat in list(self._seats.values()):
             if job and seat.state == "idle":
                 self._hand_out(seat, job)
-        ready, _ = ray.wait(list(self._waiting), num_returns=1, timeout=_TICK)
-        for answer in ready:
-            self._receive(answer, job)
+        tick = _LAST_TICK if job and job.dispatch.finished else _TICK
+        if self._waiting:
+            for answer in ray.wait(list(self._waiting), num_returns=1, timeout=tick)[0]:
+                self._receive(answer, job)
+        else:
+            time.sleep(tick)
         now = time.monotonic()
         for seat in [seat for seat in self._seats.values() if seat.state in ("building", "busy")]:
             if now - seat.since > self._config.worker_timeout:

@@ -1,0 +1,125 @@
+"""A run on Ray ends with the same θ whoever dies, hangs or joins late; real Ray, real processes, real kills."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_model
+
+from estune.cli.main import main
+from estune.config import ESConfig
+from estune.workers import cluster
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+CHILD = Path(__file__).parent / "ray_child.py"
+TOKEN = "0123456789abcdef" * 2
+
+
+def outcome(case: str, folder: Path) -> tuple[dict[str, Any], str]:
+    """What became of the run `case` in `folder`, and what it said."""
+    if not (folder / "model").exists() and case != "resumed":
+        make_model(folder / "model")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    done = subprocess.run([sys.executable, str(CHILD), case, str(folder)], env=environment, capture_output=True, text=True, timeout=280)
+    assert "RESULT" in done.stdout, done.stderr[-3000:]
+    return json.loads(done.stdout.split("RESULT")[1].splitlines()[0]), done.stderr
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory) -> list[str]:
+    """θ's digests at each step of a run without Ray."""
+    return outcome("local", tmp_path_factory.mktemp("local"))[0]["digests"]
+
+
+def test_two_workers_compute_what_one_does_and_nothing_listens_beyond_loopback(local, tmp_path):
+    result, said = outcome("undisturbed", tmp_path)
+    assert result["digests"] == local
+    assert result["status"].startswith("2 of 2 workers")
+    assert result["listening"]
+    assert all(ip.removeprefix("::ffff:") in ("127.0.0.1", "::1") for ip in result["listening"]), result["listening"]
+    assert "worker 1 on 127.0.0.1 (process" in said
+
+
+def test_more_workers_than_processors_share_them(local, tmp_path):
+    result, _ = outcome("three", tmp_path)
+    assert (result["digests"], result["alive"]) == (local, 3)
+
+
+def test_left_to_itself_there_is_one_worker_a_node(local, tmp_path):
+    result, _ = outcome("as many as there is room", tmp_path)
+    assert (result["digests"], result["alive"]) == (local, 1)
+
+
+def test_a_killed_worker_is_replaced(local, tmp_path):
+    result, said = outcome("killed", tmp_path)
+    assert (result["digests"], result["error"]) == (local, None)
+    assert "it is started anew" in said
+
+
+def test_a_worker_that_hangs_is_replaced(local, tmp_path):
+    result, said = outcome("hung", tmp_path)
+    assert (result["digests"], result["error"]) == (local, None)
+    assert "did not answer within 5 s" in said
+
+
+def test_a_worker_that_cannot_be_replaced_is_given_up_and_the_run_goes_on(local, tmp_path):
+    result, said = outcome("killed for good", tmp_path)
+    assert (result["digests"], result["error"]) == (local, None)
+    assert "the run goes on with 1" in said
+    assert result["status"].startswith("1 of 1 workers")
+
+
+def test_when_no_worker_is_left_the_run_stops_and_can_be_resumed(local, tmp_path):
+    result, _ = outcome("all killed for good", tmp_path)
+    assert "no worker is left" in result["error"]
+    assert len(result["digests"]) < len(local)
+    assert outcome("resumed", tmp_path)[0]["digests"] == local
+
+
+@pytest.mark.slow
+def test_a_node_may_be_lost_and_another_join_in_the_middle_of_a_run(local, tmp_path):
+    result, said = outcome("raylet killed", tmp_path)
+    assert (result["digests"], result["error"]) == (local, None)
+    assert result["joined"]
+    assert "it is started anew" in said
+
+
+@pytest.mark.slow
+def test_a_replica_of_theta_that_differs_is_named_and_rebuilt(local, tmp_path):
+    result, said = outcome("replica damaged", tmp_path)
+    assert result["replicas"] == 1
+    assert "differs from the trainer's; it is rebuilt" in said
+    assert (result["digests"], result["error"]) == (local, None)
+
+
+def test_a_cluster_that_is_not_there_is_one_line(tiny, tmp_path):
+    command = [sys.executable, "-m", "estune", "train", "--model_name_or_path", str(tiny), "--task", "conciseness"]
+    command += ["--workers", "ray", "--ray_address", "127.0.0.1:1", "--output_dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ | {"RAY_AUTH_MODE": "disabled"})
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("estune: ray_address: no Ray cluster could be joined at 127.0.0.1:1")
+
+
+def test_several_workers_without_ray_are_refused(capsys):
+    assert main(["train", "--num_workers", "2", "--model_name_or_path", "m", "--task", "conciseness"]) == 2
+    assert "num_workers: workers: local has one engine in each process, not 2; choose workers: ray" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("set_already", "address", "wanted"),
+    [
+        ({}, None, {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}),
+        ({"RAY_AUTH_TOKEN": TOKEN}, "auto", {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}),
+        ({"RAY_AUTH_MODE": "disabled"}, None, {"RAY_AUTH_MODE": "disabled"}),
+    ],
+)
+def test_rays_token_is_used_where_it_is_set_and_made_for_a_cluster_of_ones_own(set_already, address, wanted, monkeypatch):
+    monkeypatch.setattr(os, "environ", {"HOME": "/nowhere", **set_already})
+    cluster.prepare(ESConfig(workers="ray", ray_address=address))
+    assert wanted.items() <= os.environ.items()
+    assert address or len(os.environ["RAY_AUTH_TOKEN"]) == 32
