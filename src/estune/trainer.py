@@ -236,6 +236,8 @@ class ESTrainer:
         done: dict[int, tuple[Evaluation, Scores]] = {}
         for evaluation in self.model.workers.evaluate(members, prompts, max_completion_length=self.args.max_completion_length):
             stop.check()
+            if evaluation is None:
+                continue
             done[evaluation.index] = evaluation, self.rewards.score(rows, evaluation.completions, self.callbacks.state)
             self.screen.member(step, len(done), self.model.workers.status())
         if self.args.log_completions and step % self.args.logging_steps == 0:

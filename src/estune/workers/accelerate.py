@@ -34,7 +34,7 @@ class AccelerateWorkers:
         self._elsewhere = center.version  # version of θ on the other nodes
         ranks.meet("built")  # θ stays at θ₀ until every engine was compared with it
 
-    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation]:
+    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation | None]:
         self._level()
         number = self._command(
             "evaluate", members=[vars(member) for member in members], prompts=list(prompts), budget=max_completion_length
@@ -46,6 +46,7 @@ class AccelerateWorkers:
             yield from self._arrived(number, waiting)
         while waiting:
             time.sleep(_POLL)
+            yield None
             yield from self._arrived(number, waiting)
 
     def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int) -> None:

@@ -24,8 +24,11 @@ class Evaluation:
 class Workers(Protocol):
     """Evaluate members of a population, and keep every replica of θ in step."""
 
-    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation]:
-        """Each member's answers to all prompts, in the order in which they are done; `index` says whose."""
+    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation | None]:
+        """Each member's answers to all prompts, in the order in which they are done; `index` says whose.
+
+        While others are waited for, None comes now and then, so that the caller may stop.
+        """
 
     def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int) -> None:
         """Apply one update to θ everywhere; `version` is the one that it starts from, so a repetition does nothing."""

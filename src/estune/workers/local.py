@@ -14,7 +14,7 @@ class LocalWorkers:
         self._center = center
         self._worker = worker
 
-    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation]:
+    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation | None]:
         for index, member in enumerate(members):
             yield Evaluation(index, *self._worker.answer(member, prompts, max_completion_length=max_completion_length))
 

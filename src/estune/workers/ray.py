@@ -90,15 +90,17 @@ class RayWorkers:
         while not any(seat.state == "idle" for seat in self._seats.values()):
             self._turn(None)
 
-    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation]:
+    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation | None]:
         job = _Job(members, ray.put(list(prompts)), max_completion_length, Dispatch(len(members), len(prompts)))
         thread = threading.Thread(target=self._run, args=[job], name="estune-ray", daemon=True)
         thread.start()
         try:
-            for _ in members:
-                result = job.results.get()
+            left = len(members)
+            while left:
+                result = _next(job.results)
                 if isinstance(result, BaseException):
                     raise result
+                left -= result is not None
                 yield result
         finally:
             job.over.set()
@@ -298,6 +300,14 @@ class RayWorkers:
         for seat in self._seats.values():
             if seat.place and seat.place.node == node and seat.state != "placing":
                 ray.kill(seat.actor)
+
+
+def _next(results: "queue.Queue[Evaluation | BaseException]") -> Evaluation | BaseException | None:
+    """The next result, or None when there is none for a while."""
+    try:
+        return results.get(timeout=_TICK)
+    except queue.Empty:
+        return None
 
 
 def _reason(error: BaseException) -> str:

@@ -1,0 +1,89 @@
+"""Processes started together by torchrun or accelerate compute one θ; real launchers, real processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+BIN = Path(sys.executable).parent
+CHILD = str(Path(__file__).parent / "launched_child.py")
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def torchrun(processes: int, *more: str) -> list[str]:
+    return [str(BIN / "torchrun"), "--nproc_per_node", str(processes), "--master_addr", "127.0.0.1", "--master_port", "29621", *more]
+
+
+def launch(launcher: list[str], *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen([*launcher, *map(str, arguments)], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(*processes: subprocess.Popen[str]) -> None:
+    for process in processes:
+        _, said = process.communicate(timeout=250)
+        assert process.returncode == 0, said[-3000:]
+
+
+def reports(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(out.glob("rank-*.json"))]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def alone(model, tmp_path_factory) -> str:
+    """θ's digest after four steps in one process that nobody launched."""
+    out = tmp_path_factory.mktemp("alone")
+    finish(launch([sys.executable], CHILD, model, out, 4, '{"workers": "local"}'))
+    return reports(out)[0]["digest"]
+
+
+ACCELERATE = ["launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+LAUNCHERS = {"torchrun": torchrun(3), "accelerate": [str(BIN / "accelerate"), *ACCELERATE], "nothing": [sys.executable]}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_processes_launched_together_share_the_members_and_end_with_one_theta(launcher, model, alone, tmp_path):
+    finish(launch(LAUNCHERS[launcher], CHILD, model, tmp_path, 4))
+    found = reports(tmp_path)
+    assert len(found) == {"torchrun": 3, "accelerate": 2, "nothing": 1}[launcher]
+    assert {report["digest"] for report in found} == {alone}
+    assert [report["figures"] for report in found] == [True] + [False] * (len(found) - 1)
+    assert (tmp_path / "final" / "model.safetensors").is_file()
+
+
+def test_the_processes_of_a_machine_map_one_theta_and_none_listens_beyond_loopback(model, tmp_path):
+    finish(launch(torchrun(2), CHILD, model, tmp_path, 2))
+    found = reports(tmp_path)
+    assert all(report["shared"] for report in found)
+    assert all(ip in ("127.0.0.1", "::1") for report in found for ip in report["listening"]), found
+
+
+def test_several_machines_each_keep_a_theta_and_a_resumed_run_brings_them_level(model, alone, tmp_path):
+    finish(launch(torchrun(1), CHILD, model, tmp_path, 3))
+    resume = '{"resume_from_checkpoint": true}'
+    nodes = [launch(torchrun(1, "--nnodes", "2", "--node_rank", str(node)), CHILD, model, tmp_path, 4, resume) for node in range(2)]
+    finish(*nodes)
+    found = reports(tmp_path)
+    assert {report["digest"] for report in found} == {alone}
+    assert [report["status"] for report in found] == ["2 processes"] * 2
+
+
+def test_wrong_input_is_one_line_of_the_leader_and_all_end(model, tmp_path):
+    command = ["--no-python", str(BIN / "estune"), "train", "--model_name_or_path", str(model), "--task", "conciseness"]
+    command += ["--workers", "accelerate", "--output_dir", str(tmp_path), "--max_train_samples", "2", "--max_steps", "1"]
+    finish(launch(torchrun(2), *command, "--population_size", "2", "--max_completion_length", "2"))
+    again = launch(torchrun(2), *command)
+    _, said = again.communicate(timeout=250)
+    assert again.returncode != 0
+    assert said.count("estune: output_dir:") == 1
