@@ -80,10 +80,12 @@ class Model:
     def describe(self) -> str:
         """One line: what is tuned, where and in how much memory."""
         tuned, total = self._count(self.tuned), self._count(list(self.layout.in_model))
+        engines = self._engines_here()
+        weights = "the engine's weights" if engines == 1 else f"the weights of each of {engines} engines"
         part = "all" if tuned == total else f"{tuned:,} of"
         return (
             f"{self.name}: {part} {total:,} parameters tuned; θ in fp32 takes {amount(self.theta_bytes())}, "
-            f"the engine's weights {amount(self._engine_bytes())}"
+            f"{weights} {amount(self._engine_bytes())}"
         )
 
     def write(self, target: Path, state: Callable[[Path], None] = lambda folder: None) -> None:
@@ -126,8 +128,14 @@ class Model:
 
         here = self.theta_bytes()
         if self._config.engine == "fake" or engine_device(self._config) == "cpu":
-            here += self._engine_bytes()
+            here += self._engines_here() * self._engine_bytes()
         check_memory(int(1.1 * here), f"θ in fp32 and the engine's weights of {self.name}")
+
+    def _engines_here(self) -> int:
+        """Engines of this run on this machine, as far as can be known before they are placed."""
+        if self._ranks:
+            return self._ranks.world // self._ranks.nodes
+        return 1 if self._config.ray_address else self._config.num_workers or 1
 
 
 def _located(source: Any, config: ESConfig, tokenizer: Any) -> tuple[str, Path]:

@@ -306,7 +306,7 @@ def _settings(checkpoint: Checkpoint, config: ESConfig, on_cpu: bool) -> dict[st
     }
     if config.vllm_gpu_memory_utilization is not None:
         settings["gpu_memory_utilization"] = config.vllm_gpu_memory_utilization
-    elif on_cpu:
+    elif on_cpu and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
         settings["kv_cache_memory_bytes"] = _CPU_CACHE
     if ranks > 1:
         settings["distributed_executor_backend"] = "mp"

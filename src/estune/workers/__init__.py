@@ -9,6 +9,7 @@ from estune.errors import ConfigError
 from estune.member import Prompt
 from estune.workers import cluster
 from estune.workers.base import Worker, Workers
+from estune.workers.ranks import ranks
 from estune.workers.source import Source
 
 
@@ -26,11 +27,12 @@ def build(center: Center, source: Source, config: ESConfig, prompts: Mapping[str
         except ImportError:
             raise ConfigError('workers: ray is not installed; pip install "estune[ray]"') from None
         return RayWorkers(center, source, config, prompts)
+    if config.workers == "accelerate":
+        ranks().take_gpus(config.vllm_tensor_parallel_size)
     worker = Worker(center, engines.build(source.checkpoint, source.layout, config, source.tokenizer))
     worker.check_lengths(prompts)
     if config.workers == "accelerate":
         from estune.workers.accelerate import AccelerateWorkers
-        from estune.workers.ranks import ranks
 
         return AccelerateWorkers(center, worker, ranks())
     from estune.workers.local import LocalWorkers

@@ -39,8 +39,8 @@ class Place:
 class EngineActor:
     """One engine. Starts empty, so that it says where it is before it is told which θ to read."""
 
-    def __init__(self, source: Source, config: ESConfig, cpus: int) -> None:
-        self._source, self._config, self._cpus = source, config, cpus
+    def __init__(self, source: Source, config: ESConfig, threads: int) -> None:
+        self._source, self._config, self._threads = source, config, threads
         self._worker: Worker | None = None
 
     def place(self) -> Place:
@@ -52,10 +52,10 @@ class EngineActor:
 
     def build(self, address: Address) -> None:
         """Load the engine and attach it to θ. Raises InputError or EngineError."""
-        torch.set_num_threads(self._cpus)
+        torch.set_num_threads(self._threads)
         checkpoint = self._source.here(trust_remote_code=self._config.trust_remote_code)
         engine = engines.build(checkpoint, self._source.layout, self._config, self._source.tokenizer)
-        self._worker = Worker(Center.attach(address, threads=self._cpus), engine)
+        self._worker = Worker(Center.attach(address, threads=self._threads), engine)
 
     def check_lengths(self, datasets: Mapping[str, Sequence[Prompt]]) -> None:
         self._built.check_lengths(datasets)

@@ -59,6 +59,14 @@ def resources(config: ESConfig) -> dict[str, Any]:
     return {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0), "scheduling_strategy": "SPREAD"}
 
 
+def threads(config: ESConfig) -> int:
+    """Processor cores that one engine may keep busy: its part of a node's, by processors or by GPUs."""
+    wanted = _wanted(config)
+    if "GPU" in wanted:
+        return int(min(max(1, node["CPU"] * wanted["GPU"] // node["GPU"]) for node in _nodes() if node.get("GPU")))
+    return max(1, int(wanted["CPU"]))
+
+
 def room(config: ESConfig) -> int:
     """Engines that the cluster's nodes have room for, if nothing else runs there."""
     wanted = _wanted(config)

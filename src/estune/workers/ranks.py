@@ -64,6 +64,16 @@ class Ranks:
         """0, 1, 2, …: each number to one process only."""
         return int(self.store.add(key, 1)) - 1
 
+    def take_gpus(self, each: int) -> None:
+        """Of this machine's GPUs let this process see its own `each` alone. Engines take the first that they see."""
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.set_device(self.local)
+            return
+        there = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = there.split(",") if there else [str(number) for number in range(torch.cuda.device_count())]
+        if len(gpus) >= (self.local + 1) * each:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[self.local * each : (self.local + 1) * each])
+
     def meet(self, what: str) -> None:
         """Wait here until all processes have come."""
         self.say(f"{what}/{self.rank}", True)

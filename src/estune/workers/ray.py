@@ -253,9 +253,8 @@ class RayWorkers:
         self._start(seat)
 
     def _start(self, seat: _Seat) -> None:
-        options = cluster.resources(self._config)
-        cpus = max(1, int(options["num_cpus"]))
-        seat.actor = ray.remote(EngineActor).options(**options).remote(self._source, self._config, cpus)
+        actor = ray.remote(EngineActor).options(**cluster.resources(self._config))
+        seat.actor = actor.remote(self._source, self._config, cluster.threads(self._config))
         seat.place = None
         self._expect(seat, "placing", seat.actor.place.remote())
 
