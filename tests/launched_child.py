@@ -32,7 +32,7 @@ def main() -> None:
     figures = trainer.evaluate()
     trainer.save_model()
     report = {"rank": os.environ.get("RANK", "0"), "digest": trainer.model.center.digest(), "figures": bool(figures)}
-    report |= {"listening": listening(), "status": trainer.model.workers.status(), "shared": _mapped()}
+    report |= {"listening": listening(), "processes": trainer.model.workers.status().alive, "shared": _mapped()}
     Path(out, f"rank-{report['rank']}.json").write_text(json.dumps(report))
 
 

@@ -60,8 +60,8 @@ class Run:
             error = str(raised)
         lines = [json.loads(line) for line in (self.folder / "out" / "journal.jsonl").read_text().splitlines()[1:]]
         digests = [line["digest"] for line in lines]
-        alive = len(self.workers.processes()) if self.trainer.args.workers == "ray" else 1
-        return {"digests": digests, "error": error, "status": self.workers.status(), "alive": alive, **self.seen}
+        alive = self.workers.status().alive
+        return {"digests": digests, "error": error, "alive": alive, **self.seen}
 
 
 def until(condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -93,7 +93,7 @@ def killed_for_good(run: Run) -> None:
     """Without the model's files no engine can be started again."""
     shutil.move(run.model, run.folder / "elsewhere")
     run.kill()
-    until(lambda: run.workers.status().split()[2] == "1")
+    until(lambda: run.workers.status().wanted == 1)
 
 
 def all_killed_for_good(run: Run) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from estune import ESConfig
 from estune.console import Screen, clean, prompt_text
+from estune.workers.base import Status
 
 HOSTILE = [
     "[/think]",
@@ -93,7 +94,7 @@ def test_a_stream_that_cannot_write_greek_gets_question_marks(screen, terminal):
     shown.say("θ of σ")
     shown.samples("held out", [record("naïve ✨ 漢字")])
     shown.start(0)
-    shown.member(1, 1)
+    shown.member(1, 1, Status(1, 1, 1))
     shown.step(1, metrics())
     shown.stop()
     written = stream.buffer.getvalue().decode("ascii")
@@ -112,8 +113,8 @@ def test_without_a_terminal_there_are_plain_lines_and_no_bar(screen):
     shown, stream = screen()
     shown.start(0)
     for step in (1, 2, 3):
-        shown.member(step, 1)
-        shown.member(step, 2)
+        shown.member(step, 1, Status(1, 1, 1))
+        shown.member(step, 2, Status(1, 1, 1))
         shown.step(step, metrics())
     shown.stop()
     lines = stream.getvalue().splitlines()
@@ -139,7 +140,7 @@ def test_logging_steps_thins_the_plain_lines_but_keeps_the_first_and_the_last(sc
 def test_a_terminal_gets_a_bar_with_step_reward_and_speed(screen):
     shown, stream = screen(Terminal())
     shown.start(0)
-    shown.member(1, 2)
+    shown.member(1, 2, Status(1, 1, 1))
     shown.step(1, metrics())
     shown.stop()
     for part in ("step 1/3 (2/2)", "reward -1.5 ± 0.25, best -1", "120 tok/s", "left"):
@@ -184,3 +185,11 @@ def test_of_a_conversation_the_last_message_is_shown():
     chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "sky?"}]
     assert prompt_text(chat) == "sky?"
     assert prompt_text("sky?") == "sky?"
+
+
+def test_of_several_workers_the_bar_says_who_is_alive_and_what_is_under_way(screen):
+    shown, stream = screen(Terminal(), population_size=30, workers="ray", max_steps=5)
+    shown.start(0)
+    shown.member(1, 7, Status(3, 4, 2))
+    shown.stop()
+    assert "step 1/5 (7+2/30) 3/4 workers" in stream.getvalue()

@@ -76,7 +76,7 @@ def test_several_machines_each_keep_a_theta_and_a_resumed_run_brings_them_level(
     finish(*nodes)
     found = reports(tmp_path)
     assert {report["digest"] for report in found} == {alone}
-    assert [report["status"] for report in found] == ["2 processes"] * 2
+    assert [report["processes"] for report in found] == [2, 2]
 
 
 def test_wrong_input_is_one_line_of_the_leader_and_all_end(model, tmp_path):

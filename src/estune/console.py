@@ -15,6 +15,7 @@ from rich.text import Text
 
 from estune.config import ESConfig
 from estune.member import Prompt
+from estune.workers.base import Status
 
 
 class Screen:
@@ -37,7 +38,7 @@ class Screen:
             self._progress = Progress(
                 SpinnerColumn("dots" if self._console.encoding.startswith("utf") else "line"),
                 TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=10),
+                BarColumn(bar_width=10 if self._config.workers == "local" else 4),
                 TextColumn("{task.fields[reward]}", markup=False),
                 TimeRemainingColumn(),
                 TextColumn("left", markup=False),
@@ -48,16 +49,19 @@ class Screen:
             self._progress.add_task(f"step {done + 1}/{self._config.max_steps}", total=total, reward="starting")
             self._progress.start()
 
-    def member(self, step: int, done: int, workers: str = "") -> None:
-        """A member of `step` was evaluated, the `done`-th; `workers` says who is alive, where there are several."""
+    def member(self, step: int, done: int, workers: Status) -> None:
+        """A member of `step` was evaluated, the `done`-th. Of several workers it says how many are alive, and beside the
+        members that are done, how many are under way: (7+2/30)."""
         if self._progress:
-            label = f"step {step}/{self._config.max_steps} ({done}/{self._config.population_size})"
-            label += f" {workers}" if workers else ""
+            several = workers.wanted > 1
+            under_way = f"+{workers.under_way}" if several else ""
+            label = f"step {step}/{self._config.max_steps} ({done}{under_way}/{self._config.population_size})"
+            label += f" {workers.alive}/{workers.wanted} workers" if several else ""
             self._progress.update(self._progress.task_ids[0], advance=1, description=label)
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """A step is done."""
-        summary = str(self._text(_summary(metrics)))
+        summary = str(self._text(_summary(metrics, short=self._progress is not None and self._config.workers != "local")))
         if self._progress:
             self._progress.update(self._progress.task_ids[0], reward=summary)
         elif step % self._config.logging_steps == 0 or step in (1, self._config.max_steps):
@@ -132,11 +136,12 @@ def prompt_text(prompt: Prompt) -> str:
     return str(last["content"]) if isinstance(last, dict) else str(prompt)
 
 
-def _summary(metrics: Mapping[str, Any]) -> str:
+def _summary(metrics: Mapping[str, Any], *, short: bool) -> str:
     if metrics["reward"] is None:
         return "no member got a reward"
     speed = metrics["es/tokens_per_second"]
-    return f"reward {metrics['reward']:.3g} ± {metrics['reward_std']:.2g}, best {metrics['es/reward_best']:.3g} {speed:.0f} tok/s"
+    best = "" if short else f", best {metrics['es/reward_best']:.3g}"
+    return f"reward {metrics['reward']:.3g} ± {metrics['reward_std']:.2g}{best} {speed:.0f} tok/s"
 
 
 def _cell(value: Any) -> str:

@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    logging.basicConfig(format="estune: %(message)s", level=logging.WARNING)
+    logging.basicConfig(format="estune: %(message)s", level=logging.WARNING, handlers=[_ToStderr()])
     logging.getLogger("estune").setLevel(logging.INFO)
     try:
         return _run(sys.argv[1:] if arguments is None else list(arguments))
@@ -48,6 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ended.code if isinstance(ended.code, int) else _ended(ended.code, 1) if ended.code else 0
     except OSError as error:
         return _ended(f"{error.filename or 'system'}: {error.strerror or error}; free what is short and resume the run", 1)
+
+
+class _ToStderr(logging.Handler):
+    """Writes to whatever standard error is by then: a progress bar takes its place, to print above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> int:

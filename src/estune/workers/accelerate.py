@@ -11,7 +11,7 @@ from typing import Any
 
 from estune.center import Center
 from estune.member import Completion, Member, Prompt
-from estune.workers.base import Evaluation, Worker
+from estune.workers.base import Evaluation, Status, Worker
 from estune.workers.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ class AccelerateWorkers:
     def __init__(self, center: Center, worker: Worker, ranks: Ranks) -> None:
         self._center, self._worker, self._ranks = center, worker, ranks
         self._said = 0  # commands so far
+        self._waiting = 0  # members of the step that are not answered
         self._elsewhere = center.version  # version of θ on the other nodes
         ranks.meet("built")  # θ stays at θ₀ until every engine was compared with it
 
@@ -40,8 +41,10 @@ class AccelerateWorkers:
             "evaluate", members=[vars(member) for member in members], prompts=list(prompts), budget=max_completion_length
         )
         waiting = set(range(len(members)))
+        self._waiting = len(waiting)
         while (index := self._ranks.next(f"next/{number}")) < len(members):
             waiting.discard(index)
+            self._waiting = len(waiting)
             yield Evaluation(index, *self._worker.answer(members[index], prompts, max_completion_length=max_completion_length))
             yield from self._arrived(number, waiting)
         while waiting:
@@ -65,8 +68,8 @@ class AccelerateWorkers:
             self._elsewhere = -1
             self._level()
 
-    def status(self) -> str:
-        return f"{self._ranks.world} processes" if self._ranks.world > 1 else ""
+    def status(self) -> Status:
+        return Status(self._ranks.world, self._ranks.world, min(self._ranks.world, self._waiting))
 
     def serve(self) -> None:
         """What every rank but 0 does: answer and update as the leader says, until it lets go."""
@@ -116,6 +119,7 @@ class AccelerateWorkers:
                 answer = self._ranks.hear(key)
                 self._ranks.forget(key)
                 waiting.discard(index)
+                self._waiting = len(waiting)
                 yield Evaluation(index, [Completion(**row) for row in answer["completions"]], *answer["seconds"])
 
     def _serve_members(self, number: int, members: list[dict[str, Any]], prompts: list[Prompt], budget: int) -> None:

@@ -21,6 +21,15 @@ class Evaluation:
     generate_seconds: float
 
 
+@dataclass(frozen=True)
+class Status:
+    """Workers that are alive, of how many that there should be, and members that they are at."""
+
+    alive: int
+    wanted: int
+    under_way: int
+
+
 class Workers(Protocol):
     """Evaluate members of a population, and keep every replica of θ in step."""
 
@@ -42,8 +51,8 @@ class Workers(Protocol):
     def release(self) -> None:
         """In the leading process: let the others go."""
 
-    def status(self) -> str:
-        """Who is alive and what is under way, in a few words; empty for a single engine."""
+    def status(self) -> Status:
+        """Who is alive and what is under way, now."""
 
 
 class Worker:

@@ -2,15 +2,18 @@
 
 Pure bookkeeping, without processes or clocks of its own: `ray.py` feeds it from real workers, benchmarks/simulate.py
 from imagined ones. While much is left a worker gets a whole member. Towards the end of a step it gets a share of the
-prompts that are left (guided self-scheduling, Polychronopoulos & Kuck 1987, https://doi.org/10.1109/TC.1987.5009495),
-since loading a member is cheap beside generating. What takes far longer than the rest is given to a second worker, and
-whoever is done first counts.
+prompts that are left (guided self-scheduling, Polychronopoulos & Kuck 1987, https://doi.org/10.1109/TC.1987.5009495).
+A piece pays for loading its member and for its first tokens whatever its size, so the more that is seen to cost, the
+less is cut. What takes far longer than the rest is given to a second worker, and whoever is done first counts.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
-_SHARES = 1.5  # a worker gets at most 1/(_SHARES · workers) of what is left: more evens out more, and loads more often
+# A worker gets at most 1/(shares · workers) of what is left, shares = _SHARES · log₂(8 · workers) · (1 − fixed)²: the last of
+# many members are likelier to include a very long one, so more workers begin to cut earlier. More shares load more often.
+_SHARES = 0.25
 _LEAST = 8  # parts of a member, at most
 _LATE = 3.0  # times as long as such a piece usually takes
 
@@ -28,6 +31,75 @@ class Piece:
         return self.stop - self.start
 
 
+class Pace:
+    """How the time that a piece takes depends on its size: a part `fixed` of a whole member's time, the rest by prompts.
+
+    On a GPU, which a few sequences do not fill, much of it is fixed, and cutting members up would only cost.
+    """
+
+    def __init__(self) -> None:
+        self._times: list[tuple[float, float]] = []  # of this step: the part of a member, its seconds
+        self._excess, self._room = _GUESS, 1.0  # what cut pieces took beyond their share, and what they could, in whole members
+
+    @property
+    def parts(self) -> int:
+        """How many pieces a member is worth cutting into: what is fixed should be little of each."""
+        fixed = self._excess / self._room
+        return max(1, int(1 / max(1 / _PARTS, 2 * fixed)))
+
+    def note(self, part: float, seconds: float) -> None:
+        """A piece that is `part` of a member took `seconds`."""
+        self._times.append((part, seconds))
+
+    def learn(self) -> None:
+        """The step is over. What was learned long ago fades towards the guess, so that cutting is tried again."""
+        whole = [seconds for part, seconds in self._times if part == 1]
+        usual = sum(whole) / len(whole) if whole else 0.0
+        self._excess += (1 - _MEMORY) * (_GUESS - self._excess)
+        self._room += (1 - _MEMORY) * (1 - self._room)
+        if usual:
+            self._excess = max(0.0, self._excess + sum(seconds / usual - part for part, seconds in self._times if part < 1))
+            self._room += sum(1 - part for part, _ in self._times if part < 1)
+        self._times.clear()
+
+
+@dataclass
+class Pace:
+    """How long pieces take: seconds ≈ start + each · size, fitted to seconds a prompt, whose spread is the same for all sizes.
+
+    It may outlive a population, so that the next one knows from its first piece on what cutting costs.
+    """
+
+    _count: int = 0
+    _x: float = 0.0  # sums over pieces, of x = 1 / size and y = seconds / size
+    _y: float = 0.0
+    _xx: float = 0.0
+    _xy: float = 0.0
+
+    def add(self, size: int, seconds: float) -> None:
+        x, y = 1 / size, seconds / size
+        self._count += 1
+        self._x += x
+        self._y += y
+        self._xx += x * x
+        self._xy += x * y
+
+    def fit(self) -> tuple[float, float]:
+        """`start` and `each`, neither below 0; 0 and 0 when nothing was done yet."""
+        if not self._count:
+            return 0.0, 0.0
+        spread = self._count * self._xx - self._x**2
+        alike = spread < 1e-6 * self._x**2  # all of one size: nothing tells `start` from `each`
+        start = 0.0 if alike else max(0.0, (self._count * self._xy - self._x * self._y) / spread)
+        start = min(start, self._y / self._x)
+        return start, (self._y - start * self._x) / self._count
+
+    def fixed(self, prompts: int) -> float:
+        """The part of a member's time that each piece of it takes whatever its size, from 0 to 1."""
+        start, each = self.fit()
+        return start / (start + each * prompts) if start else 0.0
+
+
 @dataclass
 class _Running:
     """A piece that some workers are at, and since when."""
@@ -43,15 +115,17 @@ class Dispatch:
     Args:
         members: N.
         prompts: that each member answers.
+        pace: what earlier steps taught.
     """
 
     members: int
     prompts: int
+    pace: Pace = field(default_factory=Pace)
     _back: deque[Piece] = field(default_factory=deque)  # given back by workers that were lost
     _next: int = 0  # flat position (member · prompts + prompt) of the first prompt that was never handed out
     _running: dict[Piece, _Running] = field(default_factory=dict)
     _done: int = 0
-    _seconds: float = 0.0  # that the `_done` prompts took
+    _calm: float = -math.inf  # until then nothing is late
 
     @property
     def finished(self) -> bool:
@@ -66,6 +140,7 @@ class Dispatch:
         """What `worker`, one of `workers` that are alive, does next; None when there is nothing for it."""
         piece = self._back.popleft() if self._back else self._cut(workers) or self._late(now)
         if piece is not None:
+            self._calm = -math.inf
             self._running.setdefault(piece, _Running(set(), now)).workers.add(worker)
         return piece
 
@@ -74,12 +149,16 @@ class Dispatch:
         running = self._running.pop(piece, None)
         if running is None:
             return False
+        self.pace.note(piece.size / self.prompts, now - running.since)
         self._done += piece.size
-        self._seconds += now - running.since
+        self.pace.add(piece.size, now - running.since)
+        if self.finished:
+            self.pace.learn()
         return True
 
     def lost(self, worker: int) -> None:
         """What `worker` was at must be done by another."""
+        self._calm = -math.inf
         for piece, running in list(self._running.items()):
             running.workers.discard(worker)
             if not running.workers:
@@ -91,7 +170,7 @@ class Dispatch:
         if left == 0:
             return None
         member, start = divmod(self._next, self.prompts)
-        least = -(-self.prompts // _LEAST)
+        least = -(-self.prompts // self.pace.parts)
         share = self.prompts if workers == 1 else max(least, round(left / (_SHARES * workers)))
         stop = min(self.prompts, start + share)
         if self.prompts - stop < least:
@@ -101,11 +180,14 @@ class Dispatch:
 
     def _late(self, now: float) -> Piece | None:
         """The piece that is longest overdue, unless two are at it."""
-        if not self._seconds:
+        start, each = self.pace.fit()
+        if now < self._calm or start == each == 0:
             return None
-        usual = self._seconds / self._done
-        alone = [(piece, running) for piece, running in self._running.items() if len(running.workers) == 1]
-        piece, running = min(alone, key=lambda pair: pair[1].since, default=(None, None))
-        if piece is None or running is None or now - running.since < _LATE * usual * piece.size:
-            return None
-        return piece
+        alone = [
+            (running.since + _LATE * (start + each * piece.size), piece)
+            for piece, running in self._running.items()
+            if len(running.workers) == 1
+        ]
+        due, piece = min(alone, key=lambda pair: pair[0], default=(math.inf, None))
+        self._calm = due
+        return piece if due <= now else None

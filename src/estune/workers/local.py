@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from estune.center import Center
 from estune.member import Member, Prompt
-from estune.workers.base import Evaluation, Worker
+from estune.workers.base import Evaluation, Status, Worker
 
 
 class LocalWorkers:
@@ -30,5 +30,5 @@ class LocalWorkers:
     def release(self) -> None:
         """Nobody follows it."""
 
-    def status(self) -> str:
-        return ""
+    def status(self) -> Status:
+        return Status(1, 1, 1)

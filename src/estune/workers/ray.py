@@ -22,8 +22,8 @@ from estune.errors import EngineError, InputError
 from estune.member import Completion, Member, Prompt
 from estune.workers import cluster
 from estune.workers.actors import EngineActor, KeeperActor, Place
-from estune.workers.base import Evaluation
-from estune.workers.dispatch import Dispatch, Piece
+from estune.workers.base import Evaluation, Status
+from estune.workers.dispatch import Dispatch, Pace, Piece
 from estune.workers.source import Source
 
 logger = logging.getLogger(__name__)
@@ -85,13 +85,15 @@ class RayWorkers:
         self._seats: dict[int, _Seat] = {}
         self._waiting: dict[Any, tuple[_Seat, Any, Piece | None, _Job | None]] = {}  # Ray's reference → who, which actor, at what
         self._seated = 0
+        self._job: _Job | None = None
+        self._pace = Pace()
         self._lengths: Mapping[str, Sequence[Prompt]] | None = prompts
         self._grow()
         while not any(seat.state == "idle" for seat in self._seats.values()):
             self._turn(None)
 
     def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation | None]:
-        job = _Job(members, ray.put(list(prompts)), max_completion_length, Dispatch(len(members), len(prompts)))
+        job = self._job = _Job(members, ray.put(list(prompts)), max_completion_length, Dispatch(len(members), len(prompts), self._pace))
         thread = threading.Thread(target=self._run, args=[job], name="estune-ray", daemon=True)
         thread.start()
         try:
@@ -132,10 +134,8 @@ class RayWorkers:
     def release(self) -> None:
         """The actors live as long as this object."""
 
-    def status(self) -> str:
-        alive = sum(seat.state in ("idle", "busy") for seat in self._seats.values())
-        busy = sum(seat.state == "busy" for seat in self._seats.values())
-        return f"{alive} of {len(self._seats)} workers, {busy} busy"
+    def status(self) -> Status:
+        return Status(len(self.processes()), len(self._seats), self._job.dispatch.under_way if self._job else 0)
 
     def processes(self) -> list[Place]:
         """Where the engines are that are alive."""
