@@ -1,6 +1,7 @@
 """Fine-tune a model by evolution strategies.
 
   estune train --config recipes/quickstart.yaml --sigma 0.002
+  estune train --config recipes/countdown/qwen2.5-7b-instruct.yaml recipes/on/one-node-of-8.yaml
   estune train --model_name_or_path MODEL --task countdown --output_dir out
   estune train --model_name_or_path MODEL --dataset_name data.jsonl --reward_funcs my_rewards.short
 
@@ -21,7 +22,7 @@ from estune.config import RunConfig
 from estune.errors import ConfigError
 
 SUMMARY = "fine-tune a model"
-USAGE = "estune train [--config FILE] [--SETTING VALUE ...]"
+USAGE = "estune train [--config FILE ...] [--SETTING VALUE ...]"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 _SHARES = 0.25
 _LEAST = 8  # parts of a member, at most
 _LATE = 3.0  # times as long as such a piece usually takes
+_FADE = 1 - 1e-4  # how much of what was learned before a piece counts beside it: answers change as a model learns
 
 
 @dataclass(frozen=True)
@@ -31,38 +32,6 @@ class Piece:
         return self.stop - self.start
 
 
-class Pace:
-    """How the time that a piece takes depends on its size: a part `fixed` of a whole member's time, the rest by prompts.
-
-    On a GPU, which a few sequences do not fill, much of it is fixed, and cutting members up would only cost.
-    """
-
-    def __init__(self) -> None:
-        self._times: list[tuple[float, float]] = []  # of this step: the part of a member, its seconds
-        self._excess, self._room = _GUESS, 1.0  # what cut pieces took beyond their share, and what they could, in whole members
-
-    @property
-    def parts(self) -> int:
-        """How many pieces a member is worth cutting into: what is fixed should be little of each."""
-        fixed = self._excess / self._room
-        return max(1, int(1 / max(1 / _PARTS, 2 * fixed)))
-
-    def note(self, part: float, seconds: float) -> None:
-        """A piece that is `part` of a member took `seconds`."""
-        self._times.append((part, seconds))
-
-    def learn(self) -> None:
-        """The step is over. What was learned long ago fades towards the guess, so that cutting is tried again."""
-        whole = [seconds for part, seconds in self._times if part == 1]
-        usual = sum(whole) / len(whole) if whole else 0.0
-        self._excess += (1 - _MEMORY) * (_GUESS - self._excess)
-        self._room += (1 - _MEMORY) * (1 - self._room)
-        if usual:
-            self._excess = max(0.0, self._excess + sum(seconds / usual - part for part, seconds in self._times if part < 1))
-            self._room += sum(1 - part for part, _ in self._times if part < 1)
-        self._times.clear()
-
-
 @dataclass
 class Pace:
     """How long pieces take: seconds ≈ start + each · size, fitted to seconds a prompt, whose spread is the same for all sizes.
@@ -70,7 +39,7 @@ class Pace:
     It may outlive a population, so that the next one knows from its first piece on what cutting costs.
     """
 
-    _count: int = 0
+    _count: float = 0.0
     _x: float = 0.0  # sums over pieces, of x = 1 / size and y = seconds / size
     _y: float = 0.0
     _xx: float = 0.0
@@ -78,11 +47,11 @@ class Pace:
 
     def add(self, size: int, seconds: float) -> None:
         x, y = 1 / size, seconds / size
-        self._count += 1
-        self._x += x
-        self._y += y
-        self._xx += x * x
-        self._xy += x * y
+        self._count = _FADE * self._count + 1
+        self._x = _FADE * self._x + x
+        self._y = _FADE * self._y + y
+        self._xx = _FADE * self._xx + x * x
+        self._xy = _FADE * self._xy + x * y
 
     def fit(self) -> tuple[float, float]:
         """`start` and `each`, neither below 0; 0 and 0 when nothing was done yet."""
@@ -92,7 +61,7 @@ class Pace:
         alike = spread < 1e-6 * self._x**2  # all of one size: nothing tells `start` from `each`
         start = 0.0 if alike else max(0.0, (self._count * self._xy - self._x * self._y) / spread)
         start = min(start, self._y / self._x)
-        return start, (self._y - start * self._x) / self._count
+        return start, max(0.0, (self._y - start * self._x) / self._count)
 
     def fixed(self, prompts: int) -> float:
         """The part of a member's time that each piece of it takes whatever its size, from 0 to 1."""
@@ -115,7 +84,7 @@ class Dispatch:
     Args:
         members: N.
         prompts: that each member answers.
-        pace: what earlier steps taught.
+        pace: what earlier populations taught.
     """
 
     members: int
@@ -149,11 +118,8 @@ class Dispatch:
         running = self._running.pop(piece, None)
         if running is None:
             return False
-        self.pace.note(piece.size / self.prompts, now - running.since)
         self._done += piece.size
         self.pace.add(piece.size, now - running.since)
-        if self.finished:
-            self.pace.learn()
         return True
 
     def lost(self, worker: int) -> None:
@@ -170,13 +136,17 @@ class Dispatch:
         if left == 0:
             return None
         member, start = divmod(self._next, self.prompts)
-        least = -(-self.prompts // self.pace.parts)
-        share = self.prompts if workers == 1 else max(least, round(left / (_SHARES * workers)))
+        least = -(-self.prompts // _LEAST)
+        share = self.prompts if workers == 1 else max(least, self._share(left, workers))
         stop = min(self.prompts, start + share)
         if self.prompts - stop < least:
             stop = self.prompts
         self._next = member * self.prompts + stop
         return Piece(member, start, stop)
+
+    def _share(self, left: int, workers: int) -> int:
+        fixed = min(0.5, self.pace.fixed(self.prompts))  # some is always cut, else it would not be seen when it pays again
+        return round(left / (_SHARES * math.log2(8 * workers) * (1 - fixed) ** 2 * workers))
 
     def _late(self, now: float) -> Piece | None:
         """The piece that is longest overdue, unless two are at it."""
