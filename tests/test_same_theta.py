@@ -37,6 +37,7 @@ CASES = {
     "transformers, ray, 2": ([], [*TRANSFORMERS, "--workers", "ray", "--num_workers", "2"]),
     "transformers, ray, 3": ([], [*TRANSFORMERS, "--workers", "ray", "--num_workers", "3"]),
     "vllm, ray, 2": ([], [*VLLM, "--workers", "ray", "--num_workers", "2"]),
+    "vllm, ray, tensors split over two": ([], [*VLLM, "--workers", "ray", "--num_workers", "1", "--vllm_tensor_parallel_size", "2"]),
     "transformers, accelerate, 1": (torchrun(1), [*TRANSFORMERS, "--workers", "accelerate"]),
     "transformers, accelerate, 2": (torchrun(2), [*TRANSFORMERS, "--workers", "accelerate"]),
     "vllm, accelerate, 2": (torchrun(2), [*VLLM, "--workers", "accelerate"]),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,19 @@ def test_rays_token_is_used_where_it_is_set_and_made_for_a_cluster_of_ones_own(s
     cluster.prepare(ESConfig(workers="ray", ray_address=address))
     assert wanted.items() <= os.environ.items()
     assert address or len(os.environ["RAY_AUTH_TOKEN"]) == 32
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_on_ray_stops_cleanly_when_asked_to(number, status, tiny, tmp_path):
+    command = [sys.executable, "-m", "estune", "train", "--model_name_or_path", str(tiny), "--task", "conciseness"]
+    command += ["--workers", "ray", "--num_workers", "2", "--population_size", "4", "--max_steps", "10000", "--max_train_samples", "4"]
+    command += ["--output_dir", str(tmp_path / "out"), "--max_completion_length", "4"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    ) as run:
+        assert any(line.startswith("step 2/") for line in run.stdout)
+        run.send_signal(number)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == status, said
+    assert "the run can be resumed" in said
+    assert "Traceback" not in said

@@ -53,7 +53,7 @@ class Tokenizer:
         if isinstance(prompt, str):
             return list(self.inner(prompt)["input_ids"])
         if is_token_ids(prompt):
-            return prompt
+            return list(prompt)
         if not self.inner.chat_template:
             raise DataError("the prompts are conversations, but the model's tokenizer has no chat template; use plain text prompts")
         text = self.inner.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **self._template_settings)

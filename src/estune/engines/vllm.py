@@ -118,7 +118,7 @@ class VLLMEngine:
         try:
             results: list[Any] = self._llm.collective_rpc(method, args=arguments)
             return results
-        except EngineError:
+        except (EngineError, ModelError):
             raise
         except Exception as error:  # from another process it comes as a string in one of several kinds
             raise EngineError(f"vLLM failed to take a member's weights ({_reason(error)})") from error
@@ -203,8 +203,10 @@ class Shard:
         with set_current_vllm_config(self.vllm_config), torch.inference_mode():
             wanted = {name for name, _ in model.named_parameters()}  # while tied ones are still one
             initialize_layerwise_reload(model)
-            loaded = model.load_weights(weights)
-            finalize_layerwise_reload(model, self.vllm_config.model_config)
+            try:
+                loaded = model.load_weights(weights)
+            finally:  # when a member overflows too, so that the next one finds the model whole
+                finalize_layerwise_reload(model, self.vllm_config.model_config)
             for module in _tied(model):
                 module.quant_method.process_weights_after_loading(module)
         if loaded is not None and (missed := sorted(wanted - loaded)):

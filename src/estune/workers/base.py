@@ -92,9 +92,11 @@ class Worker:
                 raise  # else a run that others are at moved θ on meanwhile; the first member will be checked
 
     def check_lengths(self, datasets: Mapping[str, Sequence[Prompt]]) -> None:
-        """Raises DataError for a prompt that leaves no room for an answer; `datasets` maps their names to prompts."""
+        """Raises DataError for a prompt without tokens, or that leaves no room for an answer; `datasets` are named."""
         for name, prompts in datasets.items():
             lengths = self._engine.prompt_lengths(prompts)
+            if 0 in lengths:
+                raise DataError(f"{name}: row {lengths.index(0)}: its prompt has no tokens; give it some text, or drop the row")
             longest = max(range(len(lengths)), key=lengths.__getitem__, default=None)
             if longest is not None and lengths[longest] >= self._engine.context_length:
                 raise DataError(

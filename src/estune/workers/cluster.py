@@ -83,7 +83,7 @@ def only_on(node: str) -> dict[str, Any]:
 def _wanted(config: ESConfig) -> dict[str, float]:
     """What one engine takes."""
     nodes = _nodes()
-    on_gpus = config.engine != "fake" and config.device in ("auto", "cuda") and any(node.get("GPU") for node in nodes)
+    on_gpus = config.engine != "fake" and config.device.startswith(("auto", "cuda")) and any(node.get("GPU") for node in nodes)
     if on_gpus:
         return {"CPU": 1, "GPU": config.vllm_tensor_parallel_size}
     part = min((node["CPU"] for node in nodes if node.get("CPU")), default=1) / math.ceil((config.num_workers or 1) / max(1, len(nodes)))

@@ -223,6 +223,8 @@ class RayWorkers:
                 ray.get(seat.actor.check_lengths.remote(self._lengths))
             except RayTaskError as error:
                 raise error.cause from None
+            except RayError as error:
+                return self._lost(seat, f"was lost ({_reason(error)})", None)
             self._lengths = None
         seat.state, seat.failures = "idle", 0
         logger.info("%s is ready", seat)
@@ -242,6 +244,7 @@ class RayWorkers:
         if job:
             job.dispatch.lost(seat.number)
         ray.kill(seat.actor)
+        seat.actor = None  # so that nothing that still comes from it is heard
         seat.failures += 1
         if seat.failures >= _TRIES:
             del self._seats[seat.number]
@@ -297,7 +300,7 @@ class RayWorkers:
         """A keeper that is gone takes its engines along: they would read a θ that nobody updates."""
         ray.kill(self._keepers.pop(node))
         for seat in self._seats.values():
-            if seat.place and seat.place.node == node and seat.state != "placing":
+            if seat.actor and seat.place and seat.place.node == node:
                 ray.kill(seat.actor)
 
 
