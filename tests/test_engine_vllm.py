@@ -1,0 +1,470 @@
+"""The vLLM engine, on vLLM itself on the CPU: it answers as the transformers engine, and notices weights that it lacks."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+import yaml
+from cli_place import journal
+from conftest import make_model
+from vllm_child import updated
+
+import estune.engines.vllm as module
+from estune import ESConfig
+from estune.center import Center
+from estune.checkpoint import open_checkpoint, resolve
+from estune.cli.main import main
+from estune.engines.transformers import TransformersEngine
+from estune.engines.vllm import Shard, VLLMEngine
+from estune.errors import ConfigError, EngineError, ModelError
+from estune.member import Member
+from estune.parameters import layout
+from estune.tasks import get_task
+
+pytestmark = pytest.mark.vllm
+CHILD = Path(__file__).with_name("vllm_child.py")
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 512,
+}
+SETTINGS = {"dtype": "float32", "vllm_enforce_eager": True, "engine_kwargs": {"kv_cache_memory_bytes": 1 << 28, "max_num_seqs": 4}}
+BASE = Member(0, 1, 0.0, "iid", 0)
+MEMBERS = [BASE, Member(1, 1, 0.02, "iid", 0), Member(1, -1, 0.02, "iid", 0), Member(2**64 - 1, 1, 0.05, "correlated", 0)]
+TEXT = [
+    "what is the color of the sky",
+    "cat",
+    "how",
+    "where is the red dog x y z one two three",
+    "who",
+    "the " * 60,
+    "a capital",
+    "blue green red cat",
+    "two",
+]
+CHAT = [{"role": "user", "content": "what is red"}]
+
+
+def place(folder: Path, **settings) -> SimpleNamespace:
+    """A model, its centre, and both engines."""
+    checkpoint = open_checkpoint(folder)
+    plan = layout(checkpoint)
+    config = ESConfig(**SETTINGS | settings)
+    reference = TransformersEngine(folder, plan.in_model, config)
+    center = Center.load(checkpoint, plan.in_model, share=True)
+    engine = VLLMEngine(checkpoint, plan, config)
+    return SimpleNamespace(folder=folder, checkpoint=checkpoint, layout=plan, center=center, engine=engine, reference=reference)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory) -> SimpleNamespace:
+    return place(make_model(tmp_path_factory.mktemp("tied"), **SHAPE))
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory) -> SimpleNamespace:
+    """With several tokens that end a completion."""
+    folder = make_model(tmp_path_factory.mktemp("untied"), tied=False, seed=1, **SHAPE)
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [1, 5, 6, 10]}))
+    return place(folder)
+
+
+@pytest.fixture(params=["tied", "untied"])
+def both(request) -> SimpleNamespace:
+    return request.getfixturevalue(request.param)
+
+
+def load(there: SimpleNamespace, member: Member, center: Center | None = None) -> None:
+    for engine in (there.engine, there.reference):
+        engine.load(center or there.center, member)
+
+
+def same(there: SimpleNamespace, prompts=TEXT, budget=12):
+    """What both engines answer, having checked that it is the same."""
+    answers = there.engine.generate(prompts, max_completion_length=budget)
+    assert answers == there.reference.generate(prompts, max_completion_length=budget)
+    return answers
+
+
+# the same answers
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_every_member_answers_as_on_the_transformers_engine_in_fp32(both, member):
+    load(both, member)
+    same(both)
+
+
+def test_members_differ(tied):
+    answers = []
+    for member in MEMBERS:
+        load(tied, member)
+        answers.append(str(same(tied)))
+    assert len(set(answers)) == len(MEMBERS)
+
+
+def test_text_token_ids_and_conversations_go_in_alike(tied):
+    load(tied, MEMBERS[1])
+    ids = tied.engine._tokenizer.encode([CHAT])[0]
+    answers = same(tied, [CHAT, ids, "user what is red assistant ", "cat"])
+    assert answers[0] == answers[1] == answers[2] != answers[3]
+    assert tied.engine.prompt_lengths([CHAT, ids, "what is red"]) == [5, 5, 3]
+
+
+def test_answers_come_in_the_order_of_the_prompts(tied):
+    load(tied, MEMBERS[1])
+    assert same(tied, TEXT[::-1]) == same(tied)[::-1]
+
+
+def test_no_prompts_have_no_answers(tied):
+    load(tied, BASE)
+    assert tied.engine.generate([], max_completion_length=4) == []
+
+
+def test_a_completion_ends_before_the_first_stop_string(tied, monkeypatch):
+    load(tied, BASE)
+    whole = same(tied, ["cat"])[0]
+    word = whole.text.split()[2]
+    for engine in (tied.engine, tied.reference):
+        monkeypatch.setattr(engine, "_stop", [word])
+        monkeypatch.setattr(engine._tokenizer, "_stop", [word])
+    cut = same(tied)[1]
+    assert cut.text == whole.text[: whole.text.index(word)]
+    assert not cut.clipped
+    assert len(cut.ids) < len(whole.ids)
+
+
+def test_an_answer_that_the_budget_cut_is_marked(untied):
+    load(untied, BASE)
+    assert all(answer.clipped for answer in same(untied, budget=1) if answer.ids)
+    assert {answer.clipped for answer in same(untied, budget=5)} == {True, False}
+
+
+def test_any_end_token_of_the_models_generation_config_ends_a_completion(untied):
+    load(untied, BASE)
+    answers = same(untied, budget=40)
+    assert not {1, 5, 6, 10} & {token for answer in answers for token in answer.ids}
+    untied.engine._end, ends = {1}, untied.engine._end
+    without = untied.engine.generate(TEXT, max_completion_length=40)
+    untied.engine._end = ends
+    assert {5, 6, 10} & {token for answer in without for token in answer.ids}
+
+
+def test_near_the_end_of_the_context_all_prompts_have_the_room_of_the_longest(tied):
+    load(tied, BASE)
+    answers = same(tied, ["cat", "the " * 505], budget=100)
+    assert max(len(answer.ids) for answer in answers) == tied.engine.context_length - 505 == 7
+
+
+def test_a_member_after_an_update_answers_as_on_the_transformers_engine(untied):
+    center = updated(Center.load(untied.checkpoint, untied.layout.in_model, share=True))
+    load(untied, Member(3, 1, 0.02, "iid", 1), center)
+    after = same(untied)
+    load(untied, Member(3, 1, 0.02, "iid", 0))
+    assert after != same(untied)
+
+
+def test_parameters_that_are_not_tuned_stay_as_in_the_files_also_within_a_fused_layer(tied):
+    (name,) = tied.layout.targets([r"layers\.0\.self_attn\.q_proj"])
+    center = Center.load(tied.checkpoint, [name], share=True)
+    member = Member(3, 1, 0.5, "iid", 0)
+    load(tied, BASE)
+    before = same(tied)
+    load(tied, member, center)
+    assert same(tied) != before
+    tied.engine.check(center, member)
+    load(tied, BASE)  # all parameters again, so that the reference is whole
+    assert same(tied) == before
+
+
+@pytest.mark.slow
+def test_the_real_model_answers_as_on_the_transformers_engine():
+    from test_real_model import GGUF
+
+    assert GGUF.exists(), "run `make model` first"
+    there = place(resolve(str(GGUF)), engine_kwargs={"kv_cache_memory_bytes": 1 << 29})
+    prompts = [row["prompt"] for row in get_task("conciseness").train(6)]
+    there.engine.check(there.center, BASE)
+    for member in (Member(1, 1, 0.005, "iid", 0), Member(1, -1, 0.005, "iid", 0)):
+        load(there, member)
+        same(there, prompts, budget=16)
+
+
+# weights
+
+
+@pytest.mark.parametrize("member", MEMBERS[:2])
+def test_an_engine_that_takes_all_weights_passes_its_check(both, member):
+    both.engine.load(both.center, member)
+    both.engine.check(both.center, member)
+    both.reference.load(both.center, member)
+    same(both)
+
+
+def given(monkeypatch, change) -> None:
+    """Let the engine be given other weights: `change` maps name → tensor to the same or fewer."""
+    whole = Shard._estune_weights
+    monkeypatch.setattr(Shard, "_estune_weights", lambda self, member: iter(change(dict(whole(self, member))).items()))
+
+
+def test_a_parameter_that_was_not_loaded_is_an_error_whenever_a_member_is(untied, monkeypatch):
+    with monkeypatch.context() as changed:
+        given(changed, lambda weights: weights.pop("model.norm.weight") is None or weights)
+        with pytest.raises(EngineError, match=r"vLLM did not load 1 of its parameters, model\.norm\.weight among them"):
+            untied.engine.load(untied.center, MEMBERS[1])
+    load(untied, MEMBERS[1])
+    same(untied)
+
+
+@pytest.mark.parametrize("part", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"])
+def test_a_part_of_a_fused_layer_that_was_not_loaded_is_found_by_the_check(untied, monkeypatch, part):
+    load(untied, BASE)
+    with monkeypatch.context() as changed:
+        given(changed, lambda weights: {name: tensor for name, tensor in weights.items() if f"layers.1.{part}" not in name})
+        with pytest.raises(EngineError, match="weights in "):
+            untied.engine.check(untied.center, BASE)
+    load(untied, BASE)
+    untied.engine.check(untied.center, BASE)
+
+
+@pytest.mark.parametrize(
+    "pair", [("layers.0.mlp.up_proj", "layers.0.mlp.gate_proj"), ("layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj")]
+)
+def test_weights_under_each_others_names_are_found_by_the_check(untied, monkeypatch, pair):
+    load(untied, BASE)
+    one, other = (f"model.{name}.weight" for name in pair)
+    with monkeypatch.context() as changed:
+        given(changed, lambda weights: weights | {one: weights[other], other: weights[one]})
+        with pytest.raises(EngineError, match="does not hold the centre's weights in .*; its layout differs"):
+            untied.engine.check(untied.center, BASE)
+    load(untied, BASE)
+    untied.engine.check(untied.center, BASE)
+
+
+def test_an_output_layer_that_stays_packed_from_old_weights_is_found_by_the_check(tied, monkeypatch):
+    load(tied, BASE)
+    with monkeypatch.context() as changed:
+        changed.setattr(module, "_tied", lambda model: [])
+        with pytest.raises(EngineError, match="vLLM does not take new weights in lm_head"):
+            tied.engine.check(tied.center, BASE)
+    load(tied, BASE)
+    tied.engine.check(tied.center, BASE)
+
+
+def test_a_member_that_was_not_taken_is_found_by_the_check(untied, monkeypatch):
+    load(untied, BASE)
+    with pytest.raises(EngineError, match="does not hold the member's weights"):
+        untied.engine.check(untied.center, MEMBERS[1])  # never loaded
+    load(untied, BASE)
+
+
+def test_after_a_member_that_overflows_the_next_one_is_right(both):
+    with pytest.raises(ModelError, match="overflows torch.float32"):
+        both.engine.load(both.center, Member(1, 1, 3e38, "iid", 0))
+    load(both, MEMBERS[1])
+    same(both)
+    both.engine.check(both.center, MEMBERS[1])
+
+
+def test_a_centre_that_is_not_shared_is_refused(tied):
+    with pytest.raises(EngineError, match="share=True"):
+        tied.engine.load(Center.load(tied.checkpoint, tied.layout.in_model), BASE)
+
+
+def test_a_token_that_the_model_does_not_know_is_one_error_and_the_next_prompts_are_answered(tied):
+    load(tied, BASE)
+    with pytest.raises(EngineError, match="vLLM failed to generate"):
+        tied.engine.generate([[5, 6], [5, 6_000]], max_completion_length=4)
+    load(tied, MEMBERS[1])
+    same(tied)
+
+
+# the prefix cache
+
+
+LONG = "what is the color of the sky " * 40  # more than two blocks of the cache
+
+
+@pytest.fixture
+def long(tied) -> list[list[int]]:
+    start = tied.engine._tokenizer.encode([LONG])[0]
+    return [[*start, word] for word in range(5, 11)]
+
+
+@pytest.fixture(scope="module")
+def uncached(tied) -> VLLMEngine:
+    """A second engine of the same model, built after the noise kernels were compiled."""
+    for _ in tied.center.perturbed(MEMBERS[1], lambda name: torch.empty(tied.center.theta[name].shape)):
+        pass
+    config = ESConfig(**SETTINGS | {"engine_kwargs": SETTINGS["engine_kwargs"] | {"enable_prefix_caching": False}})
+    return VLLMEngine(tied.checkpoint, tied.layout, config)
+
+
+def cached(engine: VLLMEngine, prompts) -> list[int]:
+    """How many tokens of each prompt came from the cache."""
+    return [answer.num_cached_tokens or 0 for answer in engine._answers(prompts, {"temperature": 0.0, "max_tokens": 1})]
+
+
+def test_a_second_engine_can_be_built_after_noise_was_made(uncached, tied):
+    assert "llvmlite.binding.ffi" in sys.modules
+    uncached.load(tied.center, MEMBERS[1])
+    load(tied, MEMBERS[1])
+    assert uncached.generate(TEXT, max_completion_length=12) == same(tied)
+
+
+def test_within_a_member_prompts_share_their_beginnings(tied, long):
+    load(tied, BASE)
+    first = cached(tied.engine, long)
+    assert first[0] == 0 and max(first) >= 256
+    assert min(cached(tied.engine, long)) >= 256
+
+
+def test_no_member_sees_what_another_left_in_the_cache(tied, uncached, long):
+    for member in MEMBERS[1:]:
+        tied.engine.load(tied.center, member)
+        uncached.load(tied.center, member)
+        assert cached(uncached, long) == [0] * len(long)
+        answers = tied.engine.generate(long, max_completion_length=8)
+        assert answers == uncached.generate(long, max_completion_length=8)
+        assert min(cached(tied.engine, long)) > 0  # the cache was in use
+
+
+def test_without_the_reset_another_members_cache_would_be_seen(tied, uncached, long, monkeypatch):
+    tied.engine.load(tied.center, MEMBERS[1])
+    tied.engine.generate(long, max_completion_length=8)
+    with monkeypatch.context() as changed:
+        changed.setattr(tied.engine, "_reset_cache", lambda: None)
+        tied.engine.load(tied.center, MEMBERS[3])
+    uncached.load(tied.center, MEMBERS[3])
+    assert tied.engine.generate(long, max_completion_length=8) != uncached.generate(long, max_completion_length=8)
+    tied.engine._reset_cache()
+    assert cached(tied.engine, long)[0] == 0
+
+
+def test_a_cache_that_a_running_request_holds_is_an_error(tied, long):
+    from vllm import SamplingParams
+
+    inner = tied.engine._llm.llm_engine
+    inner.add_request("under way", {"prompt_token_ids": long[0]}, SamplingParams(temperature=0.0, max_tokens=50, ignore_eos=True))
+    inner.step()
+    with pytest.raises(EngineError, match="kept its prefix cache"):
+        tied.engine.load(tied.center, MEMBERS[1])
+    inner.abort_request(["under way"])
+    inner.step()
+    load(tied, MEMBERS[1])
+    same(tied)
+
+
+# dtypes and several processes
+
+
+def test_in_bf16_the_engine_holds_the_members_weights_to_the_bit(tied):
+    engine = VLLMEngine(tied.checkpoint, tied.layout, ESConfig(**SETTINGS | {"dtype": "bfloat16"}))
+    engine.load(tied.center, MEMBERS[1])
+    engine.check(tied.center, MEMBERS[1])
+    worker = engine._llm.llm_engine.model_executor.driver_worker.worker
+    assert worker._estune_dtypes == dict.fromkeys(tied.center.theta, torch.bfloat16)
+    held = dict(worker.model_runner.get_model().named_parameters())
+    for name, _, wanted in tied.center.perturbed(MEMBERS[1], lambda name: torch.empty(tied.center.theta[name].shape, dtype=torch.bfloat16)):
+        if "norm" in name or "embed" in name:
+            assert torch.equal(held[name], wanted), name
+
+
+def child(folder: Path, settings: dict, members: list[Member]) -> dict:
+    arguments = [json.dumps(value) for value in (settings, TEXT, [asdict(member) for member in members])]
+    done = subprocess.run([sys.executable, CHILD, folder, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_two_ranks_answer_as_one_and_map_the_same_centre(tmp_path):
+    folder = make_model(tmp_path / "model", **SHAPE)
+    members = [Member(1, sign, 0.02, "iid", 1) for sign in (1, -1)]
+    two = child(folder, SETTINGS | {"engine": "vllm", "vllm_tensor_parallel_size": 2}, members)
+
+    checkpoint = open_checkpoint(folder)
+    plan = layout(checkpoint)
+    center = updated(Center.load(checkpoint, plan.in_model))
+    reference = TransformersEngine(folder, plan.in_model, ESConfig(**SETTINGS))
+    for member, answers in zip(members, two["answers"], strict=True):
+        reference.load(center, member)
+        assert answers == [asdict(answer) for answer in reference.generate(TEXT, max_completion_length=12)]
+    assert two["digest"] == center.digest()
+    assert [count for _, count in two["mapping"]] == [1, 1]
+    assert not any(psutil.pid_exists(pid) for pid, _ in two["mapping"])
+
+
+# whole runs
+
+
+def train(folder: Path, out: Path, engine: str, steps: int) -> None:
+    settings = SETTINGS | {"engine": engine, "model_name_or_path": str(folder), "task": "conciseness", "output_dir": str(out)}
+    settings |= {"population_size": 4, "sigma": 0.02, "batch_size": 3, "max_completion_length": 8, "save_steps": 1, "max_steps": steps}
+    file = out.with_suffix(".yaml")
+    file.write_text(yaml.safe_dump(settings | {"resume_from_checkpoint": out.exists()}))
+    done = subprocess.run([sys.executable, "-m", "estune", "train", "--config", file], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_runs_change_their_engine_half_way_and_end_with_the_same_bytes(tmp_path):
+    folder = make_model(tmp_path / "model", **SHAPE)
+    for out, engines in {"plain": ["transformers"] * 2, "there": ["vllm", "transformers"], "back": ["transformers", "vllm"]}.items():
+        for steps, engine in enumerate(engines, start=1):
+            train(folder, tmp_path / out, engine, 2 * steps)
+    wanted = (tmp_path / "plain/checkpoint-4/model.safetensors").read_bytes()
+    assert wanted != (tmp_path / "plain/checkpoint-2/model.safetensors").read_bytes()
+    for out in ("there", "back"):
+        assert (tmp_path / out / "checkpoint-4/model.safetensors").read_bytes() == wanted
+        assert len(journal(tmp_path / out)) == len(journal(tmp_path / "plain"))
+
+
+# what is refused
+
+
+def test_without_vllm_one_line_says_how_to_install_it(mini, data, monkeypatch, capsys, in_a_folder_of_its_own):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    run = ["train", "--model_name_or_path", str(mini), "--dataset_name", str(data), "--reward_funcs", "conciseness_reward"]
+    assert main([*run, "--engine", "vllm"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith('estune: engine: vllm is not installed; pip install "estune[vllm]"')
+    assert err.count("\n") == 1
+
+
+def test_a_version_that_lacks_what_is_needed_is_named_with_those_that_were_tested(tied, monkeypatch):
+    import vllm.model_executor.model_loader.reload as reload
+
+    monkeypatch.delattr(reload, "finalize_layerwise_reload")
+    with pytest.raises(
+        ConfigError, match=rf"vLLM {module._version()} lacks .*finalize_layerwise_reload.*; tested with {module.TESTED[0]}$"
+    ):
+        VLLMEngine(tied.checkpoint, tied.layout, ESConfig(**SETTINGS))
+
+
+def test_the_version_that_is_installed_is_one_of_those_that_were_tested():
+    assert module._version() in module.TESTED
+
+
+@pytest.mark.parametrize(("kwargs", "reason"), [({"max_num_sequences": 4}, "max_num_sequences"), ({"max_num_seqs": "many"}, "str")])
+def test_an_engine_kwarg_that_vllm_does_not_take_is_one_line(tied, kwargs, reason):
+    with pytest.raises(ConfigError, match=rf"^engine_kwargs: vLLM .* does not take them \(.*{reason}.*\)$") as caught:
+        VLLMEngine(tied.checkpoint, tied.layout, ESConfig(**SETTINGS | {"engine_kwargs": kwargs}))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_whose_heads_cannot_be_split_is_refused_in_one_line(tmp_path):
+    folder = make_model(tmp_path / "nine", **SHAPE | {"hidden_size": 288, "num_attention_heads": 9, "num_key_value_heads": 3})
+    checkpoint = open_checkpoint(folder)
+    config = ESConfig(**SETTINGS | {"engine": "vllm", "vllm_tensor_parallel_size": 2})
+    with pytest.raises(ModelError, match=r"cannot load this model \(.*9.* divisible by .*2") as caught:
+        VLLMEngine(checkpoint, layout(checkpoint), config)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,51 @@
+"""A vLLM engine in a process of its own, which says what it answered. Run by tests/test_engine_vllm.py.
+
+    python tests/vllm_child.py FOLDER SETTINGS PROMPTS MEMBERS
+
+The centre makes one update before the members are loaded, as `updated` does. Arguments are JSON, the last line is.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+
+from estune import ESConfig
+from estune.center import Center
+from estune.checkpoint import open_checkpoint
+from estune.engines.vllm import VLLMEngine
+from estune.member import Member
+from estune.parameters import layout
+
+
+def updated(center: Center) -> Center:
+    center.update([5, 6], [0.004, -0.003], noise="iid", version=0)
+    return center
+
+
+def regions(process: psutil.Process) -> int:
+    """How many regions of a process's memory are a shared θ."""
+    return sum("estune-theta" in line for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines())
+
+
+def main() -> None:
+    folder, (settings, prompts, members) = Path(sys.argv[1]), map(json.loads, sys.argv[2:])
+    checkpoint = open_checkpoint(folder)
+    plan = layout(checkpoint)
+    center = Center.load(checkpoint, plan.in_model, share=True)
+    engine = VLLMEngine(checkpoint, plan, ESConfig(**settings))
+    engine.check(center, Member(0, 1, 0.0, "iid", 0))
+    updated(center)
+    answers = []
+    for fields in members:
+        engine.load(center, Member(**fields))
+        answers.append([asdict(answer) for answer in engine.generate(prompts, max_completion_length=12)])
+        engine.check(center, Member(**fields))
+    mapping = {process.pid: regions(process) for process in psutil.Process().children(recursive=True)}
+    print(json.dumps({"answers": answers, "digest": center.digest(), "mapping": [pair for pair in mapping.items() if pair[1]]}))
+
+
+if __name__ == "__main__":
+    main()
