@@ -277,8 +277,7 @@ def driver(world: World, times: Times, budget: int) -> Rows:
     started = time.process_time()
     deque(cluster.step(Dispatch(members, PROMPTS), seconds), maxlen=0)
     cpu = time.process_time() - started
-    before, (held, weight) = peak_bytes(), hold(here, seconds, times.seed)
-    lasts = cluster.now * MEMBER_SECONDS
+    before, (held, weight), lasts = peak_bytes(), hold(here, seconds, times.seed), cluster.now * MEMBER_SECONDS
     return [
         {
             "cpu_seconds": cpu,
