@@ -9,7 +9,7 @@ from typing import Any
 from estune.config import ESConfig
 from estune.console import prompt_text
 from estune.member import Completion, Member
-from estune.metrics import completion_metrics, prefixed, reward_metrics
+from estune.metrics import Tally, completion_metrics, prefixed, reward_metrics
 from estune.rewards.scoring import Rewards, Row, Scores
 from estune.workers.base import Workers
 
@@ -30,7 +30,7 @@ def evaluate(workers: Workers, rewards: Rewards, rows: Sequence[Row], config: ES
     done = next(filter(None, workers.evaluate([member], prompts, max_completion_length=config.max_completion_length)))
     scores = rewards.score(rows, done.completions, state)
     fitness = None if math.isnan(scores.fitness) else scores.fitness
-    metrics = {"reward": fitness} | reward_metrics([scores]) | completion_metrics(done.completions)
+    metrics = {"reward": fitness} | reward_metrics([scores]) | completion_metrics([Tally.of(done.completions)])
     metrics["runtime"] = time.perf_counter() - started
     return Held(prefixed(metrics, "eval_"), records(rows, done.completions, scores))
 

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from estune.member import Completion
 from estune.rewards.scoring import Scores
@@ -12,15 +14,30 @@ from estune.rewards.scoring import Scores
 Metrics = dict[str, float | int | None]
 
 
-def completion_metrics(completions: Sequence[Completion]) -> Metrics:
-    """Lengths in tokens, and the fraction that the budget cut off."""
-    lengths = [len(completion.ids) for completion in completions]
+@dataclass(frozen=True)
+class Tally:
+    """What is kept of completions once they are scored: all of a large population's would not fit into memory."""
+
+    lengths: NDArray[np.int32]  # (B,), tokens
+    clipped: int
+    empty: int
+
+    @classmethod
+    def of(cls, completions: Sequence[Completion]) -> "Tally":
+        lengths = np.array([len(completion.ids) for completion in completions], np.int32)
+        clipped = sum(completion.clipped for completion in completions)
+        return cls(lengths, clipped, sum(not completion.text.strip() for completion in completions))
+
+
+def completion_metrics(tallies: Sequence[Tally]) -> Metrics:
+    """Lengths in tokens, and the fractions that the budget cut off and that are empty."""
+    lengths = np.concatenate([tally.lengths for tally in tallies])
     return {
-        "completions/mean_length": math.fsum(lengths) / len(lengths),
-        "completions/min_length": min(lengths),
-        "completions/max_length": max(lengths),
-        "completions/clipped_ratio": sum(completion.clipped for completion in completions) / len(completions),
-        "completions/empty_ratio": sum(not completion.text.strip() for completion in completions) / len(completions),
+        "completions/mean_length": float(lengths.mean()),
+        "completions/min_length": int(lengths.min()),
+        "completions/max_length": int(lengths.max()),
+        "completions/clipped_ratio": sum(tally.clipped for tally in tallies) / lengths.size,
+        "completions/empty_ratio": sum(tally.empty for tally in tallies) / lengths.size,
     }
 
 

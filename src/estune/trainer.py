@@ -6,6 +6,7 @@
 The interface is that of TRL's trainers. What an engine, a tracker or a reward does is elsewhere.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from estune.evaluation import Held, evaluate, records
 from estune.folder import RunFolder
 from estune.hub import push
 from estune.journal import Journal, Step, exists
-from estune.metrics import completion_metrics, fitness_metrics, reward_metrics
+from estune.metrics import Tally, completion_metrics, fitness_metrics, reward_metrics
 from estune.model import Model
 from estune.resources import check_disk
 from estune.resume import check_resumable, header
@@ -35,7 +36,6 @@ from estune.rewards.scoring import Rewards, Scores
 from estune.schedule import best_step, evaluates, saves, trainer_state
 from estune.stopping import Stop, graceful
 from estune.trackers import Trackers, check_trackers
-from estune.workers.base import Evaluation
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,16 @@ class TrainOutput:
 
     global_step: int
     metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A member that was evaluated and scored."""
+
+    scores: Scores
+    tally: Tally
+    load_seconds: float
+    generate_seconds: float
 
 
 class ESTrainer:
@@ -213,7 +223,8 @@ class ESTrainer:
         self.callbacks.call("on_step_begin")
         seeds = strategy.ask(config, step)
         rows = [self.train_rows[i] for i in strategy.batch(config, step, len(self.train_rows))]
-        done, scores = self._population(step, seeds, rows, stop)
+        members = self._population(step, seeds, rows, stop)
+        scores = [member.scores for member in members]
         evaluating = time.perf_counter() - started
         fitness = np.array([score.fitness for score in scores])
         coefficients = strategy.tell(config, fitness)
@@ -224,27 +235,35 @@ class ESTrainer:
         self.callbacks.call("on_step_end")
         vouched = saves(self.args, step) or evaluates(self.args, step) or self.callbacks.stopping
         digest = self._vouch() if vouched else None
-        metrics = self._metrics(journal, fitness, done, scores, evaluating)
+        metrics = self._metrics(journal, fitness, members, evaluating)
         metrics |= {"es/update_seconds": update_seconds, "step_time": time.perf_counter() - started}
         rewards = [None if np.isnan(value) else float(value) for value in fitness]
         return Step(step, seeds, coefficients, rewards, config.sigma, config.noise, digest, {"metrics": metrics})
 
-    def _population(self, step: int, seeds: list[int], rows: list[Any], stop: Stop) -> tuple[list[Evaluation], list[Scores]]:
-        """Evaluate and score every member of `step`, in population order."""
+    def _population(self, step: int, seeds: list[int], rows: list[Any], stop: Stop) -> list[_Scored]:
+        """Evaluate and score every member of `step`; what is kept of each, in population order."""
         members = strategy.members(self.args, step, seeds)
         prompts = [row["prompt"] for row in rows]
-        done: dict[int, tuple[Evaluation, Scores]] = {}
+        done: dict[int, _Scored] = {}
+        best: tuple[float, list[Any]] = (-math.inf, [])  # the fitness and answers of the best member so far
         for evaluation in self.model.workers.evaluate(members, prompts, max_completion_length=self.args.max_completion_length):
             stop.check()
             if evaluation is None:
                 continue
-            done[evaluation.index] = evaluation, self.rewards.score(rows, evaluation.completions, self.callbacks.state)
+            scores = self.rewards.score(rows, evaluation.completions, self.callbacks.state)
+            if self._shows(step) and scores.fitness > best[0]:
+                best = scores.fitness, records(rows, evaluation.completions, scores)
+            scores.extra.clear()
+            seconds = evaluation.load_seconds, evaluation.generate_seconds
+            done[evaluation.index] = _Scored(scores, Tally.of(evaluation.completions), *seconds)
             self.screen.member(step, len(done), self.model.workers.status())
-        if self.args.log_completions and step % self.args.logging_steps == 0:
-            best = max(done.values(), key=lambda pair: np.nan_to_num(pair[1].fitness, nan=-np.inf))
-            self.screen.samples(f"step {step}, best member", records(rows, best[0].completions, best[1]))
-        evaluations, scores = zip(*(done[index] for index in range(len(members))), strict=True)
-        return list(evaluations), list(scores)
+        if self._shows(step):
+            self.screen.samples(f"step {step}, best member", best[1])
+        return [done[index] for index in range(len(members))]
+
+    def _shows(self, step: int) -> bool:
+        """Whether the answers of the step's best member are shown."""
+        return self.args.log_completions and step % self.args.logging_steps == 0
 
     def _vouch(self) -> str:
         """θ's digest, which every replica has."""
@@ -252,17 +271,17 @@ class ESTrainer:
         self.model.workers.verify(digest)
         return digest
 
-    def _metrics(self, journal: Journal, fitness: Any, done: list[Evaluation], scores: list[Scores], evaluating: float) -> dict[str, Any]:
-        completions = [completion for evaluation in done for completion in evaluation.completions]
-        new = sum(len(completion.ids) for completion in completions)
+    def _metrics(self, journal: Journal, fitness: Any, members: list[_Scored], evaluating: float) -> dict[str, Any]:
+        tallies = [member.tally for member in members]
+        new = int(sum(tally.lengths.sum() for tally in tallies))
         before = journal.steps[-1].notes["metrics"]["num_tokens"] if journal.steps else 0
-        generating = sum(evaluation.generate_seconds for evaluation in done)
         return (
             fitness_metrics(fitness)
-            | reward_metrics(scores)
-            | completion_metrics(completions)
+            | reward_metrics([member.scores for member in members])
+            | completion_metrics(tallies)
             | {"learning_rate": self.args.alpha, "es/sigma": self.args.sigma, "num_tokens": before + new}
-            | {"es/generate_seconds": generating, "es/load_seconds": sum(evaluation.load_seconds for evaluation in done)}
+            | {"es/generate_seconds": sum(member.generate_seconds for member in members)}
+            | {"es/load_seconds": sum(member.load_seconds for member in members)}
             | {"es/tokens_per_second": new / max(evaluating, 1e-9)}  # of all workers together
         )
 

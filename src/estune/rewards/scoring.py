@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estune.errors import ConfigError, RewardError
-from estune.member import Completion
+from estune.member import Completion, is_token_ids
 from estune.rewards.functions import RewardFunc, accepted, check_parameters, reward_name
 
 Row = dict[str, Any]
@@ -84,7 +84,7 @@ class Rewards:
 
 def _keywords(rows: Sequence[Row], completions: Sequence[Completion], state: Any, scores: Scores) -> dict[str, Any]:
     texts = [completion.text for completion in completions]
-    conversational = [not isinstance(row.get("prompt", ""), str) for row in rows]
+    conversational = [not isinstance(prompt := row.get("prompt", ""), str) and not is_token_ids(prompt) for row in rows]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
     return columns | {
         "prompts": [row.get("prompt") for row in rows],
