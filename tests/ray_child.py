@@ -81,6 +81,10 @@ def listening(run: Run) -> None:
     run.seen["listening"] = sorted({c.laddr.ip for p in mine for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN})
 
 
+def all_three(run: Run) -> None:
+    until(lambda: len(run.workers.processes()) == 3)
+
+
 def killed(run: Run) -> None:
     run.kill()
 
@@ -147,7 +151,7 @@ def _is_raylet(process: psutil.Process) -> bool:
 CASES: dict[str, tuple[Callable[[Run], None], dict[str, Any]]] = {
     "local": (local, {"workers": "local", "num_workers": 1}),
     "undisturbed": (listening, {}),
-    "three": (local, {"num_workers": 3}),
+    "three": (all_three, {"num_workers": 3}),
     "as many as there is room": (local, {"num_workers": None}),
     "killed": (killed, {}),
     "hung": (hung, {"num_workers": 1, "worker_timeout": 5.0}),

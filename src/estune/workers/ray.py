@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _TRIES = 3  # times in a row that a worker may fail to start, or a piece be failed by workers
 _PART = 1 << 24  # elements of θ that travel at a time to a node that joins late
 _TICK = 0.5  # seconds between looks at who is late
-_LAST_TICK = 0.01  # the same when all is answered and the step waits for nothing else
+_LAST_TICK = 0.02  # the same when all is answered and the step waits for nothing else
 
 
 @dataclass
@@ -152,9 +152,10 @@ class RayWorkers:
 
     def _turn(self, job: _Job | None) -> None:
         """Hand out what can be, then wait a little for whatever comes."""
+        alive = len(self.processes())
         for seat in list(self._seats.values()):
             if job and seat.state == "idle":
-                self._hand_out(seat, job)
+                self._hand_out(seat, alive, job)
         tick = _LAST_TICK if job and job.dispatch.finished else _TICK
         if self._waiting:
             for answer in ray.wait(list(self._waiting), num_returns=1, timeout=tick)[0]:
@@ -168,8 +169,7 @@ class RayWorkers:
         if not self._seats:
             raise EngineError("no worker is left; what was done is saved: see to them, then add --resume_from_checkpoint true")
 
-    def _hand_out(self, seat: _Seat, job: _Job) -> None:
-        alive = sum(other.state in ("idle", "busy") for other in self._seats.values())
+    def _hand_out(self, seat: _Seat, alive: int, job: _Job) -> None:
         piece = job.dispatch.take(seat.number, alive, time.monotonic())
         if piece is not None:
             member = job.members[piece.member]
