@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+import transformers
 import yaml
 from cli_place import journal
-from conftest import make_model
+from conftest import make_model, make_tokenizer
 from vllm_child import updated
 
 import estune.engines.vllm as module
@@ -380,10 +381,51 @@ def test_in_bf16_the_engine_holds_the_members_weights_to_the_bit(tied):
             assert torch.equal(held[name], wanted), name
 
 
-def child(folder: Path, settings: dict, members: list[Member]) -> dict:
-    arguments = [json.dumps(value) for value in (settings, TEXT, [asdict(member) for member in members])]
+def child(folder: Path, settings: dict, members: list[Member], prompts=TEXT) -> dict:
+    arguments = [json.dumps(value) for value in (settings, prompts, [asdict(member) for member in members])]
     done = subprocess.run([sys.executable, CHILD, folder, *arguments], check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def expected(folder: Path, members: list[Member], prompts=TEXT) -> tuple[list, str]:
+    """What a child answers on the transformers engine, and the digest of its θ."""
+    checkpoint = open_checkpoint(folder)
+    plan = layout(checkpoint)
+    center = updated(Center.load(checkpoint, plan.in_model))
+    engine = TransformersEngine(folder, plan.in_model, ESConfig(**SETTINGS))
+    answers = []
+    for member in members:
+        engine.load(center, member)
+        answers.append([asdict(answer) for answer in engine.generate(prompts, max_completion_length=12)])
+    return answers, center.digest()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "implementation"), [("Qwen2", "vllm"), ("Qwen2", "transformers"), ("Gemma2", "vllm"), ("GPTNeoX", "auto")]
+)
+def test_other_models_answer_as_on_the_transformers_engine(tmp_path, kind, implementation):
+    """With biases, with norms that add one, and in transformers' implementation; vLLM lacks GPT-NeoX of its own."""
+    torch.manual_seed(0)
+    shape = SHAPE | {
+        "vocab_size": 64,
+        "num_hidden_layers": 2,
+        "initializer_range": 0.3,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "head_dim": 32,
+    }
+    shape |= {"bos_token_id": None, "num_key_value_heads": 8 if kind == "GPTNeoX" else 4}
+    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**shape))
+    for parameter in model.parameters():
+        if parameter.dim() == 1:  # biases are zero and norms one, which would hide them
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    prompts = [[5, 6, 7, 8, 9, 10], [24], [17], [7, 8, 9, 20, 21, 22, 30], [14, 3]]
+    members = [Member(1, sign, 0.02, "iid", 1) for sign in (1, -1)]
+    there = child(tmp_path / "model", SETTINGS | {"vllm_model_impl": implementation}, members, prompts)
+    assert (there["answers"], there["digest"]) == expected(tmp_path / "model", members, prompts)
 
 
 def test_two_ranks_answer_as_one_and_map_the_same_centre(tmp_path):
@@ -391,14 +433,7 @@ def test_two_ranks_answer_as_one_and_map_the_same_centre(tmp_path):
     members = [Member(1, sign, 0.02, "iid", 1) for sign in (1, -1)]
     two = child(folder, SETTINGS | {"engine": "vllm", "vllm_tensor_parallel_size": 2}, members)
 
-    checkpoint = open_checkpoint(folder)
-    plan = layout(checkpoint)
-    center = updated(Center.load(checkpoint, plan.in_model))
-    reference = TransformersEngine(folder, plan.in_model, ESConfig(**SETTINGS))
-    for member, answers in zip(members, two["answers"], strict=True):
-        reference.load(center, member)
-        assert answers == [asdict(answer) for answer in reference.generate(TEXT, max_completion_length=12)]
-    assert two["digest"] == center.digest()
+    assert (two["answers"], two["digest"]) == expected(folder, members)
     assert [count for _, count in two["mapping"]] == [1, 1]
     assert not any(psutil.pid_exists(pid) for pid, _ in two["mapping"])
 
