@@ -188,17 +188,22 @@ def test_parameters_that_are_not_tuned_stay_as_in_the_files_also_within_a_fused_
     assert same(tied) == before
 
 
-@pytest.mark.slow
-def test_the_real_model_answers_as_on_the_transformers_engine():
+@pytest.fixture(scope="module")
+def real() -> SimpleNamespace:
+    """Kept as long as the other engines of this process: vLLM takes what they share away with the first that goes."""
     from test_real_model import GGUF
 
     assert GGUF.exists(), "run `make model` first"
-    there = place(resolve(str(GGUF)), engine_kwargs={"kv_cache_memory_bytes": 1 << 29})
+    return place(resolve(str(GGUF)), engine_kwargs={"kv_cache_memory_bytes": 1 << 29})
+
+
+@pytest.mark.slow
+def test_the_real_model_answers_as_on_the_transformers_engine(real):
     prompts = [row["prompt"] for row in get_task("conciseness").train(6)]
-    there.engine.check(there.center, BASE)
+    real.engine.check(real.center, BASE)
     for member in (Member(1, 1, 0.005, "iid", 0), Member(1, -1, 0.005, "iid", 0)):
-        load(there, member)
-        same(there, prompts, budget=16)
+        load(real, member)
+        same(real, prompts, budget=16)
 
 
 # weights
