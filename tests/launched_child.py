@@ -1,5 +1,6 @@
 """One of several launched processes: trains, evaluates, and says what it has. Run by tests/test_workers_accelerate.py."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -31,8 +32,15 @@ def main() -> None:
     trainer.train()
     figures = trainer.evaluate()
     trainer.save_model()
+    again = ESTrainer(model, vowels, dataclasses.replace(config, output_dir=f"{out}/again", seed=7, max_steps=1), ROWS)
+    again.train()
     report = {"rank": os.environ.get("RANK", "0"), "digest": trainer.model.center.digest(), "figures": bool(figures)}
-    report |= {"listening": listening(), "processes": trainer.model.workers.status().alive, "shared": _mapped()}
+    report |= {
+        "listening": listening(),
+        "processes": trainer.model.workers.status().alive,
+        "shared": _mapped(),
+        "again": again.model.center.digest(),
+    }
     Path(out, f"rank-{report['rank']}.json").write_text(json.dumps(report))
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import make_model
+
+import estune.workers.ranks as module
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -41,11 +44,11 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(model, tmp_path_factory) -> str:
-    """θ's digest after four steps in one process that nobody launched."""
+def alone(model, tmp_path_factory) -> dict[str, Any]:
+    """What a process that nobody launched has after four steps."""
     out = tmp_path_factory.mktemp("alone")
     finish(launch([sys.executable], CHILD, model, out, 4, '{"workers": "local"}'))
-    return reports(out)[0]["digest"]
+    return reports(out)[0]
 
 
 ACCELERATE = ["launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
@@ -57,7 +60,8 @@ def test_processes_launched_together_share_the_members_and_end_with_one_theta(la
     finish(launch(LAUNCHERS[launcher], CHILD, model, tmp_path, 4))
     found = reports(tmp_path)
     assert len(found) == {"torchrun": 3, "accelerate": 2, "nothing": 1}[launcher]
-    assert {report["digest"] for report in found} == {alone}
+    assert {report["digest"] for report in found} == {alone["digest"]}
+    assert {report["again"] for report in found} == {alone["again"]}  # a second trainer in the same program
     assert [report["figures"] for report in found] == [True] + [False] * (len(found) - 1)
     assert (tmp_path / "final" / "model.safetensors").is_file()
 
@@ -75,7 +79,7 @@ def test_several_machines_each_keep_a_theta_and_a_resumed_run_brings_them_level(
     nodes = [launch(torchrun(1, "--nnodes", "2", "--node_rank", str(node)), CHILD, model, tmp_path, 4, resume) for node in range(2)]
     finish(*nodes)
     found = reports(tmp_path)
-    assert {report["digest"] for report in found} == {alone}
+    assert {report["digest"] for report in found} == {alone["digest"]}
     assert [report["processes"] for report in found] == [2, 2]
 
 
@@ -87,3 +91,17 @@ def test_wrong_input_is_one_line_of_the_leader_and_all_end(model, tmp_path):
     _, said = again.communicate(timeout=250)
     assert again.returncode != 0
     assert said.count("estune: output_dir:") == 1
+
+
+def test_several_machines_meet_over_the_interface_that_was_meant_whatever_an_engine_set(monkeypatch):
+    """vLLM's own processes keep to the loopback interface, over which no other machine is reached."""
+    seen = []
+    monkeypatch.setattr(module.dist, "ProcessGroupGloo", lambda *given: seen.append(os.environ.get("GLOO_SOCKET_IFNAME")))
+    for meant in ("eth7", None):
+        monkeypatch.setattr(module, "_rendezvous", lambda meant=meant: (torch.distributed.HashStore(), meant))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        module.Ranks()._group("θ")
+        assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    assert seen == ["eth7", None]

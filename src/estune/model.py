@@ -23,7 +23,7 @@ from estune.member import Prompt
 from estune.parameters import Layout, layout
 from estune.resources import amount, check_memory
 from estune.workers.base import Workers
-from estune.workers.ranks import ranks
+from estune.workers.ranks import Ranks
 from estune.workers.source import Source
 
 
@@ -42,7 +42,7 @@ class Model:
     """
 
     def __init__(self, source: Any, config: ESConfig, tokenizer: Any, prompts: Mapping[str, Sequence[Prompt]]) -> None:
-        self._ranks = ranks() if config.workers == "accelerate" else None
+        self._ranks = Ranks() if config.workers == "accelerate" else None
         self.leads = self._ranks is None or self._ranks.leads
         self.name, folder = self._in_turn(partial(_located, source, config, tokenizer))
         self.checkpoint: Checkpoint = open_checkpoint(folder)
@@ -67,7 +67,7 @@ class Model:
         """Who evaluates; must first be asked for while θ is at θ₀, which is compared with what the engines loaded."""
         revision = self._config.model_revision if isinstance(self._config, RunConfig) else None
         source = Source(self.name, revision, self.checkpoint, self.layout, self.tuned, self._tokenizer)
-        return workers.build(self.center, source, self._config, self._prompts)
+        return workers.build(self.center, source, self._config, self._prompts, self._ranks)
 
     def saved_bytes(self) -> int:
         """Bytes of one checkpoint."""

@@ -9,12 +9,16 @@ from estune.errors import ConfigError
 from estune.member import Prompt
 from estune.workers import cluster
 from estune.workers.base import Worker, Workers
-from estune.workers.ranks import ranks
+from estune.workers.ranks import Ranks
 from estune.workers.source import Source
 
 
-def build(center: Center, source: Source, config: ESConfig, prompts: Mapping[str, Sequence[Prompt]]) -> Workers:
-    """The workers that `config` asks for, with engines that hold θ₀; `prompts` are all that will be asked, by dataset.
+def build(center: Center, source: Source, config: ESConfig, prompts: Mapping[str, Sequence[Prompt]], ranks: Ranks | None = None) -> Workers:
+    """The workers that `config` asks for, with engines that hold θ₀.
+
+    Args:
+        prompts: all that will be asked, by dataset.
+        ranks: this process's place among those that were launched together, for accelerate.
 
     Raises:
         InputError: an engine cannot be had, or a prompt does not fit.
@@ -27,14 +31,14 @@ def build(center: Center, source: Source, config: ESConfig, prompts: Mapping[str
         except ImportError:
             raise ConfigError('workers: ray is not installed; pip install "estune[ray]"') from None
         return RayWorkers(center, source, config, prompts)
-    if config.workers == "accelerate":
-        ranks().take_gpus(config.vllm_tensor_parallel_size)
+    if ranks:
+        ranks.take_gpus(config.vllm_tensor_parallel_size)
     worker = Worker(center, engines.build(source.checkpoint, source.layout, config, source.tokenizer))
     worker.check_lengths(prompts)
-    if config.workers == "accelerate":
+    if ranks:
         from estune.workers.accelerate import AccelerateWorkers
 
-        return AccelerateWorkers(center, worker, ranks())
+        return AccelerateWorkers(center, worker, ranks)
     from estune.workers.local import LocalWorkers
 
     return LocalWorkers(center, worker)

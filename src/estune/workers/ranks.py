@@ -5,6 +5,7 @@ way of an engine that wants its own. Each node has one θ: its first process mak
 needs another's θ, in host memory as it is, it comes over Gloo.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -23,10 +24,14 @@ _PATIENCE = timedelta(days=30)  # the leader may score or save for long; one tha
 _PART = 1 << 24  # elements of θ that travel at a time
 
 
+_talks = itertools.count()
+
+
 class Ranks:
     """This process among those that were launched together. Rank 0 leads: it alone trains, and the others serve it.
 
-    Alone, without a launcher, it is the only one.
+    Alone, without a launcher, it is the only one. Each model has its own, in which nothing of an earlier one is heard; all
+    processes make them in the same order, since they run the same program.
     """
 
     def __init__(self) -> None:
@@ -35,8 +40,11 @@ class Ranks:
         per_node = int(environment.get("LOCAL_WORLD_SIZE", self.world))
         self.local = int(environment.get("LOCAL_RANK", 0))
         self.node, self.nodes = self.rank // per_node, self.world // per_node
-        self.store: Any = dist.HashStore() if self.world == 1 else self._rendezvous()
-        self._groups: dict[str, Any] = {}
+        talk, store = next(_talks), dist.HashStore()
+        if self.world > 1:
+            shared, self._interface = _rendezvous()
+            store = dist.PrefixStore(str(talk), shared)
+        self.store: Any = store
 
     @property
     def leads(self) -> bool:
@@ -94,7 +102,7 @@ class Ranks:
 
     def spread(self, center: Center, name: str) -> None:
         """Give every node the leader's θ; called by all processes that keep one, with a `name` of its own each time."""
-        group = dist.ProcessGroupGloo(dist.PrefixStore(name, self.store), self.node, self.nodes, _PATIENCE)
+        group = self._group(name)
         version = torch.tensor([center.version if self.leads else 0])
         _broadcast(group, version)
         for tensor, theta in center.theta.items():
@@ -108,21 +116,30 @@ class Ranks:
         if not self.leads:
             center.became(int(version))
 
-    def _rendezvous(self) -> Any:
-        if os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost", "::1"):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all on one machine: nothing listens beyond it
-        store, _, _ = next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
-        store.set_timeout(_PATIENCE)
-        return dist.PrefixStore(f"estune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    def _group(self, name: str) -> Any:
+        """One process of each node, over the interface that was meant when this began."""
+        for_engines = os.environ.pop("GLOO_SOCKET_IFNAME", None)
+        if self._interface:
+            os.environ["GLOO_SOCKET_IFNAME"] = self._interface
+        try:
+            return dist.ProcessGroupGloo(dist.PrefixStore(name, self.store), self.node, self.nodes, _PATIENCE)
+        finally:
+            if for_engines:
+                os.environ["GLOO_SOCKET_IFNAME"] = for_engines
+
+
+@cache
+def _rendezvous() -> tuple[Any, str | None]:
+    """The launcher's store, which a process can join once, and the interface that Gloo is to use: an engine may later set
+    another for processes of its own."""
+    if os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost", "::1"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all on one machine: nothing listens beyond it
+    store, _, _ = next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
+    store.set_timeout(_PATIENCE)
+    return dist.PrefixStore(f"estune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), os.environ.get("GLOO_SOCKET_IFNAME")
 
 
 def _broadcast(group: Any, tensor: torch.Tensor) -> None:
     options = dist.BroadcastOptions()
     options.rootRank = options.rootTensor = 0
     group.broadcast([tensor], options).wait()
-
-
-@cache
-def ranks() -> Ranks:
-    """This process's place, found once."""
-    return Ranks()
