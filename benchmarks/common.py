@@ -4,9 +4,12 @@ import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,6 +39,12 @@ def best_of(times: int, function: Callable[[], object]) -> float:
         function()
         seconds.append(time.perf_counter() - started)
     return min(seconds)
+
+
+def child(module: str, *arguments: str) -> Any:
+    """What `python -m module arguments` prints last, as JSON: measured in a process of its own, whose memory is its own."""
+    done = subprocess.run([sys.executable, "-m", module, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def show(figures: dict[str, float], as_json: bool) -> None:

@@ -9,16 +9,12 @@
 Of three steps the first also compiles and reads a member back, and the last saves, so the one between them is shown.
 """
 
-import json
-import subprocess
-import sys
-
-from benchmarks.common import options, show
+from benchmarks.common import child, options, show
 
 
 def main() -> None:
     asked = options(__doc__)
-    run, vllm, transformers = (_child(what, asked.model) for what in ("run", "vllm", "transformers"))
+    run, vllm, transformers = (child("benchmarks.engines_child", what, asked.model) for what in ("run", "vllm", "transformers"))
     show(
         {
             "step_over_generation_vllm": run["step_seconds"] / run["generate_seconds"],
@@ -30,14 +26,6 @@ def main() -> None:
         },
         asked.json,
     )
-
-
-def _child(what: str, model: str) -> dict[str, float]:
-    """Measure in a process of its own, so that its memory is free again."""
-    command = [sys.executable, "-m", "benchmarks.engines_child", what, model]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
 
 
 if __name__ == "__main__":

@@ -9,16 +9,12 @@ Of four steps the first also compiles and reads a member back, and the last save
 Memory is anonymous memory: pages of a mapped weights file can be dropped by the system at any time.
 """
 
-import json
-import subprocess
-import sys
-
-from benchmarks.common import options, show
+from benchmarks.common import child, options, show
 
 
 def main() -> None:
     asked = options(__doc__)
-    run, alone = _child("run", asked.model), _child("alone", asked.model)
+    run, alone = child("benchmarks.step_child", "run", asked.model), child("benchmarks.step_child", "alone", asked.model)
     weights = run["model_bytes"] + run["theta_bytes"]
     bar = 1.25 * weights + alone["peak_bytes"] - alone["model_bytes"]
     show(
@@ -34,14 +30,6 @@ def main() -> None:
         },
         asked.json,
     )
-
-
-def _child(what: str, model: str) -> dict[str, float]:
-    """Measure in a process of its own, so that its peak is its own."""
-    command = [sys.executable, "-m", "benchmarks.step_child", what, model]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
 
 
 if __name__ == "__main__":

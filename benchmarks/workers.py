@@ -12,12 +12,12 @@ and in turn, since a machine's speed drifts, and the better of each is taken.
 import contextlib
 import io
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from benchmarks.common import options, show
+from benchmarks.common import child, options, show
 from estune.config import ESConfig
 
 MEMBERS, PROMPTS, TOKENS, STEPS, TIMES = 8, 16, 32, 4, 2
@@ -31,14 +31,12 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"local": [], "ray": []}
     for _ in range(TIMES):
         for workers, found in seconds.items():
-            command = [sys.executable, "-m", "benchmarks.workers", "--child", workers, asked.model]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            found.append(json.loads(done.stdout.splitlines()[-1]))
+            found.append(child("benchmarks.workers", "--child", workers, asked.model))
     local, ray = min(seconds["local"]), min(seconds["ray"])
     show({"ray_over_local": ray / local, "local_step_seconds": local, "ray_step_seconds": ray}, asked.json)
 
 
-def _step(workers: str, model: str) -> float:
+def _step(workers: Any, model: str) -> float:
     """Seconds of a step of the trainer."""
     from estune import ESTrainer
     from estune.tasks import get_task
@@ -52,7 +50,7 @@ def _step(workers: str, model: str) -> float:
             max_completion_length=TOKENS,
             sigma=1e-4,
             disable_tqdm=True,
-            workers=workers,  # type: ignore[arg-type]
+            workers=workers,
         )
         ESTrainer(model, "conciseness_reward", config, rows).train()
         lines = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
