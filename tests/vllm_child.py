@@ -1,4 +1,4 @@
-"""A vLLM engine in a process of its own, which says what it answered. Run by tests/test_engine_vllm.py.
+"""A vLLM engine in a process of its own, which says what it answered. Run by tests/test_engine_vllm_runs.py.
 
     python tests/vllm_child.py FOLDER SETTINGS PROMPTS MEMBERS
 
@@ -18,6 +18,26 @@ from estune.checkpoint import open_checkpoint
 from estune.engines.vllm import VLLMEngine
 from estune.member import Member
 from estune.parameters import layout
+
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 512,
+}
+SETTINGS = {"dtype": "float32", "vllm_enforce_eager": True, "engine_kwargs": {"kv_cache_memory_bytes": 1 << 28, "max_num_seqs": 4}}
+TEXT = [
+    "what is the color of the sky",
+    "cat",
+    "how",
+    "where is the red dog x y z one two three",
+    "who",
+    "the " * 60,
+    "a capital",
+    "blue green red cat",
+    "two",
+]
 
 
 def updated(center: Center) -> Center:
