@@ -119,7 +119,7 @@ def make_trainer(mini, tmp_path, rows):
 
     def make(model=mini, reward_funcs=short, train_dataset=rows[:2], eval_dataset=rows[2:4], callbacks=(), tokenizer=None, **settings):
         usual = {"output_dir": str(tmp_path / "run"), "engine": "fake", "population_size": 4, "max_steps": 4, "save_steps": 2}
-        args = ESConfig(**usual | {"sigma": 0.02, "num_completions_to_print": 0} | settings)
+        args = ESConfig(**usual | {"sigma": 0.02, "num_completions_to_print": 0, "reward_workers": 0} | settings)
         model = str(model) if isinstance(model, Path) else model
         return ESTrainer(model, reward_funcs, args, train_dataset, eval_dataset, tokenizer, callbacks)
 

@@ -250,9 +250,9 @@ def test_a_reward_function_that_fails_at_the_first_batch_ends_the_run_in_a_line(
 
 
 def test_a_run_whose_reward_function_was_mended_goes_on(mini, data, tmp_path, monkeypatch):
-    broken = "calls = []\ndef f(completions, **columns):\n    calls.append(1)\n    if len(calls) > 2: raise ValueError\n    return [1, 2]\n"
+    broken = "def f(completions, trainer_state):\n    if trainer_state.global_step == 1: raise ValueError\n    return [1, 2]\n"
     name = module(broken, tmp_path)
-    arguments = train_on(mini, data, "--reward_funcs", f"{name}.f")
+    arguments = train_on(mini, data, "--reward_funcs", f"{name}.f", "--on_reward_error", "raise")
     assert main(arguments) == 2
     assert len(journal()) == 2
     module("def f(completions, **columns):\n    return [1, 2]\n# mended\n", tmp_path)

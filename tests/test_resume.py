@@ -13,7 +13,7 @@ from conftest import short
 
 from estune.center import Center
 from estune.checkpoint import open_checkpoint
-from estune.errors import ConfigError
+from estune.errors import ConfigError, RewardError
 from estune.journal import Journal
 
 SETTINGS = {
@@ -162,12 +162,12 @@ def interrupted(make_trainer, member=13, **settings):
 
     def dying(completions, target, **columns):
         if next(calls) == member:
-            raise Died
+            raise OSError("the judge is gone")
         return short(completions, target)
 
     dying.__name__ = "short"
-    trainer = make_trainer(reward_funcs=dying, **settings)
-    with pytest.raises(Died):
+    trainer = make_trainer(reward_funcs=dying, on_reward_error="raise", **settings)
+    with pytest.raises(RewardError):
         trainer.train()
     return trainer.folder.path
 

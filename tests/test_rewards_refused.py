@@ -7,7 +7,7 @@ import types
 
 import numpy as np
 import pytest
-from test_rewards import AsyncScaled, Scaled, lengths, refusal, score
+from test_rewards import AsyncScaled, Scaled, lengths, refusal
 
 from estune.errors import ConfigError, RewardError
 from estune.rewards.functions import check_parameters, resolve_rewards, reward_name
@@ -88,12 +88,12 @@ def test_a_function_that_exits_does_not_end_the_run_unexplained():
     assert "judge raised SystemExit" in refusal(judge)
 
 
-def test_ctrl_c_passes_through_a_function():
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit], ids=lambda kind: kind.__name__)
+def test_a_function_cannot_end_the_run_by_what_it_raises(kind):
     def judge(completions):
-        raise KeyboardInterrupt
+        raise kind
 
-    with pytest.raises(KeyboardInterrupt):
-        score(judge)
+    assert f"judge raised {kind.__name__}" in refusal(judge)
 
 
 def test_a_message_of_many_lines_becomes_one():

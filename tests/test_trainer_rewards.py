@@ -294,13 +294,13 @@ def test_after_a_failed_reward_the_run_can_be_resumed(make_trainer, tmp_path, ag
     broken.clear()
     undisturbed.train()
     broken.append(True)
-    trainer = make_trainer(reward_funcs=named(fails_once))
+    trainer = make_trainer(reward_funcs=named(fails_once), on_reward_error="raise")
     with pytest.raises(RewardError, match=r"mend me.*resume"):
         trainer.train()
     broken.clear()
     assert len(steps_of(trainer)) == 2
     if again == "new trainer":
-        trainer = make_trainer(reward_funcs=named(fails_once))
+        trainer = make_trainer(reward_funcs=named(fails_once), on_reward_error="raise")
     assert trainer.train(resume_from_checkpoint=True).global_step == 4
     assert same(weights_of(folder_of(trainer) / "checkpoint-4"), weights_of(tmp_path / "undisturbed" / "checkpoint-4"))
     assert [line["step"] for line in metrics_of(trainer)] == [1, 2, 3, 4]

@@ -74,6 +74,17 @@ class ESConfig:
 
     # rewards
     reward_weights: list[float] | None = _setting(None, "one weight a reward function; default 1 each")
+    reward_timeout: float = _setting(60, "seconds that a call of a reward function may take before it is killed", above=0)
+    reward_workers: int | None = _setting(
+        None, "processes that call reward functions, at most; default one a core, 4 to 16; 0 calls them in the trainer's", least=0
+    )
+    reward_memory: float | None = _setting(None, "GiB that one of them may take; default a quarter of the machine's", above=0)
+    reward_concurrency: int = _setting(64, "calls of an async reward function at a time", least=1)
+    on_reward_error: Literal["lowest", "zero", "drop", "raise"] = _setting(
+        "lowest",
+        "what a completion counts at which a reward function fails: lowest, that function's lowest reward of the step (and in the "
+        "run's first batch the failure is raised); zero; drop, it does not count; raise, the run ends",
+    )
 
     # evaluation
     eval_strategy: Literal["no", "steps"] = _setting("no", "steps: evaluate every eval_steps and after the last step")
@@ -137,10 +148,12 @@ class RunConfig(ESConfig):
     reward_funcs: list[str] | None = _setting(None, "built-in names or dotted paths such as my_rewards.short")
 
 
-# What `resume_from_checkpoint` may change: nothing here alters what a step computes, up to the engine's own rounding.
+# What `resume_from_checkpoint` may change: nothing here alters what a step computes, up to the engine's own rounding and
+# to rewards that failed.
 # fmt: off
 MAY_CHANGE_ON_RESUME = frozenset((
     "max_steps", "engine", "dtype", "device", "generation_batch_size", "model_init_kwargs", "trust_remote_code",
+    "on_reward_error", "reward_timeout", "reward_workers", "reward_memory", "reward_concurrency",
     "vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_max_model_length", "vllm_enforce_eager", "vllm_model_impl",
     "engine_kwargs", "workers", "num_workers", "ray_address", "worker_timeout", "eval_strategy", "eval_steps", "eval_on_start",
     "metric_for_best_model", "greater_is_better", "load_best_model_at_end", "output_dir", "save_steps", "save_total_limit",

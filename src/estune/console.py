@@ -33,6 +33,7 @@ class Screen:
 
     def start(self, done: int) -> None:
         """Begin at step `done`."""
+        self._from = done
         if self._bar:
             per_step = self._config.population_size
             self._progress = Progress(
@@ -50,14 +51,15 @@ class Screen:
             self._progress.start()
 
     def member(self, step: int, done: int, workers: Status) -> None:
-        """A member of `step` was evaluated, the `done`-th. Of several workers it says how many are alive, and beside the
+        """Of `step`'s members `done` are evaluated and scored. Of several workers it says how many are alive, and beside the
         members that are done, how many are under way: (7+2/30)."""
         if self._progress:
             several = workers.wanted > 1
+            before = (step - 1 - self._from) * self._config.population_size
             under_way = f"+{workers.under_way}" if several else ""
             label = f"step {step}/{self._config.max_steps} ({done}{under_way}/{self._config.population_size})"
             label += f" {workers.alive}/{workers.wanted} workers" if several else ""
-            self._progress.update(self._progress.task_ids[0], advance=1, description=label)
+            self._progress.update(self._progress.task_ids[0], completed=before + done, description=label)
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """A step is done."""

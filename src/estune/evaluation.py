@@ -9,7 +9,7 @@ from typing import Any
 from estune.config import ESConfig
 from estune.console import prompt_text
 from estune.member import Completion, Member
-from estune.metrics import Tally, completion_metrics, prefixed, reward_metrics
+from estune.metrics import Tally, completion_metrics, failure_metrics, prefixed, reward_metrics
 from estune.rewards.scoring import Rewards, Row, Scores
 from estune.workers.base import Workers
 
@@ -23,14 +23,14 @@ class Held:
 
 
 def evaluate(workers: Workers, rewards: Rewards, rows: Sequence[Row], config: ESConfig, version: int, state: Any) -> Held:
-    """Let θ itself, the member with σ = 0, answer all of `rows`, and score it."""
+    """Let θ itself, the member with σ = 0, answer all of `rows`, and score it. Before the first step rewards must not fail."""
     started = time.perf_counter()
     member = Member(0, 1, 0.0, config.noise, version)
     prompts = [row["prompt"] for row in rows]
     done = next(filter(None, workers.evaluate([member], prompts, max_completion_length=config.max_completion_length)))
-    scores = rewards.score(rows, done.completions, state)
+    scores = rewards.score(rows, done.completions, state, first=version == 0)
     fitness = None if math.isnan(scores.fitness) else scores.fitness
-    metrics = {"reward": fitness} | reward_metrics([scores]) | completion_metrics([Tally.of(done.completions)])
+    metrics = {"reward": fitness} | reward_metrics([scores]) | failure_metrics([scores]) | completion_metrics([Tally.of(done.completions)])
     metrics["runtime"] = time.perf_counter() - started
     return Held(prefixed(metrics, "eval_"), records(rows, done.completions, scores))
 

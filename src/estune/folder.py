@@ -5,6 +5,7 @@ metrics.jsonl     one line a step, TRL's metric names
 checkpoint-K/     θ in the base checkpoint's own dtypes and names: transformers and vLLM load it as it is
 theta/            θ in fp32 at the last save, from which a resume replays the journal's last steps
 completions/      what the evaluations answered
+reward_error.txt  the first reward that was lost, with its traceback
 config.yaml, README.md
 """
 
@@ -120,6 +121,13 @@ class RunFolder:
         """Keep what an evaluation answered, one JSON a line."""
         (self.path / "completions").mkdir(exist_ok=True)
         write_text(self.path / "completions" / f"step-{step}.jsonl", json_lines(rows))
+
+    def keep_mishap(self, text: str) -> Path:
+        """Keep what is said of the first lost reward of the run; returns the file's path."""
+        path = self.path / "reward_error.txt"
+        if not path.exists():
+            write_text(path, text)
+        return path
 
     def completions(self, step: int) -> list[dict[str, Any]] | None:
         path = self.path / "completions" / f"step-{step}.jsonl"

@@ -55,6 +55,12 @@ def reward_metrics(scores: Sequence[Scores]) -> Metrics:
     return metrics
 
 
+def failure_metrics(scores: Sequence[Scores]) -> Metrics:
+    """How many rewards were lost because a function failed, and how many of these because it took too long."""
+    failures = [failure for score in scores for found in score.failures.values() for failure in found.values()]
+    return {"es/reward_errors": len(failures), "es/reward_timeouts": sum(failure.timed_out for failure in failures)}
+
+
 def fitness_metrics(fitness: np.ndarray[Any, np.dtype[np.float64]]) -> Metrics:
     """`reward` is the mean over members, `reward_std` their standard deviation."""
     there = fitness[~np.isnan(fitness)]

@@ -6,7 +6,6 @@
 The interface is that of TRL's trainers. What an engine, a tracker or a reward does is elsewhere.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,19 +22,23 @@ from estune.console import Screen
 from estune.data import digest as data_digest
 from estune.data import rows_of
 from estune.errors import ConfigError, DataError
-from estune.evaluation import Held, evaluate, records
+from estune.evaluation import Held, evaluate
 from estune.folder import RunFolder
 from estune.hub import push
 from estune.journal import Journal, Step, exists
-from estune.metrics import Tally, completion_metrics, fitness_metrics, reward_metrics
+from estune.metrics import completion_metrics, failure_metrics, fitness_metrics, reward_metrics
 from estune.model import Model
+from estune.population import Mishap, Population, Scored
 from estune.resources import check_disk
 from estune.resume import check_resumable, header
 from estune.rewards.functions import resolve_rewards
-from estune.rewards.scoring import Rewards, Scores
+from estune.rewards.pool import Limits
+from estune.rewards.scoring import Rewards
 from estune.schedule import best_step, evaluates, saves, trainer_state
 from estune.stopping import Stop, graceful
 from estune.trackers import Trackers, check_trackers
+
+_TICK = 0.1  # seconds between looks at whether the run was asked to stop, while rewards are waited for
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,6 @@ class TrainOutput:
 
     global_step: int
     metrics: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """A member that was evaluated and scored."""
-
-    scores: Scores
-    tally: Tally
-    load_seconds: float
-    generate_seconds: float
 
 
 class ESTrainer:
@@ -83,7 +76,7 @@ class ESTrainer:
         callbacks: Sequence[Any] | None = None,
     ) -> None:
         self.args = args or ESConfig()
-        self.rewards = Rewards(resolve_rewards(reward_funcs), self.args.reward_weights)
+        self.rewards = _rewards(reward_funcs, self.args)
         self.train_rows = rows_of(train_dataset, "train_dataset") if train_dataset is not None else []
         self.eval_rows = rows_of(eval_dataset, "eval_dataset") if eval_dataset is not None else []
         self._check()
@@ -121,6 +114,7 @@ class ESTrainer:
                 return self._train(self._journal(), trackers)
             finally:
                 self.screen.stop()
+                self.rewards.close()
                 trackers.close()
                 workers.release()
 
@@ -146,6 +140,7 @@ class ESTrainer:
         try:
             return self._held_out()
         finally:
+            self.rewards.close()
             workers.release()
 
     def _held_out(self) -> Held:
@@ -240,26 +235,35 @@ class ESTrainer:
         rewards = [None if np.isnan(value) else float(value) for value in fitness]
         return Step(step, seeds, coefficients, rewards, config.sigma, config.noise, digest, {"metrics": metrics})
 
-    def _population(self, step: int, seeds: list[int], rows: list[Any], stop: Stop) -> list[_Scored]:
-        """Evaluate and score every member of `step`; what is kept of each, in population order."""
+    def _population(self, step: int, seeds: list[int], rows: list[Any], stop: Stop) -> list[Scored]:
+        """Evaluate and score every member of `step`, the one while the other; what is kept of each, in population order."""
         members = strategy.members(self.args, step, seeds)
         prompts = [row["prompt"] for row in rows]
-        done: dict[int, _Scored] = {}
-        best: tuple[float, list[Any]] = (-math.inf, [])  # the fitness and answers of the best member so far
+        population = Population(self.rewards, rows, self.callbacks.state, keep_best=self._shows(step))
         for evaluation in self.model.workers.evaluate(members, prompts, max_completion_length=self.args.max_completion_length):
             stop.check()
-            if evaluation is None:
-                continue
-            scores = self.rewards.score(rows, evaluation.completions, self.callbacks.state)
-            if self._shows(step) and scores.fitness > best[0]:
-                best = scores.fitness, records(rows, evaluation.completions, scores)
-            scores.extra.clear()
-            seconds = evaluation.load_seconds, evaluation.generate_seconds
-            done[evaluation.index] = _Scored(scores, Tally.of(evaluation.completions), *seconds)
-            self.screen.member(step, len(done), self.model.workers.status())
+            if evaluation is not None:
+                population.add(evaluation, first=step == 1 and evaluation.index == 0)
+                self._show_progress(step, population)
+        while population.under_way:
+            stop.check()
+            population.wait(_TICK)
+            self._show_progress(step, population)
         if self._shows(step):
-            self.screen.samples(f"step {step}, best member", best[1])
-        return [done[index] for index in range(len(members))]
+            self.screen.samples(f"step {step}, best member", population.best)
+        scored = population.settled()
+        if population.mishap:
+            self._report(step, scored, population.mishap)
+        return scored
+
+    def _show_progress(self, step: int, population: Population) -> None:
+        self.screen.member(step, population.done, self.model.workers.status())
+
+    def _report(self, step: int, members: list[Scored], mishap: Mishap) -> None:
+        """A line about rewards that were lost in `step`; the run's first in full in a file."""
+        lost = failure_metrics([member.scores for member in members])["es/reward_errors"]
+        path = self.folder.keep_mishap(f"step {step}: {mishap}\n")
+        self.screen.say(f"step {step}: {lost} rewards were lost; first: {mishap.function} {mishap.failure.reason} (see {path})")
 
     def _shows(self, step: int) -> bool:
         """Whether the answers of the step's best member are shown."""
@@ -271,13 +275,14 @@ class ESTrainer:
         self.model.workers.verify(digest)
         return digest
 
-    def _metrics(self, journal: Journal, fitness: Any, members: list[_Scored], evaluating: float) -> dict[str, Any]:
+    def _metrics(self, journal: Journal, fitness: Any, members: list[Scored], evaluating: float) -> dict[str, Any]:
         tallies = [member.tally for member in members]
         new = int(sum(tally.lengths.sum() for tally in tallies))
         before = journal.steps[-1].notes["metrics"]["num_tokens"] if journal.steps else 0
         return (
             fitness_metrics(fitness)
             | reward_metrics([member.scores for member in members])
+            | failure_metrics([member.scores for member in members])
             | completion_metrics(tallies)
             | {"learning_rate": self.args.alpha, "es/sigma": self.args.sigma, "num_tokens": before + new}
             | {"es/generate_seconds": sum(member.generate_seconds for member in members)}
@@ -339,3 +344,8 @@ class ESTrainer:
             self.screen.samples(f"held out, step {step}", after)
         if step:
             self.screen.say(f"done: {self.folder.checkpoint(step)} loads with AutoModelForCausalLM.from_pretrained")
+
+
+def _rewards(reward_funcs: Any, config: ESConfig) -> Rewards:
+    limits = Limits(config.reward_workers, config.reward_timeout, config.reward_memory, config.reward_concurrency)
+    return Rewards(resolve_rewards(reward_funcs), config.reward_weights, limits, config.on_reward_error)

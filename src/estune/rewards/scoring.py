@@ -1,28 +1,29 @@
 """Score a member's completions: every function once with all of them, weighted sum, then the mean over the batch.
 
 The calling convention is TRL's, so that a reward written for `GRPOTrainer` works unchanged: keywords, every dataset
-column as a list, async functions gathered together, `None` for "does not apply".
+column as a list, async functions, `None` for "does not apply". How functions are called, and what ends them, is in pool.py.
 """
 
-import asyncio
-import functools
-import inspect
 import itertools
 import math
-import traceback
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from estune.errors import ConfigError, RewardError
+from estune.errors import ConfigError
 from estune.member import Completion, is_token_ids
+from estune.rewards.call import Call, Failure
 from estune.rewards.functions import RewardFunc, accepted, check_parameters, reward_name
+from estune.rewards.pool import Limits, Outcome, Pool
 
 Row = dict[str, Any]
+OnError = Literal["lowest", "zero", "drop", "raise"]
+
+_MOST_FAILED = 0.5  # part of a member's completions whose rewards may be lost; with more the member is left out
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,16 @@ class Scores:
     """What one member earned.
 
     total: weighted sum for each completion, (B,), NaN where no function gave a number.
-    by_function: reward function's name → its rewards (B,), NaN for None.
+    by_function: reward function's name → its rewards (B,), NaN for None and, until `settle`, where it failed.
     metrics, extra: what the functions logged through log_metric and log_extra.
+    failures: reward function's name → completion → what went wrong.
     """
 
     total: NDArray[np.float64]
     by_function: dict[str, NDArray[np.float64]]
     metrics: dict[str, float] = field(default_factory=dict)
     extra: dict[str, list[Any]] = field(default_factory=dict)
+    failures: dict[str, dict[int, Failure]] = field(default_factory=dict)
 
     @property
     def fitness(self) -> float:
@@ -46,43 +49,122 @@ class Scores:
         return math.fsum(scored) / scored.size if scored.size else math.nan
 
 
+@dataclass(frozen=True)
+class Pending:
+    """A member's completions on their way through the reward functions."""
+
+    outcomes: "list[Future[Outcome]]"
+    rewards: "Rewards"
+
+    def done(self) -> bool:
+        return all(outcome.done() for outcome in self.outcomes)
+
+    def wait(self, seconds: float | None = None) -> None:
+        wait(self.outcomes, timeout=seconds)
+
+    def result(self) -> Scores:
+        """The scores once they are there, rewards that failed still missing.
+
+        Raises:
+            RewardError: a function failed, where that was not to be borne.
+        """
+        found = [outcome.result() for outcome in self.outcomes]
+        names = self.rewards.names
+        by_function = {name: np.array(outcome.values, np.float64) for name, outcome in zip(names, found, strict=True)}
+        metrics = {name: value for outcome in found for name, value in outcome.metrics.items()}
+        extra = {name: values for outcome in found for name, values in outcome.extra.items()}
+        failures = {name: outcome.failures for name, outcome in zip(names, found, strict=True) if outcome.failures}
+        return Scores(self.rewards.weighted(by_function), by_function, metrics, extra, failures)
+
+
 class Rewards:
     """Reward functions with their weights.
+
+    Args:
+        functions: callables, called as TRL does.
+        weights: one a function; default 1 each.
+        limits: what they may take.
+        on_error: what a completion counts at which a function failed: `lowest`, that function's lowest reward among all that
+            are settled together; `zero`; `drop`, none; or `raise`, which ends the run.
 
     Raises:
         ConfigError: the number of weights is not the number of functions.
     """
 
-    def __init__(self, functions: Sequence[RewardFunc], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        functions: Sequence[RewardFunc],
+        weights: Sequence[float] | None = None,
+        limits: Limits | None = None,
+        on_error: OnError = "lowest",
+    ) -> None:
         if weights is not None and len(weights) != len(functions):
             raise ConfigError(f"reward_weights: {len(weights)} weights for {len(functions)} reward functions")
         self.functions = list(functions)
         self.weights = list(weights) if weights is not None else [1.0] * len(functions)
         self.names = _unlike([reward_name(function) for function in functions])
+        self._on_error = on_error
+        self._pool = Pool(self.functions, self.names, limits or Limits())
 
     def check(self, columns: Sequence[str]) -> None:
         """Check every function's parameters against the dataset's columns; raises RewardError."""
         for function in self.functions:
             check_parameters(function, columns)
 
-    def score(self, rows: Sequence[Row], completions: Sequence[Completion], state: Any = None) -> Scores:
-        """Call every function with all completions; `rows` are the dataset rows that they answer.
+    def submit(self, rows: Sequence[Row], completions: Sequence[Completion], state: Any = None, *, first: bool = False) -> Pending:
+        """Begin to score the completions that answer `rows`. In the `first` batch a failure is a bug, and raised."""
+        strict = self._on_error == "raise" or (first and self._on_error == "lowest")
+        keywords = _columns(rows, completions)
+        calls = [_call(function, keywords, len(rows), state) for function in self.functions]
+        return Pending([self._pool.submit(index, call, strict=strict) for index, call in enumerate(calls)], self)
+
+    def score(self, rows: Sequence[Row], completions: Sequence[Completion], state: Any = None, *, first: bool = True) -> Scores:
+        """Score completions by themselves.
 
         Raises:
-            RewardError: a function raised, or did not return one finite number or None a completion.
+            RewardError: a function raised, or did not return one finite number or None a completion, where that is not borne.
         """
-        scores = Scores(np.empty(0), {})
-        keywords = _keywords(rows, completions, state, scores)
-        returned = _call_all(self.functions, self.names, keywords)
-        for name, values in zip(self.names, returned, strict=True):
-            scores.by_function[name] = _numbers(name, values, len(rows))
-        stacked = np.stack(list(scores.by_function.values()))  # (functions, B)
-        weighted = np.nansum(stacked * np.array(self.weights)[:, None], axis=0)
-        weighted[np.isnan(stacked).all(axis=0)] = np.nan
-        return Scores(weighted, scores.by_function, scores.metrics, scores.extra)
+        return self.settle([self.submit(rows, completions, state, first=first).result()])[0]
+
+    def settle(self, scores: Sequence[Scores]) -> list[Scores]:
+        """Give the completions at which functions failed what they count, which depends on all that are scored with them."""
+        if not any(score.failures for score in scores):
+            return list(scores)
+        lowest = {name: _lowest([score.by_function[name] for score in scores]) for name in self.names}
+        return [self._settled(score, lowest) for score in scores]
+
+    def weighted(self, by_function: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+        """The weighted sum (B,) of the functions' rewards, NaN where no function gave a number."""
+        stacked = np.stack(list(by_function.values()))  # (functions, B)
+        total = np.nansum(stacked * np.array(self.weights)[:, None], axis=0)
+        total[np.isnan(stacked).all(axis=0)] = np.nan
+        return total  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """End the processes in which functions are called; another call starts them anew."""
+        self._pool.close()
+
+    def _settled(self, scores: Scores, lowest: dict[str, float]) -> Scores:
+        by_function = {name: values.copy() for name, values in scores.by_function.items()}
+        for name, failures in scores.failures.items():
+            by_function[name][list(failures)] = {"lowest": lowest[name], "zero": 0.0}.get(self._on_error, math.nan)
+        total = self.weighted(by_function)
+        lost = sorted({i for failures in scores.failures.values() for i in failures})
+        if self._on_error == "drop":
+            total[lost] = np.nan
+        if len(lost) > _MOST_FAILED * total.size:
+            total[:] = np.nan
+        return replace(scores, total=total, by_function=by_function)
 
 
-def _keywords(rows: Sequence[Row], completions: Sequence[Completion], state: Any, scores: Scores) -> dict[str, Any]:
+def _lowest(values: Sequence[NDArray[np.float64]]) -> float:
+    there = np.concatenate(values)
+    there = there[~np.isnan(there)]
+    return float(there.min()) if there.size else math.nan
+
+
+def _columns(rows: Sequence[Row], completions: Sequence[Completion]) -> dict[str, list[Any]]:
+    """What has one value a completion."""
     texts = [completion.text for completion in completions]
     conversational = [not isinstance(prompt := row.get("prompt", ""), str) and not is_token_ids(prompt) for row in rows]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
@@ -92,97 +174,14 @@ def _keywords(rows: Sequence[Row], completions: Sequence[Completion], state: Any
             [{"role": "assistant", "content": text}] if chat else text for text, chat in zip(texts, conversational, strict=True)
         ],
         "completion_ids": [completion.ids for completion in completions],
-        "trainer_state": state,
-        "log_extra": lambda column, values: scores.extra.__setitem__(column, list(values)),
-        "log_metric": lambda name, value: scores.metrics.__setitem__(name, float(value)),
     }
 
 
-def _call_all(functions: Sequence[RewardFunc], names: Sequence[str], keywords: dict[str, Any]) -> list[Any]:
-    """Call the plain functions in turn, then await the async ones together; the results in the functions' order."""
-    results: list[Any] = []
-    try:
-        for function, name in zip(functions, names, strict=True):
-            results.append(_call(function, name, keywords))
-    except RewardError:
-        for result in filter(inspect.iscoroutine, results):
-            result.close()  # else Python warns that it was never awaited
-        raise
-    waiting = {name: result for name, result in zip(names, results, strict=True) if inspect.isawaitable(result)}
-    if not waiting:
-        return results
-    with ThreadPoolExecutor(1) as thread:  # a thread of its own, since a notebook already runs an event loop in this one
-        done = thread.submit(asyncio.run, _gathered(dict(zip(names, functions, strict=True)), waiting)).result()
-    return [done.get(name, result) for name, result in zip(names, results, strict=True)]
-
-
-async def _gathered(functions: dict[str, RewardFunc], waiting: dict[str, Any]) -> dict[str, Any]:
-    results = await asyncio.gather(*(_awaited(functions[name], name, result) for name, result in waiting.items()))
-    return dict(zip(waiting, results, strict=True))
-
-
-def _call(function: RewardFunc, name: str, keywords: dict[str, Any]) -> Any:
-    try:
-        return function(**accepted(function, keywords))
-    except (Exception, SystemExit) as error:
-        raise _failed(function, name, error) from error
-
-
-async def _awaited(function: RewardFunc, name: str, result: Any) -> Any:
-    try:
-        return await result
-    except (Exception, SystemExit) as error:
-        raise _failed(function, name, error) from error
-
-
-def _failed(function: RewardFunc, name: str, error: BaseException) -> RewardError:
-    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    own = [(file, line) for file, line in lines if file == _source(function)]
-    file, number = (own or lines)[-1]  # the user's own line, rather than one in a library that it called
-    place = f" at {file}:{number}"
-    said = " ".join(str(error).split())[:300]
-    return RewardError(f"reward function {name} raised {type(error).__name__}: {said}{place}; mend it and resume the run")
-
-
-def _source(function: RewardFunc) -> str | None:
-    """The file that a reward function was written in."""
-    inner = inspect.unwrap(function)
-    while isinstance(inner, functools.partial):
-        inner = inspect.unwrap(inner.func)
-    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
-    return code.co_filename if code else None
-
-
-def _numbers(name: str, values: Any, count: int) -> NDArray[np.float64]:
-    """The returned values as numbers, NaN for None."""
-    remedy = "it must return one number (or None) a completion"
-    if not _is_list(values):
-        raise RewardError(f"reward function {name} returned {_shown(values)}; {remedy}")
-    if len(values) != count:
-        raise RewardError(f"reward function {name} returned {len(values)} rewards for {count} completions; {remedy}")
-    return np.array([_number(name, i, value, remedy) for i, value in enumerate(values)], np.float64)
-
-
-def _is_list(values: Any) -> bool:
-    single = isinstance(values, (str, bytes, dict)) or getattr(values, "ndim", 1) == 0  # ndim: of an array or a tensor
-    return not single and hasattr(values, "__len__") and hasattr(values, "__getitem__")
-
-
-def _number(name: str, index: int, value: Any, remedy: str) -> float:
-    if value is None:
-        return math.nan
-    try:
-        number = math.nan if isinstance(value, (str, bytes)) else float(value)
-    except Exception:  # a tensor of several numbers raises RuntimeError, 10**400 OverflowError
-        number = math.nan
-    if not math.isfinite(number):
-        raise RewardError(f"reward function {name} returned {_shown(value)} for completion {index}; {remedy}")
-    return number
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+def _call(function: RewardFunc, columns: dict[str, list[Any]], count: int, state: Any) -> Call:
+    taken = accepted(function, columns | {"trainer_state": None, "log_extra": None, "log_metric": None})
+    shared = {"trainer_state": state} if "trainer_state" in taken else {}
+    loggers = tuple(name for name in ("log_extra", "log_metric") if name in taken)
+    return Call({name: values for name, values in columns.items() if name in taken}, shared, loggers, count)
 
 
 def _unlike(names: list[str]) -> list[str]:

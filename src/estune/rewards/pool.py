@@ -1,0 +1,211 @@
+"""Reward functions called beside the engines: in parallel, each for a limited time, and none able to take the run along.
+
+A function is called once a member with all its completions, as in TRL. When such a call raises, dies or outlasts its
+time, the completions are scored one by one, so that only the guilty ones are lost, and the function stays in that mode.
+One thread with an event loop sees to the scorers, which are processes of their own (process.py).
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import threading
+import weakref
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import psutil
+
+from estune.errors import RewardError
+from estune.resources import cores
+from estune.rewards.call import Answer, Call, Failure, Returned, source
+from estune.rewards.here import Here
+from estune.rewards.portable import portable
+from estune.rewards.process import Refused, Scorer
+from estune.rewards.scorer import Setup
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_BY_VALUE = "<dynamic-code>"  # what cloudpickle has for a file
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What reward functions may take. workers: scorers, 0 to call all functions in this process; timeout: seconds a call;
+    memory: GiB a scorer, None for a quarter of the machine's; concurrency: calls of an async function at a time."""
+
+    workers: int | None = None
+    timeout: float = 60.0
+    memory: float | None = None
+    concurrency: int = 64
+
+    @property
+    def scorers(self) -> int:
+        """Processes at most: several even on few cores, since many rewards wait for something."""
+        return min(16, max(4, cores())) if self.workers is None else self.workers
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One function's rewards for one member: (B,) numbers, NaN for None and where it failed; what it failed at, and logged."""
+
+    values: list[float]
+    failures: dict[int, Failure] = field(default_factory=dict)  # by completion
+    metrics: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+
+
+class Pool:
+    """Calls `functions`, known by their index, under `limits`."""
+
+    def __init__(self, functions: Sequence[Callable[..., Any]], names: Sequence[str], limits: Limits) -> None:
+        self._functions, self._names, self._limits = functions, names, limits
+        self._portable: dict[int, bytes] = {}
+        self._here: dict[int, Here] = {}
+        self._singly: set[int] = set()  # functions that are called once a completion
+        self._scorers: set[Scorer] = set()
+        self._idle: list[Scorer] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def submit(self, index: int, call: Call, *, strict: bool) -> "Future[Outcome]":
+        """Have a member's completions scored by function `index`; `strict`: a failure is a RewardError at once."""
+        self._start()
+        return self._soon(self._score(index, call, strict))
+
+    def close(self) -> None:
+        """End all scorers; another call starts them anew."""
+        if self._loop is not None:
+            self._forgotten()
+            self._thread.join()
+            self._loop = None
+            self._idle.clear()
+            for here in self._here.values():
+                here.end()
+            self._here.clear()
+
+    def _soon(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        assert self._loop is not None
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _start(self) -> None:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._seats = asyncio.Semaphore(max(1, self._limits.scorers))
+            # A thread that lives as long as the scorers do: they end with the thread that started them.
+            self._thread = threading.Thread(target=_run, args=[self._loop], name="estune-rewards", daemon=True)
+            self._thread.start()
+            self._forgotten = weakref.finalize(self, _wind_up_soon, self._loop, self._scorers)
+
+    async def _score(self, index: int, call: Call, strict: bool) -> Outcome:
+        if index not in self._singly:
+            whole = (await self._ask(index, [call]))[0]
+            if isinstance(whole, Returned):
+                return Outcome(whole.values, {}, whole.metrics, whole.extra)
+            if strict:
+                raise RewardError(f"reward function {self._names[index]} {whole.reason}; mend it and resume the run")
+            if call.count == 1:
+                return _merged([whole])
+            self._call_singly(index, whole)
+        return _merged(await self._one_by_one(index, call.singly()))
+
+    def _call_singly(self, index: int, why: Failure) -> None:
+        if index not in self._singly:
+            logger.warning("reward function %s %s; from now on it is called once a completion", self._names[index], why.reason)
+        self._singly.add(index)
+
+    async def _one_by_one(self, index: int, calls: list[Call]) -> list[Answer]:
+        if asyncio.iscoroutinefunction(self._functions[index]):  # then many wait at a time, unless one takes all down
+            answers = await self._ask(index, calls)
+            if any(isinstance(one, Returned) for one in answers):
+                return answers
+        return [one for answers in await asyncio.gather(*(self._ask(index, [call]) for call in calls)) for one in answers]
+
+    async def _ask(self, index: int, calls: list[Call]) -> list[Answer]:
+        if index not in self._here and index not in self._portable:
+            self._place(index)
+        if index in self._portable:
+            try:
+                return await self._elsewhere(index, calls)
+            except Refused as error:
+                self._stay(index, str(error))
+        return await self._here[index].ask(calls)
+
+    def _place(self, index: int) -> None:
+        if self._limits.scorers == 0:
+            self._here[index] = Here(self._functions[index], timeout=self._limits.timeout, concurrency=self._limits.concurrency)
+        elif isinstance(found := portable(self._functions[index]), bytes):
+            self._portable[index] = found
+        else:
+            self._stay(index, found)
+
+    def _stay(self, index: int, why: str) -> None:
+        if index not in self._here:
+            logger.info("reward function %s is called in this process, where it can't be killed: %s", self._names[index], why)
+            self._here[index] = Here(self._functions[index], timeout=self._limits.timeout, concurrency=self._limits.concurrency)
+        self._portable.pop(index, None)
+
+    async def _elsewhere(self, index: int, calls: list[Call]) -> list[Answer]:
+        async with self._seats:
+            scorer = self._idle.pop() if self._idle else await Scorer.start(self._setup())
+            self._scorers.add(scorer)
+            try:
+                answers = await scorer.ask(index, self._portable[index], calls)
+                return [_located(one, self._functions[index]) for one in answers]
+            finally:
+                if scorer.alive:
+                    self._idle.append(scorer)
+                else:
+                    self._scorers.discard(scorer)
+
+    def _setup(self) -> Setup:
+        limits = self._limits
+        memory = psutil.virtual_memory().total // 4 if limits.memory is None else int(limits.memory * 2**30)
+        return Setup(os.getpid(), memory, limits.timeout, cores(), limits.concurrency)
+
+
+def _merged(answers: Sequence[Answer]) -> Outcome:
+    """The answers about single completions as one; what was logged is averaged, and listed with None for what failed."""
+    values = [one.values[0] if isinstance(one, Returned) else math.nan for one in answers]
+    failures = {i: one for i, one in enumerate(answers) if isinstance(one, Failure)}
+    returned = [one for one in answers if isinstance(one, Returned)]
+    names = sorted({name for one in returned for name in one.metrics})
+    logged = {name: [one.metrics[name] for one in returned if name in one.metrics] for name in names}
+    columns = sorted({name for one in returned for name in one.extra})
+    extra = {name: [_first(one, name) for one in answers] for name in columns}
+    return Outcome(values, failures, {name: math.fsum(found) / len(found) for name, found in logged.items()}, extra)
+
+
+def _first(answer: Answer, column: str) -> Any:
+    return next(iter(answer.extra.get(column, [])), None) if isinstance(answer, Returned) else None
+
+
+def _located(answer: Answer, function: Callable[..., Any]) -> Answer:
+    """`answer` with the file in which a function was written, which is lost when it is sent by value."""
+    if not isinstance(answer, Failure):
+        return answer
+    place = source(function) or "an unknown file"
+    return replace(answer, reason=answer.reason.replace(_BY_VALUE, place), details=answer.details.replace(_BY_VALUE, place))
+
+
+def _wind_up_soon(loop: asyncio.AbstractEventLoop, scorers: set[Scorer]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop ended with the interpreter
+        asyncio.run_coroutine_threadsafe(_wind_up(loop, scorers), loop)
+
+
+async def _wind_up(loop: asyncio.AbstractEventLoop, scorers: set[Scorer]) -> None:
+    for scorer in list(scorers):
+        await scorer.end()
+    scorers.clear()
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    loop.call_soon(loop.stop)
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    loop.run_forever()
+    loop.close()
