@@ -8,7 +8,22 @@ import yaml
 COUNTDOWN = {"numbers": [3, 5, 2], "target": 13}
 FULL = COUNTDOWN | {"completion": "3*5-2 is 13</think>\n<answer>3 * 5 - 2</answer>"}
 BARE = COUNTDOWN | {"completion": "<answer>3*5-2</answer>"}
-FLAGS = ["--engine", "fake", "--population_size", "2", "--max_steps", "2", "--save_steps", "1", "--sigma", "0.02", "--batch_size", "2"]
+FLAGS = [
+    "--engine",
+    "fake",
+    "--population_size",
+    "2",
+    "--max_steps",
+    "2",
+    "--save_steps",
+    "1",
+    "--sigma",
+    "0.02",
+    "--batch_size",
+    "2",
+    "--reward_workers",
+    "0",
+]
 
 
 def lines(path: Path, rows) -> Path:

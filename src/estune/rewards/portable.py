@@ -5,13 +5,19 @@ mutable with it, such as a closure that counts its calls, an object's method or 
 """
 
 import functools
+import re
 import types
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import PurePath
 from typing import Any
 
 import cloudpickle
 
-_CONSTANTS = (type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, types.BuiltinFunctionType)
+# What does not change, or is the same in every process.
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, range, Fraction, Decimal, re.Pattern, PurePath)
+_CONSTANTS = (*_PLAIN, type, types.ModuleType, types.BuiltinFunctionType)
 
 
 def portable(function: Callable[..., Any]) -> bytes | str:

@@ -60,22 +60,26 @@ class Scorer:
         Raises:
             Refused: the function cannot be loaded there, or its arguments cannot be sent.
         """
-        first = index not in self._has
+        if index not in self._has:
+            await self._teach(index, function)
         try:
-            frame = pickle.dumps(Request(index, function if first else None, [_light(call) for call in calls]))
+            frame = pickle.dumps(Request(index, None, [_light(call) for call in calls]))
         except Exception as error:  # a column of something that cannot be pickled
             raise Refused(f"its arguments cannot be sent ({type(error).__name__}: {error})") from None
-        self._has.add(index)
-        seconds = self._setup.timeout * -(-len(calls) // self._setup.concurrency) + (_START if first else 0)
-        response = await self._exchange(frame, seconds)
+        response = await self._exchange(frame, self._setup.timeout * -(-len(calls) // self._setup.concurrency))
         if isinstance(response, Failure):
             return [response] * len(calls)
         if response.worn:
             await self.end()
-        if response.refused:
-            self._has.discard(index)
-            raise Refused(f"it cannot be loaded in another process ({response.refused})")
         return response.answers
+
+    async def _teach(self, index: int, function: bytes) -> None:
+        """Have it load a function, which may import much, before any time is counted."""
+        response = await self._exchange(pickle.dumps(Request(index, function, [])), _START)
+        if isinstance(response, Failure) or response.refused:
+            why = f"it did not load within {_START} s" if isinstance(response, Failure) else response.refused
+            raise Refused(f"it cannot be loaded in another process ({why})")
+        self._has.add(index)
 
     async def end(self) -> None:
         """Kill it and all that descends from it."""
