@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from functools import cache, lru_cache
 from typing import Any
 
@@ -17,15 +18,18 @@ from estune.errors import ConfigError
 MAX_LENGTH = 400  # the longest answers of MATH and OlympiadBench have some 200 characters
 MAX_DEPTH = 8  # the parser's time grows by the power of the brackets' depth
 
-# What has no bound on its value or on the time to find it: large exponents, towers of them, large or nested factorials.
+# What has no bound on its value or on the time to find it, or no one meaning: large exponents, towers of them, large or nested factorials.
 _RUNAWAY = re.compile(
     r"\^\s*[{(]?\s*[-+]?\s*\d{5}"
     r"|\d[\s})]*\^[\s{(]*[-+]?\d+[\s})]*\^"
     r"|\^[^^]*\^[^^]*\^[\s{(]*\d[^^]*\^"
     r"|\d{4}[\s})]*!|![\s})]*!"
     r"|binom[^!]*\d{4}"
+    r"|\d \d"  # which the parser would add up
     r"|\)\s*\^\s*\{?\s*\d{3}.*[a-z]|[a-z].*\)\s*\^\s*\{?\s*\d{3}"
 )
+_THOUSANDS = re.compile(r"(?<=\d)(\\[,;: ]| )(?=\d{3}(?!\d))")
+_MIXED = re.compile(r"(?<![\d.])(\d+) (\d+)/(\d+)(?!\d)")
 _SPACES = re.compile(r"(?<!\w) | (?!\w)")
 
 
@@ -49,7 +53,10 @@ def same_answer(given: str, reference: str) -> bool:
 
 def _plain(text: str) -> str:
     """Without the signs of math mode, and white space only where it separates words or numbers."""
-    return _SPACES.sub("", " ".join(re.sub(r"(\\)?\$", " ", text).split()))
+    text = "".join(str(unicodedata.decimal(letter, letter)) for letter in text[: 10 * MAX_LENGTH])  # the digits of any script
+    text = _SPACES.sub("", " ".join(re.sub(r"(\\)?\$", " ", text).split()))
+    text = _THOUSANDS.sub("", text).replace("°", r"^\circ").rstrip(".")
+    return _MIXED.sub(r"\1\\frac{\2}{\3}", text)
 
 
 def _is_tame(text: str) -> bool:

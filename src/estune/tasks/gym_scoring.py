@@ -1,7 +1,8 @@
 """Scores of reasoning-gym's own verifiers, on text that nobody vouches for.
 
 Some verifiers hand the model's answer to `eval`, openly or inside sympy's parser. Here the first read it as a literal
-instead, and the others see it only when it looks like a formula and nothing else.
+instead, and the others see it only when it looks like a formula and nothing else: without `Integral`, too, whose
+derivative is the question itself.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ _EVALUATING = ("algorithmic.string_insertion", "algorithmic.spiral_matrix", "alg
 _EVALUATING_ENTRY = ("algorithmic.number_sorting",)
 
 # Verifiers that give the answer to sympy's parser, which evaluates it as Python after adding some names.
-_SUM = re.compile(r"(?:[0-9]{1,12}|[-+/() .]|\*(?!\*)){1,500}")
+# One character a round, so that matching takes linear time.
+_SUM = re.compile(r"(?:[0-9](?![0-9]{12})|[-+/() .]|\*(?!\*)){1,500}")
 _NAMES = "exp|log|ln|sqrt|sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|asinh|acosh|atanh|pi|Abs"
-_FORMULA = re.compile(rf"(?:(?<![0-9a-zA-Z_.])(?:(?:{_NAMES})(?=\()|pi|[a-zA-Z])(?![a-zA-Z_(])|(?:{_NAMES})(?=\()|[0-9]{{1,12}}|[-+/() .,*^])+")
-_POWER = re.compile(r"(?:\*\*|\^)[\s(+-]*[0-9]{4}|(?:\*\*|\^)[^*^+]*(?:\*\*|\^)|,|\.\s*[a-zA-Z]")
+_FORMULA = re.compile(rf"(?:(?<![\w.])(?:(?:{_NAMES})(?=\()|pi\b|[a-zA-Z]\b(?!\())|[0-9](?![0-9]{{12}})|[-+/() .*^]){{1,2000}}")
+# Powers that may not end: of powers, and with an exponent of four digits.
+_POWER = re.compile(r"(?:\*\*|\^)[\s(+-]*(?:[0-9]{4}|\w+[\s)]*(?:\*\*|\^))")
 _LOOKS = {
     "countdown": _SUM,
     "puzzle24": _SUM,
