@@ -25,7 +25,7 @@ _RUNAWAY = re.compile(
     r"|\^[^^]*\^[^^]*\^[\s{(]*\d[^^]*\^"
     r"|\d{4}[\s})]*!|![\s})]*!"
     r"|binom[^!]*\d{4}"
-    r"|\d \d"  # which the parser would add up
+    r"|(?<!frac)(?<!frac )(?<!binom )\d \d"  # which the parser would add up
     r"|\)\s*\^\s*\{?\s*\d{3}.*[a-z]|[a-z].*\)\s*\^\s*\{?\s*\d{3}"
 )
 _THOUSANDS = re.compile(r"(?<=\d)(\\[,;: ]| )(?=\d{3}(?!\d))")
@@ -41,7 +41,7 @@ def same_answer(given: str, reference: str) -> bool:
     """
     verify = _math_verify()[1]
     given, reference = _plain(given), _plain(reference)
-    if given == reference:
+    if _SPACES.sub("", given) == _SPACES.sub("", reference):
         return bool(given)
     if not (_is_tame(given) and _is_tame(reference)):
         return False
@@ -52,9 +52,9 @@ def same_answer(given: str, reference: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Without the signs of math mode, and white space only where it separates words or numbers."""
+    """In the digits that the parser knows, without the signs of math mode, thousands' spaces and a full stop."""
     text = "".join(str(unicodedata.decimal(letter, letter)) for letter in text[: 10 * MAX_LENGTH])  # the digits of any script
-    text = _SPACES.sub("", " ".join(re.sub(r"(\\)?\$", " ", text).split()))
+    text = " ".join(re.sub(r"(\\)?\$", " ", text).split())
     text = _THOUSANDS.sub("", text).replace("°", r"^\circ").rstrip(".")
     return _MIXED.sub(r"\1\\frac{\2}{\3}", text)
 

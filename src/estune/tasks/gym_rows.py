@@ -8,6 +8,7 @@ This is therefore run as a program with PYTHONHASHSEED=0:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -75,10 +76,12 @@ def _is_unsolved(entry: dict[str, Any]) -> bool:
 
 def _main(name: str, split: str, count: str) -> None:
     try:
-        lines = [json.dumps(row) for row in gym_rows(name, split, int(count))]
+        with contextlib.redirect_stdout(sys.stderr):  # what a library prints is no row
+            rows = gym_rows(name, split, int(count))
     except DataError as error:
         sys.exit(str(error))
-    print("\n".join(lines))
+    for row in rows:
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":

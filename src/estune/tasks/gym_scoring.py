@@ -40,6 +40,7 @@ _LOOKS = {
     "intermediate_integration": _FORMULA,
     "polynomial_multiplication": _FORMULA,
 }
+_BROKEN = {"game_of_life_halting"}  # its verifier takes any text for the right one; compared as text here
 _BITWISE = re.compile(r"[0-9a-fA-Fx\s()<>&|^~+*-]{1,10000}")
 
 
@@ -71,6 +72,8 @@ def _score(completion: str, entry: dict[str, Any], verifier: Any, name: str) -> 
     answer = completion[slice(*block)].strip()
     if not _is_tame(answer, name, entry):
         return 0.0
+    if name in _BROKEN:
+        return float(answer == str(entry["answer"]))
     try:
         score = float(verifier.score_answer(answer, entry))
     except Exception:  # each verifier has its own ideas of what an answer may be
