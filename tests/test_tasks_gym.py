@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from estune.cli.main import main
 from estune.errors import ConfigError, DataError
 from estune.tasks import get_task, gym_scoring
 from estune.tasks.gym import gym_names
@@ -209,3 +210,10 @@ def test_without_reasoning_gym_one_line_says_what_to_install(monkeypatch: pytest
     with pytest.raises(ConfigError, match=r'pip install "estune\[gym\]"'):
         get_task("reasoning_gym:sudoku")
     gym_scoring.datasets.cache_clear()
+
+
+def test_a_model_trains_on_a_task_of_reasoning_gym(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--task", "reasoning_gym:mini_sudoku", "--model_name_or_path", str(tiny), "--engine", "fake", "--max_steps", "1"]
+    words += ["--population_size", "2", "--max_train_samples", "4", "--output_dir", str(tmp_path / "out")]
+    assert (main(words), capsys.readouterr().err) == (0, "")
+    assert (tmp_path / "out" / "checkpoint-1" / "model.safetensors").is_file()
