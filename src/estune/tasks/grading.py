@@ -26,6 +26,8 @@ _RUNAWAY = re.compile(
     r"|\d{4}[\s})]*!|![\s})]*!"
     r"|binom[^!]*\d{4}"
     r"|(?<!frac)(?<!frac )(?<!binom )\d \d"  # which the parser would add up
+    r"|\\(?:sum|prod|i*int|lim)"  # work that is left undone
+    r"|[-+][^()]*[-+][^()]*\)\s*\^\s*\{?\s*\d\d"  # three terms, which are multiplied out
     r"|\)\s*\^\s*\{?\s*\d{3}.*[a-z]|[a-z].*\)\s*\^\s*\{?\s*\d{3}"
 )
 _THOUSANDS = re.compile(r"(?<=\d)(\\[,;: ]| )(?=\d{3}(?!\d))")
