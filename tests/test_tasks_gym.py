@@ -212,6 +212,12 @@ def test_without_reasoning_gym_one_line_says_what_to_install(monkeypatch: pytest
     gym_scoring.datasets.cache_clear()
 
 
+def test_the_working_folder_shadows_nothing_where_rows_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('mine')")
+    monkeypatch.chdir(tmp_path)
+    assert len(get_task("reasoning_gym:basic_arithmetic").train(1)) == 1
+
+
 def test_a_model_trains_on_a_task_of_reasoning_gym(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "--task", "reasoning_gym:mini_sudoku", "--model_name_or_path", str(tiny), "--engine", "fake", "--max_steps", "1"]
     words += ["--population_size", "2", "--max_train_samples", "4", "--output_dir", str(tmp_path / "out")]

@@ -51,8 +51,10 @@ def _rows(name: str, split: str, count: int | None) -> list[Row]:
     if count is not None and count < 0:
         raise DataError(f"{PREFIX}{name} cannot give {count} rows; ask for 0 or more")
     command = [sys.executable, "-m", "estune.tasks.gym_rows", name, split, str(SIZE if count is None else count)]
-    paths = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": paths}, capture_output=True, text=True)
+    paths = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)
+    env = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": paths}
+    # Not from the working folder, which -m would put first on the import path.
+    done = subprocess.run(command, env=env, cwd=os.path.abspath(os.sep), capture_output=True, text=True)
     if done.returncode:
         why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise DataError(f"{PREFIX}{name}: its rows cannot be made ({why})")
