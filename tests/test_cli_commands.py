@@ -183,7 +183,9 @@ def test_an_empty_file_scores_nothing(capsys):
     assert scored(capsys) == []
 
 
-def test_each_task_scores_its_own_rows(capsys):
+def test_each_task_scores_its_own_rows(capsys, monkeypatch):
+    problems = [{"problem": f"{number} + 1", "answer": str(number + 1)} for number in range(3)]  # in place of the hub's
+    monkeypatch.setattr("estune.data.load_rows", lambda name, split, config, adapt: list(adapt(problems)))
     for name, task in TASKS.items():
         assert len(scored(capsys, *({**row, "completion": "hm"} for row in task.test(3)), task=name)) == 3
 

@@ -135,7 +135,7 @@ def test_the_files_that_recipes_name_are_there():
             assert (ROOT / named).is_file(), f"{path} names {named}"
 
 
-# the math recipe's own data and reward
+# the math recipe's own data
 
 
 def test_the_math_data_are_hard_problems_to_learn_from_and_all_held_out(tmp_path, from_the_root):
@@ -146,30 +146,6 @@ def test_the_math_data_are_hard_problems_to_learn_from_and_all_held_out(tmp_path
     assert [row["answer"] for row in train] == ["2"]
     assert [row["answer"] for row in test] == ["1", "2"]
     assert [message["role"] for message in train[0]["prompt"]] == ["system", "user"]
-
-
-@pytest.mark.parametrize(
-    ("completion", "answer", "reward"),
-    [
-        (r"so it is \boxed{42}.", "42", 1),
-        (r"\boxed{1} or rather \boxed{\frac{1}{2}}", r"\frac{1}{2}", 1),
-        (r"\boxed{\frac{1}{2}} or rather \boxed{1}", r"\frac{1}{2}", 0),
-        (r"\boxed{ (1,  2) }", "(1,2)", 1),
-        (r"\boxed{1 2}", "12", 0),
-        (r"\boxed{\text{one  and two}}", r"\text{one and two}", 1),
-        (r"\boxed{0.5}", r"\frac{1}{2}", 0),
-        (r"\boxed{42", "42", 0),
-        (r"\boxed{}", "", 1),
-        ("42", "42", 0),
-        ("42}", "42", 0),
-        ("", "", 0),
-        ([{"role": "assistant", "content": r"\boxed{42}"}], "42", 1),
-    ],
-)
-def test_the_math_reward_is_one_where_the_last_box_holds_the_answer(completion, answer, reward, from_the_root):
-    from recipes.math.boxed import boxed_reward
-
-    assert boxed_reward([completion], [answer], level=[3]) == [reward]
 
 
 # the README of the repository

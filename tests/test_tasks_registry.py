@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from estune.cli.main import main
 from estune.errors import ConfigError
 from estune.tasks import TASKS, Task, get_task
 from estune.tasks.base import completion_text
 
-NAMES = ["conciseness", "conciseness_correct", "countdown", "countdown_binary"]
+MADE_HERE = ["conciseness", "conciseness_correct", "countdown", "countdown_binary"]
+FROM_THE_HUB = ["gsm8k", "math", "math500", "minerva", "olympiadbench", "amc", "aime"]
+NAMES = MADE_HERE + FROM_THE_HUB
+PROBLEMS = [{"problem": f"{number} + 1", "answer": str(number + 1), "level": 5, "subject": "sums"} for number in range(8)]
+
+
+@pytest.fixture(autouse=True)
+def a_hub_of_eight_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the hub, whatever dataset is asked for; how rows of its real columns are read is in test_tasks_math."""
+    monkeypatch.setattr("estune.data.load_rows", lambda name, split, config, adapt: list(adapt(PROBLEMS)))
 
 
 def test_the_registry_holds_each_task_under_its_own_name() -> None:
@@ -60,6 +72,29 @@ def test_each_task_scores_its_own_rows_with_the_keywords_that_trl_passes(task: T
             **columns,
         )
         assert len(scores) == 4 and all(type(score) is float for score in scores)
+
+
+def test_a_task_says_where_its_data_come_from() -> None:
+    assert all("/" in TASKS[name].source for name in FROM_THE_HUB)
+    assert all(TASKS[name].source for name in MADE_HERE)
+
+
+def test_listing_the_tasks_imports_nothing_heavy() -> None:
+    heavy = ["torch", "transformers", "datasets", "sympy", "math_verify", "reasoning_gym", "numpy"]
+    code = f"import sys; from estune.cli.main import main; main(['tasks']); sys.exit(str([m for m in {heavy} if m in sys.modules] or ''))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == ""
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [*NAMES, "reasoning_gym:NAME", "MODULE.TASK"]
+    assert all(len(line) < 140 for line in lines)
+
+
+def test_the_tasks_of_reasoning_gym_are_listed_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("reasoning_gym")
+    assert main(["tasks", "reasoning_gym"]) == 0
+    names = capsys.readouterr().out.split()
+    assert {"reasoning_gym:sudoku", "reasoning_gym:arc_agi"} < set(names) and len(names) > 100
+    assert main(["tasks", "gym"]) == 2 and "did you mean 'reasoning_gym'" in capsys.readouterr().err
 
 
 def test_no_task_imports_a_deep_learning_library() -> None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from estune.errors import DataError
 from estune.member import is_token_ids
 
 Row = dict[str, Any]
+Adapt = Callable[[Iterable[Mapping[str, Any]]], Iterable[Mapping[str, Any]]]
 _FORMATS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
@@ -39,8 +40,8 @@ def rows_of(dataset: Any, what: str) -> list[Row]:
     return rows
 
 
-def load_rows(name: str, split: str, config: str | None = None) -> list[Row]:
-    """The rows of a split of a dataset named as `dataset_name` is.
+def load_rows(name: str, split: str, config: str | None = None, adapt: Adapt | None = None) -> list[Row]:
+    """The rows of a split of a dataset named as `dataset_name` is; `adapt` makes a task's columns of the file's own.
 
     Raises:
         DataError: there is no such dataset or split, or it cannot be read.
@@ -50,7 +51,8 @@ def load_rows(name: str, split: str, config: str | None = None) -> list[Row]:
     path = Path(name).expanduser()
     try:
         with _quiet():
-            return rows_of(_load(name, path, split, config), name)
+            loaded = _load(name, path, split, config)
+            return rows_of(adapt(loaded) if adapt else loaded, name)
     except DataError:
         raise
     except DatasetGenerationError as error:

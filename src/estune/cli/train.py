@@ -64,22 +64,22 @@ def data_and_rewards(config: RunConfig) -> tuple[Any, Any, Any]:
     if rewards is None:
         raise ConfigError("reward_funcs: give a built-in name or a dotted path such as my_rewards.short")
     if config.dataset_name:
-        return *_datasets(config), rewards
+        return *_datasets(config, task.adapt if task else None), rewards
     assert task is not None
     held_out = task.test(config.max_eval_samples) if _evaluating(config) else None
     return task.train(config.max_train_samples), held_out, rewards
 
 
-def _datasets(config: RunConfig) -> tuple[Any, Any]:
+def _datasets(config: RunConfig, adapt: Any = None) -> tuple[Any, Any]:
     from estune.data import has_split, load_rows
 
     assert config.dataset_name is not None
-    train_rows = load_rows(config.dataset_name, config.dataset_train_split, config.dataset_config)
+    train_rows = load_rows(config.dataset_name, config.dataset_train_split, config.dataset_config, adapt)
     held_out = None
     if config.eval_dataset_name:
-        held_out = load_rows(config.eval_dataset_name, _split_of(config.eval_dataset_name, config), config.dataset_config)
+        held_out = load_rows(config.eval_dataset_name, _split_of(config.eval_dataset_name, config), config.dataset_config, adapt)
     elif _evaluating(config) and has_split(config.dataset_name, config.dataset_test_split):
-        held_out = load_rows(config.dataset_name, config.dataset_test_split, config.dataset_config)
+        held_out = load_rows(config.dataset_name, config.dataset_test_split, config.dataset_config, adapt)
     return train_rows[: config.max_train_samples], held_out[: config.max_eval_samples] if held_out else None
 
 

@@ -5,19 +5,30 @@ from __future__ import annotations
 import difflib
 
 from estune.errors import ConfigError
-from estune.tasks.base import RewardFunc, Row, Task
+from estune.tasks.base import RewardFunc, Row, Task, completion_text
 from estune.tasks.conciseness import CONCISENESS, CONCISENESS_CORRECT
 from estune.tasks.countdown import COUNTDOWN, COUNTDOWN_BINARY
+from estune.tasks.gym import PREFIX, gym_task
+from estune.tasks.imported import imported_task
+from estune.tasks.math import MATH_TASKS
 
-__all__ = ["TASKS", "RewardFunc", "Row", "Task", "get_task"]
+__all__ = ["TASKS", "RewardFunc", "Row", "Task", "completion_text", "get_task"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (CONCISENESS, CONCISENESS_CORRECT, COUNTDOWN, COUNTDOWN_BINARY)}
+TASKS: dict[str, Task] = {task.name: task for task in (CONCISENESS, CONCISENESS_CORRECT, COUNTDOWN, COUNTDOWN_BINARY, *MATH_TASKS)}
 
 
 def get_task(name: str) -> Task:
-    """Return the task called `name`; for an unknown name, a ConfigError that says which one was near."""
+    """Return the task called `name`, `reasoning_gym:NAME`, or your own by its dotted path, such as my_task.TASK.
+
+    Raises:
+        ConfigError: there is none; the message says which name was near.
+    """
     if name in TASKS:
         return TASKS[name]
+    if name.startswith(PREFIX):
+        return gym_task(name.removeprefix(PREFIX))
+    if "." in name:
+        return imported_task(name)
     # With no cutoff there is always a nearest name, however far off the given one is.
-    nearest = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.0)[0]
-    raise ConfigError(f"there is no task {name!r}; did you mean {nearest!r}? The tasks are {', '.join(TASKS)}")
+    nearest = difflib.get_close_matches(name, [*TASKS, PREFIX + "NAME"], n=1, cutoff=0.0)[0]
+    raise ConfigError(f"there is no task {name!r}; did you mean {nearest!r}? The tasks are {', '.join(TASKS)}, {PREFIX}NAME")

@@ -5,7 +5,7 @@ A task is data and reward functions only; it knows nothing of models, and import
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ class Task:
 
     `train` and `test` take the number of rows wanted (None: the task's own size) and always return the same
     rows, in fresh objects. `defaults` are config fields that suit the task; the user's own settings win.
+    `source` says where rows that are not made here come from. `adapt` turns the rows of a user's own dataset into the
+    task's columns.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Task:
     test: Callable[[int | None], list[Row]]
     reward_funcs: tuple[RewardFunc, ...]
     defaults: Mapping[str, Any]
+    source: str = ""
+    adapt: Callable[[Iterable[Mapping[str, Any]]], Iterable[Mapping[str, Any]]] | None = None
 
 
 def completion_text(completion: Completion) -> str:

@@ -82,6 +82,7 @@ CONCISENESS = Task(
     test=test_rows,
     reward_funcs=(conciseness_reward,),
     defaults={"max_completion_length": 32},
+    source="packed, 152",
 )
 
 CONCISENESS_CORRECT = Task(
@@ -91,4 +92,5 @@ CONCISENESS_CORRECT = Task(
     test=test_rows,
     reward_funcs=(conciseness_correct_reward,),
     defaults={"max_completion_length": 32},
+    source="packed, 152",
 )

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 from estune.errors import DataError
+from estune.tasks.answers import CLOSE, OPEN, last_block
 from estune.tasks.arithmetic import evaluate
 from estune.tasks.base import Completion, LogMetric, Row, Task, completion_text, log_mean
 from estune.tasks.puzzles import Puzzle, puzzles
@@ -23,8 +24,6 @@ TEST_SIZE = 2000
 
 _TOLERANCE = Fraction(1, 100_000)
 _THINK_END = "</think>"
-_OPEN = "<answer>"
-_CLOSE = "</answer>"
 
 
 def train_rows(count: int | None = None) -> list[Row]:
@@ -96,7 +95,7 @@ def grade_completion(completion: str, numbers: Iterable[int], target: Fraction) 
     Format is 1 for one thought, a newline and one answer block with nothing after it; otherwise 0.1 for a
     thought that ends plus 0.5 for an answer block. The answer that counts is the last block's.
     """
-    block = _last_block(completion)
+    block = last_block(completion)
     if block is None:
         return Grade(0.1 if _THINK_END in completion else 0.0, 0.0)
     start, end = block
@@ -105,21 +104,12 @@ def grade_completion(completion: str, numbers: Iterable[int], target: Fraction) 
     return Grade(_format_with_block(completion, start, end), float(right))
 
 
-def _last_block(text: str) -> tuple[int, int] | None:
-    """Return where the inside of the last answer block starts and ends; it holds neither of the two tags."""
-    opened = text.rfind(_OPEN, 0, max(text.rfind(_CLOSE), 0))
-    if opened < 0:
-        return None
-    start = opened + len(_OPEN)
-    return start, text.index(_CLOSE, start)
-
-
 def _format_with_block(text: str, start: int, end: int) -> float:
     thought_end = text.find(_THINK_END)
     if thought_end < 0:
         return 0.5
-    adjoins = text[thought_end:start] == f"{_THINK_END}\n{_OPEN}"
-    return 1.0 if adjoins and end + len(_CLOSE) == len(text) else 0.6
+    adjoins = text[thought_end:start] == f"{_THINK_END}\n{OPEN}"
+    return 1.0 if adjoins and end + len(CLOSE) == len(text) else 0.6
 
 
 def _grades(completions: Sequence[Completion], numbers: Sequence[Any], target: Sequence[Any]) -> list[Grade]:
@@ -164,6 +154,7 @@ COUNTDOWN = Task(
     test=test_rows,
     reward_funcs=(countdown_reward,),
     defaults={"max_completion_length": 1024},
+    source="generated",
 )
 
 COUNTDOWN_BINARY = Task(
@@ -173,4 +164,5 @@ COUNTDOWN_BINARY = Task(
     test=test_rows,
     reward_funcs=(countdown_answer_reward,),
     defaults={"max_completion_length": 1024},
+    source="generated",
 )

@@ -1,0 +1,89 @@
+r"""Whether two mathematical answers are the same, by math-verify, kept from the texts on which it would work for hours.
+
+math-verify stops itself by an alarm signal, which only a process's main thread can set, and whose moment depends on the
+machine's load. It is switched off here: the same text then gets the same grade everywhere. What is known to run away is
+refused by its looks; anything else that hangs is ended from outside, by whoever runs the rewards.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from functools import cache, lru_cache
+from typing import Any
+
+from estune.errors import ConfigError
+
+MAX_LENGTH = 400  # the longest answers of MATH and OlympiadBench have some 200 characters
+MAX_DEPTH = 8  # the parser's time grows by the power of the brackets' depth
+
+# What has no bound on its value or on the time to find it, or no one meaning: large exponents, towers of them, large or nested factorials.
+_RUNAWAY = re.compile(
+    r"\^\s*[{(]?\s*[-+]?\s*\d{5}"
+    r"|\d[\s})]*\^[\s{(]*[-+]?\d+[\s})]*\^"
+    r"|\^[^^]*\^[^^]*\^[\s{(]*\d[^^]*\^"
+    r"|\d{4}[\s})]*!|![\s})]*!"
+    r"|binom[^!]*\d{4}"
+    r"|(?<!frac)(?<!frac )(?<!binom )\d \d"  # which the parser would add up
+    r"|\\(?:sum|prod|i*int|lim)"  # work that is left undone
+    r"|[-+][^()]*[-+][^()]*\)\s*\^\s*\{?\s*\d\d"  # three terms, which are multiplied out
+    r"|\)\s*\^\s*\{?\s*\d{3}.*[a-z]|[a-z].*\)\s*\^\s*\{?\s*\d{3}"
+)
+_THOUSANDS = re.compile(r"(?<=\d)(\\[,;: ]| )(?=\d{3}(?!\d))")
+_MIXED = re.compile(r"(?<![\d.])(\d+) (\d+)/(\d+)(?!\d)")
+_SPACES = re.compile(r"(?<!\w) | (?!\w)")
+
+
+def same_answer(given: str, reference: str) -> bool:
+    """Whether `given` is as an answer what `reference` is: as text, or in value by math-verify.
+
+    Raises:
+        ConfigError: math-verify is not installed.
+    """
+    verify = _math_verify()[1]
+    given, reference = _plain(given), _plain(reference)
+    if _SPACES.sub("", given) == _SPACES.sub("", reference):
+        return bool(given)
+    if not (_is_tame(given) and _is_tame(reference)):
+        return False
+    try:
+        return bool(verify(list(_parsed(reference)), list(_parsed(given)), timeout_seconds=None))
+    except Exception:  # sympy raises a little of everything, RecursionError among it
+        return False
+
+
+def _plain(text: str) -> str:
+    """In the digits that the parser knows, without the signs of math mode, thousands' spaces and a full stop."""
+    text = "".join(str(unicodedata.decimal(letter, letter)) for letter in text[: 10 * MAX_LENGTH])  # the digits of any script
+    text = " ".join(re.sub(r"(\\)?\$", " ", text).split())
+    text = _THOUSANDS.sub("", text).replace("°", r"^\circ").rstrip(".")
+    return _MIXED.sub(r"\1\\frac{\2}{\3}", text)
+
+
+def _is_tame(text: str) -> bool:
+    return 0 < len(text) <= MAX_LENGTH and text.isprintable() and _depth(text) <= MAX_DEPTH and not _RUNAWAY.search(text)
+
+
+def _depth(text: str) -> int:
+    deepest = depth = 0
+    for letter in text:
+        depth += (letter in "{([") - (letter in "})]")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+@lru_cache(maxsize=4096)  # a population answers the same problems, often alike
+def _parsed(text: str) -> tuple[Any, ...]:
+    parse, _, config = _math_verify()
+    return tuple(parse(f"${text}$", [config], parsing_timeout=None))
+
+
+@cache
+def _math_verify() -> tuple[Any, Any, Any]:
+    try:
+        from math_verify import LatexExtractionConfig, parse, verify
+    except ImportError as error:
+        raise ConfigError(f'math-verify is needed to grade mathematics ({error}); pip install "estune[math]"') from None
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has no time limit: on purpose
+    return parse, verify, LatexExtractionConfig()

@@ -1,0 +1,159 @@
+"""Scores of reasoning-gym's own verifiers, on text that nobody vouches for.
+
+Some verifiers hand the model's answer to `eval`, openly or inside sympy's parser. Here the first read it as a literal
+instead, and the others see it only when it looks like a formula and nothing else: without `Integral`, too, whose
+derivative is the question itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from estune.errors import ConfigError, DataError
+from estune.tasks.answers import last_block
+from estune.tasks.base import Completion, LogMetric, completion_text, log_mean
+
+MAX_LENGTH = 20_000  # characters of an answer; the longest right ones have some 2,000
+
+# Verifiers that call `eval` on the answer (bitwise_arithmetic: on the entry).
+_EVALUATING = ("algorithmic.string_insertion", "algorithmic.spiral_matrix", "algorithmic.binary_matrix", "games.n_queens")
+_EVALUATING_ENTRY = ("algorithmic.number_sorting",)
+
+# Verifiers that give the answer to sympy's parser, which evaluates it as Python after adding some names.
+# One character a round, so that matching takes linear time.
+_SUM = re.compile(r"(?:[0-9](?![0-9]{12})|[-+/() .]|\*(?!\*)){1,500}")
+_NAMES = "exp|log|ln|sqrt|sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|asinh|acosh|atanh|pi|Abs"
+_FORMULA = re.compile(rf"(?:(?<![\w.])(?:(?:{_NAMES})(?=\()|pi\b|[a-zA-Z]\b(?!\())|[0-9](?![0-9]{{12}})|[-+/() .*^]){{1,2000}}")
+# Powers that may not end: of powers, and with an exponent of four digits.
+_POWER = re.compile(r"(?:\*\*|\^)[\s(+-]*(?:[0-9]{4}|\w+[\s)]*(?:\*\*|\^))")
+_LOOKS = {
+    "countdown": _SUM,
+    "puzzle24": _SUM,
+    "simple_integration": _FORMULA,
+    "intermediate_integration": _FORMULA,
+    "polynomial_multiplication": _FORMULA,
+}
+_BROKEN = {"game_of_life_halting"}  # its verifier takes any text for the right one; compared as text here
+_BITWISE = re.compile(r"[0-9a-fA-Fx\s()<>&|^~+*-]{1,10000}")
+
+
+def gym_reward(
+    completions: Sequence[Completion],
+    entry: Sequence[str],
+    dataset: Sequence[str],
+    log_metric: LogMetric | None = None,
+    **columns: Any,
+) -> list[float]:
+    """Score the last `<answer>` of each completion from 0 to 1 by the verifier of its dataset.
+
+    The metric `correct` is the share of full scores. A verifier that raises on an answer scores it 0.
+
+    Raises:
+        ConfigError: reasoning-gym is not installed.
+        DataError: an entry is not what the dataset made, or there is no such dataset.
+    """
+    rows = enumerate(zip(completions, entry, dataset, strict=True))
+    scores = [_score(completion_text(text), decode(one, row), _verifier(name, row), name) for row, (text, one, name) in rows]
+    log_mean(log_metric, "correct", [float(score >= 1) for score in scores])
+    return scores
+
+
+def _score(completion: str, entry: dict[str, Any], verifier: Any, name: str) -> float:
+    block = last_block(completion)
+    if block is None:
+        return 0.0
+    answer = completion[slice(*block)].strip()
+    if not _is_tame(answer, name, entry):
+        return 0.0
+    if name in _BROKEN:
+        return float(answer == str(entry["answer"]))
+    try:
+        score = float(verifier.score_answer(answer, entry))
+    except Exception:  # each verifier has its own ideas of what an answer may be
+        return 0.0
+    return min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
+
+
+def _is_tame(answer: str, name: str, entry: dict[str, Any]) -> bool:
+    if not answer or len(answer) > MAX_LENGTH:
+        return False
+    if name == "bitwise_arithmetic":
+        return _BITWISE.fullmatch(str(entry["metadata"]["problem"])) is not None
+    looks = _LOOKS.get(name)
+    return looks is None or (looks.fullmatch(answer) is not None and (looks is _SUM or not _POWER.search(answer)))
+
+
+@cache
+def datasets() -> Mapping[str, Any]:
+    """Return reasoning-gym's registry, with `eval` in its verifiers turned into the reading of a literal.
+
+    Raises:
+        ConfigError: reasoning-gym is not installed.
+    """
+    try:
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise ConfigError(f'reasoning-gym is needed for its tasks ({error}); pip install "estune[gym]"') from None
+    for module in (*_EVALUATING, *_EVALUATING_ENTRY):
+        vars(importlib.import_module(f"reasoning_gym.{module}"))["eval"] = ast.literal_eval
+    return DATASETS  # type: ignore[no-any-return]
+
+
+def _verifier(name: str, row: int) -> Any:
+    try:
+        return _verifiers(name)
+    except KeyError:
+        raise DataError(f"row {row}: reasoning_gym has no dataset {name!r}; estune tasks reasoning_gym lists them") from None
+
+
+@cache
+def _verifiers(name: str) -> Any:
+    kind, config = datasets()[name]
+    return kind(config=config(seed=1, size=1))
+
+
+def encode(entry: Mapping[str, Any]) -> str:
+    """Write an entry as JSON from which `decode` gets it back, with tuples and keys that are no text."""
+    return json.dumps(_plain(entry), default=str)  # a Fraction of gsm_symbolic, which its verifier does not read
+
+
+def decode(text: str, row: int = 0) -> dict[str, Any]:
+    """Read an entry; raises DataError where it is no JSON object with question, answer and metadata."""
+    try:
+        entry = _restored(json.loads(text))
+    except (TypeError, ValueError, KeyError, RecursionError):
+        entry = None
+    if not isinstance(entry, dict) or not {"question", "answer", "metadata"} <= set(entry) or not isinstance(entry["metadata"], dict):
+        raise DataError(f"row {row}: the entry is no entry of reasoning_gym; use the task's own rows")
+    return entry
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) for key in value):
+            return {str(key): _plain(one) for key, one in value.items()}
+        return {"__pairs__": [[_plain(key), _plain(one)] for key, one in value.items()]}
+    if isinstance(value, tuple):
+        return {"__tuple__": [_plain(one) for one in value]}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value.item() if hasattr(value, "item") else value  # a number of numpy's
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_restored(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if "__tuple__" in value:
+        return tuple(_restored(one) for one in value["__tuple__"])
+    if "__pairs__" in value:
+        return {_restored(key): _restored(one) for key, one in value["__pairs__"]}
+    return {key: _restored(one) for key, one in value.items()}

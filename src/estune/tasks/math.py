@@ -1,0 +1,128 @@
+r"""Mathematics with one answer in \boxed{}: GSM8K and MATH to learn from, and the usual benchmarks to be measured by.
+
+The problems come from the hub, or from a local file with the hub's columns or with `prompt` and `answer`. The benchmarks
+have no training problems of their own: their task trains on MATH's, so that no one learns what is asked later.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from estune.errors import DataError
+from estune.tasks.answers import last_boxed
+from estune.tasks.base import Completion, LogMetric, Row, Task, completion_text, first_rows, log_mean
+from estune.tasks.grading import same_answer
+
+INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."  # what Qwen2.5-Math was trained with
+HARD = 3  # the paper learns from MATH's levels 3 to 5
+
+
+def math_reward(
+    completions: Sequence[Completion], answer: Sequence[Any], log_metric: LogMetric | None = None, **columns: Any
+) -> list[float]:
+    r"""Score each completion 1 where its last \boxed{} holds the answer, else 0.
+
+    Raises:
+        ConfigError: math-verify is not installed.
+    """
+    pairs = zip(completions, answer, strict=True)
+    grades = [float(_is_right(completion_text(completion), answer_text(right))) for completion, right in pairs]
+    log_mean(log_metric, "correct", grades)
+    return grades
+
+
+def _is_right(completion: str, right: str) -> bool:
+    box = last_boxed(completion)
+    return box is not None and same_answer(box, right)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a split lies on the hub."""
+
+    hub: str
+    config: str | None
+    split: str
+
+
+_MATH_TRAIN = Source("nlile/hendrycks-MATH-benchmark", None, "train")  # the 12,000 problems that are not in MATH-500
+
+
+def problem_rows(rows: Iterable[Mapping[str, Any]], what: str = "the data") -> list[Row]:
+    r"""Return rows of `prompt`, `answer` and, where there are any, `level` and `subject`.
+
+    The problem may be called prompt, problem or question. The answer is in answer or final_answer, after GSM8K's `####`,
+    or in the last \boxed{} of the solution.
+
+    Raises:
+        DataError: a row has no problem or no answer.
+    """
+    return [_problem_row(row, f"{what}: row {index}") for index, row in enumerate(rows)]
+
+
+def _problem_row(row: Mapping[str, Any], where: str) -> Row:
+    problem = next((row[name] for name in ("prompt", "problem", "question") if row.get(name)), None)
+    answer = next((answer_text(row[name]) for name in ("answer", "final_answer") if row.get(name) is not None), None)
+    answer = answer or last_boxed(str(row.get("solution", "")))
+    if not problem or not answer:
+        raise DataError(f"{where}: needs a problem (prompt, problem or question) and its answer; its columns are {', '.join(row)}")
+    prompt = problem if "prompt" in row else [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": problem}]
+    extra = {name: row[name] for name in ("level", "subject") if name in row}
+    return {"prompt": prompt, "answer": answer, **extra}
+
+
+def answer_text(answer: Any) -> str:
+    """Return an answer as text: a list's members with commas, a whole float as an integer, of GSM8K what follows `####`."""
+    if isinstance(answer, (list, tuple)):
+        return ", ".join(map(answer_text, answer))
+    if isinstance(answer, float) and answer.is_integer():
+        return str(int(answer))
+    return str(answer).rpartition("####")[2].strip()
+
+
+def _rows(name: str, source: Source, hard: bool, count: int | None) -> list[Row]:
+    from estune.data import load_rows
+
+    try:
+        rows = load_rows(source.hub, source.split, source.config, adapt=problem_rows)
+    except DataError as error:
+        raise DataError(f"{name}: {error}; without a network: --task {name} --dataset_name FILE, of the same columns") from None
+    return first_rows([row for row in rows if not hard or _level(row) >= HARD], count, f"the {source.split} split of {source.hub}")
+
+
+def _level(row: Row) -> int:
+    found = re.search(r"\d+", str(row.get("level")))  # 3 in one copy of MATH, "Level 3" in others
+    return int(found[0]) if found else HARD
+
+
+def _task(name: str, summary: str, test: Source, train: Source = _MATH_TRAIN) -> Task:
+    return Task(
+        name=name,
+        summary=summary,
+        train=partial(_rows, name, train, train is _MATH_TRAIN),
+        test=partial(_rows, name, test, False),
+        reward_funcs=(math_reward,),
+        defaults={"max_completion_length": 1024 if name == "gsm8k" else 3000},
+        source=test.hub,
+        adapt=problem_rows,
+    )
+
+
+_GSM8K = "openai/gsm8k"
+MATH_TASKS = (
+    _task("gsm8k", "word problems of grade school", Source(_GSM8K, "main", "test"), Source(_GSM8K, "main", "train")),
+    _task("math", "MATH: competition problems, levels 3 to 5 to learn from", Source(_MATH_TRAIN.hub, None, "test")),
+    _task("math500", "500 problems of MATH, all levels; learns from math", Source("HuggingFaceH4/MATH-500", None, "test")),
+    _task("minerva", "272 problems of university courses; learns from math", Source("math-ai/minervamath", None, "test")),
+    _task(
+        "olympiadbench",
+        "674 problems of olympiads, in English, text alone; learns from math",
+        Source("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train"),
+    ),
+    _task("amc", "40 problems of the AMC 2023; learns from math", Source("math-ai/amc23", None, "test")),
+    _task("aime", "30 problems of the AIME 2024; learns from math", Source("HuggingFaceH4/aime_2024", None, "train")),
+)
