@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from estune import strategy
+from estune import anneal, strategy
 from estune.callbacks import Callbacks
 from estune.card import write_card, write_config
 from estune.config import ESConfig
@@ -24,6 +24,7 @@ from estune.data import digest as data_digest
 from estune.data import rows_of
 from estune.errors import ConfigError, DataError
 from estune.evaluation import Held, evaluate, records
+from estune.fitness import fitness_of
 from estune.folder import RunFolder
 from estune.hub import push
 from estune.journal import Journal, Step, exists
@@ -33,7 +34,7 @@ from estune.resources import check_disk
 from estune.resume import check_resumable, header
 from estune.rewards.functions import resolve_rewards
 from estune.rewards.scoring import Rewards, Scores
-from estune.schedule import best_step, evaluates, saves, trainer_state
+from estune.schedule import best_metric, best_step, evaluates, plateaued, saves, trainer_state
 from estune.stopping import Stop, graceful
 from estune.trackers import Trackers, check_trackers
 
@@ -193,7 +194,7 @@ class ESTrainer:
             self.folder.keep_metrics(-1)
             return Journal.create(self.folder.path, now)
         journal = Journal.open(self.folder.path, repair=True)
-        check_resumable(journal, now)
+        check_resumable(journal, now, self.args)
         self.folder.restore(self.model, journal)
         self.screen.say(f"resuming {self.folder.path} after step {journal.last}, from θ of step {self.model.center.version}")
         for step in journal.replay(self.model.center, journal.last):
@@ -207,7 +208,7 @@ class ESTrainer:
         with graceful() as stop:
             self._after(journal, trackers)
             self.screen.start(journal.last)
-            while journal.last < self.args.max_steps and not self.callbacks.stopping:
+            while journal.last < self.args.max_steps and not self._stopping(journal.last):
                 stop.check()
                 journal.append(self._step(journal, stop))
                 self._after(journal, trackers)
@@ -226,19 +227,26 @@ class ESTrainer:
         members = self._population(step, seeds, rows, stop)
         scores = [member.scores for member in members]
         evaluating = time.perf_counter() - started
-        fitness = np.array([score.fitness for score in scores])
-        coefficients = strategy.tell(config, fitness)
+        totals = np.stack([score.total * (1 if score.fitness == score.fitness else math.nan) for score in scores])
+        fitness = fitness_of(config, totals)
+        coefficients = strategy.tell(config, fitness, step)
+        decay = anneal.decay(config, step) if coefficients else 0.0
         updating = time.perf_counter()
-        self.model.workers.update(seeds, coefficients, noise=config.noise, version=step - 1)
+        self.model.workers.update(seeds, coefficients, noise=config.noise, version=step - 1, decay=decay)
         update_seconds = time.perf_counter() - updating
         self.callbacks.state.global_step = step
         self.callbacks.call("on_step_end")
         vouched = saves(self.args, step) or evaluates(self.args, step) or self.callbacks.stopping
         digest = self._vouch() if vouched else None
-        metrics = self._metrics(journal, fitness, members, evaluating)
+        metrics = self._metrics(journal, members, evaluating)
         metrics |= {"es/update_seconds": update_seconds, "step_time": time.perf_counter() - started}
         rewards = [None if np.isnan(value) else float(value) for value in fitness]
-        return Step(step, seeds, coefficients, rewards, config.sigma, config.noise, digest, {"metrics": metrics})
+        sigma, notes = anneal.sigma(config, step), {"metrics": metrics}
+        return Step(step, seeds, coefficients, rewards, sigma, config.noise, decay or None, digest=digest, notes=notes)
+
+    def _stopping(self, step: int) -> bool:
+        """Whether the run ends after `step`, though more were wanted."""
+        return self.callbacks.stopping or plateaued(self.args, self._logged, step)
 
     def _population(self, step: int, seeds: list[int], rows: list[Any], stop: Stop) -> list[_Scored]:
         """Evaluate and score every member of `step`; what is kept of each, in population order."""
@@ -271,15 +279,16 @@ class ESTrainer:
         self.model.workers.verify(digest)
         return digest
 
-    def _metrics(self, journal: Journal, fitness: Any, members: list[_Scored], evaluating: float) -> dict[str, Any]:
+    def _metrics(self, journal: Journal, members: list[_Scored], evaluating: float) -> dict[str, Any]:
+        config, step = self.args, journal.last + 1
         tallies = [member.tally for member in members]
         new = int(sum(tally.lengths.sum() for tally in tallies))
         before = journal.steps[-1].notes["metrics"]["num_tokens"] if journal.steps else 0
         return (
-            fitness_metrics(fitness)
+            fitness_metrics(np.array([member.scores.fitness for member in members]))
             | reward_metrics([member.scores for member in members])
             | completion_metrics(tallies)
-            | {"learning_rate": self.args.alpha, "es/sigma": self.args.sigma, "num_tokens": before + new}
+            | {"learning_rate": anneal.alpha(config, step), "es/sigma": anneal.sigma(config, step), "num_tokens": before + new}
             | {"es/generate_seconds": sum(member.generate_seconds for member in members)}
             | {"es/load_seconds": sum(member.load_seconds for member in members)}
             | {"es/tokens_per_second": new / max(evaluating, 1e-9)}  # of all workers together
@@ -290,7 +299,7 @@ class ESTrainer:
         step = journal.last
         if step not in self._logged and (step > 0 or self.args.eval_on_start):
             self._log(step, journal.steps[-1].notes["metrics"] if step else {}, trackers)
-        if saves(self.args, step) or (step and self.callbacks.stopping):
+        if saves(self.args, step) or (step and self._stopping(step)):
             state = trainer_state(self.args, self._logged, step)
             self.folder.save(step, self.model, state, state["best_global_step"])
             self.callbacks.call("on_save")
@@ -314,6 +323,14 @@ class ESTrainer:
             self.callbacks.call("on_log", logs=metrics)
         if evaluates(self.args, step):
             self.callbacks.call("on_evaluate", metrics=metrics)
+            self._remember_best(step)
+
+    def _remember_best(self, step: int) -> None:
+        """Let callbacks see the best evaluation so far, where transformers' own keep it; only after on_evaluate, as there."""
+        if self.args.metric_for_best_model:
+            name, sign = best_metric(self.args), 1 if self.args.greater_is_better else -1
+            known = [record[name] for number, record in self._logged.items() if number <= step and record.get(name) is not None]
+            self.callbacks.state.best_metric = max(known, key=lambda value: sign * value, default=None)
 
     def _finish(self, journal: Journal) -> TrainOutput:
         step = journal.last
