@@ -90,7 +90,9 @@ def test_a_scheduled_run_that_died_ends_with_the_same_bytes(make_trainer, tmp_pa
 @pytest.mark.parametrize("schedule", [{"lr_scheduler_type": "linear"}, {"sigma_end": 0.01, "sigma_scheduler_type": "cosine"}])
 def test_a_run_whose_schedule_spans_it_cannot_be_made_longer(make_trainer, schedule):
     interrupted(make_trainer, **schedule)
-    with pytest.raises(ConfigError, match=r"^max_steps: (lr|sigma)_scheduler_type: \w+ spans the 4 steps of the run in .* cannot be 6; give"):
+    with pytest.raises(
+        ConfigError, match=r"^max_steps: (lr|sigma)_scheduler_type: \w+ spans the 4 steps of the run in .* cannot be 6; give"
+    ):
         make_trainer(max_steps=6, **schedule).train(resume_from_checkpoint=True)
 
 

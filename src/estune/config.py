@@ -176,12 +176,20 @@ class RunConfig(ESConfig):
     task: str | None = _setting(None, "data and reward together by name; `estune tasks` lists them")
     dataset_name: str | None = _setting(None, "hub id, local folder, or a JSON, JSONL, Parquet or CSV file")
     dataset_config: str | None = _setting(None, "configuration of a hub dataset")
+    datasets: list[dict[str, Any]] | None = _setting(
+        None, "a mixture in place of task and dataset_name: [{task: countdown, weight: 2}, {path: data.jsonl, reward_funcs: [mine.f]}]"
+    )
     dataset_train_split: str = _setting("train", "split to train on")
     dataset_test_split: str = _setting("test", "split to evaluate on, where there is one")
     eval_dataset_name: str | None = _setting(None, "held-out data in a place of its own, as dataset_name")
     max_train_samples: int | None = _setting(None, "use only the first rows of the training data", least=1)
     max_eval_samples: int | None = _setting(None, "use only the first rows of the held-out data", least=1)
     reward_funcs: list[str] | None = _setting(None, "built-in names or dotted paths such as my_rewards.short")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.datasets is not None and (self.task or self.dataset_name):
+            raise ConfigError("datasets: takes the place of task and dataset_name; give one of them")
 
 
 # What `resume_from_checkpoint` may change: nothing here alters what a step computes, up to the engine's own rounding.

@@ -29,6 +29,7 @@ from estune.folder import RunFolder
 from estune.hub import push
 from estune.journal import Journal, Step, exists
 from estune.metrics import Tally, completion_metrics, fitness_metrics, reward_metrics
+from estune.mixture import Mixture
 from estune.model import Model
 from estune.resources import check_disk
 from estune.resume import check_resumable, header
@@ -64,7 +65,7 @@ class ESTrainer:
         model: hub id, folder or .gguf file, or a transformers model, which is first written to `output_dir`.
         reward_funcs: one or several callables, built-in names or dotted paths, called as in TRL.
         args: the settings; default `ESConfig()`.
-        train_dataset: a `datasets.Dataset` or list of mappings with the column `prompt` (text or messages).
+        train_dataset: a `datasets.Dataset` or list of mappings with the column `prompt` (text or messages), or a `Mixture`.
         eval_dataset: the same, held out.
         processing_class: a tokenizer to use instead of the model's own.
         callbacks: transformers `TrainerCallback`s; their `args` is the `ESConfig`.
@@ -87,6 +88,7 @@ class ESTrainer:
         self.rewards = Rewards(resolve_rewards(reward_funcs), self.args.reward_weights)
         self.train_rows = rows_of(train_dataset, "train_dataset") if train_dataset is not None else []
         self.eval_rows = rows_of(eval_dataset, "eval_dataset") if eval_dataset is not None else []
+        self.mixture = train_dataset if isinstance(train_dataset, Mixture) else None
         self._check()
         datasets = {"train_dataset": self.train_rows, "eval_dataset": self.eval_rows}
         prompts = {name: [row["prompt"] for row in rows] for name, rows in datasets.items()}
@@ -173,6 +175,8 @@ class ESTrainer:
         if (config.eval_strategy != "no" or config.eval_on_start) and not self.eval_rows:
             raise DataError("eval_strategy: evaluation needs held-out data; give an eval_dataset, or eval_strategy no")
         check_trackers(config.report_to)
+        if self.mixture:
+            self.mixture.check(config)
 
     def _disk_bytes(self) -> int:
         """What the run will have on disk at once, beyond what is there: checkpoints, and two snapshots while one is replaced."""
@@ -187,7 +191,9 @@ class ESTrainer:
         if self._begun:  # an earlier `train` of this trainer, which may have ended anywhere, moved θ
             self.model.center.reset(self.model.checkpoint)
         self._begun = True
-        now = header(self.args, self.model, self.rewards.names, data_digest(self.train_rows))
+        now = header(
+            self.args, self.model, self.rewards.names, data_digest([*self.train_rows, *(self.mixture.plan if self.mixture else [])])
+        )
         if not exists(self.folder.path):
             self.folder.check_fresh()
             write_config(self.folder.path, self.args)
@@ -223,7 +229,7 @@ class ESTrainer:
         self.callbacks.state.global_step = step - 1
         self.callbacks.call("on_step_begin")
         seeds = strategy.ask(config, step)
-        rows = [self.train_rows[i] for i in strategy.batch(config, step, len(self.train_rows))]
+        rows = [self.train_rows[i] for i in self._batch(journal)]
         members = self._population(step, seeds, rows, stop)
         scores = [member.scores for member in members]
         evaluating = time.perf_counter() - started
@@ -242,7 +248,15 @@ class ESTrainer:
         metrics |= {"es/update_seconds": update_seconds, "step_time": time.perf_counter() - started}
         rewards = [None if np.isnan(value) else float(value) for value in fitness]
         sigma, notes = anneal.sigma(config, step), {"metrics": metrics}
-        return Step(step, seeds, coefficients, rewards, sigma, config.noise, decay or None, digest=digest, notes=notes)
+        task_rewards = self.mixture.earned(rows, totals) if self.mixture else None
+        return Step(step, seeds, coefficients, rewards, sigma, config.noise, decay or None, task_rewards, digest, notes)
+
+    def _batch(self, journal: Journal) -> list[int]:
+        """The rows that the next step asks."""
+        step = journal.last + 1
+        if self.mixture:
+            return self.mixture.batch(self.args, step, [before.task_rewards or {} for before in journal.steps])
+        return strategy.batch(self.args, step, len(self.train_rows))
 
     def _stopping(self, step: int) -> bool:
         """Whether the run ends after `step`, though more were wanted."""
