@@ -233,7 +233,7 @@ class ESTrainer:
         members = self._population(step, seeds, rows, stop)
         scores = [member.scores for member in members]
         evaluating = time.perf_counter() - started
-        totals = np.stack([score.total * (1 if score.fitness == score.fitness else math.nan) for score in scores])
+        totals = np.stack([np.full_like(score.total, np.nan) if np.isnan(score.fitness) else score.total for score in scores])
         fitness = fitness_of(config, totals)
         coefficients = strategy.tell(config, fitness, step)
         decay = anneal.decay(config, step) if coefficients else 0.0
