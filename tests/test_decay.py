@@ -183,6 +183,16 @@ def test_replay_of_each_step_equals_its_checkpoint(make_trainer, tmp_path, dtype
     assert center.digest() == trainer.model.center.digest() == journal.steps[-1].digest
 
 
+def test_the_replay_command_decays_too(make_trainer, tmp_path):
+    from estune.cli.main import main
+
+    trainer = make_trainer(save_steps=1, weight_decay=5.0)
+    trainer.train()
+    assert main(["replay", str(trainer.folder.path), "--step", "3", "--output", str(tmp_path / "replayed")]) == 0
+    saved = trainer.folder.path / "checkpoint-3" / "model.safetensors"
+    assert (tmp_path / "replayed" / "model.safetensors").read_bytes() == saved.read_bytes()
+
+
 def test_a_run_with_decay_that_died_ends_with_the_same_bytes(make_trainer, tmp_path):
     whole = make_trainer(weight_decay=5.0, output_dir=str(tmp_path / "whole"))
     whole.train()

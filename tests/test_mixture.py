@@ -314,7 +314,12 @@ def test_a_mixture_can_be_given_as_a_flag(mini, tmp_path, monkeypatch):
         ([{"task": "conciseness", "from_step": 0}], "datasets: entry 1: from_step: must be at least 1"),
         ([{}], "datasets: entry 1: give a task, or the path of data"),
         ([{"task": "conciseness", "path": "x"}], "datasets: entry 1: give a task, or the path of data"),
-        ([{"path": "x.jsonl"}], "reward_funcs: give at least one reward function, or a task"),
+        ([{"path": "x.jsonl"}], "datasets: entry 1: reward_funcs: give at least one reward function, or a task"),
+        (
+            [{"task": "conciseness"}, {"path": "no.jsonl", "reward_funcs": ["conciseness_reward"]}],
+            "datasets: entry 2: no.jsonl: no such file",
+        ),
+        ([{"task": "conciseness", "from_step": 3, "until_step": 2}], "from_step must be from 1 on and not after until_step"),
         ([{"task": "conciseness"}, {"task": "conciseness"}], "each another name (label); they are conciseness, conciseness"),
         ("conciseness", "datasets: must be"),
         ([], "task: give one"),
@@ -325,6 +330,12 @@ def test_a_wrong_entry_is_named_in_one_line(train, capsys, datasets, says):
     said = capsys.readouterr().err
     assert says in said
     assert said.count("\n") == 1
+
+
+def test_evaluating_where_no_dataset_has_held_out_rows_is_refused(train, data, capsys):
+    entries = [{"path": str(data), "reward_funcs": ["conciseness_reward"]}]
+    assert train(entries, "--eval_strategy", "steps") == 2
+    assert "datasets: none of them has held-out rows" in capsys.readouterr().err
 
 
 def test_datasets_take_the_place_of_task_and_dataset_name():

@@ -193,6 +193,7 @@ class RunConfig(ESConfig):
 
 
 # What `resume_from_checkpoint` may change: nothing here alters what a step computes, up to the engine's own rounding.
+# max_steps may not where a schedule spans it, which `resume.py` sees to.
 # fmt: off
 MAY_CHANGE_ON_RESUME = frozenset((
     "max_steps", "engine", "dtype", "device", "generation_batch_size", "model_init_kwargs", "trust_remote_code",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from estune import anneal, strategy
 from estune.callbacks import Callbacks
@@ -233,7 +234,7 @@ class ESTrainer:
         members = self._population(step, seeds, rows, stop)
         scores = [member.scores for member in members]
         evaluating = time.perf_counter() - started
-        totals = np.stack([np.full_like(score.total, np.nan) if np.isnan(score.fitness) else score.total for score in scores])
+        totals = _totals(scores)
         fitness = fitness_of(config, totals)
         coefficients = strategy.tell(config, fitness, step)
         decay = anneal.decay(config, step) if coefficients else 0.0
@@ -370,3 +371,8 @@ class ESTrainer:
             self.screen.samples(f"held out, step {step}", after)
         if step:
             self.screen.say(f"done: {self.folder.checkpoint(step)} loads with AutoModelForCausalLM.from_pretrained")
+
+
+def _totals(scores: Sequence[Scores]) -> NDArray[np.float64]:
+    """Every completion's reward (N, B); NaN where there is none, and throughout for a member that is left out."""
+    return np.stack([np.full_like(score.total, np.nan) if math.isnan(score.fitness) else score.total for score in scores])

@@ -5,7 +5,7 @@ from typing import Any
 
 from estune.config import RunConfig, checked, nearest
 from estune.data import has_split, load_rows
-from estune.errors import ConfigError
+from estune.errors import ConfigError, InputError
 from estune.mixture import Mixture, Part
 from estune.rewards.functions import resolve_rewards
 from estune.tasks import Task, get_task
@@ -50,31 +50,33 @@ def mixtures(config: RunConfig, *, evaluating: bool) -> tuple[Mixture, Mixture |
     """
     train, test = [], []
     for number, values in enumerate(config.datasets or [], 1):
-        entry = _entry(values, f"datasets: entry {number}: ")
-        task = get_task(entry.task) if entry.task else None
-        rewards = resolve_rewards(entry.reward_funcs or config.reward_funcs or (task and task.reward_funcs))
-        train.append(_part(entry, rewards, _rows(entry, task, config)))
-        if evaluating and (held_out := _held_out(entry, task, config)):
-            test.append(_part(entry, rewards, held_out))
+        try:
+            part, held_out = _parts(_entry(values), config, evaluating)
+        except InputError as error:
+            raise type(error)(f"datasets: entry {number}: {error}") from None
+        train.append(part)
+        test += [Part(part.name, held_out)] if held_out else []
+    if evaluating and not test:
+        raise ConfigError("datasets: none of them has held-out rows to evaluate on; give one a test_split that it has")
     mixture = Mixture(train)
-    test = [Part(part.name, part.rows) for part in test]
     return mixture, Mixture(test) if test else None, mixture.reward_funcs
 
 
-def _entry(values: dict[str, Any], where: str) -> Entry:
+def _parts(entry: Entry, config: RunConfig, evaluating: bool) -> tuple[Part, list[Any] | None]:
+    """What the entry trains on, and its held-out rows where they are wanted and there are some."""
+    task = get_task(entry.task) if entry.task else None
+    rewards = resolve_rewards(entry.reward_funcs or (task.reward_funcs if task else config.reward_funcs))
+    name = entry.label or entry.task or entry.path or ""
+    when = entry.from_step, entry.until_step, entry.from_reward
+    return Part(name, _rows(entry, task, config), rewards, entry.weight, *when), _held_out(entry, task, config) if evaluating else None
+
+
+def _entry(values: dict[str, Any]) -> Entry:
     names = [each.name for each in fields(Entry)]
     for key in values:
         if key not in names:
-            raise ConfigError(f"{where}unknown setting {key!r}{nearest(str(key), names)}")
-    try:
-        return Entry(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{where}{error}") from None
-
-
-def _part(entry: Entry, rewards: list[Any], rows: list[Any]) -> Part:
-    name = entry.label or entry.task or entry.path or ""
-    return Part(name, rows, rewards, entry.weight, entry.from_step, entry.until_step, entry.from_reward)
+            raise ConfigError(f"unknown setting {key!r}{nearest(str(key), names)}")
+    return Entry(**values)
 
 
 def _rows(entry: Entry, task: Task | None, config: RunConfig) -> list[Any]:
