@@ -105,3 +105,13 @@ def test_several_machines_meet_over_the_interface_that_was_meant_whatever_an_eng
         module.Ranks()._group("θ")
         assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
     assert seen == ["eth7", None]
+
+
+def test_machines_decay_towards_the_base_model_alike(model, tmp_path):
+    decay = '{"weight_decay": 5.0}'
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir()
+    together.mkdir()
+    finish(launch([sys.executable], CHILD, model, alone, 2, '{"workers": "local", "weight_decay": 5.0}'))
+    finish(*[launch(torchrun(1, "--nnodes", "2", "--node_rank", str(node)), CHILD, model, together, 2, decay) for node in range(2)])
+    assert {report["digest"] for report in reports(together)} == {reports(alone)[0]["digest"]}

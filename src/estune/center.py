@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from estune.checkpoint import Checkpoint
@@ -22,6 +22,7 @@ from estune.durable import replaced_file
 from estune.errors import EngineError, JournalError, ModelError
 from estune.member import Member
 from estune.noise import stream
+from estune.noise.kernels import decay as decay_span
 from estune.noise.kernels import perturb, update
 from estune.resources import cores
 from estune.shared import Address, Shared
@@ -55,12 +56,20 @@ class Center:
 
     `version` counts the updates that were applied; an update says which version it starts from. In shared memory
     (`share`) other processes of this machine read the same θ (`attach`); only the one that made it updates it.
+    `base` is the checkpoint of θ₀, towards which updates may decay: it is read again from its files, not kept.
     """
 
     def __init__(
-        self, theta: Mapping[str, torch.Tensor], *, version: int = 0, threads: int | None = None, shared: Shared | None = None
+        self,
+        theta: Mapping[str, torch.Tensor],
+        *,
+        version: int = 0,
+        threads: int | None = None,
+        shared: Shared | None = None,
+        base: Checkpoint | None = None,
     ) -> None:
         self.theta = dict(theta)
+        self._base = base
         self._shared = shared
         self._state = shared.state if shared else torch.zeros(1, dtype=torch.int64)  # 2·version, and 1 more while θ is written
         self._batches = _batches(self.theta)
@@ -77,7 +86,8 @@ class Center:
         """
         shapes = {name: checkpoint.tensors[name].shape for name in names}
         shared = Shared(shapes) if share else None
-        center = cls(shared.tensors if shared else {n: torch.empty(shape, device=device) for n, shape in shapes.items()}, shared=shared)
+        theta = shared.tensors if shared else {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
+        center = cls(theta, shared=shared, base=checkpoint)
         center.reset(checkpoint)
         return center
 
@@ -136,13 +146,15 @@ class Center:
         while waiting:
             yield from _finished(*waiting.popleft())
 
-    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int) -> None:
+    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int, decay: float = 0.0) -> None:
         """θ ← fl(θ + δ), δ = Σ cₙ·εₙ in the seeds' order; an update from another version than θ's is not applied.
 
-        An update that arrives twice is so applied once. Empty coefficients only count as a version.
+        With `decay` d, first θ ← fl(θ₀ + fl(fl(1−d)·fl(θ−θ₀))). An update that arrives twice is so applied once. Empty
+        coefficients only count as a version: nothing decays then either.
 
         Raises:
-            JournalError: the update is from another version, or has not one coefficient a seed.
+            JournalError: the update is from another version, has not one coefficient a seed, or d is not from 0 to 1.
+            ModelError: the base model, which a decay needs, cannot be read.
         """
         if version == self.version - 1:
             return  # a repetition of the one just applied
@@ -150,10 +162,15 @@ class Center:
             raise JournalError(f"an update from version {version} cannot be applied to θ at version {self.version}")
         if coefficients and len(coefficients) != len(seeds):
             raise JournalError(f"an update has {len(coefficients)} coefficients for {len(seeds)} seeds")
+        if not 0 <= decay <= 1:
+            raise JournalError(f"an update decays by {decay}, which is not from 0 to 1")
+        if decay and self._base is None:
+            raise ModelError("an update that decays needs the base model, and this centre has none")
         self._writing()
         if coefficients:
+            base = self._base_values if decay else None
             jobs = [job for batch in self._batches for job in batch.jobs]
-            list(self._pool.map(lambda job: _update_job(job, seeds, coefficients, noise), jobs))
+            list(self._pool.map(lambda job: _update_job(job, seeds, coefficients, noise, decay, base), jobs))
         self._wrote(version + 1)
 
     def digest(self) -> str:
@@ -195,6 +212,14 @@ class Center:
     def became(self, version: int) -> None:
         """θ was put in whole, and is that of `version`."""
         self._wrote(version)
+
+    def _base_values(self, span: _Span) -> torch.Tensor:
+        """θ₀ of a span, in the file's dtype: mapped rather than read, so that it takes no memory of its own."""
+        assert self._base is not None
+        try:
+            return self._base.read(span.name).view(-1)[span.start : span.start + span.theta.numel()]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise ModelError(f"{self._base.folder}: {span.name} of the base model cannot be read any more ({error})") from None
 
     def _writing(self) -> None:
         self._state |= 1
@@ -241,8 +266,12 @@ def _perturb(member: Member, span: _Span, out: torch.Tensor) -> bool:
     return finite
 
 
-def _update_job(job: list[_Span], seeds: list[int], coefficients: list[float], noise: str) -> None:
+def _update_job(
+    job: list[_Span], seeds: list[int], coefficients: list[float], noise: str, d: float, base: Callable[[_Span], torch.Tensor] | None
+) -> None:
     for span in job:
+        if base:
+            decay_span(span.theta, base(span), d)
         update(span.theta, coefficients, seeds, span.streams[noise], span.start)
 
 

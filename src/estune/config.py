@@ -34,10 +34,27 @@ class ESConfig:
     sigma: float = _setting(1e-3, "σ: standard deviation of the noise added to each weight", above=0)
     learning_rate: float | None = _setting(None, "α: step size, with 1/σ folded in; default σ/2, as in the paper", above=0)
     max_steps: int = _setting(500, "updates to make in all", least=1)
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = _setting(
+        "constant", "how α changes over max_steps: linear and cosine end near 0"
+    )
+    warmup_steps: int = _setting(0, "steps over which α rises to its full size", least=0)
+    sigma_end: float | None = _setting(None, "σ of the last step; default σ throughout", above=0)
+    sigma_scheduler_type: Literal["constant", "linear", "cosine"] = _setting("constant", "how σ goes to sigma_end over max_steps")
+    weight_decay: float = _setting(
+        0.0, "λ, against forgetting: before each update θ draws nearer to the base model by α·λ of its distance", least=0
+    )
     noise: Literal["iid", "correlated"] = _setting(
         "iid", "iid: every parameter has its own noise; correlated: all share one stream, as in the paper's scripts"
     )
     antithetic: bool = _setting(False, "evaluate each seed twice, at θ+σε and θ−σε")
+    fitness: Literal["mean", "pass_at_k"] = _setting(
+        "mean", "of a member: its mean reward; pass_at_k: what it adds to the population's pass@k"
+    )
+    pass_k: int | None = _setting(None, "k of pass_at_k, below population_size", least=1)
+    pass_reward: float = _setting(1.0, "a completion passes, for pass_at_k, with at least this reward")
+    prompt_shaping: Literal["center", "standardize"] | None = _setting(
+        None, "center: a reward less the population's mean on its prompt; standardize: over its standard deviation too"
+    )
     reward_shaping: Literal["z_score", "centered_rank"] = _setting("z_score", "how fitness becomes update weights")
     target_parameters: list[str] | None = _setting(None, "regular expressions; only parameters whose name matches one are tuned")
     seed: int = _setting(42, "of the noise and of the order of the prompts", least=0, below=2**63)
@@ -93,6 +110,10 @@ class ESConfig:
     metric_for_best_model: str | None = _setting(None, "evaluation metric that picks the best checkpoint, e.g. reward")
     greater_is_better: bool = _setting(True, "whether a higher metric_for_best_model is better")
     load_best_model_at_end: bool = _setting(False, "end with the parameters of the best checkpoint")
+    early_stopping_patience: int | None = _setting(
+        None, "stop after so many evaluations in which metric_for_best_model did not improve; default never", least=1
+    )
+    early_stopping_threshold: float = _setting(0.0, "what an evaluation must gain to count as an improvement", least=0)
 
     # the run's folder
     output_dir: str = _setting("estune-output", "folder of the run: journal, metrics, checkpoints")
@@ -115,6 +136,8 @@ class ESConfig:
             object.__setattr__(self, name, value)
         if self.antithetic and self.population_size % 2:
             raise ConfigError(f"population_size: antithetic members come in pairs, so {self.population_size} must be even")
+        _check_schedules(self)
+        _check_fitness(self)
         if self.workers != "ray" and self.num_workers not in (None, 1):
             more = "choose workers: ray" if self.workers == "local" else "accelerate launch --num_processes says how many"
             raise ConfigError(f"num_workers: workers: {self.workers} has one engine in each process, not {self.num_workers}; {more}")
@@ -124,11 +147,35 @@ class ESConfig:
             raise ConfigError("load_best_model_at_end: set metric_for_best_model too, e.g. reward")
         if self.metric_for_best_model and self.eval_strategy == "no":
             raise ConfigError("metric_for_best_model: needs evaluations; set eval_strategy to steps")
+        if self.early_stopping_patience and not self.metric_for_best_model:
+            raise ConfigError("early_stopping_patience: set metric_for_best_model too, e.g. reward")
 
     @property
     def alpha(self) -> float:
-        """α, the learning rate in force: σ/2 unless set."""
+        """α, the learning rate at its full size: σ/2 unless set."""
         return self.sigma / 2 if self.learning_rate is None else self.learning_rate
+
+
+def _check_schedules(config: ESConfig) -> None:
+    """Schedules and the decay that goes with α; raises ConfigError."""
+    if config.warmup_steps and config.lr_scheduler_type == "constant":
+        raise ConfigError("warmup_steps: lr_scheduler_type: constant has none; choose constant_with_warmup, linear or cosine")
+    if config.warmup_steps >= config.max_steps:
+        raise ConfigError(f"warmup_steps: must be below max_steps, {config.max_steps}; it is {config.warmup_steps}")
+    if (config.sigma_end is None) != (config.sigma_scheduler_type == "constant"):
+        raise ConfigError("sigma_end: goes with sigma_scheduler_type: linear or cosine; set both, or neither")
+    if config.alpha * config.weight_decay > 1:
+        raise ConfigError(f"weight_decay: α·λ must be at most 1; it is {config.alpha:g} · {config.weight_decay:g}")
+
+
+def _check_fitness(config: ESConfig) -> None:
+    """Settings of the fitness that need or exclude one another; raises ConfigError."""
+    if (config.fitness == "pass_at_k") != (config.pass_k is not None):
+        raise ConfigError("pass_k: goes with fitness: pass_at_k; set both, or neither")
+    if config.pass_k is not None and config.pass_k >= config.population_size:
+        raise ConfigError(f"pass_k: must be below population_size, {config.population_size}; it is {config.pass_k}")
+    if config.fitness != "mean" and config.prompt_shaping:
+        raise ConfigError("prompt_shaping: needs fitness: mean; pass_at_k compares members prompt by prompt already")
 
 
 @dataclass(frozen=True)
@@ -140,6 +187,9 @@ class RunConfig(ESConfig):
     task: str | None = _setting(None, "data and reward together by name; `estune tasks` lists them")
     dataset_name: str | None = _setting(None, "hub id, local folder, or a JSON, JSONL, Parquet or CSV file")
     dataset_config: str | None = _setting(None, "configuration of a hub dataset")
+    datasets: list[dict[str, Any]] | None = _setting(
+        None, "a mixture in place of task and dataset_name: [{task: countdown, weight: 2}, {path: data.jsonl, reward_funcs: [mine.f]}]"
+    )
     dataset_train_split: str = _setting("train", "split to train on")
     dataset_test_split: str = _setting("test", "split to evaluate on, where there is one")
     eval_dataset_name: str | None = _setting(None, "held-out data in a place of its own, as dataset_name")
@@ -147,16 +197,23 @@ class RunConfig(ESConfig):
     max_eval_samples: int | None = _setting(None, "use only the first rows of the held-out data", least=1)
     reward_funcs: list[str] | None = _setting(None, "built-in names or dotted paths such as my_rewards.short")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.datasets is not None and (self.task or self.dataset_name):
+            raise ConfigError("datasets: takes the place of task and dataset_name; give one of them")
+
 
 # What `resume_from_checkpoint` may change: nothing here alters what a step computes, up to the engine's own rounding and
 # to rewards that failed.
+# max_steps may not where a schedule spans it, which `resume.py` sees to.
 # fmt: off
 MAY_CHANGE_ON_RESUME = frozenset((
     "max_steps", "engine", "dtype", "device", "generation_batch_size", "model_init_kwargs", "trust_remote_code",
     "on_reward_error", "reward_timeout", "reward_workers", "reward_memory", "reward_concurrency",
     "vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_max_model_length", "vllm_enforce_eager", "vllm_model_impl",
     "engine_kwargs", "workers", "num_workers", "ray_address", "worker_timeout", "eval_strategy", "eval_steps", "eval_on_start",
-    "metric_for_best_model", "greater_is_better", "load_best_model_at_end", "output_dir", "save_steps", "save_total_limit",
+    "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
+    "early_stopping_patience", "early_stopping_threshold", "output_dir", "save_steps", "save_total_limit",
     "resume_from_checkpoint", "logging_steps", "report_to", "run_name", "log_completions", "num_completions_to_print", "disable_tqdm",
     "push_to_hub", "hub_model_id", "model_name_or_path", "eval_dataset_name", "dataset_test_split", "max_eval_samples",
 ))

@@ -36,7 +36,9 @@ class Header:
 @dataclass(frozen=True)
 class Step:
     """One line a step. `coefficients` are the fp32 numbers that multiplied ε, one a seed, empty when nothing moved;
-    `rewards` one fitness a member, None for one that was left out; `digest` is θ's after steps that save."""
+    `rewards` one fitness a member, None for one that was left out; `decay` is the fp32 d by which θ first drew nearer to θ₀,
+    None where it did not; `digest` is θ's after steps that save; `task_rewards` are those of a mixture's tasks, by which a
+    curriculum goes on."""
 
     step: int
     seeds: list[int]
@@ -44,6 +46,8 @@ class Step:
     rewards: list[float | None]
     sigma: float
     noise: str
+    decay: float | None = None
+    task_rewards: dict[str, float | None] | None = None
     digest: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -115,7 +119,7 @@ class Journal:
             raise JournalError(f"{self.path}: has {self.last} steps, so step {until} cannot be replayed")
         self.check(center)
         for step in self.steps[center.version : until]:
-            center.update(step.seeds, step.coefficients, noise=step.noise, version=step.step - 1)
+            center.update(step.seeds, step.coefficients, noise=step.noise, version=step.step - 1, decay=step.decay or 0.0)
             self.check(center)
             yield step.step
 
@@ -181,6 +185,8 @@ def _check_step(path: Path, number: int, step: Step) -> None:
         raise JournalError(f"{path}: line {number + 1} is of step {step.step}, where step {number} belongs")
     if step.coefficients and len(step.coefficients) != len(step.seeds):
         raise JournalError(f"{path}: line {number + 1} has {len(step.coefficients)} coefficients for {len(step.seeds)} seeds")
+    if step.decay and not step.coefficients:
+        raise JournalError(f"{path}: line {number + 1} has a decay without coefficients; a step that updates nothing decays nothing")
 
 
 def _record(kind: type[R], path: Path, number: int, record: dict[str, Any]) -> R:

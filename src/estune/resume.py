@@ -1,8 +1,10 @@
 """Is this the run that the folder holds? What may differ on resume is listed; all else would change θ in silence."""
 
+import dataclasses
 from typing import Any
 
-from estune.config import MAY_CHANGE_ON_RESUME, ESConfig
+from estune import anneal
+from estune.config import MAY_CHANGE_ON_RESUME, ESConfig, RunConfig
 from estune.errors import ConfigError
 from estune.journal import FORMAT, Header, Journal
 from estune.model import Model
@@ -14,19 +16,26 @@ def header(config: ESConfig, model: Model, rewards: list[str], data: str) -> Hea
     return Header(FORMAT, model.name, model.center.digest(), settings)
 
 
-def check_resumable(journal: Journal, now: Header) -> None:
-    """Compare what a run was started with and what it is to be resumed with.
+def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
+    """Compare what a run was started with and what it is to be resumed with; a setting that it knew nothing of had its default.
 
     Raises:
         ConfigError: something differs that may not.
     """
     before = journal.header
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     for name in sorted(set(before.config) | set(now.config)):
-        if name not in MAY_CHANGE_ON_RESUME and before.config.get(name) != now.config.get(name):
+        had, has = (header.config.get(name, defaults.get(name)) for header in (before, now))
+        if name not in MAY_CHANGE_ON_RESUME and had != has:
             raise ConfigError(
-                f"{name}: the run in {journal.path.parent} has {before.config.get(name)!r}, not {now.config.get(name)!r}; "
-                "give the same again, or choose another output_dir"
+                f"{name}: the run in {journal.path.parent} has {had!r}, not {has!r}; give the same again, or choose another output_dir"
             )
+    schedule, had = anneal.spans_max_steps(config), before.config.get("max_steps")
+    if schedule and had != config.max_steps:
+        raise ConfigError(
+            f"max_steps: {schedule} spans the {had} steps of the run in {journal.path.parent}, so they cannot be {config.max_steps}; "
+            "give the same again, or choose another output_dir"
+        )
     if before.digest != now.digest:
         raise ConfigError(f"model: {now.model} does not have the weights that the run in {journal.path.parent} began with")
     if journal.last > now.config["max_steps"]:

@@ -1,5 +1,6 @@
 """When a run evaluates and saves, and which saved step is the best: functions of the config and of what was measured."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,21 @@ def best_step(config: ESConfig, logged: Logged, until: int) -> int | None:
         raise ConfigError(f"metric_for_best_model: evaluations have no {name!r}; they have {there}")
     known = [step for step in evaluated if logged[step].get(name) is not None]
     return max(known, key=lambda step: (sign * logged[step][name], -step), default=None)
+
+
+def plateaued(config: ESConfig, logged: Logged, until: int) -> bool:
+    """Whether, up to `until`, early_stopping_patience evaluations in a row brought no improvement of metric_for_best_model.
+
+    As transformers' EarlyStoppingCallback has it: an improvement is one over the best so far by more than the threshold.
+    """
+    if config.early_stopping_patience is None:
+        return False
+    name, sign = best_metric(config), 1 if config.greater_is_better else -1
+    best, waited = -math.inf, 0
+    for value in [logged[step][name] for step in sorted(logged) if step <= until and logged[step].get(name) is not None]:
+        waited = 0 if sign * value - best > config.early_stopping_threshold else waited + 1
+        best = max(best, sign * value)
+    return waited >= config.early_stopping_patience
 
 
 def best_metric(config: ESConfig) -> str:

@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from estune import anneal
 from estune.config import ESConfig
 from estune.member import Member
 
@@ -31,11 +32,12 @@ def ask(config: ESConfig, step: int) -> list[int]:
 def members(config: ESConfig, step: int, seeds: Sequence[int]) -> list[Member]:
     """The population of `step` in order; an antithetic pair shares a seed, + before −."""
     signs = (1, -1) if config.antithetic else (1,)
-    return [Member(seed, sign, config.sigma, config.noise, step - 1) for seed in seeds for sign in signs]
+    sigma = anneal.sigma(config, step)
+    return [Member(seed, sign, sigma, config.noise, step - 1) for seed in seeds for sign in signs]
 
 
-def tell(config: ESConfig, fitness: Fitness) -> list[float]:
-    """The coefficients cₙ = fp32(α/N · R̃ₙ), one a seed, which multiply ε; empty when there is nothing to learn.
+def tell(config: ESConfig, fitness: Fitness, step: int = 1) -> list[float]:
+    """The coefficients cₙ = fp32(α/N · R̃ₙ) of `step`, one a seed, which multiply ε; empty when there is nothing to learn.
 
     N and R̃ are over the members that have a fitness; one without (NaN) gets 0. A pair's coefficient is
     fp32(α/N · (R̃₊ − R̃₋)). Highest = lowest means no update: that is tested on the fitness itself, since the
@@ -49,7 +51,7 @@ def tell(config: ESConfig, fitness: Fitness) -> list[float]:
     shaped[present] = SHAPING[config.reward_shaping](remaining)
     if config.antithetic:
         shaped = shaped[0::2] - shaped[1::2]
-    return [float(c) for c in (config.alpha / remaining.size * shaped).astype(np.float32)]
+    return [float(c) for c in (anneal.alpha(config, step) / remaining.size * shaped).astype(np.float32)]
 
 
 def z_score(fitness: Fitness) -> Fitness:

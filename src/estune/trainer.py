@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from estune import strategy
+from estune import anneal, strategy
 from estune.callbacks import Callbacks
 from estune.card import write_card, write_config
 from estune.config import ESConfig
@@ -23,10 +23,12 @@ from estune.data import digest as data_digest
 from estune.data import rows_of
 from estune.errors import ConfigError, DataError
 from estune.evaluation import Held, evaluate
+from estune.fitness import fitness_of
 from estune.folder import RunFolder
 from estune.hub import push
 from estune.journal import Journal, Step, exists
 from estune.metrics import completion_metrics, failure_metrics, fitness_metrics, reward_metrics
+from estune.mixture import Mixture
 from estune.model import Model
 from estune.population import Mishap, Population, Scored
 from estune.resources import check_disk
@@ -34,7 +36,7 @@ from estune.resume import check_resumable, header
 from estune.rewards.functions import resolve_rewards
 from estune.rewards.pool import Limits
 from estune.rewards.scoring import Rewards
-from estune.schedule import best_step, evaluates, saves, trainer_state
+from estune.schedule import best_metric, best_step, evaluates, plateaued, saves, trainer_state
 from estune.stopping import Stop, graceful
 from estune.trackers import Trackers, check_trackers
 
@@ -56,7 +58,7 @@ class ESTrainer:
         model: hub id, folder or .gguf file, or a transformers model, which is first written to `output_dir`.
         reward_funcs: one or several callables, built-in names or dotted paths, called as in TRL.
         args: the settings; default `ESConfig()`.
-        train_dataset: a `datasets.Dataset` or list of mappings with the column `prompt` (text or messages).
+        train_dataset: a `datasets.Dataset` or list of mappings with the column `prompt` (text or messages), or a `Mixture`.
         eval_dataset: the same, held out.
         processing_class: a tokenizer to use instead of the model's own.
         callbacks: transformers `TrainerCallback`s; their `args` is the `ESConfig`.
@@ -79,6 +81,7 @@ class ESTrainer:
         self.rewards = _rewards(reward_funcs, self.args)
         self.train_rows = rows_of(train_dataset, "train_dataset") if train_dataset is not None else []
         self.eval_rows = rows_of(eval_dataset, "eval_dataset") if eval_dataset is not None else []
+        self.mixture = train_dataset if isinstance(train_dataset, Mixture) else None
         self._check()
         datasets = {"train_dataset": self.train_rows, "eval_dataset": self.eval_rows}
         prompts = {name: [row["prompt"] for row in rows] for name, rows in datasets.items()}
@@ -167,6 +170,8 @@ class ESTrainer:
         if (config.eval_strategy != "no" or config.eval_on_start) and not self.eval_rows:
             raise DataError("eval_strategy: evaluation needs held-out data; give an eval_dataset, or eval_strategy no")
         check_trackers(config.report_to)
+        if self.mixture:
+            self.mixture.check(config)
 
     def _disk_bytes(self) -> int:
         """What the run will have on disk at once, beyond what is there: checkpoints, and two snapshots while one is replaced."""
@@ -181,14 +186,16 @@ class ESTrainer:
         if self._begun:  # an earlier `train` of this trainer, which may have ended anywhere, moved θ
             self.model.center.reset(self.model.checkpoint)
         self._begun = True
-        now = header(self.args, self.model, self.rewards.names, data_digest(self.train_rows))
+        now = header(
+            self.args, self.model, self.rewards.names, data_digest([*self.train_rows, *(self.mixture.plan if self.mixture else [])])
+        )
         if not exists(self.folder.path):
             self.folder.check_fresh()
             write_config(self.folder.path, self.args)
             self.folder.keep_metrics(-1)
             return Journal.create(self.folder.path, now)
         journal = Journal.open(self.folder.path, repair=True)
-        check_resumable(journal, now)
+        check_resumable(journal, now, self.args)
         self.folder.restore(self.model, journal)
         self.screen.say(f"resuming {self.folder.path} after step {journal.last}, from θ of step {self.model.center.version}")
         for step in journal.replay(self.model.center, journal.last):
@@ -202,7 +209,7 @@ class ESTrainer:
         with graceful() as stop:
             self._after(journal, trackers)
             self.screen.start(journal.last)
-            while journal.last < self.args.max_steps and not self.callbacks.stopping:
+            while journal.last < self.args.max_steps and not self._stopping(journal.last):
                 stop.check()
                 journal.append(self._step(journal, stop))
                 self._after(journal, trackers)
@@ -217,23 +224,37 @@ class ESTrainer:
         self.callbacks.state.global_step = step - 1
         self.callbacks.call("on_step_begin")
         seeds = strategy.ask(config, step)
-        rows = [self.train_rows[i] for i in strategy.batch(config, step, len(self.train_rows))]
+        rows = [self.train_rows[i] for i in self._batch(journal)]
         members = self._population(step, seeds, rows, stop)
-        scores = [member.scores for member in members]
         evaluating = time.perf_counter() - started
-        fitness = np.array([score.fitness for score in scores])
-        coefficients = strategy.tell(config, fitness)
+        totals = np.stack([member.scores.total for member in members])  # (N, B)
+        fitness = fitness_of(config, totals)
+        coefficients = strategy.tell(config, fitness, step)
+        decay = anneal.decay(config, step) if coefficients else 0.0
         updating = time.perf_counter()
-        self.model.workers.update(seeds, coefficients, noise=config.noise, version=step - 1)
+        self.model.workers.update(seeds, coefficients, noise=config.noise, version=step - 1, decay=decay)
         update_seconds = time.perf_counter() - updating
         self.callbacks.state.global_step = step
         self.callbacks.call("on_step_end")
         vouched = saves(self.args, step) or evaluates(self.args, step) or self.callbacks.stopping
         digest = self._vouch() if vouched else None
-        metrics = self._metrics(journal, fitness, members, evaluating)
+        metrics = self._metrics(journal, members, evaluating)
         metrics |= {"es/update_seconds": update_seconds, "step_time": time.perf_counter() - started}
         rewards = [None if np.isnan(value) else float(value) for value in fitness]
-        return Step(step, seeds, coefficients, rewards, config.sigma, config.noise, digest, {"metrics": metrics})
+        sigma, notes = anneal.sigma(config, step), {"metrics": metrics}
+        task_rewards = self.mixture.earned(rows, totals) if self.mixture else None
+        return Step(step, seeds, coefficients, rewards, sigma, config.noise, decay or None, task_rewards, digest, notes)
+
+    def _batch(self, journal: Journal) -> list[int]:
+        """The rows that the next step asks."""
+        step = journal.last + 1
+        if self.mixture:
+            return self.mixture.batch(self.args, step, [before.task_rewards or {} for before in journal.steps])
+        return strategy.batch(self.args, step, len(self.train_rows))
+
+    def _stopping(self, step: int) -> bool:
+        """Whether the run ends after `step`, though more were wanted."""
+        return self.callbacks.stopping or plateaued(self.args, self._logged, step)
 
     def _population(self, step: int, seeds: list[int], rows: list[Any], stop: Stop) -> list[Scored]:
         """Evaluate and score every member of `step`, the one while the other; what is kept of each, in population order."""
@@ -275,16 +296,17 @@ class ESTrainer:
         self.model.workers.verify(digest)
         return digest
 
-    def _metrics(self, journal: Journal, fitness: Any, members: list[Scored], evaluating: float) -> dict[str, Any]:
+    def _metrics(self, journal: Journal, members: list[Scored], evaluating: float) -> dict[str, Any]:
+        config, step = self.args, journal.last + 1
         tallies = [member.tally for member in members]
         new = int(sum(tally.lengths.sum() for tally in tallies))
         before = journal.steps[-1].notes["metrics"]["num_tokens"] if journal.steps else 0
         return (
-            fitness_metrics(fitness)
+            fitness_metrics(np.array([member.scores.fitness for member in members]))
             | reward_metrics([member.scores for member in members])
             | failure_metrics([member.scores for member in members])
             | completion_metrics(tallies)
-            | {"learning_rate": self.args.alpha, "es/sigma": self.args.sigma, "num_tokens": before + new}
+            | {"learning_rate": anneal.alpha(config, step), "es/sigma": anneal.sigma(config, step), "num_tokens": before + new}
             | {"es/generate_seconds": sum(member.generate_seconds for member in members)}
             | {"es/load_seconds": sum(member.load_seconds for member in members)}
             | {"es/tokens_per_second": new / max(evaluating, 1e-9)}  # of all workers together
@@ -295,7 +317,7 @@ class ESTrainer:
         step = journal.last
         if step not in self._logged and (step > 0 or self.args.eval_on_start):
             self._log(step, journal.steps[-1].notes["metrics"] if step else {}, trackers)
-        if saves(self.args, step) or (step and self.callbacks.stopping):
+        if saves(self.args, step) or (step and self._stopping(step)):
             state = trainer_state(self.args, self._logged, step)
             self.folder.save(step, self.model, state, state["best_global_step"])
             self.callbacks.call("on_save")
@@ -319,6 +341,14 @@ class ESTrainer:
             self.callbacks.call("on_log", logs=metrics)
         if evaluates(self.args, step):
             self.callbacks.call("on_evaluate", metrics=metrics)
+            self._remember_best(step)
+
+    def _remember_best(self, step: int) -> None:
+        """Let callbacks see the best evaluation so far, where transformers' own keep it; only after on_evaluate, as there."""
+        if self.args.metric_for_best_model:
+            name, sign = best_metric(self.args), 1 if self.args.greater_is_better else -1
+            known = [record[name] for number, record in self._logged.items() if number <= step and record.get(name) is not None]
+            self.callbacks.state.best_metric = max(known, key=lambda value: sign * value, default=None)
 
     def _finish(self, journal: Journal) -> TrainOutput:
         step = journal.last

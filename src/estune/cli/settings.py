@@ -96,6 +96,8 @@ def _value(name: str, value: Any) -> Any:
     """A flag's text as the config takes it: `none` unsets, a setting that is a mapping is written as YAML."""
     if value in ("none", ["none"]) and name != "report_to":
         return None
+    if name == "datasets" and isinstance(value, list):
+        return _yaml(" ".join(value), "--datasets")
     if name.endswith("_kwargs") and isinstance(value, str):
         return _yaml(value, f"--{name}")
     return value

@@ -57,6 +57,10 @@ def data_and_rewards(config: RunConfig) -> tuple[Any, Any, Any]:
     """
     from estune.tasks import get_task
 
+    if config.datasets:
+        from estune.cli.datasets import mixtures
+
+        return mixtures(config, evaluating=_evaluating(config))
     task = get_task(config.task) if config.task else None
     if task is None and not config.dataset_name:
         raise ConfigError("task: give one (see estune tasks), or dataset_name and reward_funcs")

@@ -38,3 +38,15 @@ def update(theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: 
 
     members = np.array(coefficients, np.float32), np.array(seeds, np.uint64)
     kernels.update(theta.numpy(), *members, np.uint64(t), start, table())
+
+
+def decay(theta: torch.Tensor, base: torch.Tensor, d: float) -> None:
+    """θ ← fl(base + fl(fl(1−d)·fl(θ−base))) in place; `base` may be in another dtype, on another device. d is an fp32 number."""
+    keep, base = np.float32(1) - np.float32(d), base.to(theta.device, torch.float32)
+    if theta.device.type != "cpu":
+        from estune.noise.torch import decay as on_device
+
+        return on_device(theta, base, float(keep))
+    from estune.noise import numba as kernels
+
+    kernels.decay(theta.numpy(), base.numpy(), keep)

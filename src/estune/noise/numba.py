@@ -85,6 +85,13 @@ def update(theta, coefficients, seeds, t, start, table):  # type: ignore[no-unty
             here[i] += part[i]
 
 
+@_jit
+def decay(theta, base, keep):  # type: ignore[no-untyped-def]
+    """θ ← fl(base + fl(keep·fl(θ − base))), each operation rounded; theta, base (B,) fp32, in place."""
+    for i in range(theta.size):
+        theta[i] = base[i] + keep * (theta[i] - base[i])
+
+
 @_inline
 def _whole_chunk(theta, position, first, last, padded):  # type: ignore[no-untyped-def]
     """θ from `position` on, `_CHUNK` elements; a chunk that hangs over the span's edge is completed in `padded`."""

@@ -43,6 +43,12 @@ def update(theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: 
         theta[part] += delta
 
 
+def decay(theta: torch.Tensor, base: torch.Tensor, keep: float) -> None:
+    """θ ← fl(base + fl(keep·fl(θ − base))), three operations, so that nothing fuses them; flat, fp32, in place."""
+    for part in _chunks(theta.numel()):
+        theta[part] = (theta[part] - base[part]).mul_(keep).add_(base[part])
+
+
 @cache
 def _table(device: torch.device) -> torch.Tensor:
     return torch.tensor(reference.table()).to(device)

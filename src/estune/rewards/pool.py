@@ -7,6 +7,7 @@ One thread with an event loop sees to the scorers, which are processes of their 
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import math
 import os
@@ -118,7 +119,7 @@ class Pool:
         self._singly.add(index)
 
     async def _one_by_one(self, index: int, calls: list[Call]) -> list[Answer]:
-        if asyncio.iscoroutinefunction(self._functions[index]):  # then many wait at a time, unless one takes all down
+        if _is_async(self._functions[index]):  # then many wait at a time, unless one takes all down
             answers = await self._ask(index, calls)
             if any(isinstance(one, Returned) for one in answers):
                 return answers
@@ -177,6 +178,12 @@ def _merged(answers: Sequence[Answer]) -> Outcome:
     columns = sorted({name for one in returned for name in one.extra})
     extra = {name: [_first(one, name) for one in answers] for name in columns}
     return Outcome(values, failures, {name: math.fsum(found) / len(found) for name, found in logged.items()}, extra)
+
+
+def _is_async(function: Any) -> bool:
+    while inner := getattr(function, "func", None) or getattr(function, "function", None) or getattr(function, "__wrapped__", None):
+        function = inner  # of a partial, a mixture's task, a decorator
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
 def _first(answer: Answer, column: str) -> Any:

@@ -8,6 +8,7 @@ import functools
 import re
 import types
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import PurePath
@@ -42,6 +43,8 @@ def _mutable(thing: Any, seen: set[int]) -> str:
         return _mutable((thing.func, thing.args, tuple(thing.keywords.values())), seen)
     if isinstance(thing, types.FunctionType):
         return _mutable_of_function(thing, seen)
+    if is_dataclass(thing) and getattr(type(thing), "__dataclass_params__").frozen:  # noqa: B009
+        return _mutable(tuple(getattr(thing, each.name) for each in fields(thing)), seen)
     return f"a {type(thing).__name__}"
 
 

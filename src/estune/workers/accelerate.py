@@ -52,10 +52,10 @@ class AccelerateWorkers:
             yield None
             yield from self._arrived(number, waiting)
 
-    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int) -> None:
+    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int, decay: float = 0.0) -> None:
         self._level()
-        number = self._command("update", seeds=seeds, coefficients=coefficients, noise=noise, version=version)
-        self._center.update(seeds, coefficients, noise=noise, version=version)
+        number = self._command("update", seeds=seeds, coefficients=coefficients, noise=noise, version=version, decay=decay)
+        self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
         for node in range(1, self._ranks.nodes):
             self._ranks.hear(f"updated/{number}/{node}")
         self._elsewhere = self._center.version
@@ -127,7 +127,7 @@ class AccelerateWorkers:
             completions, *seconds = self._worker.answer(Member(**members[index]), prompts, max_completion_length=budget)
             self._ranks.say(f"answer/{number}/{index}", {"completions": [vars(row) for row in completions], "seconds": seconds})
 
-    def _serve_update(self, number: int, seeds: list[int], coefficients: list[float], noise: str, version: int) -> None:
+    def _serve_update(self, number: int, seeds: list[int], coefficients: list[float], noise: str, version: int, decay: float) -> None:
         if self._keeps_another:
-            self._center.update(seeds, coefficients, noise=noise, version=version)
+            self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
             self._ranks.say(f"updated/{number}/{self._ranks.node}", True)

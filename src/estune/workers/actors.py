@@ -88,8 +88,8 @@ class KeeperActor:
     def digest(self) -> str:
         return self._center.digest()
 
-    def update(self, seeds: list[int], coefficients: list[float], noise: str, version: int) -> None:
-        self._center.update(seeds, coefficients, noise=noise, version=version)
+    def update(self, seeds: list[int], coefficients: list[float], noise: str, version: int, decay: float) -> None:
+        self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
 
     def put(self, name: str, start: int, values: NDArray[np.float32]) -> None:
         """Part of another replica's θ, for one that joins late; `became` follows the last."""

@@ -39,7 +39,7 @@ class Workers(Protocol):
         While others are waited for, None comes now and then, so that the caller may stop.
         """
 
-    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int) -> None:
+    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int, decay: float = 0.0) -> None:
         """Apply one update to θ everywhere; `version` is the one that it starts from, so a repetition does nothing."""
 
     def verify(self, digest: str) -> None:

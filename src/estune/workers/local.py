@@ -18,8 +18,8 @@ class LocalWorkers:
         for index, member in enumerate(members):
             yield Evaluation(index, *self._worker.answer(member, prompts, max_completion_length=max_completion_length))
 
-    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int) -> None:
-        self._center.update(seeds, coefficients, noise=noise, version=version)
+    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int, decay: float = 0.0) -> None:
+        self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
 
     def verify(self, digest: str) -> None:
         """There is one θ."""

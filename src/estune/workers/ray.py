@@ -108,9 +108,9 @@ class RayWorkers:
             job.over.set()
             thread.join()
 
-    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int) -> None:
-        answers = {node: keeper.update.remote(seeds, coefficients, noise, version) for node, keeper in self._keepers.items()}
-        self._center.update(seeds, coefficients, noise=noise, version=version)
+    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int, decay: float = 0.0) -> None:
+        answers = {node: keeper.update.remote(seeds, coefficients, noise, version, decay) for node, keeper in self._keepers.items()}
+        self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
         for node, answer in answers.items():
             try:
                 ray.get(answer, timeout=self._config.worker_timeout)
