@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from estune.config import ESConfig
@@ -16,21 +16,25 @@ from estune.workers.base import Workers
 
 @dataclass(frozen=True)
 class Held:
-    """An evaluation: `metrics` with the prefix eval_, and one record a held-out row."""
+    """An evaluation: `metrics` with the prefix eval_, and one record and one completion a held-out row, or n of each if drawn."""
 
     metrics: dict[str, Any]
     records: list[dict[str, Any]]
+    completions: list[Completion] = field(default_factory=list)
 
 
-def evaluate(workers: Workers, rewards: Rewards, rows: Sequence[Row], config: ESConfig, version: int, state: Any) -> Held:
-    """Let θ itself answer all of `rows` greedily, and score it."""
+def evaluate(
+    workers: Workers, rewards: Rewards, rows: Sequence[Row], config: ESConfig, version: int, state: Any, sampling: Sampling | None = None
+) -> Held:
+    """Let θ itself answer all of `rows`, greedily or as `sampling` says, and score it."""
     started = time.perf_counter()
-    completions = answers(workers, rows, config, version)
+    completions = answers(workers, rows, config, version, sampling)
+    rows = [row for row in rows for _ in range(sampling.n if sampling else 1)]
     scores = rewards.score(rows, completions, state)
     fitness = None if math.isnan(scores.fitness) else scores.fitness
     metrics = {"reward": fitness} | reward_metrics([scores]) | completion_metrics([Tally.of(completions)])
     metrics["runtime"] = time.perf_counter() - started
-    return Held(prefixed(metrics, "eval_"), records(rows, completions, scores))
+    return Held(prefixed(metrics, "eval_"), records(rows, completions, scores), completions)
 
 
 def answers(workers: Workers, rows: Sequence[Row], config: ESConfig, version: int, sampling: Sampling | None = None) -> list[Completion]:

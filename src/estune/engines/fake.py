@@ -45,9 +45,7 @@ class FakeEngine:
 
     def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int, sampling: Sampling | None = None) -> list[Completion]:
         flat = torch.cat([w.view(-1)[:_WEIGHTS].float() for w in self._weights.values()]).numpy()
-        return [
-            _answer(flat, prompt, max_completion_length, spread) for prompt in prompts for spread in _spreads(str(prompt), sampling)
-        ]
+        return [_answer(flat, prompt, max_completion_length, spread) for prompt in prompts for spread in _spreads(str(prompt), sampling)]
 
 
 def _spreads(prompt: str, sampling: Sampling | None) -> list[float]:

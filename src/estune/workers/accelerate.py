@@ -135,9 +135,7 @@ class AccelerateWorkers:
     ) -> None:
         sampling = Sampling(**drawn) if drawn else None
         while (index := self._ranks.next(f"next/{number}")) < len(members):
-            completions, *seconds = self._worker.answer(
-                Member(**members[index]), prompts, max_completion_length=budget, sampling=sampling
-            )
+            completions, *seconds = self._worker.answer(Member(**members[index]), prompts, max_completion_length=budget, sampling=sampling)
             self._ranks.say(f"answer/{number}/{index}", {"completions": [vars(row) for row in completions], "seconds": seconds})
 
     def _serve_update(self, number: int, seeds: list[int], coefficients: list[float], noise: str, version: int) -> None:
