@@ -89,6 +89,15 @@ def test_the_difference_to_the_base_is_that_of_the_rewards_prompt_by_prompt(mini
         assert row["reward difference low"] <= wanted <= row["reward difference high"]
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_workers_on_ray_draw_the_same_answers_as_one_engine_here(mini):
+    flags = ["--model", mini, "--task", "conciseness", "--engine", "fake", "--max_eval_samples", 20, "--num_generations", 3]
+    assert evaluate(*flags, "--output", "a.jsonl") == 0
+    assert evaluate(*flags, "--workers", "ray", "--num_workers", 2, "--output", "b.jsonl") == 0
+    assert read("b.jsonl") == read("a.jsonl")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -192,4 +192,4 @@ def _bound(value: float) -> str:
 
 
 def _with_error(value: float, error: float) -> str:
-    return f"{_number(value)} ± {_number(error)}"
+    return f"{_number(value)}\n± {_number(error)}"
