@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import make_model
 from test_engine_transformers import PROMPTS, engine
 
 from estune.engines.sampling import draw, sample_seeds
@@ -85,16 +86,28 @@ def test_seeds_differ_by_prompt_sample_and_seed():
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_vllm_draws_the_same_for_a_seed_and_as_likely_tokens_as_transformers(tiny):
+def test_vllm_draws_the_same_for_a_seed_and_each_token_as_often_as_its_probability_says(tmp_path):
+    from vllm_child import SETTINGS, SHAPE
+
     from estune import ESConfig
     from estune.checkpoint import open_checkpoint
     from estune.engines.vllm import VLLMEngine
     from estune.parameters import layout
 
-    checkpoint = open_checkpoint(tiny)
-    one = VLLMEngine(checkpoint, layout(checkpoint), ESConfig(engine="vllm", dtype="float32", vllm_enforce_eager=True))
+    folder = make_model(tmp_path / "model", **SHAPE)
+    checkpoint = open_checkpoint(folder)
+    one = VLLMEngine(checkpoint, layout(checkpoint), ESConfig(**SETTINGS))
+    greedy = one.generate(PROMPTS, max_completion_length=BUDGET)
     first = drawn(one)
     assert len(first) == 3 * len(PROMPTS)
     assert drawn(one) == first
     assert drawn(one, seed=6) != first
     assert drawn(one, ["cat"]) == first[3:6]
+    assert one.generate(PROMPTS, max_completion_length=BUDGET) == greedy
+    reference, count = engine(folder), 600
+    sampling, wanted = Sampling(n=count), reference._model(input_ids=torch.tensor([[5, 6]])).logits[0, -1].softmax(-1)
+    for each in (one, reference):
+        tokens = [answer.ids[0] if answer.ids else None for answer in each.generate([[5, 6]], max_completion_length=1, sampling=sampling)]
+        for token in range(5, 64):
+            spread = float((wanted[token] * (1 - wanted[token]) / count).sqrt())
+            assert tokens.count(token) / count == pytest.approx(float(wanted[token]), abs=4.5 * spread + 2 / count)
