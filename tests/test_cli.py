@@ -190,7 +190,7 @@ def test_eval_shows_figures_and_writes_answers(place, capsys):
     assert main(words) == 0
     assert "eval_correct" in capsys.readouterr().out
     assert [set(json.loads(line)) for line in (place / "a.jsonl").read_text().splitlines()] == [
-        {"prompt", "completion", "reward", "target"}
+        {"model", "task", "sample", "length", "prompt", "completion", "reward", "target"}
     ] * 3
     assert "model: give" in refused(capsys, main(["eval", "--task", "conciseness"]))
 

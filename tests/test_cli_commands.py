@@ -110,7 +110,7 @@ def test_eval_prints_tables_and_writes_every_answer(mini, capsys):
     assert err == ""
     answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
     assert len(answers) == 3
-    assert all(set(answer) == {"prompt", "completion", "reward", "target"} for answer in answers)
+    assert all(set(answer) == {"model", "task", "sample", "length", "prompt", "completion", "reward", "target"} for answer in answers)
     assert all(answer["reward"] == -abs(len(answer["completion"]) - len(answer["target"])) for answer in answers)
     assert [path.name for path in Path().iterdir()] == ["answers.jsonl"]
 

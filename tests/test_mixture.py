@@ -12,7 +12,7 @@ from cli_place import FLAGS
 from conftest import short
 from hypothesis import given
 from hypothesis import strategies as st
-from test_resume import Died, assert_same, steps_of
+from test_resume import assert_same, steps_of
 
 from estune.cli.main import main
 from estune.config import ESConfig, RunConfig
@@ -218,18 +218,24 @@ def trained(make_trainer, folder, mixture, dies_at=None, **settings):
 
     def mortal(completions, target, **columns):
         if next(calls) == dies_at:
-            raise Died
+            raise OSError("the judge is gone")
         return short(completions, target)
 
     mortal.__name__ = "short"
     mixture.parts[0] = Part(**vars(mixture.parts[0]) | {"reward_funcs": [mortal]})
     trainer = make_trainer(
-        train_dataset=mixture, eval_dataset=None, reward_funcs=mixture.reward_funcs, output_dir=str(folder), batch_size=4, **settings
+        train_dataset=mixture,
+        eval_dataset=None,
+        reward_funcs=mixture.reward_funcs,
+        output_dir=str(folder),
+        batch_size=4,
+        on_reward_error="raise",
+        **settings,
     )
     if dies_at is None:
         trainer.train(resume_from_checkpoint=True)
     else:
-        with pytest.raises(Died):
+        with pytest.raises(RewardError):
             trainer.train()
     return trainer
 

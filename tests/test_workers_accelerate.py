@@ -93,6 +93,14 @@ def test_wrong_input_is_one_line_of_the_leader_and_all_end(model, tmp_path):
     assert said.count("estune: output_dir:") == 1
 
 
+def test_launched_processes_evaluate_several_tasks_as_one_process_does(model, tmp_path):
+    command = ["--no-python", str(BIN / "estune"), "eval", "--model", str(model), "--tasks", "conciseness", "countdown"]
+    command += ["--max_eval_samples", "2", "--max_completion_length", "3", "--num_generations", "2", "--dtype", "float32"]
+    finish(launch(torchrun(2), *command, "--workers", "accelerate", "--output", tmp_path / "together"))
+    finish(launch(torchrun(1), *command, "--output", tmp_path / "alone"))
+    assert (tmp_path / "together").read_bytes() == (tmp_path / "alone").read_bytes() != b""
+
+
 def test_several_machines_meet_over_the_interface_that_was_meant_whatever_an_engine_set(monkeypatch):
     """vLLM's own processes keep to the loopback interface, over which no other machine is reached."""
     seen = []

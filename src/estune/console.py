@@ -114,7 +114,7 @@ class Screen:
         """A small table of figures."""
         table = Table(title=self._text(title))
         for index, column in enumerate(head):
-            table.add_column(self._text(column), justify="left" if index == 0 else "right")
+            table.add_column(self._text(column), justify="left" if index == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*map(self._text, row))
         self._console.print(table)

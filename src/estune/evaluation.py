@@ -1,14 +1,14 @@
-"""The centre on held-out prompts: figures under `eval_…`, and what it answered."""
+"""The centre on held-out prompts: what it answered, greedily or drawn, and figures of it under `eval_…`."""
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from estune.config import ESConfig
 from estune.console import prompt_text
-from estune.member import Completion, Member
+from estune.member import Completion, Member, Sampling
 from estune.metrics import Tally, completion_metrics, failure_metrics, prefixed, reward_metrics
 from estune.rewards.scoring import Rewards, Row, Scores
 from estune.workers.base import Workers
@@ -16,23 +16,33 @@ from estune.workers.base import Workers
 
 @dataclass(frozen=True)
 class Held:
-    """An evaluation: `metrics` with the prefix eval_, and one record a held-out row."""
+    """An evaluation: `metrics` with the prefix eval_, and one record and one completion a held-out row, or n of each if drawn."""
 
     metrics: dict[str, Any]
     records: list[dict[str, Any]]
+    completions: list[Completion] = field(default_factory=list)
 
 
-def evaluate(workers: Workers, rewards: Rewards, rows: Sequence[Row], config: ESConfig, version: int, state: Any) -> Held:
-    """Let θ itself, the member with σ = 0, answer all of `rows`, and score it. Before the first step rewards must not fail."""
+def evaluate(
+    workers: Workers, rewards: Rewards, rows: Sequence[Row], config: ESConfig, version: int, state: Any, sampling: Sampling | None = None
+) -> Held:
+    """Let θ itself answer all of `rows`, greedily or as `sampling` says, and score it. At θ₀ rewards must not fail."""
     started = time.perf_counter()
+    completions = answers(workers, rows, config, version, sampling)
+    rows = [row for row in rows for _ in range(sampling.n if sampling else 1)]
+    scores = rewards.score(rows, completions, state, first=version == 0)
+    fitness = None if math.isnan(scores.fitness) else scores.fitness
+    metrics = {"reward": fitness} | reward_metrics([scores]) | failure_metrics([scores]) | completion_metrics([Tally.of(completions)])
+    metrics["runtime"] = time.perf_counter() - started
+    return Held(prefixed(metrics, "eval_"), records(rows, completions, scores), completions)
+
+
+def answers(workers: Workers, rows: Sequence[Row], config: ESConfig, version: int, sampling: Sampling | None = None) -> list[Completion]:
+    """What θ itself, the member with σ = 0, answers to `rows`: one each, or with `sampling` n of the first row, then of the next."""
     member = Member(0, 1, 0.0, config.noise, version)
     prompts = [row["prompt"] for row in rows]
-    done = next(filter(None, workers.evaluate([member], prompts, max_completion_length=config.max_completion_length)))
-    scores = rewards.score(rows, done.completions, state, first=version == 0)
-    fitness = None if math.isnan(scores.fitness) else scores.fitness
-    metrics = {"reward": fitness} | reward_metrics([scores]) | failure_metrics([scores]) | completion_metrics([Tally.of(done.completions)])
-    metrics["runtime"] = time.perf_counter() - started
-    return Held(prefixed(metrics, "eval_"), records(rows, done.completions, scores))
+    found = workers.evaluate([member], prompts, max_completion_length=config.max_completion_length, sampling=sampling)
+    return next(filter(None, found)).completions
 
 
 def records(rows: Sequence[Row], completions: Sequence[Completion], scores: Scores) -> list[dict[str, Any]]:

@@ -23,6 +23,20 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How to draw several completions of each prompt; names are TRL's and vLLM's.
+
+    A completion depends on `seed`, its prompt's tokens and its own number among `n` alone, up to the engine's rounding,
+    so that batches, workers and other prompts don't change it. Rows with the same prompt get the same completions.
+    """
+
+    temperature: float = 1.0  # above 0; 1 is the model itself
+    top_p: float = 1.0  # part of the probability to draw from, likeliest tokens first
+    n: int = 1  # completions a prompt
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class Completion:
     """What a model answered to one prompt; `ids` are the new tokens, without padding or the end token."""
 

@@ -13,6 +13,8 @@ from estune.rewards.scoring import Scores
 
 Metrics = dict[str, float | int | None]
 
+_MIX = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93], np.uint64)  # odd, of random bits
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -21,16 +23,33 @@ class Tally:
     lengths: NDArray[np.int32]  # (B,), tokens
     clipped: int
     empty: int
+    repetition: float  # summed over the completions
+    distinct: int
 
     @classmethod
     def of(cls, completions: Sequence[Completion]) -> "Tally":
         lengths = np.array([len(completion.ids) for completion in completions], np.int32)
         clipped = sum(completion.clipped for completion in completions)
-        return cls(lengths, clipped, sum(not completion.text.strip() for completion in completions))
+        empty = sum(not completion.text.strip() for completion in completions)
+        repeated = math.fsum(repetition(completion.ids) for completion in completions)
+        return cls(lengths, clipped, empty, repeated, len({completion.text for completion in completions}))
+
+
+def repetition(ids: Sequence[int]) -> float:
+    """The part of a completion's 4-grams of tokens that stood in it before: 1 − different ÷ all; 0 below 4 tokens."""
+    count = len(ids) - len(_MIX) + 1
+    if count < 1:
+        return 0.0
+    tokens = np.asarray(ids, np.uint64)
+    grams = sum((tokens[at : at + count] * factor for at, factor in enumerate(_MIX)), np.zeros(count, np.uint64))  # modulo 2⁶⁴
+    return 1 - np.unique(grams).size / count
 
 
 def completion_metrics(tallies: Sequence[Tally]) -> Metrics:
-    """Lengths in tokens, and the fractions that the budget cut off and that are empty."""
+    """Lengths in tokens, and the fractions that the budget cut off, that are empty, that repeat themselves and that differ.
+
+    `distinct` is a mean over `tallies`, the others over completions.
+    """
     lengths = np.concatenate([tally.lengths for tally in tallies])
     return {
         "completions/mean_length": float(lengths.mean()),
@@ -38,6 +57,8 @@ def completion_metrics(tallies: Sequence[Tally]) -> Metrics:
         "completions/max_length": int(lengths.max()),
         "completions/clipped_ratio": sum(tally.clipped for tally in tallies) / lengths.size,
         "completions/empty_ratio": sum(tally.empty for tally in tallies) / lengths.size,
+        "completions/repetition": math.fsum(tally.repetition for tally in tallies) / lengths.size,
+        "completions/distinct": math.fsum(tally.distinct / tally.lengths.size for tally in tallies) / len(tallies),
     }
 
 

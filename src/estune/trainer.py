@@ -33,8 +33,6 @@ from estune.model import Model
 from estune.population import Mishap, Population, Scored
 from estune.resources import check_disk
 from estune.resume import check_resumable, header
-from estune.rewards.functions import resolve_rewards
-from estune.rewards.pool import Limits
 from estune.rewards.scoring import Rewards
 from estune.schedule import best_metric, best_step, evaluates, plateaued, saves, trainer_state
 from estune.stopping import Stop, graceful
@@ -78,7 +76,7 @@ class ESTrainer:
         callbacks: Sequence[Any] | None = None,
     ) -> None:
         self.args = args or ESConfig()
-        self.rewards = _rewards(reward_funcs, self.args)
+        self.rewards = Rewards.of(reward_funcs, self.args)
         self.train_rows = rows_of(train_dataset, "train_dataset") if train_dataset is not None else []
         self.eval_rows = rows_of(eval_dataset, "eval_dataset") if eval_dataset is not None else []
         self.mixture = train_dataset if isinstance(train_dataset, Mixture) else None
@@ -374,8 +372,3 @@ class ESTrainer:
             self.screen.samples(f"held out, step {step}", after)
         if step:
             self.screen.say(f"done: {self.folder.checkpoint(step)} loads with AutoModelForCausalLM.from_pretrained")
-
-
-def _rewards(reward_funcs: Any, config: ESConfig) -> Rewards:
-    limits = Limits(config.reward_workers, config.reward_timeout, config.reward_memory, config.reward_concurrency)
-    return Rewards(resolve_rewards(reward_funcs), config.reward_weights, limits, config.on_reward_error)

@@ -1,64 +1,138 @@
-"""Score a model on a task's held-out prompts, greedily, without training.
+"""Score models on held-out prompts, without training: how good, how sure, how different from the base, and at what price.
 
   estune eval --model out/checkpoint-10 --task countdown
-  estune eval --model MODEL --task conciseness --max_eval_samples 20 --output answers.jsonl
+  estune eval --model MODEL --tasks countdown conciseness --num_generations 8 --k 1 4 8
+  estune eval --model out/checkpoint-10 --base BASE --task countdown --output answers.jsonl
+  estune eval --model out/checkpoint-* --base BASE --task conciseness --kl --figures frontier.csv
+  estune eval --model out/checkpoint-10 --lm-eval hellaswag gsm8k
   estune eval --model MODEL --dataset_name data.jsonl --dataset_test_split train --reward_funcs my_rewards.short
 
-Prints a table of sample answers and one of figures. Any setting of `estune train` may be given too.
+The first answers greedily and prints a table of answers, one of figures with 95 % intervals, and one of what the answers
+look like: a reward that is hacked shows in lengths, repetition and answers that are all the same. The second also draws
+8 answers a prompt, for mean@8 and pass@k. The third compares two models prompt by prompt with a paired test. The fourth
+sets each checkpoint's reward against how far it moved from the base (KL, from drawn answers). The fifth runs
+lm-evaluation-harness. docs/evaluation.md has each figure's formula. Any setting of `estune train` may be given too.
 """
 
 import argparse
 import dataclasses
-import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from estune.cli import train
 from estune.cli.settings import add_flags, read
+from estune.config import RunConfig
 from estune.errors import ConfigError
 
-SUMMARY = "score a model on held-out prompts"
-USAGE = "estune eval --model MODEL [--task TASK] [--output FILE] [--SETTING VALUE ...]"
+if TYPE_CHECKING:
+    from estune.member import Sampling
+    from estune.suite import Exam
+
+SUMMARY = "score models on held-out prompts"
+USAGE = "estune eval --model MODEL ... [--tasks TASK ...] [--base MODEL] [--num_generations N] [--kl] [--SETTING VALUE ...]"
+_FORMATS = (".csv", ".json")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="MODEL", help="hub id, local folder or .gguf file; the same as model_name_or_path")
-    parser.add_argument("--output", metavar="FILE", help="write every answer with its reward here, one JSON a line")
+    add = parser.add_argument
+    add("--model", metavar="MODEL", nargs="+", help="hub ids, folders or .gguf files; the same as model_name_or_path")
+    add("--base", metavar="MODEL", help="a model to compare each of them with, prompt by prompt")
+    add("--tasks", metavar="TASK", nargs="+", help="several tasks at once; estune tasks lists them")
+    add("--num_generations", metavar="N", type=int, help="draw so many answers a prompt, beside the greedy one")
+    add("--temperature", metavar="T", type=float, help="of what is drawn [1.0]")
+    add("--top_p", metavar="P", type=float, help="part of the probability to draw from, likeliest tokens first [1.0]")
+    add("--k", metavar="K", type=int, nargs="+", help="which pass@k to tell, each at most num_generations [1 and num_generations]")
+    add("--threshold", metavar="REWARD", type=float, default=1.0, help="the least reward that counts as a success [1.0]")
+    add("--kl", action="store_true", help="estimate KL(model || base) from drawn answers, one more row a model: the frontier")
+    add("--output", metavar="FILE", help="write every answer with its reward here, one JSON a line")
+    add("--figures", metavar="FILE", help="write every figure here, a row a model and task: .csv or .json")
+    add("--lm-eval", metavar="TASK", nargs="+", help="run these tasks of lm-evaluation-harness; max_eval_samples limits their rows")
+    add("--lm-eval-include-path", metavar="DIR", help="a folder with tasks of your own for lm-evaluation-harness")
     add_flags(parser)
 
 
 def run(options: argparse.Namespace, unknown: list[str]) -> int:
     config = read(options, unknown)
-    model = options.model or config.model_name_or_path
-    if not model:
+    models = options.model or ([config.model_name_or_path] if config.model_name_or_path else [])
+    if not models:
         raise ConfigError("model: give a hub id, a local folder or a .gguf file")
+    sampling = _sampling(options, config)
+    _check_files(options)
+    exams = _exams(options, unknown, config)
+    train.quieten_libraries()
+    from estune.cli import evaluated
+
+    if exams:
+        evaluated.show_exams(options, config, list(dict.fromkeys(models)), exams, sampling)
+    if options.lm_eval:
+        evaluated.show_harness(options, config, list(dict.fromkeys([*([options.base] if options.base else []), *models])))
+    return 0
+
+
+def _sampling(options: argparse.Namespace, config: RunConfig) -> "Sampling | None":
+    """How to draw, or None; raises ConfigError for what cannot be drawn."""
+    from estune.member import Sampling
+
+    count, temperature, top_p = options.num_generations, options.temperature, options.top_p
+    if options.kl:
+        count = 1 if count is None else count
+    if count is None:
+        if given := next((name for name in ("temperature", "top_p", "k") if getattr(options, name) is not None), None):
+            raise ConfigError(f"{given}: nothing is drawn; add --num_generations N")
+        return None
+    temperature, top_p = 1.0 if temperature is None else temperature, 1.0 if top_p is None else top_p
+    options.k = sorted(set(options.k or (1, count)))
+    _check_range("num_generations", count >= 1, "at least 1", count)
+    _check_range("temperature", 0 < temperature < float("inf"), "a number above 0; greedy answers are always given too", temperature)
+    _check_range("top_p", 0 < top_p <= 1, "above 0 and at most 1", top_p)
+    _check_range("k", options.k[0] >= 1 and options.k[-1] <= count, f"from 1 to num_generations, {count}", options.k)
+    if options.kl and (temperature, top_p) != (1.0, 1.0):
+        raise ConfigError("kl: it is about what the model itself would say, so leave temperature and top_p at 1")
+    if options.kl and not options.base:
+        raise ConfigError("kl: name the model to measure from with --base")
+    return Sampling(temperature, top_p, count, config.seed)
+
+
+def _check_range(name: str, right: bool, limits: str, value: Any) -> None:
+    if not right:
+        raise ConfigError(f"{name}: must be {limits}; it is {value}")
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    if options.threshold != options.threshold:
+        raise ConfigError("threshold: must be a number; it is nan")
+    if options.figures and Path(options.figures).suffix not in _FORMATS:
+        raise ConfigError(f"figures: {options.figures} must end in {' or '.join(_FORMATS)}")
+    for name in ("output", "figures"):
+        if path := getattr(options, name):
+            _check_writable(name, Path(path))
+
+
+def _check_writable(name: str, path: Path) -> None:
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"{name}: {path} cannot be written ({error.strerror}); choose another") from None
+
+
+def _exams(options: argparse.Namespace, unknown: list[str], config: RunConfig) -> "list[Exam]":
+    """What to ask: each task with its own defaults, or the one dataset; nothing when only the harness is wanted."""
+    names = list(dict.fromkeys([*([config.task] if config.task else []), *(options.tasks or [])]))
+    if not names:
+        return [] if options.lm_eval and not config.dataset_name else [_exam(config)]
+    if config.dataset_name and len(names) > 1:
+        raise ConfigError("tasks: dataset_name stands in for a task's own data, so give one task with it")
+    return [_exam(read(argparse.Namespace(**vars(options) | {"task": name}), unknown)) for name in names]
+
+
+def _exam(config: RunConfig) -> "Exam":
     config = dataclasses.replace(config, eval_strategy="steps")
-    _, held_out, rewards = train.data_and_rewards(config)
+    _, held_out, rewards = train.data_and_rewards(dataclasses.replace(config, max_train_samples=1))
     if held_out is None:
         raise ConfigError(
             f"dataset_test_split: {config.dataset_name} has no split {config.dataset_test_split!r}; "
             "name one that it has, or give eval_dataset_name"
         )
-    if options.output:
-        _check_writable(Path(options.output))
-    train.quieten_libraries()
-    from estune.folder import json_lines
-    from estune.trainer import ESTrainer
+    from estune.suite import exam
 
-    with tempfile.TemporaryDirectory() as scratch:  # evaluating writes nothing to output_dir
-        trainer = ESTrainer(model, rewards, dataclasses.replace(config, output_dir=scratch), None, held_out)
-        held = trainer.held_out()
-    if not trainer.model.leads:
-        return 0
-    trainer.screen.samples(f"{len(held.records)} held-out prompts", held.records)
-    shown = [(name, f"{value:.4g}") for name, value in held.metrics.items() if isinstance(value, (int, float))]
-    trainer.screen.table(model, ("metric", "value"), shown)
-    if options.output:
-        Path(options.output).write_text(json_lines(held.records), encoding="utf-8")
-    return 0
-
-
-def _check_writable(path: Path) -> None:
-    try:
-        path.open("a").close()
-    except OSError as error:
-        raise ConfigError(f"output: {path} cannot be written ({error.strerror}); choose another") from None
+    return exam(config.task or Path(config.dataset_name or "").name, config, held_out, rewards)

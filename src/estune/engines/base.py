@@ -1,4 +1,4 @@
-"""The seam to whatever runs the model: an engine holds one member of a population at a time, and answers prompts greedily.
+"""The seam to whatever runs the model: an engine holds one member of a population at a time, and answers prompts.
 
 An engine knows no reward and no strategy. It must fail loudly: a weight that it did not take is an `EngineError`.
 """
@@ -10,7 +10,7 @@ import torch
 
 from estune.center import Center
 from estune.errors import EngineError
-from estune.member import Completion, Member, Prompt
+from estune.member import Completion, Member, Prompt, Sampling
 
 
 class Engine(Protocol):
@@ -22,8 +22,12 @@ class Engine(Protocol):
     def check(self, center: Center, member: Member) -> None:
         """Raises EngineError unless the engine holds exactly the member's weights; costs more than `load`."""
 
-    def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int) -> list[Completion]:
-        """Answer every prompt greedily, in order. Raises EngineError when it cannot."""
+    def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int, sampling: Sampling | None = None) -> list[Completion]:
+        """Answer every prompt, in order: greedily, or with `sampling.n` completions of the first prompt, then of the next.
+
+        Raises:
+            EngineError: it cannot.
+        """
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         """Tokens in each prompt."""

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from estune.center import Center
 from estune.checkpoint import Checkpoint
 from estune.engines.base import compare
-from estune.member import Completion, Member, Prompt
+from estune.engines.sampling import sample_seeds
+from estune.member import Completion, Member, Prompt, Sampling
 
 _WEIGHTS = 4096  # of each parameter, as many as are looked at
 
@@ -42,14 +43,22 @@ class FakeEngine:
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(str(prompt)) for prompt in prompts]
 
-    def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int) -> list[Completion]:
+    def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int, sampling: Sampling | None = None) -> list[Completion]:
         flat = torch.cat([w.view(-1)[:_WEIGHTS].float() for w in self._weights.values()]).numpy()
-        return [_answer(flat, prompt, max_completion_length) for prompt in prompts]
+        return [_answer(flat, prompt, max_completion_length, spread) for prompt in prompts for spread in _spreads(str(prompt), sampling)]
 
 
-def _answer(flat: NDArray[np.float32], prompt: Prompt, budget: int) -> Completion:
+def _spreads(prompt: str, sampling: Sampling | None) -> list[float]:
+    """How many letters longer each completion of a prompt is than the greedy one."""
+    if sampling is None:
+        return [0.0]
+    seeds = sample_seeds(list(prompt.encode()), sampling)
+    return [5 * sampling.temperature * float(np.random.default_rng(seed).standard_normal()) for seed in seeds]
+
+
+def _answer(flat: NDArray[np.float32], prompt: Prompt, budget: int, spread: float) -> Completion:
     number = int.from_bytes(hashlib.blake2b(str(prompt).encode(), digest_size=8).digest(), "little")
     direction = np.random.default_rng(number).standard_normal(flat.size)
-    wanted = int(20 + 20 * float(direction @ flat) / (1e-9 + float(np.linalg.norm(flat))))
+    wanted = int(20 + 20 * float(direction @ flat) / (1e-9 + float(np.linalg.norm(flat))) + spread)
     length = min(budget, max(1, wanted))
     return Completion("x" * length, [1] * length, clipped=length == budget)

@@ -1,4 +1,4 @@
-"""Generation with transformers, in this process: batched, left-padded, greedy; on any device that torch has.
+"""Generation with transformers, in this process: batched, left-padded, greedy or drawn; on any device that torch has.
 
 A member's weights are written straight into the model's own parameters. Greedy means the most likely token and
 nothing else: a repetition penalty or temperature in the model's generation config is set aside, as in TRL and vLLM.
@@ -14,8 +14,9 @@ import torch
 from estune.center import Center
 from estune.config import ESConfig
 from estune.engines.base import compare
+from estune.engines.sampling import Drawn, sample_seeds
 from estune.errors import EngineError, ModelError
-from estune.member import Completion, Member, Prompt
+from estune.member import Completion, Member, Prompt, Sampling
 from estune.tokens import Tokenizer
 
 
@@ -34,7 +35,7 @@ class TransformersEngine:
 
     def __init__(self, folder: Path, in_model: dict[str, str], config: ESConfig, tokenizer: Any = None) -> None:
         self._tokenizer = Tokenizer(folder, config, tokenizer)
-        self._model = _load_model(folder, config)
+        self._model = load_model(folder, config, engine_dtype(config))
         self._model.get_output_embeddings().register_forward_pre_hook(_contiguous)
         inside = dict(self._model.named_parameters(remove_duplicate=False))
         self._parameters: dict[str, torch.Tensor] = {name: inside[inside_name].data for name, inside_name in in_model.items()}
@@ -61,8 +62,10 @@ class TransformersEngine:
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(ids) for ids in self._tokenizer.encode(prompts)]
 
-    def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int) -> list[Completion]:
+    def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int, sampling: Sampling | None = None) -> list[Completion]:
         encoded = self._tokenizer.encode(prompts)
+        seeds = [seed for ids in encoded for seed in sample_seeds(ids, sampling)] if sampling else []
+        encoded = [ids for ids in encoded for _ in range(sampling.n if sampling else 1)]
         room = self.context_length - max(map(len, encoded), default=0)
         budget = min(max_completion_length, room)  # one for all, so that answers don't depend on the batches
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))  # alike lengths together pad least
@@ -70,7 +73,7 @@ class TransformersEngine:
         while len(answers) < len(order):
             batch = order[len(answers) : len(answers) + self._batch_size]
             try:
-                done = self._generate_batch([encoded[i] for i in batch], budget)
+                done = self._generate_batch([encoded[i] for i in batch], budget, [seeds[i] for i in batch] if sampling else [], sampling)
             except (RuntimeError, MemoryError) as error:
                 self._shrink(error)
                 continue
@@ -78,7 +81,7 @@ class TransformersEngine:
         return [answers[i] for i in range(len(order))]
 
     @torch.inference_mode()
-    def _generate_batch(self, encoded: list[list[int]], budget: int) -> list[Completion]:
+    def _generate_batch(self, encoded: list[list[int]], budget: int, seeds: list[int], sampling: Sampling | None) -> list[Completion]:
         longest = max(map(len, encoded))
         pad = self._tokenizer.pad
         ids = torch.tensor([[pad] * (longest - len(row)) + row for row in encoded])  # (B, L), left-padded
@@ -89,6 +92,7 @@ class TransformersEngine:
             attention_mask=mask.to(device),
             generation_config=self._greedy(budget),
             stopping_criteria=[self._stopped(longest)] if self._stop else None,
+            logits_processor=[Drawn(seeds, sampling, longest, budget)] if sampling else None,
         )
         return [self._tokenizer.completion(row, self._end, budget) for row in out[:, longest:].tolist()]
 
@@ -152,13 +156,14 @@ def engine_device(config: ESConfig) -> str:
     return default_device() if config.device == "auto" else config.device
 
 
-def _load_model(folder: Path, config: ESConfig) -> Any:
+def load_model(folder: Path, config: ESConfig, dtype: torch.dtype) -> Any:
+    """The causal LM in `folder`, for inference on the config's device. Raises ModelError when transformers cannot load it."""
     from transformers import AutoModelForCausalLM
 
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=engine_dtype(config),
+            dtype=dtype,
             trust_remote_code=config.trust_remote_code,
             **(config.model_init_kwargs or {}),
         )

@@ -23,9 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from estune.center import Center
 from estune.checkpoint import Checkpoint, open_checkpoint
 from estune.config import ESConfig
+from estune.engines.sampling import sample_seeds
 from estune.engines.transformers import engine_device, engine_dtype
 from estune.errors import ConfigError, EngineError, ModelError
-from estune.member import Completion, Member, Prompt
+from estune.member import Completion, Member, Prompt, Sampling
 from estune.parameters import Layout
 from estune.resources import cores
 from estune.shared import Address
@@ -84,19 +85,24 @@ class VLLMEngine:
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(ids) for ids in self._tokenizer.encode(prompts)]
 
-    def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int) -> list[Completion]:
+    def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int, sampling: Sampling | None = None) -> list[Completion]:
         encoded = self._tokenizer.encode(prompts)
         budget = min(max_completion_length, self.context_length - max(map(len, encoded), default=0))
         settings = {"temperature": 0.0, "max_tokens": budget, "stop": self._stop, "stop_token_ids": sorted(self._end)}
-        new = [list(output.outputs[0].token_ids) for output in self._answers(encoded, settings)]
+        each = [settings] * len(encoded)
+        if sampling:  # one request a sample, with a seed of its own; they share the prompt's cache
+            drawn = settings | {"temperature": sampling.temperature, "top_p": sampling.top_p}
+            each = [drawn | {"seed": seed} for ids in encoded for seed in sample_seeds(ids, sampling)]
+            encoded = [ids for ids in encoded for _ in range(sampling.n)]
+        new = [list(output.outputs[0].token_ids) for output in self._answers(encoded, each)]
         return [self._tokenizer.completion(ids, self._end, budget) for ids in new]
 
-    def _answers(self, encoded: list[list[int]], settings: dict[str, Any]) -> list[Any]:
+    def _answers(self, encoded: list[list[int]], settings: list[dict[str, Any]]) -> list[Any]:
         from vllm import SamplingParams
 
         try:
             requests = [{"prompt_token_ids": ids} for ids in encoded]
-            answers: list[Any] = self._llm.generate(requests, SamplingParams(**settings), use_tqdm=False)
+            answers: list[Any] = self._llm.generate(requests, [SamplingParams(**one) for one in settings], use_tqdm=False)
             return answers
         except Exception as error:  # a lost worker, memory, a refused request: vLLM has many kinds
             raise EngineError(f"vLLM failed to generate ({_reason(error)})") from error

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from estune.errors import ConfigError
 from estune.member import Completion, is_token_ids
 from estune.rewards.call import Call, Failure
-from estune.rewards.functions import RewardFunc, accepted, check_parameters, reward_name
+from estune.rewards.functions import RewardFunc, accepted, check_parameters, resolve_rewards, reward_name
 from estune.rewards.pool import Limits, Outcome, Pool
 
 Row = dict[str, Any]
@@ -105,6 +105,12 @@ class Rewards:
         self.names = _unlike([reward_name(function) for function in functions])
         self._on_error = on_error
         self._pool = Pool(self.functions, self.names, limits or Limits())
+
+    @classmethod
+    def of(cls, reward_funcs: Any, config: ESConfig) -> "Rewards":
+        """Those that are named or given, as `config` says. Raises ConfigError."""
+        limits = Limits(config.reward_workers, config.reward_timeout, config.reward_memory, config.reward_concurrency)
+        return cls(resolve_rewards(reward_funcs), config.reward_weights, limits, config.on_reward_error)
 
     def check(self, columns: Sequence[str]) -> None:
         """Check every function's parameters against the dataset's columns; raises RewardError."""

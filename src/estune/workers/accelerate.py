@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from estune.center import Center
-from estune.member import Completion, Member, Prompt
+from estune.member import Completion, Member, Prompt, Sampling
 from estune.workers.base import Evaluation, Status, Worker
 from estune.workers.ranks import Ranks
 
@@ -35,17 +35,25 @@ class AccelerateWorkers:
         self._elsewhere = center.version  # version of θ on the other nodes
         ranks.meet("built")  # θ stays at θ₀ until every engine was compared with it
 
-    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation | None]:
+    def evaluate(
+        self,
+        members: Sequence[Member],
+        prompts: Sequence[Prompt],
+        *,
+        max_completion_length: int,
+        sampling: Sampling | None = None,
+    ) -> Iterator[Evaluation | None]:
         self._level()
-        number = self._command(
-            "evaluate", members=[vars(member) for member in members], prompts=list(prompts), budget=max_completion_length
-        )
+        drawn = vars(sampling) if sampling else None
+        asked = {"members": [vars(member) for member in members], "prompts": list(prompts)}
+        number = self._command("evaluate", **asked, budget=max_completion_length, drawn=drawn)
         waiting = set(range(len(members)))
         self._waiting = len(waiting)
         while (index := self._ranks.next(f"next/{number}")) < len(members):
             waiting.discard(index)
             self._waiting = len(waiting)
-            yield Evaluation(index, *self._worker.answer(members[index], prompts, max_completion_length=max_completion_length))
+            answer = self._worker.answer(members[index], prompts, max_completion_length=max_completion_length, sampling=sampling)
+            yield Evaluation(index, *answer)
             yield from self._arrived(number, waiting)
         while waiting:
             time.sleep(_POLL)
@@ -122,9 +130,12 @@ class AccelerateWorkers:
                 self._waiting = len(waiting)
                 yield Evaluation(index, [Completion(**row) for row in answer["completions"]], *answer["seconds"])
 
-    def _serve_members(self, number: int, members: list[dict[str, Any]], prompts: list[Prompt], budget: int) -> None:
+    def _serve_members(
+        self, number: int, members: list[dict[str, Any]], prompts: list[Prompt], budget: int, drawn: dict[str, Any] | None
+    ) -> None:
+        sampling = Sampling(**drawn) if drawn else None
         while (index := self._ranks.next(f"next/{number}")) < len(members):
-            completions, *seconds = self._worker.answer(Member(**members[index]), prompts, max_completion_length=budget)
+            completions, *seconds = self._worker.answer(Member(**members[index]), prompts, max_completion_length=budget, sampling=sampling)
             self._ranks.say(f"answer/{number}/{index}", {"completions": [vars(row) for row in completions], "seconds": seconds})
 
     def _serve_update(self, number: int, seeds: list[int], coefficients: list[float], noise: str, version: int, decay: float) -> None:

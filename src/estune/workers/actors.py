@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from estune import engines
 from estune.center import Center
 from estune.config import ESConfig
-from estune.member import Completion, Member, Prompt
+from estune.member import Completion, Member, Prompt, Sampling
 from estune.shared import Address
 from estune.workers.base import Worker
 from estune.workers.source import Source
@@ -61,10 +61,10 @@ class EngineActor:
         self._built.check_lengths(datasets)
 
     def answer(
-        self, member: Member, prompts: Sequence[Prompt], start: int, stop: int, budget: int
+        self, member: Member, prompts: Sequence[Prompt], start: int, stop: int, budget: int, sampling: Sampling | None = None
     ) -> tuple[list[Completion], float, float]:
         """The member's completions of prompts start … stop, and the seconds that loading and generating took."""
-        return self._built.answer(member, prompts[start:stop], max_completion_length=budget)
+        return self._built.answer(member, prompts[start:stop], max_completion_length=budget, sampling=sampling)
 
     @property
     def _built(self) -> Worker:

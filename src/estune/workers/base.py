@@ -8,7 +8,7 @@ from typing import Protocol
 from estune.center import Center
 from estune.engines.base import Engine
 from estune.errors import DataError, EstuneError
-from estune.member import Completion, Member, Prompt
+from estune.member import Completion, Member, Prompt, Sampling
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,17 @@ class Status:
 class Workers(Protocol):
     """Evaluate members of a population, and keep every replica of θ in step."""
 
-    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation | None]:
+    def evaluate(
+        self,
+        members: Sequence[Member],
+        prompts: Sequence[Prompt],
+        *,
+        max_completion_length: int,
+        sampling: Sampling | None = None,
+    ) -> Iterator[Evaluation | None]:
         """Each member's answers to all prompts, in the order in which they are done; `index` says whose.
+
+        Greedy ones, or with `sampling` n of each prompt, as an engine gives them.
 
         While others are waited for, None comes now and then, so that the caller may stop.
         """
@@ -70,7 +79,9 @@ class Worker:
         if center.at(0):
             self._check_base()
 
-    def answer(self, member: Member, prompts: Sequence[Prompt], *, max_completion_length: int) -> tuple[list[Completion], float, float]:
+    def answer(
+        self, member: Member, prompts: Sequence[Prompt], *, max_completion_length: int, sampling: Sampling | None = None
+    ) -> tuple[list[Completion], float, float]:
         """The member's completions, and the seconds that loading and generating took."""
         started = time.perf_counter()
         if member != self._held:
@@ -81,7 +92,7 @@ class Worker:
             self._engine.check(self._center, member)
             self._checked = True
         loaded = time.perf_counter()
-        completions = self._engine.generate(prompts, max_completion_length=max_completion_length)
+        completions = self._engine.generate(prompts, max_completion_length=max_completion_length, sampling=sampling)
         return completions, loaded - started, time.perf_counter() - loaded
 
     def _check_base(self) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from estune.center import Center
-from estune.member import Member, Prompt
+from estune.member import Member, Prompt, Sampling
 from estune.workers.base import Evaluation, Status, Worker
 
 
@@ -14,9 +14,17 @@ class LocalWorkers:
         self._center = center
         self._worker = worker
 
-    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation | None]:
+    def evaluate(
+        self,
+        members: Sequence[Member],
+        prompts: Sequence[Prompt],
+        *,
+        max_completion_length: int,
+        sampling: Sampling | None = None,
+    ) -> Iterator[Evaluation | None]:
         for index, member in enumerate(members):
-            yield Evaluation(index, *self._worker.answer(member, prompts, max_completion_length=max_completion_length))
+            answer = self._worker.answer(member, prompts, max_completion_length=max_completion_length, sampling=sampling)
+            yield Evaluation(index, *answer)
 
     def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int, decay: float = 0.0) -> None:
         self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)

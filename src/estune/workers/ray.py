@@ -19,7 +19,7 @@ from ray.exceptions import RayError, RayTaskError
 from estune.center import Center
 from estune.config import ESConfig
 from estune.errors import EngineError, InputError
-from estune.member import Completion, Member, Prompt
+from estune.member import Completion, Member, Prompt, Sampling
 from estune.workers import cluster
 from estune.workers.actors import EngineActor, KeeperActor, Place
 from estune.workers.base import Evaluation, Status
@@ -57,7 +57,8 @@ class _Job:
     prompts: Any  # a reference to them, in Ray's object store
     budget: int
     dispatch: Dispatch
-    answers: dict[int, dict[int, Completion]] = field(default_factory=dict)  # member → prompt → its completion
+    sampling: Sampling | None = None
+    answers: dict[int, dict[int, list[Completion]]] = field(default_factory=dict)  # member → prompt → its completions
     seconds: dict[int, list[float]] = field(default_factory=dict)  # member → loading, generating
     failures: dict[Piece, int] = field(default_factory=dict)
     results: "queue.Queue[Evaluation | BaseException]" = field(default_factory=queue.Queue)
@@ -92,8 +93,16 @@ class RayWorkers:
         while not any(seat.state == "idle" for seat in self._seats.values()):
             self._turn(None)
 
-    def evaluate(self, members: Sequence[Member], prompts: Sequence[Prompt], *, max_completion_length: int) -> Iterator[Evaluation | None]:
-        job = self._job = _Job(members, ray.put(list(prompts)), max_completion_length, Dispatch(len(members), len(prompts), self._pace))
+    def evaluate(
+        self,
+        members: Sequence[Member],
+        prompts: Sequence[Prompt],
+        *,
+        max_completion_length: int,
+        sampling: Sampling | None = None,
+    ) -> Iterator[Evaluation | None]:
+        dispatch = Dispatch(len(members), len(prompts), self._pace)
+        job = self._job = _Job(members, ray.put(list(prompts)), max_completion_length, dispatch, sampling)
         thread = threading.Thread(target=self._run, args=[job], name="estune-ray", daemon=True)
         thread.start()
         try:
@@ -173,7 +182,7 @@ class RayWorkers:
         piece = job.dispatch.take(seat.number, alive, time.monotonic())
         if piece is not None:
             member = job.members[piece.member]
-            answer = seat.actor.answer.remote(member, job.prompts, piece.start, piece.stop, job.budget)
+            answer = seat.actor.answer.remote(member, job.prompts, piece.start, piece.stop, job.budget, job.sampling)
             self._expect(seat, "busy", answer, piece, job)
 
     def _expect(self, seat: _Seat, state: str, answer: Any, piece: Piece | None = None, job: _Job | None = None) -> None:
@@ -202,12 +211,13 @@ class RayWorkers:
     def _collect(self, job: _Job, piece: Piece, completions: list[Completion], load: float, generate: float) -> None:
         answers = job.answers.setdefault(piece.member, {})
         seconds = job.seconds.setdefault(piece.member, [0.0, 0.0])
-        answers.update(zip(range(piece.start, piece.stop), completions, strict=True))
+        each = len(completions) // piece.size
+        answers.update({piece.start + i: completions[i * each : (i + 1) * each] for i in range(piece.size)})
         seconds[0] += load
         seconds[1] += generate
         if len(answers) == job.dispatch.prompts:
             del job.answers[piece.member]
-            job.results.put(Evaluation(piece.member, [answers[i] for i in sorted(answers)], *seconds))
+            job.results.put(Evaluation(piece.member, [row for i in sorted(answers) for row in answers[i]], *seconds))
 
     def _build(self, seat: _Seat, place: Place) -> None:
         seat.place = place
