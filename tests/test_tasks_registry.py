@@ -16,15 +16,21 @@ from estune.tasks import TASKS, Task, get_task
 from estune.tasks.base import completion_text
 
 MADE_HERE = ["conciseness", "conciseness_correct", "countdown", "countdown_binary"]
-FROM_THE_HUB = ["gsm8k", "math", "math500", "minerva", "olympiadbench", "amc", "aime"]
+FROM_THE_HUB = ["gsm8k", "math", "math500", "minerva", "olympiadbench", "amc", "aime", "mbpp", "humaneval"]
 NAMES = MADE_HERE + FROM_THE_HUB
 PROBLEMS = [{"problem": f"{number} + 1", "answer": str(number + 1), "level": 5, "subject": "sums"} for number in range(8)]
+PROGRAMS = [{"text": f"Add {number}.", "test_list": [f"assert add(1) == {number + 1}"]} for number in range(8)]
 
 
 @pytest.fixture(autouse=True)
 def a_hub_of_eight_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of the hub, whatever dataset is asked for; how rows of its real columns are read is in test_tasks_math."""
-    monkeypatch.setattr("estune.data.load_rows", lambda name, split, config, adapt: list(adapt(PROBLEMS)))
+    of_code = ("google-research-datasets/mbpp", "openai/openai_humaneval")
+
+    def load_rows(name: str, split: str, config: str | None = None, *, adapt: Any) -> Any:
+        return list(adapt(PROGRAMS if name in of_code else PROBLEMS))
+
+    monkeypatch.setattr("estune.data.load_rows", load_rows)
 
 
 def test_the_registry_holds_each_task_under_its_own_name() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from estune.config import ESConfig
 from estune.errors import ConfigError
 from estune.member import Completion, is_token_ids
 from estune.rewards.call import Call, Failure

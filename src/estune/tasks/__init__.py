@@ -6,6 +6,7 @@ import difflib
 
 from estune.errors import ConfigError
 from estune.tasks.base import RewardFunc, Row, Task, completion_text
+from estune.tasks.code import CODE_TASKS
 from estune.tasks.conciseness import CONCISENESS, CONCISENESS_CORRECT
 from estune.tasks.countdown import COUNTDOWN, COUNTDOWN_BINARY
 from estune.tasks.gym import PREFIX, gym_task
@@ -14,7 +15,9 @@ from estune.tasks.math import MATH_TASKS
 
 __all__ = ["TASKS", "RewardFunc", "Row", "Task", "completion_text", "get_task"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (CONCISENESS, CONCISENESS_CORRECT, COUNTDOWN, COUNTDOWN_BINARY, *MATH_TASKS)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (CONCISENESS, CONCISENESS_CORRECT, COUNTDOWN, COUNTDOWN_BINARY, *MATH_TASKS, *CODE_TASKS)
+}
 
 
 def get_task(name: str) -> Task:

@@ -1,0 +1,70 @@
+"""Programs that have to pass tests: MBPP and HumanEval, from the hub or from local files of their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from estune.errors import DataError
+from estune.rewards.code import code_reward
+from estune.tasks.base import Row, Task, first_rows
+
+_MBPP = "google-research-datasets/mbpp"
+_HUMANEVAL = "openai/openai_humaneval"
+
+
+def program_rows(rows: Iterable[Mapping[str, Any]], what: str = "the data") -> list[Row]:
+    """Return rows of `prompt` and `tests`, from these or from the columns of MBPP (text or prompt, test_list) or HumanEval.
+
+    Raises:
+        DataError: a row has no problem or no tests.
+    """
+    return [_program_row(row, f"{what}: row {index}") for index, row in enumerate(rows)]
+
+
+def _program_row(row: Mapping[str, Any], where: str) -> Row:
+    if {"prompt", "tests"} <= set(row):
+        return {"prompt": row["prompt"], "tests": row["tests"]}
+    if {"prompt", "test", "entry_point"} <= set(row):
+        asked = f"Complete this function. Answer with all of it in a block of Python.\n\n```python\n{row['prompt']}```"
+        return _asked(asked, [f"{row['test']}\ncheck({row['entry_point']})"])
+    problem, tests = row.get("text") or row.get("prompt"), row.get("test_list")
+    if not problem or not tests:
+        raise DataError(f"{where}: needs prompt and tests, or the columns of MBPP or HumanEval; it has {', '.join(row)}")
+    setup = "\n".join(row.get("test_imports") or []) or str(row.get("test_setup_code") or "")
+    asked = f"{problem}\nAnswer with a block of Python that passes such tests:\n\n{tests[0]}"
+    return _asked(asked, [f"{setup}\n{test}" if setup else test for test in tests])
+
+
+def _asked(text: str, tests: Sequence[str]) -> Row:
+    return {"prompt": [{"role": "user", "content": text}], "tests": list(tests)}
+
+
+def _rows(name: str, hub: str, split: str, count: int | None) -> list[Row]:
+    from estune.data import load_rows
+
+    try:
+        rows = load_rows(hub, split, adapt=program_rows)
+    except DataError as error:
+        raise DataError(f"{name}: {error}; without a network: --task {name} --dataset_name FILE, of the same columns") from None
+    return first_rows(rows, count, f"the {split} split of {hub}")
+
+
+def _task(name: str, summary: str, hub: str, train: tuple[str, str]) -> Task:
+    return Task(
+        name=name,
+        summary=summary,
+        train=partial(_rows, name, *train),
+        test=partial(_rows, name, hub, "test"),
+        reward_funcs=(code_reward,),
+        defaults={"max_completion_length": 512},
+        source=hub,
+        adapt=program_rows,
+    )
+
+
+CODE_TASKS = (
+    _task("mbpp", "short Python programs that have to pass tests", _MBPP, (_MBPP, "train")),
+    _task("humaneval", "164 Python functions that have to pass tests; learns from mbpp", _HUMANEVAL, (_MBPP, "train")),
+)
