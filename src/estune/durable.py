@@ -1,6 +1,7 @@
 """Writes that survive a kill or a power cut: a file or folder is there whole, or not at all."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch)
     scratch.mkdir(parents=True)
     try:
-        yield scratch
+        with disk_errors(target):
+            yield scratch
         if target.exists():
             shutil.rmtree(target)
         scratch.rename(target)
@@ -39,7 +41,8 @@ def replaced_file(target: Path) -> Iterator[Path]:
     """A scratch file's path beside `target`; what the block writes there replaces `target` when it ends well."""
     scratch = target.with_name(f".{target.name}.tmp")
     try:
-        yield scratch
+        with disk_errors(target):
+            yield scratch
         sync(scratch)
         scratch.replace(target)
         sync(target.parent)
@@ -68,3 +71,17 @@ def sync_tree(folder: Path) -> None:
     for path in folder.iterdir():
         sync(path)
     sync(folder)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise the OSError that libraries written in Rust wrap in kinds of their own when a disk is full, say."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error

@@ -30,7 +30,8 @@ def evaluate(
     started = time.perf_counter()
     completions = answers(workers, rows, config, version, sampling)
     rows = [row for row in rows for _ in range(sampling.n if sampling else 1)]
-    scores = rewards.score(rows, completions, state, first=version == 0)
+    finite = all(completion.finite for completion in completions)
+    scores = rewards.score(rows, completions, state, first=version == 0) if finite else rewards.none(len(rows))
     fitness = None if math.isnan(scores.fitness) else scores.fitness
     metrics = {"reward": fitness} | reward_metrics([scores]) | failure_metrics([scores]) | completion_metrics([Tally.of(completions)])
     metrics["runtime"] = time.perf_counter() - started

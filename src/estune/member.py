@@ -43,3 +43,4 @@ class Completion:
     text: str
     ids: list[int]
     clipped: bool  # ended by the token budget rather than by the model or a stop string
+    finite: bool = True  # False where the model computed NaN or infinity, so that this is no answer of it

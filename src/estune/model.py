@@ -16,7 +16,7 @@ from estune import workers
 from estune.center import Center
 from estune.checkpoint import Checkpoint, open_checkpoint, resolve
 from estune.config import ESConfig, RunConfig
-from estune.durable import sync_tree
+from estune.durable import disk_errors, sync_tree
 from estune.errors import ConfigError, ModelError
 from estune.journal import exists
 from estune.member import Prompt
@@ -149,8 +149,10 @@ def _located(source: Any, config: ESConfig, tokenizer: Any) -> tuple[str, Path]:
     if exists(folder.parent) and folder.is_dir():  # a run that was begun lives by its base, so that is only compared
         _check_same(source, folder)
     else:
-        (tokenizer or _tokenizer_of(source, config)).save_pretrained(folder)
-        source.save_pretrained(folder)
+        tokenizer = tokenizer or _tokenizer_of(source, config)
+        with disk_errors(folder):
+            tokenizer.save_pretrained(folder)
+            source.save_pretrained(folder)
         sync_tree(folder)
     return str(folder), folder
 

@@ -24,6 +24,7 @@ class Scored:
     tally: Tally
     load_seconds: float
     generate_seconds: float
+    finite: bool  # False where it computed NaN or infinity, and is left out
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,15 @@ class Population:
         return len(self._waiting)
 
     def add(self, evaluation: Evaluation, *, first: bool) -> None:
-        """Begin to score a member; of the `first` one of a run the scores are waited for, since a failure ends it.
+        """Begin to score a member, unless it computed NaN or infinity, which leaves it out.
+
+        Of the `first` member of a run the scores are waited for, since a failure ends it.
 
         Raises:
             RewardError: a reward function failed, where that is not borne.
         """
+        if not all(completion.finite for completion in evaluation.completions):
+            return self._take(self._rewards.none(len(self._rows)), evaluation)
         pending = self._rewards.submit(self._rows, evaluation.completions, self._state, first=first)
         self._waiting[evaluation.index] = pending, evaluation
         if first:
@@ -105,4 +110,5 @@ class Population:
             self.mishap = Mishap(name, failure, prompt, evaluation.completions[index].text)
         scores.extra.clear()
         tally = Tally.of(evaluation.completions)
-        self._done[evaluation.index] = Scored(scores, tally, evaluation.load_seconds, evaluation.generate_seconds)
+        finite = all(completion.finite for completion in evaluation.completions)
+        self._done[evaluation.index] = Scored(scores, tally, evaluation.load_seconds, evaluation.generate_seconds, finite)

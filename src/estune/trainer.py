@@ -271,6 +271,8 @@ class ESTrainer:
         if self._shows(step):
             self.screen.samples(f"step {step}, best member", population.best)
         scored = population.settled()
+        if broken := sum(not member.finite for member in scored):
+            self.screen.say(f"step {step}: {broken} members computed NaN or infinity and are left out; try a smaller sigma")
         if population.mishap:
             self._report(step, scored, population.mishap)
         return scored
@@ -303,6 +305,7 @@ class ESTrainer:
             fitness_metrics(np.array([member.scores.fitness for member in members]))
             | reward_metrics([member.scores for member in members])
             | failure_metrics([member.scores for member in members])
+            | {"es/members_not_finite": sum(not member.finite for member in members)}
             | completion_metrics(tallies)
             | {"learning_rate": anneal.alpha(config, step), "es/sigma": anneal.sigma(config, step), "num_tokens": before + new}
             | {"es/generate_seconds": sum(member.generate_seconds for member in members)}

@@ -6,6 +6,7 @@ nothing else: a repetition penalty or temperature in the model's generation conf
 
 import gc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,16 @@ class TransformersEngine:
         pad = self._tokenizer.pad
         ids = torch.tensor([[pad] * (longest - len(row)) + row for row in encoded])  # (B, L), left-padded
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded])  # (B, L)
-        device = self._model.device
+        device, finite = self._model.device, _Finite()
         out = self._model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=self._greedy(budget),
             stopping_criteria=[self._stopped(longest)] if self._stop else None,
-            logits_processor=[Drawn(seeds, sampling, longest, budget)] if sampling else None,
+            logits_processor=[finite, *([Drawn(seeds, sampling, longest, budget)] if sampling else [])],
         )
-        return [self._tokenizer.completion(row, self._end, budget) for row in out[:, longest:].tolist()]
+        completions = [self._tokenizer.completion(row, self._end, budget) for row in out[:, longest:].tolist()]
+        return [replace(one, finite=known) for one, known in zip(completions, finite.rows.tolist(), strict=True)]
 
     def _greedy(self, budget: int) -> Any:
         from transformers import GenerationConfig
@@ -171,6 +173,16 @@ def load_model(folder: Path, config: ESConfig, dtype: torch.dtype) -> Any:
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{folder}: transformers cannot load this model ({reason})") from error
+
+
+class _Finite:
+    """A logits processor that changes nothing, but notes the rows in which the largest logit was ever NaN or infinite."""
+
+    rows = torch.tensor(True)  # (B,)
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.rows = self.rows.to(scores.device) & torch.isfinite(scores.amax(-1))
+        return scores
 
 
 def _contiguous(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

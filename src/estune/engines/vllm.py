@@ -14,6 +14,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ class VLLMEngine:
             each = [drawn | {"seed": seed} for ids in encoded for seed in sample_seeds(ids, sampling)]
             encoded = [ids for ids in encoded for _ in range(sampling.n)]
         new = [list(output.outputs[0].token_ids) for output in self._answers(encoded, each)]
-        return [self._tokenizer.completion(ids, self._end, budget) for ids in new]
+        finite = all(self._everywhere("estune_finite"))  # of the member as a whole
+        return [replace(self._tokenizer.completion(ids, self._end, budget), finite=finite) for ids in new]
 
     def _answers(self, encoded: list[list[int]], settings: list[dict[str, Any]]) -> list[Any]:
         from vllm import SamplingParams
@@ -135,6 +137,7 @@ class Shard:
 
     model_runner: Any
     vllm_config: Any
+    _estune_all_finite: torch.Tensor  # ()
 
     def estune_attach(self, address: dict[str, Any], folder: str, aliases: dict[str, str], ranks: int) -> None:
         """Map the centre. What ES does not tune is read from the files in `folder`."""
@@ -144,6 +147,25 @@ class Shard:
         frozen = [name for name in checkpoint.tensors if aliases.get(name, name) not in theta]
         self._estune_frozen = [(name, checkpoint.read(name)) for name in frozen]
         self._estune_dtypes: dict[str, torch.dtype] = {}
+        self._estune_watch_logits(self.model_runner.get_model())
+
+    def estune_finite(self) -> bool:
+        """Whether the largest logits were finite throughout since this was last asked."""
+        finite, self._estune_all_finite = bool(self._estune_all_finite), torch.tensor(True)
+        return finite
+
+    def _estune_watch_logits(self, model: Any) -> None:
+        self._estune_all_finite = torch.tensor(True)
+        model.__dict__.pop("compute_logits", None)  # an earlier centre's
+        compute = model.compute_logits
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            logits = compute(*args, **kwargs)
+            if logits is not None and logits.numel():  # of a tensor-parallel engine only some ranks have them
+                self._estune_all_finite = self._estune_all_finite.to(logits.device) & torch.isfinite(logits.amax(-1)).all()
+            return logits
+
+        model.compute_logits = watched
 
     def estune_load(self, member: dict[str, Any]) -> None:
         """Take the member's weights. Raises EngineError when vLLM says that it did not load one."""

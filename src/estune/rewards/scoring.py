@@ -125,6 +125,10 @@ class Rewards:
         calls = [_call(function, keywords, len(rows), state) for function in self.functions]
         return Pending([self._pool.submit(index, call, strict=strict) for index, call in enumerate(calls)], self)
 
+    def none(self, count: int) -> Scores:
+        """The scores of a member that is left out: none for any of its `count` completions."""
+        return Scores(np.full(count, np.nan), {name: np.full(count, np.nan) for name in self.names})
+
     def score(self, rows: Sequence[Row], completions: Sequence[Completion], state: Any = None, *, first: bool = True) -> Scores:
         """Score completions by themselves.
 
