@@ -103,7 +103,7 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """The whole lines of metrics.jsonl."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         return [record for line in lines if (record := _json(line)) is not None]
 
     def keep_metrics(self, last: int) -> None:
@@ -164,4 +164,4 @@ def _json(line: str) -> dict[str, Any] | None:
         record = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return record if isinstance(record, dict) and "step" in record else None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None

@@ -1,0 +1,89 @@
+"""What rewards cost beside generation, and what one that hangs costs.
+
+    python -m benchmarks.rewards [--json]
+
+    judge_over_generation   a step in which 30 members × 200 completions take 2 s each to generate and an async judge 10 ms a
+                            completion ÷ the generation alone; at most 1.02
+    plain_over_generation   the same with a plain function that sleeps 10 ms a completion in turn: the last member's 2 s are left
+    hang_over_bound         seconds that a reward took which hangs on 8 of 40 completions, in 4 scorers ÷ ⌈8 ÷ 4⌉ × reward_timeout,
+                            once the function is called a completion at a time; beside it generation goes on
+
+Generation is slept through: what is measured is what rewards add to it.
+"""
+
+import asyncio
+import time
+
+from benchmarks.common import options, show
+from estune.member import Completion
+from estune.population import Population
+from estune.rewards.pool import Limits
+from estune.rewards.scoring import Rewards
+from estune.workers.base import Evaluation
+
+MEMBERS, PROMPTS, GENERATION, PAUSE = 30, 200, 60.0, 0.01
+HANGING, OTHERS, SCORERS, TIMEOUT = 8, 32, 4, 3.0
+
+
+async def judge(completions):  # type: ignore[no-untyped-def]
+    await asyncio.gather(*(asyncio.sleep(PAUSE) for _ in completions))
+    return [float(len(text)) for text in completions]
+
+
+def plain(completions):  # type: ignore[no-untyped-def]
+    for _ in completions:
+        time.sleep(PAUSE)
+    return [float(len(text)) for text in completions]
+
+
+def hangs(completions):  # type: ignore[no-untyped-def]
+    if "hang" in completions:
+        time.sleep(1e6)
+    return [1.0] * len(completions)
+
+
+def main() -> None:
+    asked = options(__doc__)
+    show(
+        {
+            "judge_over_generation": _step(judge) / GENERATION,
+            "plain_over_generation": _step(plain) / GENERATION,
+            "hang_over_bound": _hang() / (-(-HANGING // SCORERS) * TIMEOUT),
+        },
+        asked.json,
+    )
+
+
+def _step(function) -> float:  # type: ignore[no-untyped-def]
+    """Seconds of a step's generation and rewards."""
+    rewards = Rewards([function])
+    rows = [{"prompt": str(i)} for i in range(PROMPTS)]
+    completions = [Completion("x" * 200, list(range(100)), False)] * PROMPTS
+    rewards.score(rows[:1], completions[:1])  # scorers start once a run
+    population = Population(rewards, rows, None, keep_best=False)
+    started = time.perf_counter()
+    for index in range(MEMBERS):
+        time.sleep(max(0.0, started + (index + 1) * GENERATION / MEMBERS - time.perf_counter()))
+        population.add(Evaluation(index, completions, 0.0, 0.0), first=False)
+    while population.under_way:
+        population.wait(0.1)
+    seconds = time.perf_counter() - started
+    rewards.close()
+    return seconds
+
+
+def _hang() -> float:
+    """Seconds that it takes to score a member with completions at which the function hangs, for the second time."""
+    rewards = Rewards([hangs], limits=Limits(SCORERS, TIMEOUT))
+    texts = (["hang"] + ["fine"] * (OTHERS // HANGING)) * HANGING
+    rows, completions = [{"prompt": ""}] * len(texts), [Completion(text, [1], False) for text in texts]
+    rewards.score(rows, completions, first=False)
+    started = time.perf_counter()
+    rewards.score(rows, completions, first=False)
+    seconds = time.perf_counter() - started
+    rewards.close()
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
