@@ -3,6 +3,9 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -114,3 +117,12 @@ def test_no_bytes_make_the_journals_reader_raise_anything_else(tmp_path_factory,
     (folder / "journal.jsonl").write_bytes(data)
     with pytest.raises(InputError):
         Journal.open(folder)
+
+
+@pytest.mark.slow
+def test_a_minute_of_fuzzing_finds_nothing():
+    pytest.importorskip("atheris")
+    fuzz = Path(__file__).with_name("fuzz.py")
+    done = subprocess.run([sys.executable, str(fuzz), "60"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Done" in done.stderr
