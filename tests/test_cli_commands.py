@@ -184,8 +184,8 @@ def test_an_empty_file_scores_nothing(capsys):
 
 
 def test_each_task_scores_its_own_rows(capsys, monkeypatch):
-    problems = [{"problem": f"{number} + 1", "answer": str(number + 1)} for number in range(3)]  # in place of the hub's
-    monkeypatch.setattr("estune.data.load_rows", lambda name, split, config, adapt: list(adapt(problems)))
+    problem = {"problem": "1 + 1", "answer": "2", "text": "Add.", "test_list": ["assert add(1) == 2"]}  # in place of the hub's
+    monkeypatch.setattr("estune.data.load_rows", lambda *where, adapt: list(adapt([problem] * 3)))
     for name, task in TASKS.items():
         assert len(scored(capsys, *({**row, "completion": "hm"} for row in task.test(3)), task=name)) == 3
 

@@ -137,7 +137,7 @@ class Shard:
 
     model_runner: Any
     vllm_config: Any
-    _estune_all_finite: torch.Tensor  # ()
+    _estune_all_finite = torch.tensor(True)  # ()
 
     def estune_attach(self, address: dict[str, Any], folder: str, aliases: dict[str, str], ranks: int) -> None:
         """Map the centre. What ES does not tune is read from the files in `folder`."""
