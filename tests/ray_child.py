@@ -1,6 +1,6 @@
 """One run on Ray in a process of its own, disturbed in the way that the command line names; prints what became of it.
 
-Run by tests/test_workers_ray.py. The reward function, which is called in the middle of a step, does the mischief.
+Run by tests/test_workers_ray.py. The mischief is done in the middle of a step, when a member's answers come to be scored.
 """
 
 import json
@@ -25,8 +25,12 @@ RAY = str(Path(sys.executable).parent / "ray")
 STEPS, MEMBERS = 4, 16
 
 
+def vowels(completions: list[str]) -> list[float]:
+    return [float(sum(map(text.count, "aeiou"))) for text in completions]
+
+
 class Run:
-    """A trainer whose reward function calls `mischief(run)` once, at the `at`-th member."""
+    """A trainer that calls `mischief(run)` once, before the `at`-th member is scored."""
 
     def __init__(self, folder: Path, mischief: Callable[["Run"], None], *, at: int = 20, **settings: Any) -> None:
         self.folder, self.model, self.calls, self.seen = folder, folder / "model", 0, {}
@@ -34,13 +38,14 @@ class Run:
         usual = {"output_dir": str(folder / "out"), "dtype": "float32", "sigma": 0.02, "population_size": MEMBERS, "max_steps": STEPS}
         usual |= {"max_completion_length": 8, "save_steps": 1, "workers": "ray", "num_workers": 2, "worker_timeout": 20.0}
         rows = [{"prompt": f"what is {word}"} for word in WORDS]
-        self.trainer = ESTrainer(str(self.model), self.reward, ESConfig(**usual | settings), rows)
+        self.trainer = ESTrainer(str(self.model), vowels, ESConfig(**usual | settings), rows)
+        self.submit, self.trainer.rewards.submit = self.trainer.rewards.submit, self.disturbed  # type: ignore[method-assign]
 
-    def reward(self, completions: list[str], **columns: Any) -> list[float]:
+    def disturbed(self, *arguments: Any, **options: Any) -> Any:
         self.calls += 1
         if self.calls == self.at:
             self.mischief(self)
-        return [float(sum(map(text.count, "aeiou"))) for text in completions]
+        return self.submit(*arguments, **options)
 
     @property
     def workers(self) -> Any:

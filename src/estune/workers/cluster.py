@@ -46,6 +46,7 @@ def connect(config: ESConfig) -> str:
         if config.ray_address:
             _join(config.ray_address, quiet)
         else:
+            quiet |= {"address": "local"}  # not one that someone started here
             ray.init(num_cpus=cores(), include_dashboard=False, _node_ip_address="127.0.0.1", object_store_memory=_STORE, **quiet)
     if not config.ray_address and room(config) == 0:
         wanted = ", ".join(f"{value:g} {name}" for name, value in _wanted(config).items())
