@@ -89,7 +89,7 @@ def test_a_run_killed_at_fifty_random_moments_ends_with_the_same_bytes(forked, u
     whole = _seconds(forked)
     finished = interrupted = 0
     for _ in range(1000):
-        status = forked(chance.uniform(0, 0.4 * whole), by)
+        status = forked(chance.uniform(0, 0.8 * whole), by)
         assert status in ((0, -9) if by == signal.SIGKILL else (0, 143, -15)), status  # −15: before there was a run to stop
         interrupted += status != 0
         if status == 0:
