@@ -56,3 +56,4 @@ class Here:
                 done.set_result(answer(self._function, calls, loop, limit=self._concurrency, timeout=self._timeout))
             except BaseException as error:  # not the function's, whose errors are answers
                 done.set_exception(error)
+        loop.close()
