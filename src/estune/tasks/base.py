@@ -53,6 +53,16 @@ def first_rows(rows: Sequence[Row], count: int | None, what: str) -> list[Row]:
     return list(rows[:count])
 
 
+def hub_rows(task: str, hub: str, split: str, config: str | None, adapt: Callable[[Iterable[Mapping[str, Any]]], Any]) -> list[Row]:
+    """Return a hub dataset's rows in a task's columns; where it cannot be had, a DataError that tells the way without a network."""
+    from estune.data import load_rows
+
+    try:
+        return load_rows(hub, split, config, adapt=adapt)
+    except DataError as error:
+        raise DataError(f"{task}: {error}; without a network: --task {task} --dataset_name FILE, of the same columns") from None
+
+
 def log_mean(log_metric: LogMetric | None, name: str, values: Sequence[float]) -> None:
     """Log the mean of `values` where the trainer offers a log and there is something to average."""
     if log_metric is not None and values:

@@ -8,7 +8,7 @@ from typing import Any
 
 from estune.errors import DataError
 from estune.rewards.code import code_reward
-from estune.tasks.base import Row, Task, first_rows
+from estune.tasks.base import Row, Task, first_rows, hub_rows
 
 _MBPP = "google-research-datasets/mbpp"
 _HUMANEVAL = "openai/openai_humaneval"
@@ -42,13 +42,7 @@ def _asked(text: str, tests: Sequence[str]) -> Row:
 
 
 def _rows(name: str, hub: str, split: str, count: int | None) -> list[Row]:
-    from estune.data import load_rows
-
-    try:
-        rows = load_rows(hub, split, adapt=program_rows)
-    except DataError as error:
-        raise DataError(f"{name}: {error}; without a network: --task {name} --dataset_name FILE, of the same columns") from None
-    return first_rows(rows, count, f"the {split} split of {hub}")
+    return first_rows(hub_rows(name, hub, split, None, program_rows), count, f"the {split} split of {hub}")
 
 
 def _task(name: str, summary: str, hub: str, train: tuple[str, str]) -> Task:

@@ -14,7 +14,7 @@ from typing import Any
 
 from estune.errors import DataError
 from estune.tasks.answers import last_boxed
-from estune.tasks.base import Completion, LogMetric, Row, Task, completion_text, first_rows, log_mean
+from estune.tasks.base import Completion, LogMetric, Row, Task, completion_text, first_rows, hub_rows, log_mean
 from estune.tasks.grading import same_answer
 
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."  # what Qwen2.5-Math was trained with
@@ -85,12 +85,7 @@ def answer_text(answer: Any) -> str:
 
 
 def _rows(name: str, source: Source, hard: bool, count: int | None) -> list[Row]:
-    from estune.data import load_rows
-
-    try:
-        rows = load_rows(source.hub, source.split, source.config, adapt=problem_rows)
-    except DataError as error:
-        raise DataError(f"{name}: {error}; without a network: --task {name} --dataset_name FILE, of the same columns") from None
+    rows = hub_rows(name, source.hub, source.split, source.config, problem_rows)
     return first_rows([row for row in rows if not hard or _level(row) >= HARD], count, f"the {source.split} split of {source.hub}")
 
 
