@@ -268,6 +268,7 @@ class ESTrainer:
             stop.check()
             population.wait(_TICK)
             self._show_progress(step, population)
+        stop.check()  # a signal may have come while the last scores did
         if self._shows(step):
             self.screen.samples(f"step {step}, best member", population.best)
         scored = population.settled()
