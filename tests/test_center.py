@@ -155,3 +155,19 @@ def test_a_damaged_snapshot_is_told(tmp_path, damage):
         path.unlink()
     with pytest.raises(JournalError, match="not a snapshot"):
         center.restore(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("noise", ["iid", "correlated"])
+def test_a_candidate_is_what_the_centre_is_once_its_update_is_made(dtype, noise):
+    center = make()
+    held = weights(center, Member.candidate(SEEDS, COEFFICIENTS, noise, 0), dtype)
+    center.update(SEEDS, COEFFICIENTS, noise=noise, version=0)
+    after = weights(center, Member.center(noise, 1), dtype)
+    assert all(torch.equal(held[name], after[name]) for name in held)
+
+
+def test_a_candidate_that_overflows_is_refused():
+    center = make()
+    with pytest.raises(ModelError, match="overflows torch.float16"):
+        weights(center, Member.candidate([1], [1e9], "iid", 0), torch.float16)

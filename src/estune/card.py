@@ -32,7 +32,9 @@ def write_card(folder: Path, config: ESConfig, model: str, step: int, figures: M
     """Write the model card; `figures` are the evaluation metrics to show."""
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items() if isinstance(value, (int, float)))
     table = f"\n| metric | value |\n|---|---|\n{rows}\n" if rows else ""
-    write_text(folder / "README.md", _CARD.format(model=model, config=config, alpha=config.alpha, step=step, table=table))
+    auto = config.learning_rate == "auto"
+    alpha = "α and σ found step by step" if auto else f"α = {config.alpha:g}"
+    write_text(folder / "README.md", _CARD.format(model=model, config=config, alpha=alpha, step=step, table=table))
 
 
 _CARD = """---
@@ -44,7 +46,7 @@ tags: [estune, evolution-strategies]
 # {model}, fine-tuned by evolution strategies
 
 All chosen parameters were tuned with forward passes only by [Evolution Strategies at Scale](https://arxiv.org/abs/2509.24372):
-N = {config.population_size}, σ = {config.sigma:g}, α = {alpha:g}, {step} steps, seed {config.seed}, {config.noise} noise.
+N = {config.population_size}, σ = {config.sigma:g}, {alpha}, {step} steps, seed {config.seed}, {config.noise} noise.
 {table}
 ```python
 from transformers import AutoModelForCausalLM

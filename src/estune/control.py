@@ -6,7 +6,14 @@ what members lose against the centre on the average. So the best α is near σ·
 
 How alike they are no formula says, so sizes are tried: the update at twice and half the expected α too, each
 evaluated as one more member before anything moves. The best is made, and its size expected of the next step. Where
-even the best loses more than chance explains, nothing is made. Pure functions of the config and the journal.
+all lose more than chance explains, smaller ones are tried, and then none is made.
+
+Two bounds keep to what the members have seen. An update's random part displaces θ no farther than σ displaces a member:
+α ≤ σ·√N, since what no reward measures suffers with that distance. And σ follows: it grows where members tie, or where
+the bound holds a good update back, and shrinks where members fall far below the centre. α rather than α/σ is handed on,
+as in the quadratic above s grows as σ and D as σ², so the best α does not depend on σ.
+
+Pure functions of the config and the journal.
 """
 
 import math
@@ -24,7 +31,11 @@ Totals = NDArray[np.float64]  # (N, B), NaN where a completion has no reward
 Rewards = NDArray[np.float64]  # (B,)
 
 LADDER = (1.0, 2.0, 0.5)  # sizes tried, in units of the expected one; of equally good ones the first is taken
-_FIRST = (0.5, 8.0)  # bounds of the first α/σ, in which nothing has been tried yet
+_LEAST = 0.5  # α/σ of the first step, at least: the paper's
+_FAR = 2.0  # deviations of the members' fitness by which their mean may stay below the centre before σ shrinks
+_RANGE = 16.0  # times which σ may become larger or smaller than the given one
+_MOST = 6  # sizes that were tried in a step, after which no smaller ones are
+_WIDER = 2.0  # times which σ may become larger than the given one for the bound's sake alone
 _CHANCE = 1.645  # standard errors by which a candidate may fall below the centre: one in twenty does by chance
 
 
@@ -67,48 +78,74 @@ def plan(config: ESConfig, step: int, before: dict[str, Any] | None) -> Plan:
     """Of `step`, after one whose control was `before` (None: there was none)."""
     if config.learning_rate != "auto":
         return Plan(anneal.sigma(config, step), anneal.alpha(config, step))
-    return Plan(before["next_sigma"], before["next_alpha"]) if before else Plan(config.sigma, None)
+    return Plan(before["next_sigma"], before.get("next_alpha")) if before else Plan(config.sigma, None)
 
 
 def sizes(now: Plan, totals: Totals, center: Rewards) -> list[float]:
     """Sizes α to try, the expected one first; `totals` (N, B) are the members' rewards, `center` (B,) those of θ."""
+    fitness = _present(_means(totals))
+    most = _bound(now.sigma, fitness.size)
     expected = now.alpha
     if expected is None:
-        fitness = _present(_means(totals))
-        drop = _mean(center) - float(fitness.mean())
-        best = fitness.size * float(fitness.std()) / (4 * drop) if drop > 0 else math.inf  # half of the best, for a start
-        expected = now.sigma * min(max(best, _FIRST[0]), _FIRST[1])
-    return [expected * rung for rung in LADDER]
+        drop = _mean(center) - _mean(fitness)
+        half_of_best = now.sigma * fitness.size * float(fitness.std()) / (4 * drop) if drop > 0 else math.inf
+        expected = max(min(half_of_best, most / 2), now.sigma * _LEAST)
+    return list(dict.fromkeys(min(expected * rung, most) for rung in LADDER))
 
 
-def judged(
-    config: ESConfig, now: Plan, totals: Totals, shaped: Rewards, center: Rewards, tried: Sequence[float], candidates: Sequence[Rewards]
-) -> tuple[Control, int | None]:
-    """What was learned, and which of `tried` is to be made (None: none of them).
+def smaller(tried: Sequence[float]) -> list[float]:
+    """Sizes to try where all that were tried lose too much; none when enough were."""
+    return [min(tried) / 2, min(tried) / 4] if len(tried) < _MOST else []
+
+
+def best(center: Rewards, candidates: Sequence[Rewards]) -> int | None:
+    """Which candidate to make, None where every one loses more than chance explains.
+
+    That is the first, of the expected size, unless it is such a one or another is better by more than a standard error:
+    so where rewards are few or noisy the size stays.
 
     Args:
-        totals: of the population, (N, B).
-        shaped: R̃ (N,), 0 for members that are left out.
-        center, candidates: rewards (B,) of θ, and of θ after each size that was tried.
+        center, candidates: rewards (B,) of θ, and of θ after each size that was tried, on the same prompts.
+    """
+    bearable = [i for i, candidate in enumerate(candidates) if _score(candidate - center) >= -_CHANCE]
+    if not bearable:
+        return None
+    most = max(bearable, key=lambda i: (_mean(candidates[i] - center), -i))
+    return most if 0 not in bearable or _score(candidates[most] - candidates[0]) > 1 else 0
+
+
+def learned(
+    config: ESConfig,
+    now: Plan,
+    totals: Totals,
+    shaped: Rewards,
+    center: Rewards,
+    tried: Sequence[float],
+    candidates: Sequence[Rewards],
+    taken: int | None,
+) -> Control:
+    """What a step found out.
+
+    Args:
+        totals, shaped: the members' rewards (N, B), and R̃ (N,), 0 for those that are left out.
+        center, candidates, taken: as `best` has them; `tried` are the candidates' sizes α.
     """
     fitness = _means(totals)
     there = ~np.isnan(fitness)
     drop = _mean(center) - _mean(fitness)
     slope = _mean(shaped[there] * fitness[there]) / now.sigma
-    gains = [_gain(candidate, center) for candidate in candidates]
-    best = max(range(len(gains)), key=lambda i: (-math.inf if math.isnan(gains[i]) else gains[i], -i), default=None)
-    taken = best if best is not None and _bearable(candidates[best], center) else None
-    alpha = tried[taken] if taken is not None else 0.0
-    control = Control(
+    gains = [_mean(candidate - center) for candidate in candidates]
+    alpha = 0.0 if taken is None else tried[taken]
+    held_back = taken is not None and alpha >= _bound(now.sigma, int(there.sum())) and _score(candidates[taken] - center) > 1
+    return Control(
         alpha=alpha,
         tried=list(tried),
         gains=[None if math.isnan(gain) else gain for gain in gains],
         predicted=alpha * slope if alpha else 0.0,
         drop=None if math.isnan(drop) else drop,
-        next_alpha=_next_alpha(now, tried, alpha),
-        next_sigma=_next_sigma(config, now, fitness[there], drop),
+        next_alpha=alpha or (min(tried) / 2 if tried else now.alpha),
+        next_sigma=_next_sigma(config, now, fitness[there], drop, held_back),
     )
-    return control, taken
 
 
 def recorded(control: Control, center: Rewards | None) -> dict[str, Any]:
@@ -137,31 +174,31 @@ def _present(rewards: Rewards) -> Rewards:
     return rewards[~np.isnan(rewards)]  # type: ignore[no-any-return]
 
 
-def _gain(candidate: Rewards, center: Rewards) -> float:
-    """The mean over prompts of what they earn more, where both earned something."""
-    return _mean(candidate - center)
+def _score(differences: Rewards) -> float:
+    """The mean of differences on prompts (B,) in its standard errors; ±∞ where all are alike, −∞ where there are none."""
+    there = _present(differences)
+    mean = _mean(there)
+    error = float(there.std(ddof=1)) / math.sqrt(there.size) if there.size > 1 and there.max() > there.min() else 0.0
+    if mean == 0 or not there.size:
+        return 0.0 if there.size else -math.inf
+    return mean / error if error else math.copysign(math.inf, mean)
 
 
-def _bearable(candidate: Rewards, center: Rewards) -> bool:
-    """Whether the candidate gains, or loses no more than prompts that differ by chance would make it lose."""
-    differences = _present(candidate - center)
-    if not differences.size:
-        return False
-    error = float(differences.std(ddof=1)) / math.sqrt(differences.size) if differences.size > 1 else 0.0
-    return _mean(differences) >= -_CHANCE * error
+def _bound(sigma: float, count: int) -> float:
+    """The largest α, whose update of `count` members displaces θ as far as σ displaces a member."""
+    return sigma * math.sqrt(count)
 
 
-def _next_alpha(now: Plan, tried: Sequence[float], alpha: float) -> float | None:
-    if not tried:
-        return now.alpha
-    return alpha or min(tried) / 2
-
-
-def _next_sigma(config: ESConfig, now: Plan, fitness: Rewards, drop: float) -> float:
-    """σ follows the spread: members that tie teach nothing, and where nearly all lose much, the centre is out of their sight."""
-    if fitness.size < 2 or fitness.max() == fitness.min():
-        factor = 2.0 if not drop > 0 else 0.5
+def _next_sigma(config: ESConfig, now: Plan, fitness: Rewards, drop: float, held_back: bool) -> float:
+    """σ follows what the members (N,) earned, and whether the bound held a good update back."""
+    if not fitness.size:
+        wanted = now.sigma / 2  # none computed numbers
+    elif fitness.max() == fitness.min():
+        wanted = now.sigma / 2 if drop > 0 else now.sigma * 2
+    elif drop > _FAR * float(fitness.std()):
+        wanted = now.sigma * 0.8
+    elif held_back:
+        wanted = max(now.sigma, min(now.sigma * 1.5, config.sigma * _WIDER))
     else:
-        spread = float(fitness.std())
-        factor = 0.8 if drop > 2 * spread else 1.0
-    return min(max(now.sigma * factor, config.sigma / 16), config.sigma * 16)
+        wanted = now.sigma
+    return min(max(wanted, config.sigma / _RANGE), config.sigma * _RANGE)

@@ -65,15 +65,20 @@ def search(config: ESConfig, step: int, plan: Plan, seeds: list[int], center: Re
         return Found(scored[:count], [], totals, fitness, strategy.tell(config, fitness, step))
     center = scored[count].scores.total if center is None else center
     weights = strategy.shaped(config, fitness)
-    tried = control.sizes(plan, totals, center) if weights.any() else []
-    updates = [strategy.tell(config, fitness, alpha=alpha) for alpha in tried]
-    before = len(scored)
-    if updates:
-        scored = evaluate([Member.candidate(seeds, update, config.noise, step - 1) for update in updates])
-    candidates = [one.scores.total for one in scored[before:]]
-    learned, taken = control.judged(config, plan, totals, weights, center, tried, candidates)
-    made, center = (updates[taken], candidates[taken]) if taken is not None else ([], center)
-    return Found(scored[:count], scored[count:], totals, fitness, made, learned, center)
+    tried: list[float] = []
+    candidates: list[Rewards] = []
+    taken: int | None = None
+    sizes = control.sizes(plan, totals, center) if weights.any() else []
+    while sizes and taken is None:
+        tried += sizes
+        updates = [strategy.tell(config, fitness, alpha=alpha) for alpha in sizes]
+        everyone = evaluate([Member.candidate(seeds, update, config.noise, step - 1) for update in updates])
+        scored, candidates = everyone, [one.scores.total for one in everyone[-len(tried) :]]
+        taken = control.best(center, candidates)
+        sizes = control.smaller(tried)
+    learned = control.learned(config, plan, totals, weights, center, tried, candidates, taken)
+    made = strategy.tell(config, fitness, alpha=learned.alpha) if learned.alpha else []
+    return Found(scored[:count], scored[count:], totals, fitness, made, learned, center if taken is None else candidates[taken])
 
 
 def _totals(scored: list[Scored]) -> Totals:

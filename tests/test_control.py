@@ -1,0 +1,287 @@
+"""`learning_rate: auto`: sizes that are tried, one that is made, none that loses more than chance explains."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import yaml
+from test_trainer import folder_of, metrics_of, same, steps_of, weights_of
+
+from estune import ESConfig, control, strategy
+from estune.cli.main import main
+from estune.control import Plan, best, plan, sizes, smaller
+from estune.errors import ConfigError
+from estune.member import Member
+from estune.population import Scored
+from estune.rewards.scoring import Scores
+from estune.search import search
+
+DIMENSIONS, PROMPTS = 300, 8
+
+
+class Landscape:
+    """A function of a vector θ in place of a model: one reward a prompt, which `reward(θ)` gives."""
+
+    def __init__(self, reward, config, start):
+        self.reward, self.config, self.theta = reward, config, np.array(start, float)
+        self.step, self.evaluated, self.control, self.founds = 0, 0, None, []
+
+    def epsilon(self, seed):
+        return np.random.default_rng(seed).standard_normal(self.theta.size)
+
+    def moved(self, member):
+        if member.seeds:
+            return self.theta + sum(c * self.epsilon(seed) for seed, c in zip(member.seeds, member.coefficients, strict=True))
+        return self.theta + member.sign * member.sigma * self.epsilon(member.seed)
+
+    def run(self, steps):
+        for _ in range(steps):
+            self.step += 1
+            scored = []
+
+            def evaluate(members, scored=scored):
+                self.evaluated += len(members)
+                rewards = [np.asarray(self.reward(self.moved(member)), float) for member in members]
+                scored.extend(Scored(Scores(total, {"r": total}), None, 0.0, 0.0, True) for total in rewards)
+                return list(scored)
+
+            seeds = strategy.ask(self.config, self.step)
+            now = plan(self.config, self.step, self.control)
+            found = search(self.config, self.step, now, seeds, control.known_center(self.control), evaluate)
+            self.control = json.loads(json.dumps(found.record(same_prompts=True)))
+            self.theta = self.moved(Member.candidate(seeds, found.coefficients, "iid", 0)) if found.coefficients else self.theta
+            self.founds.append(found)
+        return self
+
+    @property
+    def value(self):
+        return float(np.mean(self.reward(self.theta)))
+
+
+def auto(**settings):
+    return ESConfig(**{"learning_rate": "auto", "population_size": 16, "sigma": 0.01} | settings)
+
+
+def quadratic(curvature=1.0, noise=0.0):
+    """−½·h·|θ−1|², and on each prompt a bumpiness of its own that is `noise` high."""
+    bumps = np.random.default_rng(0).standard_normal((PROMPTS, DIMENSIONS))
+
+    def reward(theta):
+        return -0.5 * curvature * ((theta - 1) ** 2).sum() + noise * np.sin(bumps @ theta * 50)
+
+    return reward
+
+
+@pytest.mark.parametrize("curvature", [0.01, 1, 100])
+@pytest.mark.parametrize("sigma", [0.05, 0.1, 0.2])
+def test_it_climbs_a_quadratic_of_any_curvature_with_sigma_halved_and_doubled(sigma, curvature):
+    """In 300 dimensions the best that 16 members can do is to lose about a twentieth of what is missing each step."""
+    found = Landscape(quadratic(curvature), auto(sigma=sigma), np.zeros(DIMENSIONS))
+    before = found.value
+    assert found.run(30).value > 0.35 * before
+
+
+def test_it_needs_no_more_evaluations_than_the_best_fixed_size_and_far_fewer_than_the_papers():
+    def needed(config):
+        one = Landscape(quadratic(), config, np.zeros(DIMENSIONS))
+        wanted = one.value / 2
+        while one.value < wanted and one.step < 500:
+            one.run(1)
+        return one.evaluated if one.value >= wanted else math.inf
+
+    fixed = {ratio: needed(auto(sigma=0.1, learning_rate=0.1 * ratio)) for ratio in (0.5, 1, 2, 4, 8)}
+    found = needed(auto(sigma=0.1))
+    assert found < 1.5 * min(fixed.values())
+    assert found < fixed[0.5] / 3
+
+
+def test_noise_in_the_rewards_neither_stops_it_nor_lets_it_run_away():
+    found = Landscape(quadratic(noise=5.0), auto(sigma=0.1), np.zeros(DIMENSIONS))
+    before = found.value
+    assert found.run(40).value > 0.5 * before
+
+
+def test_what_is_made_never_loses_more_than_chance_explains():
+    one = Landscape(quadratic(100, noise=5.0), auto(sigma=0.1), np.zeros(DIMENSIONS))
+    for _ in range(20):
+        before = np.asarray(one.reward(one.theta))
+        one.run(1)
+        change = np.asarray(one.reward(one.theta)) - before
+        assert change.mean() >= -1.645 * change.std(ddof=1) / math.sqrt(PROMPTS) - 1e-9
+
+
+def test_on_a_summit_nothing_moves_any_more():
+    one = Landscape(lambda theta: -np.full(PROMPTS, (theta**2).sum()), auto(), np.zeros(DIMENSIONS))
+    one.run(3)
+    assert not one.theta.any()
+    assert [found.coefficients for found in one.founds] == [[], [], []]
+    assert {found.metrics["es/refused"] for found in one.founds} == {1}
+    assert one.founds[0].control.tried == sorted({*one.founds[0].control.tried}, reverse=True) or len(one.founds[0].control.tried) == 7
+
+
+def test_members_that_tie_widen_sigma_until_they_differ():
+    """A step of a staircase that members of the first σ do not reach."""
+    one = Landscape(lambda theta: np.full(PROMPTS, float(theta.sum() > 0.5)), auto(sigma=0.001), np.zeros(DIMENSIONS))
+    one.run(7)
+    widths = [found.control.next_sigma for found in one.founds]
+    assert widths[:3] == [0.002, 0.004, 0.008]
+    assert one.value == 1.0
+
+
+def test_sigma_stays_within_sixteen_times_the_given_one():
+    one = Landscape(lambda theta: np.zeros(PROMPTS), auto(), np.zeros(DIMENSIONS)).run(8)
+    assert one.founds[-1].control.next_sigma == pytest.approx(0.16)
+    assert not one.theta.any()
+
+
+def test_members_that_are_all_worse_by_far_narrow_sigma():
+    one = Landscape(lambda theta: -np.full(PROMPTS, (theta**2).sum() ** 2), auto(sigma=0.1), np.zeros(DIMENSIONS)).run(2)
+    assert one.founds[1].control.next_sigma < 0.1
+
+
+def test_the_first_size_follows_from_the_spread_and_the_drop():
+    totals = np.array([[1.0], [3.0]] * 8)  # spread 1, mean 2, bound 4σ
+    assert sizes(Plan(0.1, None), totals, np.array([6.0])) == pytest.approx([0.1, 0.2, 0.05])  # N·s/(4D) = 1
+    assert sizes(Plan(0.1, None), totals, np.array([1.0])) == pytest.approx([0.2, 0.4, 0.1]), "no drop: up to the bound"
+    assert sizes(Plan(0.1, None), totals, np.array([99.0])) == pytest.approx([0.05, 0.1, 0.025]), "the paper's, at least"
+    assert sizes(Plan(0.1, 0.06), totals, np.array([6.0])) == pytest.approx([0.06, 0.12, 0.03])
+
+
+def test_no_size_moves_the_centre_farther_than_sigma_moves_a_member():
+    totals = np.array([[1.0], [3.0]] * 8)
+    assert sizes(Plan(0.1, 0.3), totals, np.array([2.0])) == pytest.approx([0.3, 0.4, 0.15])
+    assert sizes(Plan(0.1, 9.9), totals, np.array([2.0])) == pytest.approx([0.4])
+
+
+def test_a_good_update_that_the_bound_holds_back_widens_sigma_twofold_at_most():
+    """On a slope without end every step is as large as it may be."""
+    one = Landscape(lambda theta: np.full(PROMPTS, theta.sum()), auto(), np.zeros(DIMENSIONS)).run(4)
+    assert [found.control.next_sigma for found in one.founds] == pytest.approx([0.015, 0.02, 0.02, 0.02])
+
+
+def test_the_best_candidate_is_taken_and_of_equal_ones_the_expected():
+    center = np.zeros(4)
+    assert best(center, [np.ones(4), 2 * np.ones(4), np.zeros(4)]) == 1
+    assert best(center, [np.ones(4), np.ones(4), np.ones(4)]) == 0
+    assert best(center, [np.full(4, np.nan), np.ones(4)]) == 1
+    assert best(center, [np.full(4, np.nan)]) is None
+    assert best(center, []) is None
+
+
+def test_where_rewards_are_few_the_size_stays():
+    """One right answer more, of sixteen, is within what chance gives; four are not."""
+    more = np.zeros((2, 16))
+    more[0, :1] = more[1, :4] = 1
+    assert best(np.zeros(16), [np.zeros(16), more[0]]) == 0
+    assert best(np.zeros(16), [np.zeros(16), more[1]]) == 1
+
+
+def test_the_expected_size_gives_way_to_any_that_can_be_borne_when_it_cannot():
+    assert best(np.zeros(4), [np.full(4, -1.0), np.array([0.0, 0, 0, -1])]) == 1
+
+
+def test_a_loss_on_one_prompt_of_many_is_chance_and_one_on_all_is_not():
+    one_of_sixteen = np.zeros(16)
+    one_of_sixteen[3] = -1
+    assert best(np.zeros(16), [one_of_sixteen]) == 0
+    assert best(np.zeros(16), [np.full(16, -0.01)]) is None
+
+
+def test_smaller_sizes_are_tried_twice():
+    assert smaller([1.0, 2.0, 0.5]) == [0.25, 0.125]
+    assert smaller([1.0, 2.0, 0.5, 0.25, 0.125]) == [0.0625, 0.03125]
+    assert smaller([1.0] * 7) == []
+
+
+# In a run
+
+
+def test_a_run_finds_its_sizes_and_says_so(make_trainer):
+    trainer = make_trainer(learning_rate="auto")
+    trainer.train()
+    for step, line in zip(steps_of(trainer), metrics_of(trainer), strict=True):
+        assert line["learning_rate"] == step["control"]["alpha"]
+        made = dict(zip(step["control"]["tried"], step["control"]["gains"], strict=True))
+        assert line["es/gain"] == made.get(line["learning_rate"], 0.0)
+        assert {"es/gain_predicted", "es/center_reward", "es/drop", "es/refused"} <= line.keys()
+        assert len(step["rewards"]) == 4, "candidates are no members"
+    centers = [line["es/center_reward"] for line in metrics_of(trainer)]
+    assert centers[-1] > centers[0]
+    gains = [line["es/gain"] for line in metrics_of(trainer)[1:]]
+    assert [after - before for before, after in itertools.pairwise(centers)] == pytest.approx(gains)
+
+
+def test_tokens_of_the_centre_and_of_candidates_are_counted(make_trainer, tmp_path):
+    seen = []
+
+    def counted(completions, completion_ids, target, **columns):
+        seen.append(sum(map(len, completion_ids)))
+        return [-float(abs(len(text) - len(wanted))) for text, wanted in zip(completions, target, strict=True)]
+
+    trainer = make_trainer(learning_rate="auto", reward_funcs=counted)
+    trainer.train()
+    assert metrics_of(trainer)[-1]["num_tokens"] == sum(seen)
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch_size": 1}, {"antithetic": True}, {"reward_shaping": "centered_rank"}], ids=str)
+def test_a_run_that_was_cut_off_ends_as_one_that_was_not(make_trainer, tmp_path, settings):
+    whole = make_trainer(learning_rate="auto", output_dir=str(tmp_path / "whole"), **settings)
+    whole.train()
+    make_trainer(learning_rate="auto", max_steps=2, **settings).train()
+    rest = make_trainer(learning_rate="auto", **settings)
+    rest.train(resume_from_checkpoint=True)
+    assert same(weights_of(folder_of(rest) / "checkpoint-4"), weights_of(folder_of(whole) / "checkpoint-4"))
+    assert [step["control"] for step in steps_of(rest)] == [step["control"] for step in steps_of(whole)]
+
+
+def test_a_replay_gives_the_bits_of_the_run(make_trainer, tmp_path, capsys):
+    trainer = make_trainer(learning_rate="auto")
+    trainer.train()
+    assert main(["replay", str(folder_of(trainer)), "--step", "4", "--output", str(tmp_path / "again")]) == 0
+    assert same(weights_of(tmp_path / "again"), weights_of(folder_of(trainer) / "checkpoint-4"))
+
+
+def test_the_centre_is_asked_again_only_where_the_prompts_change(make_trainer, tmp_path):
+    def asked(**settings):
+        calls = []
+
+        def reward(completions, target, **columns):
+            calls.append(len(completions))
+            return [-float(abs(len(text) - len(wanted))) for text, wanted in zip(completions, target, strict=True)]
+
+        trainer = make_trainer(learning_rate="auto", reward_funcs=reward, output_dir=str(tmp_path / str(settings)), **settings)
+        trainer.train()
+        return len(calls), sum(len(step["control"]["tried"]) for step in steps_of(trainer))
+
+    calls, tried = asked()
+    assert calls == 4 * 4 + 1 + tried
+    calls, tried = asked(batch_size=1)
+    assert calls == 4 * 4 + 4 + tried
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("lr_scheduler_type", {"lr_scheduler_type": "linear"}),
+        ("sigma_end", {"sigma_end": 0.1, "sigma_scheduler_type": "linear"}),
+        ("weight_decay", {"weight_decay": 0.1}),
+        ("fitness", {"fitness": "pass_at_k", "pass_k": 2}),
+    ],
+)
+def test_what_cannot_go_with_auto_is_refused_in_one_line(name, settings):
+    with pytest.raises(ConfigError, match=f"^{name}: learning_rate: auto .*give a number instead$"):
+        ESConfig(learning_rate="auto", **settings)
+
+
+def test_a_word_that_is_not_auto_is_refused():
+    with pytest.raises(ConfigError, match="learning_rate: must be .*'automatic'"):
+        ESConfig(learning_rate="automatic")
+
+
+def test_auto_is_written_down_as_it_was_given(make_trainer):
+    trainer = make_trainer(learning_rate="auto")
+    trainer.train()
+    assert yaml.safe_load((folder_of(trainer) / "config.yaml").read_text())["learning_rate"] == "auto"
+    assert "α and σ found step by step" in (folder_of(trainer) / "README.md").read_text()
