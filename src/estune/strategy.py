@@ -41,7 +41,8 @@ def tell(config: ESConfig, fitness: Fitness, step: int = 1) -> list[float]:
 
     N and R̃ are over the members that have a fitness; one without (NaN) gets 0. A pair's coefficient is
     fp32(α/N · (R̃₊ − R̃₋)). Highest = lowest means no update: that is tested on the fitness itself, since the
-    deviation of thirty equal numbers need not round to zero.
+    deviation of thirty equal numbers need not round to zero. With reward_shaping none R̃ = R, and a pair of which one is
+    missing gets 0, since half a pair has no baseline.
     """
     present = ~np.isnan(fitness)
     remaining = fitness[present]
@@ -51,6 +52,8 @@ def tell(config: ESConfig, fitness: Fitness, step: int = 1) -> list[float]:
     shaped[present] = SHAPING[config.reward_shaping](remaining)
     if config.antithetic:
         shaped = shaped[0::2] - shaped[1::2]
+    if config.reward_shaping == "none":
+        shaped[~(present[0::2] & present[1::2])] = 0
     return [float(c) for c in (anneal.alpha(config, step) / remaining.size * shaped).astype(np.float32)]
 
 
@@ -75,7 +78,13 @@ def centered_rank(fitness: Fitness) -> Fitness:
     return mean_rank[group] / (fitness.size - 1) - 0.5
 
 
-SHAPING: dict[str, Callable[[Fitness], Fitness]] = {"z_score": z_score, "centered_rank": centered_rank}
+def none(fitness: Fitness) -> Fitness:
+    """R̃ = R. Of one pair, α/N · (R₊ − R₋) with α = lr/σ is the step lr · (R₊ − R₋)/2σ of MeZO (Malladi et al. 2023,
+    https://arxiv.org/abs/2305.17333)."""
+    return fitness
+
+
+SHAPING: dict[str, Callable[[Fitness], Fitness]] = {"z_score": z_score, "centered_rank": centered_rank, "none": none}
 
 
 def batch(config: ESConfig, step: int, rows: int) -> list[int]:
