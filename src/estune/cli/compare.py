@@ -140,11 +140,12 @@ def _write(comparison: dict[str, Any], folder: Path) -> None:
 
 def _show(comparison: dict[str, Any], folder: Path) -> None:
     from estune.compare import plots
-    from estune.compare.table import differences, notes, table
+    from estune.compare.table import answers_table, differences, notes, results_table, title
     from estune.console import Screen
 
     screen = Screen(RunConfig())
-    screen.table(f"{comparison['model']}, {comparison['tokens']:,} tokens", *table(comparison))
+    screen.table(title(comparison), *results_table(comparison))
+    screen.table("answers in the end", *answers_table(comparison))
     for line in [*notes(comparison), *differences(comparison)]:
         screen.say(f"- {line}")
     files = [folder / "compare.json", folder / "compare.md"]

@@ -1,4 +1,4 @@
-"""Reward against tokens and against time, the seeds' spread as a band, as SVG and PNG."""
+"""Reward against tokens and against time as SVG and PNG: a dot an evaluation, the median as a line, the seeds' spread as a band."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -62,13 +62,17 @@ def curve(comparison: Comparison, results: Sequence[Result], prompts: str) -> li
 
 
 def _add(axes: Any, comparison: Comparison, method: str, prompts: str, color: str) -> None:
-    points = curve(comparison, best(comparison, method), prompts)
+    results = best(comparison, method)
+    points = curve(comparison, results, prompts)
     if not points:
         return
     for axis, x in zip(axes, ("tokens", "seconds"), strict=True):
         along = [point[x] for point in points]
-        axis.plot(along, [point["reward"] for point in points], color=color, marker="o", markersize=3, linewidth=1.5, label=method)
+        axis.plot(along, [point["reward"] for point in points], color=color, linewidth=1.5, label=method)
         axis.fill_between(along, [p["low"] for p in points], [p["high"] for p in points], color=color, alpha=0.15, linewidth=0)
+        for one in results:  # what was measured, as dots; lines are read off between them
+            known = [(point[x], value) for point in one["points"] if (value := point.get(prompts, {}).get("reward")) is not None]
+            axis.plot(*zip(*known, strict=True), color=color, marker="o", markersize=3, linewidth=0)
 
 
 def _seconds(point: Mapping[str, Any]) -> float:

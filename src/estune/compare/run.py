@@ -14,6 +14,9 @@ from estune.errors import ConfigError, EstuneError, InputError
 
 Say = Callable[[str], None]
 
+# The command of this very package, whatever is installed.
+_COMMAND = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from estune.cli.main import main; sys.exit(main())"
+
 
 def claim(runs: Sequence[Run], output: Path) -> None:
     """Make the runs' folders, each with what the run is.
@@ -39,7 +42,7 @@ def do_all(runs: Sequence[Run], output: Path, say: Say, done: Callable[[], None]
         KeyboardInterrupt, SystemExit: on Ctrl-C or SIGTERM, when the run under way has stopped.
     """
     left = [run for run in runs if not result_of(run, output)]
-    if left:
+    if left and not Path(left[0].settings["model_name_or_path"]).is_dir():
         _child(left[0], output, say, "--prepare")
     for number, run in enumerate(runs, 1):
         if run not in left:
@@ -72,9 +75,11 @@ def collect(runs: Sequence[Run], output: Path) -> dict[str, Any]:
 def _child(run: Run, output: Path, say: Say, *more: str) -> None:
     """A process that does `run`, or prepares it; its lines are shown behind its label, its errors kept in log.txt."""
     folder = output / run.name
-    command = [sys.executable, "-m", "estune", "compare", "--run", str(folder), *more]
-    with (folder / "log.txt").open("a", encoding="utf-8") as log:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", errors="replace")
+    command = [sys.executable, "-c", _COMMAND, json.dumps(sys.path), "compare", "--run", str(folder), *more]
+    with (
+        (folder / "log.txt").open("a", encoding="utf-8") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", errors="replace") as child,
+    ):
         assert child.stdout is not None
         try:
             for line in child.stdout:
@@ -82,10 +87,8 @@ def _child(run: Run, output: Path, say: Say, *more: str) -> None:
         except BaseException:
             child.terminate()  # after Ctrl-C it is stopping already, and a second signal has it stop at once
             raise
-        finally:
-            status = child.wait()
-    if status:
-        _failed(run, folder, status)
+    if child.returncode:
+        _failed(run, folder, child.returncode)
 
 
 def _failed(run: Run, folder: Path, status: int) -> None:

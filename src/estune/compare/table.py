@@ -24,15 +24,21 @@ _SHAPE = {
 }
 
 
-def table(comparison: Comparison) -> Table:
-    """Head and rows, every cell a text; figures of answers are of the held-out prompts where there are some."""
-    target = _target(comparison)
-    shown = [(name, results) for name in comparison["methods"] if (results := best(comparison, name))]
+def results_table(comparison: Comparison) -> Table:
+    """A row a method: what it earned, and what that took."""
+    target, sets = _target(comparison), ["train", *(["held_out"] if _held_out(comparison) else [])]
+    head = ["method", "rate", "seeds", *("reward" if name == "train" else "held out" for name in sets)]
+    head += [*([f"to {BASELINE}"] if target is not None else []), "tokens", "seconds", "memory"]
+    return head, [_results(comparison, name, results, target, sets) for name, results in _shown(comparison)]
+
+
+def answers_table(comparison: Comparison) -> Table:
+    """A row a method: what the answers look like in the end, on held-out prompts where there are some."""
+    shown = _shown(comparison)
     extra = list(dict.fromkeys(name for _, results in shown for one in results for name in _extra(_final(one))))
-    held_out = any("held_out" in point for _, results in shown for one in results for point in one["points"][-1:])
-    head = ["method", "rate", "seeds", "reward", *(["held out"] if held_out else []), *([f"to {BASELINE}"] if target is not None else [])]
-    head += ["tokens", "seconds", "memory", *_SHAPE, *extra]
-    return head, [_row(comparison, name, results, target, held_out, extra) for name, results in shown]
+    figures = [*_SHAPE.values(), *extra]
+    rows = [[name, *(_short(_median(_figure(one, figure) for one in results)) for figure in figures)] for name, results in shown]
+    return ["method", *_SHAPE, *extra], rows
 
 
 def best(comparison: Comparison, method: str) -> list[Result]:
@@ -76,15 +82,20 @@ def reached(result: Result, reward: float) -> float:
 
 def differences(comparison: Comparison) -> list[str]:
     """One line a method: what in its way of working differs from the others', beside the method itself."""
-    return [f"{name}: {_way(results[0])}" for name in comparison["methods"] if (results := best(comparison, name))]
+    return [f"{name}: {_way(results[0])}" for name, results in _shown(comparison)]
 
 
 def markdown(comparison: Comparison) -> str:
     """The whole of compare.md."""
-    head, rows = table(comparison)
-    lines = [f"# {comparison['model']}, {comparison['tokens']:,} tokens", "", _line(head), _line(["---"] * len(head)), *map(_line, rows)]
-    lines += ["", *(f"- {note}" for note in notes(comparison)), "", "What differs:", ""]
+    lines = [f"# {title(comparison)}", ""]
+    for head, rows in (results_table(comparison), answers_table(comparison)):
+        lines += [_line(head), _line(["---"] * len(head)), *map(_line, rows), ""]
+    lines += [*(f"- {note}" for note in notes(comparison)), "", "What differs:", ""]
     return "\n".join([*lines, *(f"- {line}" for line in differences(comparison))]) + "\n"
+
+
+def title(comparison: Comparison) -> str:
+    return f"{comparison['model']}, {comparison['tokens']:,} tokens"
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -97,18 +108,22 @@ def notes(comparison: Comparison) -> list[str]:
     ]
 
 
-def _row(
-    comparison: Comparison, name: str, results: Sequence[Result], target: float | None, held_out: bool, extra: Sequence[str]
-) -> list[str]:
-    tokens = comparison["tokens"]
-    rate = results[0]["learning_rate"]
+def _shown(comparison: Comparison) -> list[tuple[str, list[Result]]]:
+    """The methods of which something is finished, with the runs of their best rate."""
+    return [(name, results) for name in comparison["methods"] if (results := best(comparison, name))]
+
+
+def _held_out(comparison: Comparison) -> bool:
+    return any("held_out" in one["points"][-1] for one in comparison["runs"])
+
+
+def _results(comparison: Comparison, name: str, results: Sequence[Result], target: float | None, sets: Sequence[str]) -> list[str]:
+    rate, ends = results[0]["learning_rate"], [one["points"][-1] for one in results]
     row = [name, "σ/2" if rate is None else rate if isinstance(rate, str) else f"{rate:g}", str(len(results))]
-    row += [_spread([reward_at(one, tokens, prompts) for one in results]) for prompts in ("train", "held_out")[: 1 + held_out]]
+    row += [_spread([reward_at(one, comparison["tokens"], prompts) for one in results]) for prompts in sets]
     row += [_tokens_to(results, target)] if target is not None else []
-    ends = [one["points"][-1] for one in results]
     row += [_short(_median(end["tokens"] for end in ends)), _short(_median(end["seconds"] for end in ends))]
-    row.append(f"{_median(one['peak_bytes'] for one in results) / 2**30:.1f} GiB")
-    return row + [_short(_median(_figure(one, key) for one in results)) for key in [*_SHAPE.values(), *extra]]
+    return [*row, f"{_median(one['peak_bytes'] for one in results) / 2**30:.1f} GiB"]
 
 
 def _target(comparison: Comparison) -> float | None:
