@@ -247,6 +247,7 @@ def test_what_is_finished_is_not_done_again_and_another_comparison_is_refused(mi
     assert "holds a run with another sigma" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_under_way_goes_on_and_ends_as_if_undisturbed(mini, data, capfd):
     command = small(mini, data, "--engine", "fake", "--methods", "es-paper", "--seeds", "1", "--tokens", "150")
     assert main(command) == 0
