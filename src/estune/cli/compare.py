@@ -14,6 +14,7 @@ RL needs TRL, and plots need matplotlib: pip install 'estune[rl]'. docs/compare.
 import argparse
 import json
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -66,11 +67,15 @@ def _compare(options: argparse.Namespace, config: RunConfig, output: Path) -> in
     if without := plots.missing():
         print(without, flush=True)
     claim(runs, output)
-    signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         do_all(runs, output, _say, lambda: _write(collect(runs, output), output))
     except KeyboardInterrupt:
-        raise SystemExit(_stopped()) from None
+        return _stopped("Ctrl-C", 130)
+    except SystemExit:
+        return _stopped("SIGTERM", 143)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     comparison = collect(runs, output)
     _write(comparison, output)
     _show(comparison, output)
@@ -162,8 +167,6 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     raise SystemExit(143)
 
 
-def _stopped() -> int:
-    import sys
-
-    print("estune: stopped by Ctrl-C; what is finished stays, and the same command goes on", file=sys.stderr)
-    return 130
+def _stopped(by: str, status: int) -> int:
+    print(f"estune: stopped by {by}; what is finished stays, and the same command goes on", file=sys.stderr)
+    return status
