@@ -126,6 +126,8 @@ class Center:
     def perturbed(self, member: Member, destination: Destination) -> Iterator[tuple[str, slice, torch.Tensor]]:
         """Write the member's weights, rn(fl(θ + fl(s·ε))), and yield (name, flat range, tensor) as each is ready.
 
+        Those of a candidate are rn(fl(θ + δ)), δ as in `update`: the bits that the centre has once that is made.
+
         `destination(name)` is the contiguous tensor to fill, in the engine's dtype; an engine in this process gives
         its own parameters, so that the weights are written once and where they are used.
 
@@ -255,8 +257,13 @@ def _perturb_job(member: Member, job: list[_Span], out: Mapping[str, torch.Tenso
     return next((span.name for span, finite in zip(job, written, strict=True) if not finite), None)
 
 
+@torch.inference_mode()  # an engine's tensors may be inference tensors, which nothing else may write to
 def _perturb(member: Member, span: _Span, out: torch.Tensor) -> bool:
     theta, target = span.theta, out[span.start : span.start + span.theta.numel()]
+    if member.seeds:
+        moved = theta.clone()
+        update(moved, list(member.coefficients), list(member.seeds), span.streams[member.noise], span.start)
+        return bool(torch.isfinite(target.copy_(moved)).all())
     scale, t = member.sign * float(np.float32(member.sigma)), span.streams[member.noise]
     if out.device == theta.device:
         return perturb(theta, scale, member.seed, t, span.start, target)

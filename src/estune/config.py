@@ -32,7 +32,11 @@ class ESConfig:
     # evolution strategy
     population_size: int = _setting(30, "N: perturbed models evaluated a step", least=2)
     sigma: float = _setting(1e-3, "σ: standard deviation of the noise added to each weight", above=0)
-    learning_rate: float | None = _setting(None, "α: step size, with 1/σ folded in; default σ/2, as in the paper", above=0)
+    learning_rate: float | Literal["auto"] | None = _setting(
+        None,
+        "α: step size, with 1/σ folded in; default σ/2, as in the paper; auto: found step by step, and σ from the given one on",
+        above=0,
+    )
     max_steps: int = _setting(500, "updates to make in all", least=1)
     lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine"] = _setting(
         "constant", "how α changes over max_steps: linear and cosine end near 0"
@@ -154,12 +158,14 @@ class ESConfig:
 
     @property
     def alpha(self) -> float:
-        """α, the learning rate at its full size: σ/2 unless set."""
-        return self.sigma / 2 if self.learning_rate is None else self.learning_rate
+        """α, the learning rate at its full size: σ/2 unless set to a number."""
+        return self.learning_rate if isinstance(self.learning_rate, (int, float)) else self.sigma / 2
 
 
 def _check_schedules(config: ESConfig) -> None:
     """Schedules and the decay that goes with α; raises ConfigError."""
+    if config.learning_rate == "auto":
+        _check_auto(config)
     if config.warmup_steps and config.lr_scheduler_type == "constant":
         raise ConfigError("warmup_steps: lr_scheduler_type: constant has none; choose constant_with_warmup, linear or cosine")
     if config.warmup_steps >= config.max_steps:
@@ -168,6 +174,18 @@ def _check_schedules(config: ESConfig) -> None:
         raise ConfigError("sigma_end: goes with sigma_scheduler_type: linear or cosine; set both, or neither")
     if config.alpha * config.weight_decay > 1:
         raise ConfigError(f"weight_decay: α·λ must be at most 1; it is {config.alpha:g} · {config.weight_decay:g}")
+
+
+def _check_auto(config: ESConfig) -> None:
+    """What cannot go with sizes that are found on the way; raises ConfigError."""
+    given = {
+        "lr_scheduler_type": config.lr_scheduler_type != "constant",
+        "sigma_end": config.sigma_end is not None,
+        "weight_decay": config.weight_decay > 0,
+        "fitness": config.fitness != "mean",
+    }
+    for name in filter(given.get, given):
+        raise ConfigError(f"{name}: learning_rate: auto tries sizes by their mean reward and follows no schedule; give a number instead")
 
 
 def _check_fitness(config: ESConfig) -> None:

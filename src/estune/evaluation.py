@@ -40,7 +40,7 @@ def evaluate(
 
 def answers(workers: Evaluator, rows: Sequence[Row], config: ESConfig, version: int, sampling: Sampling | None = None) -> list[Completion]:
     """What θ itself, the member with σ = 0, answers to `rows`: one each, or with `sampling` n of the first row, then of the next."""
-    member = Member(0, 1, 0.0, config.noise, version)
+    member = Member.center(config.noise, version)
     prompts = [row["prompt"] for row in rows]
     found = workers.evaluate([member], prompts, max_completion_length=config.max_completion_length, sampling=sampling)
     return next(filter(None, found)).completions

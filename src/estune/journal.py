@@ -38,7 +38,7 @@ class Step:
     """One line a step. `coefficients` are the fp32 numbers that multiplied ε, one a seed, empty when nothing moved;
     `rewards` one fitness a member, None for one that was left out; `decay` is the fp32 d by which θ first drew nearer to θ₀,
     None where it did not; `digest` is θ's after steps that save; `task_rewards` are those of a mixture's tasks, by which a
-    curriculum goes on."""
+    curriculum goes on; `control` is what a step found out about its size (control.py), from which the next one begins."""
 
     step: int
     seeds: list[int]
@@ -49,6 +49,7 @@ class Step:
     decay: float | None = None
     task_rewards: dict[str, float | None] | None = None
     digest: str | None = None
+    control: dict[str, Any] | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -100,6 +101,11 @@ class Journal:
     def last(self) -> int:
         """The number of whole steps."""
         return len(self.steps)
+
+    @property
+    def control(self) -> dict[str, Any] | None:
+        """That of the last step."""
+        return self.steps[-1].control if self.steps else None
 
     def append(self, step: Step) -> None:
         """Add a step, on disk when this returns."""

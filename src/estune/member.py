@@ -1,5 +1,6 @@
 """One vocabulary for what travels between the trainer, the workers and the engines."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -13,13 +14,28 @@ def is_token_ids(prompt: Any) -> TypeGuard[list[int]]:
 
 @dataclass(frozen=True)
 class Member:
-    """One perturbed model, by address: θ + sign·σ·ε(seed) of the centre at `version`. σ = 0 is the centre itself."""
+    """One perturbed model, by address: θ + sign·σ·ε(seed) of the centre at `version`. σ = 0 is the centre itself.
+
+    With `seeds` it is a candidate instead: θ + Σ cₙ·εₙ, the centre that an update by these coefficients would make.
+    """
 
     seed: int
     sign: int
     sigma: float
     noise: str  # "iid" or "correlated"
     version: int
+    seeds: tuple[int, ...] = ()
+    coefficients: tuple[float, ...] = ()  # one a seed, fp32 numbers
+
+    @classmethod
+    def center(cls, noise: str, version: int) -> "Member":
+        """The centre itself."""
+        return cls(0, 1, 0.0, noise, version)
+
+    @classmethod
+    def candidate(cls, seeds: Sequence[int], coefficients: Sequence[float], noise: str, version: int) -> "Member":
+        """What the centre would be after an update, before it is made."""
+        return cls(0, 1, 0.0, noise, version, tuple(seeds), tuple(coefficients))
 
 
 @dataclass(frozen=True)

@@ -29,32 +29,41 @@ def ask(config: ESConfig, step: int) -> list[int]:
     return [seed_of(config.seed, step, n) for n in range(count)]
 
 
-def members(config: ESConfig, step: int, seeds: Sequence[int]) -> list[Member]:
-    """The population of `step` in order; an antithetic pair shares a seed, + before −."""
+def members(config: ESConfig, step: int, seeds: Sequence[int], sigma: float | None = None) -> list[Member]:
+    """The population of `step` in order; an antithetic pair shares a seed, + before −. σ is the schedule's unless given."""
     signs = (1, -1) if config.antithetic else (1,)
-    sigma = anneal.sigma(config, step)
+    sigma = anneal.sigma(config, step) if sigma is None else sigma
     return [Member(seed, sign, sigma, config.noise, step - 1) for seed in seeds for sign in signs]
 
 
-def tell(config: ESConfig, fitness: Fitness, step: int = 1) -> list[float]:
+def tell(config: ESConfig, fitness: Fitness, step: int = 1, alpha: float | None = None) -> list[float]:
     """The coefficients cₙ = fp32(α/N · R̃ₙ) of `step`, one a seed, which multiply ε; empty when there is nothing to learn.
 
     N and R̃ are over the members that have a fitness; one without (NaN) gets 0. A pair's coefficient is
-    fp32(α/N · (R̃₊ − R̃₋)). Highest = lowest means no update: that is tested on the fitness itself, since the
-    deviation of thirty equal numbers need not round to zero. With reward_shaping none R̃ = R, and a pair of which one is
-    missing gets 0, since half a pair has no baseline.
+    fp32(α/N · (R̃₊ − R̃₋)). α is the schedule's unless given.
     """
-    present = ~np.isnan(fitness)
-    remaining = fitness[present]
-    if remaining.size == 0 or remaining.max() == remaining.min():
+    weights = shaped(config, fitness)
+    if not weights.any():
         return []
-    shaped = np.zeros_like(fitness)
-    shaped[present] = SHAPING[config.reward_shaping](remaining)
     if config.antithetic:
-        shaped = shaped[0::2] - shaped[1::2]
+        weights = weights[0::2] - weights[1::2]
+    alpha = anneal.alpha(config, step) if alpha is None else alpha
+    return [float(c) for c in (alpha / int((~np.isnan(fitness)).sum()) * weights).astype(np.float32)]
+
+
+def shaped(config: ESConfig, fitness: Fitness) -> Fitness:
+    """R̃ (N,), 0 for members without fitness, and for all when there is nothing to learn.
+
+    Highest = lowest means that: it is tested on the fitness itself, since the deviation of thirty equal numbers need
+    not round to zero. With reward_shaping none R̃ = R, and half a pair gets 0 too, since it has no baseline.
+    """
+    present, weights = ~np.isnan(fitness), np.zeros_like(fitness)
+    remaining = fitness[present]
+    if remaining.size and remaining.max() > remaining.min():
+        weights[present] = SHAPING[config.reward_shaping](remaining)
     if config.reward_shaping == "none":
-        shaped[~(present[0::2] & present[1::2])] = 0
-    return [float(c) for c in (anneal.alpha(config, step) / remaining.size * shaped).astype(np.float32)]
+        weights[np.repeat(~present.reshape(-1, 2).all(1), 2)] = 0
+    return weights
 
 
 def z_score(fitness: Fitness) -> Fitness:

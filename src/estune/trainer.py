@@ -8,25 +8,27 @@ The interface is that of TRL's trainers. What an engine, a tracker or a reward d
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from estune import anneal, strategy
+from estune import anneal, control, strategy
 from estune.callbacks import Callbacks
 from estune.card import write_card, write_config
 from estune.config import ESConfig
 from estune.console import Screen
+from estune.control import Plan
 from estune.data import digest as data_digest
 from estune.data import rows_of
 from estune.errors import ConfigError, DataError
 from estune.evaluation import Held, evaluate
-from estune.fitness import fitness_of
 from estune.folder import RunFolder
 from estune.hub import push
 from estune.journal import Journal, Step, exists
+from estune.member import Member
 from estune.metrics import completion_metrics, failure_metrics, fitness_metrics, reward_metrics
 from estune.mixture import Mixture
 from estune.model import Model
@@ -35,6 +37,7 @@ from estune.resources import check_disk
 from estune.resume import check_resumable, header
 from estune.rewards.scoring import Rewards
 from estune.schedule import best_metric, best_step, evaluates, plateaued, saves, trainer_state
+from estune.search import Found, search
 from estune.stopping import Stop, graceful
 from estune.trackers import Trackers, check_trackers
 
@@ -221,13 +224,15 @@ class ESTrainer:
         config, step = self.args, journal.last + 1
         self.callbacks.state.global_step = step - 1
         self.callbacks.call("on_step_begin")
+        plan = control.plan(config, step, journal.control)
         seeds = strategy.ask(config, step)
         rows = [self.train_rows[i] for i in self._batch(journal)]
-        members = self._population(step, seeds, rows, stop)
+        population = Population(self.rewards, rows, self.callbacks.state, keep_best=self._shows(step))
+        evaluate = partial(self._evaluate, step, population, [row["prompt"] for row in rows], stop)
+        found = search(config, step, plan, seeds, control.known_center(journal.control), evaluate)
+        self._tell_of(step, population, found)
+        coefficients = found.coefficients
         evaluating = time.perf_counter() - started
-        totals = np.stack([member.scores.total for member in members])  # (N, B)
-        fitness = fitness_of(config, totals)
-        coefficients = strategy.tell(config, fitness, step)
         decay = anneal.decay(config, step) if coefficients else 0.0
         updating = time.perf_counter()
         self.model.workers.update(seeds, coefficients, noise=config.noise, version=step - 1, decay=decay)
@@ -236,12 +241,14 @@ class ESTrainer:
         self.callbacks.call("on_step_end")
         vouched = saves(self.args, step) or evaluates(self.args, step) or self.callbacks.stopping
         digest = self._vouch() if vouched else None
-        metrics = self._metrics(journal, members, evaluating)
+        metrics = self._metrics(journal, plan, found, evaluating)
         metrics |= {"es/update_seconds": update_seconds, "step_time": time.perf_counter() - started}
-        rewards = [None if np.isnan(value) else float(value) for value in fitness]
-        sigma, notes = anneal.sigma(config, step), {"metrics": metrics}
-        task_rewards = self.mixture.earned(rows, totals) if self.mixture else None
-        return Step(step, seeds, coefficients, rewards, sigma, config.noise, decay or None, task_rewards, digest, notes)
+        rewards = [None if np.isnan(value) else float(value) for value in found.fitness]
+        task_rewards = self.mixture.earned(rows, found.totals) if self.mixture else None
+        same = not self.mixture and len(rows) == len(self.train_rows)  # prompts at the next step
+        learned = found.record(same_prompts=same)
+        notes = {"metrics": metrics}
+        return Step(step, seeds, coefficients, rewards, plan.sigma, config.noise, decay or None, task_rewards, digest, learned, notes)
 
     def _batch(self, journal: Journal) -> list[int]:
         """The rows that the next step asks."""
@@ -254,32 +261,33 @@ class ESTrainer:
         """Whether the run ends after `step`, though more were wanted."""
         return self.callbacks.stopping or plateaued(self.args, self._logged, step)
 
-    def _population(self, step: int, seeds: list[int], rows: list[Any], stop: Stop) -> list[Scored]:
-        """Evaluate and score every member of `step`, the one while the other; what is kept of each, in population order."""
-        members = strategy.members(self.args, step, seeds)
-        prompts = [row["prompt"] for row in rows]
-        population = Population(self.rewards, rows, self.callbacks.state, keep_best=self._shows(step))
+    def _evaluate(self, step: int, population: Population, prompts: list[Any], stop: Stop, members: list[Member]) -> list[Scored]:
+        """Evaluate and score `members`, the one while the other; what is kept of all that `population` has by then."""
+        before = population.done
         for evaluation in self.model.workers.evaluate(members, prompts, max_completion_length=self.args.max_completion_length):
             stop.check()
             if evaluation is not None:
-                population.add(evaluation, first=step == 1 and evaluation.index == 0)
+                number = before + evaluation.index
+                population.add(replace(evaluation, index=number), first=step == 1 and number == 0)
                 self._show_progress(step, population)
         while population.under_way:
             stop.check()
             population.wait(_TICK)
             self._show_progress(step, population)
         stop.check()  # a signal may have come while the last scores did
+        return population.settled()
+
+    def _tell_of(self, step: int, population: Population, found: Found) -> None:
+        """Show what there is to say of a step's members."""
         if self._shows(step):
             self.screen.samples(f"step {step}, best member", population.best)
-        scored = population.settled()
-        if broken := sum(not member.finite for member in scored):
+        if broken := sum(not member.finite for member in found.members):
             self.screen.say(f"step {step}: {broken} members computed NaN or infinity and are left out; try a smaller sigma")
         if population.mishap:
-            self._report(step, scored, population.mishap)
-        return scored
+            self._report(step, [*found.members, *found.others], population.mishap)
 
     def _show_progress(self, step: int, population: Population) -> None:
-        self.screen.member(step, population.done, self.model.workers.status())
+        self.screen.member(step, min(population.done, self.args.population_size), self.model.workers.status())
 
     def _report(self, step: int, members: list[Scored], mishap: Mishap) -> None:
         """A line about rewards that were lost in `step`; the run's first in full in a file."""
@@ -297,20 +305,20 @@ class ESTrainer:
         self.model.workers.verify(digest)
         return digest
 
-    def _metrics(self, journal: Journal, members: list[Scored], evaluating: float) -> dict[str, Any]:
-        config, step = self.args, journal.last + 1
-        tallies = [member.tally for member in members]
-        new = int(sum(tally.lengths.sum() for tally in tallies))
+    def _metrics(self, journal: Journal, plan: Plan, found: Found, evaluating: float) -> dict[str, Any]:
+        members, everyone = found.members, [*found.members, *found.others]
+        new = int(sum(one.tally.lengths.sum() for one in everyone))
         before = journal.steps[-1].notes["metrics"]["num_tokens"] if journal.steps else 0
         return (
             fitness_metrics(np.array([member.scores.fitness for member in members]))
             | reward_metrics([member.scores for member in members])
-            | failure_metrics([member.scores for member in members])
+            | failure_metrics([one.scores for one in everyone])
             | {"es/members_not_finite": sum(not member.finite for member in members)}
-            | completion_metrics(tallies)
-            | {"learning_rate": anneal.alpha(config, step), "es/sigma": anneal.sigma(config, step), "num_tokens": before + new}
-            | {"es/generate_seconds": sum(member.generate_seconds for member in members)}
-            | {"es/load_seconds": sum(member.load_seconds for member in members)}
+            | completion_metrics([member.tally for member in members])
+            | {"learning_rate": plan.alpha, "es/sigma": plan.sigma, "num_tokens": before + new}
+            | found.metrics
+            | {"es/generate_seconds": sum(one.generate_seconds for one in everyone)}
+            | {"es/load_seconds": sum(one.load_seconds for one in everyone)}
             | {"es/tokens_per_second": new / max(evaluating, 1e-9)}  # of all workers together
         )
 

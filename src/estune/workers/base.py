@@ -101,7 +101,7 @@ class Worker:
 
     def _check_base(self) -> None:
         try:
-            self._engine.check(self._center, Member(0, 1, 0.0, "iid", 0))
+            self._engine.check(self._center, Member.center("iid", 0))
         except EstuneError:
             if self._center.at(0):
                 raise  # else a run that others are at moved θ on meanwhile; the first member will be checked

@@ -1,0 +1,80 @@
+"""One step's search: the population, and with `learning_rate: auto` the sizes of update that are tried before one is made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from estune import control, strategy
+from estune.config import ESConfig
+from estune.control import Control, Plan, Rewards, Totals
+from estune.fitness import Fitness, fitness_of
+from estune.member import Member
+from estune.population import Scored
+
+Evaluate = Callable[[list[Member]], list[Scored]]  # evaluates some more; returns all that this step has, in their order
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a step's evaluations came to.
+
+    members, others: the population's, and those of the centre and of candidates.
+    coefficients: of the update, one a seed; empty when nothing is to be moved.
+    control, center: with `learning_rate: auto`, what was learned of the size, and the rewards (B,) of the centre to be.
+    """
+
+    members: list[Scored]
+    others: list[Scored]
+    totals: Totals  # (N, B)
+    fitness: Fitness  # (N,)
+    coefficients: list[float]
+    control: Control | None = None
+    center: Rewards | None = None
+
+    def record(self, *, same_prompts: bool) -> dict[str, Any] | None:
+        """What of it the journal keeps for the next step, which may ask the same prompts."""
+        return control.recorded(self.control, self.center if same_prompts else None) if self.control else None
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Figures of the size that was found."""
+        if self.control is None:
+            return {}
+        return {
+            "learning_rate": self.control.alpha,
+            "es/gain": self.control.gain,
+            "es/gain_predicted": self.control.predicted,
+            "es/center_reward": None if self.center is None or np.isnan(self.center).all() else float(np.nanmean(self.center)),
+            "es/drop": self.control.drop,
+            "es/refused": int(bool(self.control.tried) and not self.control.alpha),
+        }
+
+
+def search(config: ESConfig, step: int, plan: Plan, seeds: list[int], center: Rewards | None, evaluate: Evaluate) -> Found:
+    """Evaluate the population of `step`, then find the update. `center` are θ's rewards (B,), where they are known already."""
+    members = strategy.members(config, step, seeds, plan.sigma)
+    auto = config.learning_rate == "auto"
+    ask_center = auto and center is None
+    scored = evaluate(members + ([Member.center(config.noise, step - 1)] if ask_center else []))
+    count = len(members)
+    totals = _totals(scored[:count])
+    fitness = fitness_of(config, totals)
+    if not auto:
+        return Found(scored[:count], [], totals, fitness, strategy.tell(config, fitness, step))
+    center = scored[count].scores.total if center is None else center
+    weights = strategy.shaped(config, fitness)
+    tried = control.sizes(plan, totals, center) if weights.any() else []
+    updates = [strategy.tell(config, fitness, alpha=alpha) for alpha in tried]
+    before = len(scored)
+    if updates:
+        scored = evaluate([Member.candidate(seeds, update, config.noise, step - 1) for update in updates])
+    candidates = [one.scores.total for one in scored[before:]]
+    learned, taken = control.judged(config, plan, totals, weights, center, tried, candidates)
+    made, center = (updates[taken], candidates[taken]) if taken is not None else ([], center)
+    return Found(scored[:count], scored[count:], totals, fitness, made, learned, center)
+
+
+def _totals(scored: list[Scored]) -> Totals:
+    return np.stack([one.scores.total for one in scored])
