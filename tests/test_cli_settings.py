@@ -21,11 +21,11 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_the_module_is_the_command_and_its_help_names_every_command():
     shown = subprocess.run([sys.executable, "-m", "estune", "--help"], capture_output=True, text=True)
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert all(command in shown.stdout for command in ("train", "eval", "score", "replay", "tasks"))
+    assert all(command in shown.stdout for command in ("train", "eval", "compare", "score", "replay", "tasks"))
     assert "estune train --task conciseness" in shown.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "score", "replay"])
+@pytest.mark.parametrize("command", ["train", "eval", "compare", "score", "replay"])
 def test_the_help_of_each_command_shows_an_example(command, capsys):
     assert main([command, "--help"]) == 0
     out, err = capsys.readouterr()
@@ -38,7 +38,7 @@ def test_the_help_of_tasks_says_what_it_does(capsys):
     assert "List the built-in tasks" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["train", "eval"])
+@pytest.mark.parametrize("command", ["train", "eval", "compare"])
 def test_the_help_lists_every_setting_with_its_default(command, capsys):
     main([command, "--help"])
     out = capsys.readouterr().out

@@ -96,7 +96,7 @@ def test_a_value_out_of_range_is_refused_with_its_name_the_limit_and_itself(name
         ("reward_weights", True, "number"),
         ("antithetic", "perhaps", "boolean"),
         ("noise", "white", "'iid' or 'correlated'"),
-        ("reward_shaping", "rank", "'z_score' or 'centered_rank'"),
+        ("reward_shaping", "rank", "'z_score', 'centered_rank' or 'none'"),
         ("engine", "vlm", "'transformers'"),
         ("dtype", "int8", "'bfloat16'"),
         ("stop", [1], "string"),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from estune import strategy
 from estune.config import ESConfig
+from estune.errors import ConfigError
 
 FITNESS = np.array([3.0, -1.0, 4.0, 1.5])
 
@@ -48,6 +49,32 @@ def test_a_member_without_fitness_gets_zero_and_the_others_are_normalised_withou
 def test_nothing_moves_when_no_member_or_only_one_has_a_fitness():
     assert strategy.tell(config(), np.full(4, np.nan)) == []
     assert strategy.tell(config(), np.array([np.nan, 1.0, np.nan, np.nan])) == []
+
+
+def mezo(**settings):
+    return config(antithetic=True, reward_shaping="none", **settings)
+
+
+def test_without_shaping_one_pair_makes_the_step_of_mezo():
+    lr, sigma, rewards = 3e-6, 0.002, np.array([-7.5, -9.25])
+    coefficients = strategy.tell(mezo(population_size=2, sigma=sigma, learning_rate=lr / sigma), rewards)
+    assert coefficients == pytest.approx([lr * (rewards[0] - rewards[1]) / (2 * sigma)], rel=1e-6)
+
+
+def test_without_shaping_a_step_grows_with_the_rewards():
+    pairs, rewards = mezo(population_size=4), np.array([1.0, 0.0, 2.0, 5.0])
+    assert strategy.tell(pairs, 10 * rewards) == pytest.approx([10 * c for c in strategy.tell(pairs, rewards)], rel=1e-6)
+
+
+def test_without_shaping_half_a_pair_says_nothing():
+    first, second = strategy.tell(mezo(population_size=4), np.array([100.0, np.nan, 2.0, 1.0]))
+    assert first == 0
+    assert second > 0
+
+
+def test_without_shaping_members_must_come_in_pairs():
+    with pytest.raises(ConfigError, match="reward_shaping: none"):
+        config(reward_shaping="none")
 
 
 def test_an_antithetic_pair_shares_a_seed_and_has_one_coefficient():

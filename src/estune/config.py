@@ -59,7 +59,9 @@ class ESConfig:
     prompt_shaping: Literal["center", "standardize"] | None = _setting(
         None, "center: a reward less the population's mean on its prompt; standardize: over its standard deviation too"
     )
-    reward_shaping: Literal["z_score", "centered_rank"] = _setting("z_score", "how fitness becomes update weights")
+    reward_shaping: Literal["z_score", "centered_rank", "none"] = _setting(
+        "z_score", "how fitness becomes update weights; none: as it is, for antithetic pairs alone, with α = MeZO's learning rate / σ"
+    )
     target_parameters: list[str] | None = _setting(None, "regular expressions; only parameters whose name matches one are tuned")
     seed: int = _setting(42, "of the noise and of the order of the prompts", least=0, below=2**63)
 
@@ -192,6 +194,8 @@ def _check_fitness(config: ESConfig) -> None:
         raise ConfigError("pass_k: goes with fitness: pass_at_k; set both, or neither")
     if config.pass_k is not None and config.pass_k >= config.population_size:
         raise ConfigError(f"pass_k: must be below population_size, {config.population_size}; it is {config.pass_k}")
+    if config.reward_shaping == "none" and not config.antithetic:
+        raise ConfigError("reward_shaping: none has no baseline but the other of a pair; set antithetic to true, or choose z_score")
     if config.fitness != "mean" and config.prompt_shaping:
         raise ConfigError("prompt_shaping: needs fitness: mean; pass_at_k compares members prompt by prompt already")
 

@@ -6,7 +6,7 @@ control characters, so the first is switched off and the second are stripped.
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -15,7 +15,9 @@ from rich.text import Text
 
 from estune.config import ESConfig
 from estune.member import Prompt
-from estune.workers.base import Status
+
+if TYPE_CHECKING:
+    from estune.workers.base import Status  # which brings torch with it
 
 
 class Screen:
@@ -50,7 +52,7 @@ class Screen:
             self._progress.add_task(f"step {done + 1}/{self._config.max_steps}", total=total, reward="starting")
             self._progress.start()
 
-    def member(self, step: int, done: int, workers: Status) -> None:
+    def member(self, step: int, done: int, workers: "Status") -> None:
         """Of `step`'s members `done` are evaluated and scored. Of several workers it says how many are alive, and beside the
         members that are done, how many are under way: (7+2/30)."""
         if self._progress:

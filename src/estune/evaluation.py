@@ -11,7 +11,7 @@ from estune.console import prompt_text
 from estune.member import Completion, Member, Sampling
 from estune.metrics import Tally, completion_metrics, failure_metrics, prefixed, reward_metrics
 from estune.rewards.scoring import Rewards, Row, Scores
-from estune.workers.base import Workers
+from estune.workers.base import Evaluator
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Held:
 
 
 def evaluate(
-    workers: Workers, rewards: Rewards, rows: Sequence[Row], config: ESConfig, version: int, state: Any, sampling: Sampling | None = None
+    workers: Evaluator, rewards: Rewards, rows: Sequence[Row], config: ESConfig, version: int, state: Any, sampling: Sampling | None = None
 ) -> Held:
     """Let θ itself answer all of `rows`, greedily or as `sampling` says, and score it. At θ₀ rewards must not fail."""
     started = time.perf_counter()
@@ -38,7 +38,7 @@ def evaluate(
     return Held(prefixed(metrics, "eval_"), records(rows, completions, scores), completions)
 
 
-def answers(workers: Workers, rows: Sequence[Row], config: ESConfig, version: int, sampling: Sampling | None = None) -> list[Completion]:
+def answers(workers: Evaluator, rows: Sequence[Row], config: ESConfig, version: int, sampling: Sampling | None = None) -> list[Completion]:
     """What θ itself, the member with σ = 0, answers to `rows`: one each, or with `sampling` n of the first row, then of the next."""
     member = Member.center(config.noise, version)
     prompts = [row["prompt"] for row in rows]

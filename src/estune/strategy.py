@@ -55,12 +55,14 @@ def shaped(config: ESConfig, fitness: Fitness) -> Fitness:
     """R̃ (N,), 0 for members without fitness, and for all when there is nothing to learn.
 
     Highest = lowest means that: it is tested on the fitness itself, since the deviation of thirty equal numbers need
-    not round to zero.
+    not round to zero. With reward_shaping none R̃ = R, and half a pair gets 0 too, since it has no baseline.
     """
     present, weights = ~np.isnan(fitness), np.zeros_like(fitness)
     remaining = fitness[present]
     if remaining.size and remaining.max() > remaining.min():
         weights[present] = SHAPING[config.reward_shaping](remaining)
+    if config.reward_shaping == "none":
+        weights[np.repeat(~present.reshape(-1, 2).all(1), 2)] = 0
     return weights
 
 
@@ -85,7 +87,13 @@ def centered_rank(fitness: Fitness) -> Fitness:
     return mean_rank[group] / (fitness.size - 1) - 0.5
 
 
-SHAPING: dict[str, Callable[[Fitness], Fitness]] = {"z_score": z_score, "centered_rank": centered_rank}
+def none(fitness: Fitness) -> Fitness:
+    """R̃ = R. Of one pair, α/N · (R₊ − R₋) with α = lr/σ is the step lr · (R₊ − R₋)/2σ of MeZO (Malladi et al. 2023,
+    https://arxiv.org/abs/2305.17333)."""
+    return fitness
+
+
+SHAPING: dict[str, Callable[[Fitness], Fitness]] = {"z_score": z_score, "centered_rank": centered_rank, "none": none}
 
 
 def batch(config: ESConfig, step: int, rows: int) -> list[int]:

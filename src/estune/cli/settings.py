@@ -97,9 +97,9 @@ def _value(name: str, value: Any) -> Any:
     if value in ("none", ["none"]) and name != "report_to":
         return None
     if name == "datasets" and isinstance(value, list):
-        return _yaml(" ".join(value), "--datasets")
+        return parsed(" ".join(value), "--datasets")
     if name.endswith("_kwargs") and isinstance(value, str):
-        return _yaml(value, f"--{name}")
+        return parsed(value, f"--{name}")
     return value
 
 
@@ -108,7 +108,7 @@ def _from_file(path: str) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    values = _yaml(text, path)
+    values = parsed(text, path)
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -116,7 +116,8 @@ def _from_file(path: str) -> dict[str, Any]:
     return values
 
 
-def _yaml(text: str, where: str) -> Any:
+def parsed(text: str, where: str) -> Any:
+    """What a YAML text says; `where` names it. Raises ConfigError."""
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-99-99

@@ -29,14 +29,15 @@ class TransformersEngine:
         in_model: name in the files → name inside the model, from `parameters.layout`.
         config: dtype, device, batch size, stop strings and template settings are taken from it.
         tokenizer: used instead of the one in the folder.
+        model: used instead of loading the one in the folder; whoever trains it may go on with that.
 
     Raises:
         ModelError: the model does not load, or has no chat template although prompts are conversations.
     """
 
-    def __init__(self, folder: Path, in_model: dict[str, str], config: ESConfig, tokenizer: Any = None) -> None:
+    def __init__(self, folder: Path, in_model: dict[str, str], config: ESConfig, tokenizer: Any = None, model: Any = None) -> None:
         self._tokenizer = Tokenizer(folder, config, tokenizer)
-        self._model = load_model(folder, config, engine_dtype(config))
+        self._model = load_model(folder, config, engine_dtype(config)) if model is None else model
         self._model.get_output_embeddings().register_forward_pre_hook(_contiguous)
         inside = dict(self._model.named_parameters(remove_duplicate=False))
         self._parameters: dict[str, torch.Tensor] = {name: inside[inside_name].data for name, inside_name in in_model.items()}
@@ -92,7 +93,7 @@ class TransformersEngine:
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=self._greedy(budget),
-            stopping_criteria=[self._stopped(longest)] if self._stop else None,
+            stopping_criteria=[stopped(self._tokenizer, self._stop, longest)] if self._stop else None,
             logits_processor=[finite, *([Drawn(seeds, sampling, longest, budget)] if sampling else [])],
         )
         completions = [self._tokenizer.completion(row, self._end, budget) for row in out[:, longest:].tolist()]
@@ -102,17 +103,6 @@ class TransformersEngine:
         from transformers import GenerationConfig
 
         return GenerationConfig(do_sample=False, max_new_tokens=budget, eos_token_id=sorted(self._end), pad_token_id=self._tokenizer.pad)
-
-    def _stopped(self, prompt_length: int) -> Callable[..., torch.Tensor]:
-        """Tells generate which rows have a stop string in their last tokens. transformers' own criterion compares tokens
-        with strings, and fails on tokenizers that don't spell their tokens as they decode them."""
-        window = max(len(stop.encode()) for stop in self._stop) + 4  # tokens; each adds at least a byte, but for special ones
-
-        def stopped(ids: torch.Tensor, scores: Any, **settings: Any) -> torch.Tensor:
-            texts = [self._tokenizer.decode(row) for row in ids[:, prompt_length:][:, -window:].tolist()]
-            return torch.tensor([any(stop in text for stop in self._stop) for text in texts], device=ids.device)
-
-        return stopped
 
     def _shrink(self, error: Exception) -> None:
         """Halve the batch after running out of memory; anything else is an error of the model's."""
@@ -128,6 +118,18 @@ class TransformersEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def stopped(tokenizer: Tokenizer, stop: Sequence[str], prompt_length: int) -> Callable[..., torch.Tensor]:
+    """Tells generate which rows have a stop string in their last tokens. transformers' own criterion compares tokens
+    with strings, and fails on tokenizers that don't spell their tokens as they decode them."""
+    window = max(len(string.encode()) for string in stop) + 4  # tokens; each adds at least a byte, but for special ones
+
+    def criterion(ids: torch.Tensor, scores: Any, **settings: Any) -> torch.Tensor:
+        texts = [tokenizer.decode(row) for row in ids[:, prompt_length:][:, -window:].tolist()]
+        return torch.tensor([any(string in text for string in stop) for text in texts], device=ids.device)
+
+    return criterion
 
 
 def default_device() -> str:

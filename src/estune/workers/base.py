@@ -30,8 +30,8 @@ class Status:
     under_way: int
 
 
-class Workers(Protocol):
-    """Evaluate members of a population, and keep every replica of θ in step."""
+class Evaluator(Protocol):
+    """Whoever can say what members answer."""
 
     def evaluate(
         self,
@@ -47,6 +47,10 @@ class Workers(Protocol):
 
         While others are waited for, None comes now and then, so that the caller may stop.
         """
+
+
+class Workers(Evaluator, Protocol):
+    """Evaluate members of a population, and keep every replica of θ in step."""
 
     def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int, decay: float = 0.0) -> None:
         """Apply one update to θ everywhere; `version` is the one that it starts from, so a repetition does nothing."""
