@@ -36,6 +36,7 @@ _FAR = 2.0  # deviations of the members' fitness by which their mean may stay be
 _RANGE = 16.0  # times which σ may become larger or smaller than the given one
 _MOST = 6  # sizes that were tried in a step, after which no smaller ones are
 _WIDER = 2.0  # times which σ may become larger than the given one for the bound's sake alone
+_BETTER = 0.5  # standard errors by which another size has to be better than the expected one
 _CHANCE = 1.645  # standard errors by which a candidate may fall below the centre: one in twenty does by chance
 
 
@@ -101,8 +102,8 @@ def smaller(tried: Sequence[float]) -> list[float]:
 def best(center: Rewards, candidates: Sequence[Rewards]) -> int | None:
     """Which candidate to make, None where every one loses more than chance explains.
 
-    That is the first, of the expected size, unless it is such a one or another is better by more than a standard error:
-    so where rewards are few or noisy the size stays.
+    That is the first, of the expected size, unless it is such a one or another is better by half a standard error:
+    so where nothing is told apart the size stays.
 
     Args:
         center, candidates: rewards (B,) of θ, and of θ after each size that was tried, on the same prompts.
@@ -111,7 +112,7 @@ def best(center: Rewards, candidates: Sequence[Rewards]) -> int | None:
     if not bearable:
         return None
     most = max(bearable, key=lambda i: (_mean(candidates[i] - center), -i))
-    return most if 0 not in bearable or _score(candidates[most] - candidates[0]) > 1 else 0
+    return most if 0 not in bearable or _score(candidates[most] - candidates[0]) > _BETTER else 0
 
 
 def learned(
