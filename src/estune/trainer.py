@@ -146,7 +146,7 @@ class ESTrainer:
 
     def _held_out(self) -> Held:
         model, version = self.model, self.model.center.version
-        return evaluate(model.workers, self.rewards, self.eval_rows, self.args, version, self.callbacks.state)
+        return evaluate(model.workers, self.rewards, self.eval_rows, self.args, version, self.callbacks.state, first=version == 0)
 
     def save_model(self, output_dir: str | None = None) -> None:
         """Write θ as it is now as a checkpoint that transformers and vLLM load; default `output_dir/final`."""
