@@ -22,7 +22,7 @@ from estune.errors import EstuneError
 
 WORDS = ("red", "blue", "cat", "dog", "sky", "x")
 RAY = str(Path(sys.executable).parent / "ray")
-STEPS, MEMBERS = 4, 16
+STEPS, MEMBERS, DECAY = 4, 16, 20.0  # α · λ = 0.2 a step
 
 
 def vowels(completions: list[str]) -> list[float]:
@@ -156,6 +156,8 @@ def _is_raylet(process: psutil.Process) -> bool:
 CASES: dict[str, tuple[Callable[[Run], None], dict[str, Any]]] = {
     "local": (local, {"workers": "local", "num_workers": 1}),
     "undisturbed": (listening, {}),
+    "local with decay": (local, {"workers": "local", "num_workers": 1, "weight_decay": DECAY}),
+    "with decay": (local, {"weight_decay": DECAY}),
     "three": (all_three, {"num_workers": 3}),
     "as many as there is room": (local, {"num_workers": None}),
     "killed": (killed, {}),

@@ -1,6 +1,7 @@
 """`estune eval`: several models and tasks, drawn answers, a paired test, the frontier; and what its figures mean."""
 
 import csv
+import itertools
 import json
 import shutil
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_place import lines
+from cli_place import FLAGS, lines
 from conftest import make_model
 
 from estune import ESConfig
@@ -118,10 +119,81 @@ def test_workers_on_ray_draw_the_same_answers_as_one_engine_here(mini):
         (["--figures", "f.xlsx"], "figures: f.xlsx must end in .csv or .json"),
         (["--tasks", "cowntdown"], "did you mean 'countdown'?"),
         (["--tasks", "countdown", "--dataset_name", "d.jsonl"], "tasks: dataset_name stands in for a task's own data"),
+        (["--tasks", "countdown", "--eval_dataset_name", "d.jsonl"], "tasks: eval_dataset_name stands in for a task's own data"),
     ],
 )
 def test_what_cannot_work_is_one_line(flags, message, mini, refused):
     assert message in refused("eval", "--model", mini, "--task", "conciseness", *FAKE, *flags)
+
+
+# Rewards that fail, and data in a place of their own
+
+
+@pytest.fixture
+def judged(mini, tmp_path, data):
+    """Evaluates four answers with a reward function whose body is given; returns the status."""
+    numbers = itertools.count()
+
+    def run(body, *flags) -> int:
+        name = f"judging_{tmp_path.name.replace('-', '_')}_{next(numbers)}"
+        Path(f"{name}.py").write_text(f"def judge(completions, target, **columns):\n    {body}\n")
+        held_out = ["--dataset_name", data, "--dataset_test_split", "train", "--reward_funcs", f"{name}.judge"]
+        return evaluate("--model", mini, "--engine", "fake", *held_out, "--output", "a.jsonl", "--figures", "f.json", *flags)
+
+    return run
+
+
+FAILS_AT_ONE = "return [1 / (len(text) - 5) for text in target]"  # the first of four
+FAILS_AT_THREE = "return [1.0 for text in target if len(text) == 5 or 1 / 0]"
+
+
+@pytest.mark.parametrize("flags", [[], ["--on_reward_error", "zero"], ["--on_reward_error", "drop"]], ids=["lowest", "zero", "drop"])
+def test_a_reward_that_fails_is_counted_and_told_and_the_evaluation_goes_on(judged, capsys, flags):
+    assert judged(FAILS_AT_ONE, *flags) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "data.jsonl: 1 rewards were lost; first: judge raised ZeroDivisionError" in out
+    counted = {"drop": None, "zero": 0.0}.get(flags[-1] if flags else "", 1 / 3)
+    assert [row["reward"] for row in read("a.jsonl")] == [counted, 1.0, 1 / 2, 1 / 3]
+
+
+def test_rewards_of_drawn_answers_that_are_lost_are_counted_too(judged, capsys):
+    assert judged(FAILS_AT_ONE, "--num_generations", 3) == 0
+    assert "data.jsonl: 4 rewards were lost" in capsys.readouterr().out
+
+
+def test_where_most_rewards_are_lost_there_is_no_figure_of_the_rest(judged, capsys):
+    assert judged(FAILS_AT_THREE) == 0
+    assert "3 rewards were lost" in capsys.readouterr().out
+    (row,) = json.loads(Path("f.json").read_text())
+    assert row["reward"] is None
+    assert [row["reward"] for row in read("a.jsonl")] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("body", "flags", "says"),
+    [
+        ("raise KeyError('level')", [], "failed at all 4 answers of {model} to data.jsonl; first: it raised KeyError: 'level'"),
+        ("raise KeyError('level')", ["--on_reward_error", "zero"], "failed at all 4 answers"),
+        (FAILS_AT_ONE, ["--on_reward_error", "raise"], "raised ZeroDivisionError"),
+    ],
+)
+def test_a_function_that_fails_at_everything_or_may_not_fail_is_one_line(judged, mini, capsys, body, flags, says):
+    assert judged(body, *flags) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("estune: reward function judge ")
+    assert says.format(model=mini) in err
+
+
+def test_held_out_data_in_a_place_of_their_own_stand_in_for_the_tasks(mini):
+    own = lines(Path("own.jsonl"), [{"prompt": "what is cat", "target": "y"}, {"prompt": "what is dog", "target": "yy"}])
+    assert evaluate("--model", mini, "--task", "conciseness", *FAKE, "--eval_dataset_name", own, "--output", "a.jsonl") == 0
+    assert [row["prompt"] for row in read("a.jsonl")] == ["what is cat", "what is dog"]
+
+
+def test_a_task_learns_its_own_data_and_is_held_to_those_of_another_place(mini, data):
+    run = ["train", "--model_name_or_path", str(mini), "--task", "conciseness", "--eval_strategy", "steps", *FLAGS, "--max_steps", "1"]
+    assert main([*run, "--eval_dataset_name", str(data), "--output_dir", "out"]) == 0
+    assert [row["prompt"] for row in read("out/completions/step-1.jsonl")] == [row["prompt"] for row in read(data)]
 
 
 def test_help_teaches_by_examples(capsys):
@@ -236,7 +308,6 @@ def test_without_the_harness_the_line_names_the_pip_command(mini, refused, monke
 
 @pytest.mark.slow
 def test_the_harness_runs_a_task_of_ones_own_without_a_network(tiny, tmp_path, capsys):
-    pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness")
     rows = lines(tmp_path / "words.jsonl", [{"question": "the sky is", "label": 1}, {"question": "the cat is", "label": 0}])
     (tmp_path / "words.yaml").write_text(HARNESS.replace("DATA", str(rows)))
     flags = ["--dtype", "float32", "--lm-eval-include-path", str(tmp_path)]
@@ -249,7 +320,6 @@ def test_the_harness_runs_a_task_of_ones_own_without_a_network(tiny, tmp_path, c
 
 @pytest.mark.slow
 def test_a_harness_task_whose_data_are_elsewhere_is_one_line(tiny, tmp_path, refused):
-    pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness")
     (tmp_path / "words.yaml").write_text(HARNESS.replace("DATA", "/nowhere/words.jsonl"))
     flags = ["--dtype", "float32", "--lm-eval-include-path", tmp_path, "--lm-eval", "estune_words"]
     assert "lm-eval: estune_words cannot be run" in refused("eval", "--model", tiny, *flags)

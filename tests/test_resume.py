@@ -32,8 +32,8 @@ def steps_of(folder):
 
 
 def metrics_of(folder):
-    """metrics.jsonl without timings."""
-    timed = ("seconds", "per_second", "step_time", "runtime")
+    """metrics.jsonl without timings, and so without checksums."""
+    timed = ("seconds", "per_second", "step_time", "runtime", "checksum")
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in record.items() if not name.endswith(timed)} for record in records]
 

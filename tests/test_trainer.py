@@ -20,7 +20,9 @@ def folder_of(trainer):
 
 
 def metrics_of(trainer):
-    return [json.loads(line) for line in (folder_of(trainer) / "metrics.jsonl").read_text().splitlines()]
+    """The lines of metrics.jsonl without their checksums."""
+    lines = [json.loads(line) for line in (folder_of(trainer) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "checksum"} for line in lines]
 
 
 def steps_of(trainer):

@@ -46,6 +46,12 @@ def test_two_workers_compute_what_one_does_and_nothing_listens_beyond_loopback(l
     assert "worker 1 on 127.0.0.1 (process" in said
 
 
+def test_two_workers_decay_theta_to_the_same_bits_as_one_does(local, tmp_path):
+    here, there = (outcome(case, tmp_path / case)[0] for case in ("local with decay", "with decay"))
+    assert (there["digests"], there["alive"], there["error"]) == (here["digests"], 2, None)
+    assert not set(here["digests"]) & set(local[1:])  # it did decay
+
+
 def test_more_workers_than_processors_share_them(local, tmp_path):
     result, _ = outcome("three", tmp_path)
     assert (result["digests"], result["alive"]) == (local, 3)

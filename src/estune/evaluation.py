@@ -10,32 +10,49 @@ from estune.config import ESConfig
 from estune.console import prompt_text
 from estune.member import Completion, Member, Sampling
 from estune.metrics import Tally, completion_metrics, failure_metrics, prefixed, reward_metrics
+from estune.rewards.call import Failure
 from estune.rewards.scoring import Rewards, Row, Scores
 from estune.workers.base import Evaluator
 
 
 @dataclass(frozen=True)
 class Held:
-    """An evaluation: `metrics` with the prefix eval_, and one record and one completion a held-out row, or n of each if drawn."""
+    """An evaluation: `metrics` with the prefix eval_, and one record and one completion a held-out row, or n of each if drawn.
+
+    failures: reward function's name → completion → what went wrong.
+    """
 
     metrics: dict[str, Any]
     records: list[dict[str, Any]]
     completions: list[Completion] = field(default_factory=list)
+    failures: dict[str, dict[int, Failure]] = field(default_factory=dict)
 
 
 def evaluate(
-    workers: Evaluator, rewards: Rewards, rows: Sequence[Row], config: ESConfig, version: int, state: Any, sampling: Sampling | None = None
+    workers: Evaluator,
+    rewards: Rewards,
+    rows: Sequence[Row],
+    config: ESConfig,
+    version: int,
+    state: Any,
+    sampling: Sampling | None = None,
+    *,
+    first: bool = False,
 ) -> Held:
-    """Let θ itself answer all of `rows`, greedily or as `sampling` says, and score it. At θ₀ rewards must not fail."""
+    """Let θ itself answer all of `rows`, greedily or as `sampling` says, and score it.
+
+    Raises:
+        RewardError: a function failed, where that is not borne; in a run's `first` batch it is not.
+    """
     started = time.perf_counter()
     completions = answers(workers, rows, config, version, sampling)
     rows = [row for row in rows for _ in range(sampling.n if sampling else 1)]
     finite = all(completion.finite for completion in completions)
-    scores = rewards.score(rows, completions, state, first=version == 0) if finite else rewards.none(len(rows))
+    scores = rewards.score(rows, completions, state, first=first) if finite else rewards.none(len(rows))
     fitness = None if math.isnan(scores.fitness) else scores.fitness
     metrics = {"reward": fitness} | reward_metrics([scores]) | failure_metrics([scores]) | completion_metrics([Tally.of(completions)])
     metrics["runtime"] = time.perf_counter() - started
-    return Held(prefixed(metrics, "eval_"), records(rows, completions, scores), completions)
+    return Held(prefixed(metrics, "eval_"), records(rows, completions, scores), completions, scores.failures)
 
 
 def answers(workers: Evaluator, rows: Sequence[Row], config: ESConfig, version: int, sampling: Sampling | None = None) -> list[Completion]:

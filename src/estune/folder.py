@@ -1,7 +1,7 @@
 """A run's folder: one process at a time, checkpoints that load anywhere, fp32 snapshots to resume from, metrics.
 
 journal.jsonl     the record of the run (journal.py)
-metrics.jsonl     one line a step, TRL's metric names
+metrics.jsonl     one line a step, TRL's metric names (measured.py)
 checkpoint-K/     θ in the base checkpoint's own dtypes and names: transformers and vLLM load it as it is
 theta/            θ in fp32 at the last save, from which a resume replays the journal's last steps
 completions/      what the evaluations answered
@@ -23,6 +23,7 @@ from estune.config import ESConfig
 from estune.durable import remove_folder, sync, write_text
 from estune.errors import ConfigError, JournalError
 from estune.journal import Journal, exists
+from estune.measured import Measured
 from estune.model import Model
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class RunFolder:
 
     def __init__(self, config: ESConfig) -> None:
         self.path = Path(config.output_dir)
+        self.measured = Measured(self.path / "metrics.jsonl")
         self._config = config
 
     @contextmanager
@@ -100,27 +102,10 @@ class RunFolder:
                 logger.warning("%s; going back to an earlier state", error)
         model.center.reset(model.checkpoint)
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The whole lines of metrics.jsonl."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-        return [record for line in lines if (record := _json(line)) is not None]
-
-    def keep_metrics(self, last: int) -> None:
-        """Drop metrics of steps after `last`, and a torn line."""
-        kept = [record for record in self.metrics() if record["step"] <= last]
-        write_text(self.path / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
-
-    def append_metrics(self, record: dict[str, Any]) -> None:
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
     def write_completions(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Keep what an evaluation answered, one JSON a line."""
         (self.path / "completions").mkdir(exist_ok=True)
-        write_text(self.path / "completions" / f"step-{step}.jsonl", json_lines(rows))
+        write_text(self._completions(step), json_lines(rows))
 
     def keep_mishap(self, text: str) -> Path:
         """Keep what is said of the first lost reward of the run; returns the file's path."""
@@ -129,9 +114,20 @@ class RunFolder:
             write_text(path, text)
         return path
 
+    def evaluated(self, step: int) -> bool:
+        """Whether an evaluation followed `step`."""
+        return self._completions(step).is_file()
+
     def completions(self, step: int) -> list[dict[str, Any]] | None:
-        path = self.path / "completions" / f"step-{step}.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else None
+        """What the evaluation of `step` answered; None where there was none, or its file is damaged."""
+        try:
+            rows = [json.loads(line) for line in self._completions(step).read_bytes().splitlines()]
+        except (OSError, ValueError):
+            return None
+        return rows if all(isinstance(row, dict) and {"prompt", "completion", "reward"} <= set(row) for row in rows) else None
+
+    def _completions(self, step: int) -> Path:
+        return self.path / "completions" / f"step-{step}.jsonl"
 
     def _snapshot(self, step: int) -> Path:
         return self.path / "theta" / f"step-{step}.safetensors"
@@ -157,11 +153,3 @@ def _numbered(folder: Path, prefix: str, suffix: str) -> list[int]:
     names = [path.name for path in folder.glob(f"{prefix}*{suffix}")] if folder.is_dir() else []
     middles = [name[len(prefix) : len(name) - len(suffix)] for name in names]
     return sorted(int(middle) for middle in middles if middle.isdecimal())
-
-
-def _json(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None

@@ -5,7 +5,6 @@ disk, so a run that was killed at any moment is resumed by applying the lines th
 checksum. A torn last line is what a kill leaves behind, and is dropped; damage anywhere else is an error.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from estune.center import Center
 from estune.durable import sync
 from estune.errors import JournalError
+from estune.lines import signed, verified
 
 FORMAT = 1
 NAME = "journal.jsonl"
@@ -146,13 +146,7 @@ def exists(folder: Path) -> bool:
 
 
 def _line(record: dict[str, Any]) -> str:
-    record = {name: value for name, value in record.items() if value is not None}
-    body = json.dumps(record, allow_nan=False)
-    return body[:-1] + f', "checksum": "{_checksum(body)}"}}\n'
-
-
-def _checksum(body: str) -> str:
-    return hashlib.blake2b(body.encode(), digest_size=8).hexdigest()
+    return signed(json.dumps({name: value for name, value in record.items() if value is not None}, allow_nan=False))
 
 
 def _whole(data: bytes) -> int:
@@ -161,20 +155,11 @@ def _whole(data: bytes) -> int:
     if end < len(data) or end == 0:
         return end
     start = data.rfind(b"\n", 0, end - 1) + 1
-    return end if _intact(data[start:end]) is not None else start
-
-
-def _intact(line: bytes) -> dict[str, Any] | None:
-    """The record of a line whose checksum is right."""
-    body, mark, checksum = line.decode("utf-8", "replace").rstrip("\n").rpartition(', "checksum": "')
-    if not mark or checksum != _checksum(body + "}") + '"}':
-        return None
-    record = json.loads(body + "}")
-    return record if isinstance(record, dict) else None
+    return end if verified(data[start:end]) is not None else start
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    record = _intact(line)
+    record = verified(line)
     if record is None:
         raise JournalError(f"{path}: line {number} is damaged; restore the file from a copy")
     return record

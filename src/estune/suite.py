@@ -18,7 +18,7 @@ from estune.checkpoint import resolve
 from estune.config import RunConfig
 from estune.data import Row, rows_of
 from estune.divergence import Divergence, Likelihood, estimate
-from estune.errors import ConfigError
+from estune.errors import ConfigError, RewardError
 from estune.evaluation import Held, evaluate
 from estune.member import Sampling
 from estune.model import Model
@@ -49,6 +49,16 @@ class Result:
     samples: int
 
     @property
+    def lost(self) -> str:
+        """What to say of rewards that were lost; nothing where none were."""
+        each = [(name, found) for held in (self.greedy, self.drawn) if held for name, found in held.failures.items()]
+        if not each:
+            return ""
+        name, first = each[0]
+        count = sum(len(found) for _, found in each)
+        return f"{self.exam.name}: {count} rewards were lost; first: {name} {first[min(first)].reason}"
+
+    @property
     def rewards(self) -> NDArray[np.float64]:
         """Of the greedy answers, (P,); NaN where no function gave a number."""
         return _rewards(self.greedy)
@@ -71,6 +81,9 @@ def examine(model: str, exams: Sequence[Exam], sampling: Sampling | None) -> lis
     """The model's results, in the exams' order; none in a launched process that does not lead.
 
     Tasks whose settings differ in what an engine is built from (stop strings, say) get an engine each.
+
+    Raises:
+        RewardError: a reward function failed at every completion, or anywhere where `on_reward_error` is `raise`.
     """
     results: dict[str, Result] = {}
     for _, group in groupby(sorted(exams, key=lambda one: repr(_built_from(one))), _built_from):
@@ -137,11 +150,22 @@ def _together(source: str, exams: Sequence[Exam], sampling: Sampling | None) -> 
         for one in exams:
             about = workers, one.rewards, one.rows, one.config, model.center.version, state
             drawn = evaluate(*about, sampling) if sampling else None
-            yield Result(source, one, evaluate(*about), drawn, sampling.n if sampling else 0)
+            greedy = evaluate(*about)
+            _check_scored(source, one.name, [greedy, *([drawn] if drawn else [])])
+            yield Result(source, one, greedy, drawn, sampling.n if sampling else 0)
     finally:
         for one in exams:
             one.rewards.close()
         workers.release()
+
+
+def _check_scored(model: str, exam: str, held: Sequence[Held]) -> None:
+    """A function that fails at everything is a bug, and figures without it would tell of something else. Raises RewardError."""
+    for one in held:
+        for name, failures in one.failures.items():
+            if len(failures) == len(one.records):
+                reason = failures[min(failures)].reason
+                raise RewardError(f"reward function {name} failed at all {len(failures)} answers of {model} to {exam}; first: it {reason}")
 
 
 def _built_from(one: Exam) -> RunConfig:

@@ -149,7 +149,7 @@ class ESTrainer:
 
     def _held_out(self) -> Held:
         model, version = self.model, self.model.center.version
-        return evaluate(model.workers, self.rewards, self.eval_rows, self.args, version, self.callbacks.state)
+        return evaluate(model.workers, self.rewards, self.eval_rows, self.args, version, self.callbacks.state, first=version == 0)
 
     def save_model(self, output_dir: str | None = None) -> None:
         """Write θ as it is now as a checkpoint that transformers and vLLM load; default `output_dir/final`."""
@@ -193,7 +193,7 @@ class ESTrainer:
         if not exists(self.folder.path):
             self.folder.check_fresh()
             write_config(self.folder.path, self.args)
-            self.folder.keep_metrics(-1)
+            self.folder.measured.clear()
             return Journal.create(self.folder.path, now)
         journal = Journal.open(self.folder.path, repair=True)
         check_resumable(journal, now, self.args)
@@ -201,11 +201,11 @@ class ESTrainer:
         self.screen.say(f"resuming {self.folder.path} after step {journal.last}, from θ of step {self.model.center.version}")
         for step in journal.replay(self.model.center, journal.last):
             self.screen.say(f"replayed step {step} of {journal.last}")
-        self.folder.keep_metrics(journal.last)
+        self.folder.measured.mend(journal, self.args, self.folder.evaluated)
         return journal
 
     def _train(self, journal: Journal, trackers: Trackers) -> TrainOutput:
-        self._logged = {record["step"]: record for record in self.folder.metrics()}
+        self._logged = {record["step"]: record for record in self.folder.measured.read()}
         self.callbacks.call("on_train_begin")
         with graceful() as stop:
             self._after(journal, trackers)
@@ -344,7 +344,7 @@ class ESTrainer:
             if step < self.args.max_steps:
                 self.screen.samples(f"held out, step {step}", held.records)
         self._logged[step] = {"step": step} | metrics
-        self.folder.append_metrics(self._logged[step])
+        self.folder.measured.append(self._logged[step])
         if step % self.args.logging_steps == 0 or evaluates(self.args, step):
             trackers.log({name: value for name, value in metrics.items() if value is not None}, step)
             self.callbacks.state.log_history.append(self._logged[step])
@@ -379,7 +379,7 @@ class ESTrainer:
         """The held-out answers and figures, before beside after where both were evaluated."""
         before, after = self.folder.completions(0), self.folder.completions(step)
         if before and after and step:
-            self.screen.before_after(before, after, self._logged[0], self._logged[step])
+            self.screen.before_after(before, after, self._logged.get(0, {}), self._logged[step])
         elif after:
             self.screen.samples(f"held out, step {step}", after)
         if step:

@@ -118,10 +118,11 @@ def _check_writable(name: str, path: Path) -> None:
 def _exams(options: argparse.Namespace, unknown: list[str], config: RunConfig) -> "list[Exam]":
     """What to ask: each task with its own defaults, or the one dataset; nothing when only the harness is wanted."""
     names = list(dict.fromkeys([*([config.task] if config.task else []), *(options.tasks or [])]))
+    data = next((name for name in ("dataset_name", "eval_dataset_name") if getattr(config, name)), None)
     if not names:
-        return [] if options.lm_eval and not config.dataset_name else [_exam(config)]
-    if config.dataset_name and len(names) > 1:
-        raise ConfigError("tasks: dataset_name stands in for a task's own data, so give one task with it")
+        return [] if options.lm_eval and not data else [_exam(config)]
+    if data and len(names) > 1:
+        raise ConfigError(f"tasks: {data} stands in for a task's own data, so give one task with it")
     return [_exam(read(argparse.Namespace(**vars(options) | {"task": name}), unknown)) for name in names]
 
 

@@ -58,6 +58,9 @@ def _show_model(screen: Screen, results: Sequence[Result], rules: Rules, *, samp
     model = results[0].model
     for result in results if samples else []:
         screen.samples(f"{len(result.exam.rows)} held-out prompts", result.greedy.records)
+    for result in results:
+        if result.lost:
+            screen.say(result.lost)
     screen.table(model, *report.figures_table(results, rules))
     screen.table(f"{model}, its answers", *report.shape_table(results))
     shown = dict.fromkeys(name for result in results for name in _detail(result))

@@ -70,7 +70,9 @@ def data_and_rewards(config: RunConfig) -> tuple[Any, Any, Any]:
     if config.dataset_name:
         return *_datasets(config, task.adapt if task else None), rewards
     assert task is not None
-    held_out = task.test(config.max_eval_samples) if _evaluating(config) else None
+    held_out = _held_out(config, task.adapt) if config.eval_dataset_name else None
+    if held_out is None and _evaluating(config):
+        held_out = task.test(config.max_eval_samples)
     return task.train(config.max_train_samples), held_out, rewards
 
 
@@ -79,12 +81,20 @@ def _datasets(config: RunConfig, adapt: Any = None) -> tuple[Any, Any]:
 
     assert config.dataset_name is not None
     train_rows = load_rows(config.dataset_name, config.dataset_train_split, config.dataset_config, adapt)
-    held_out = None
-    if config.eval_dataset_name:
-        held_out = load_rows(config.eval_dataset_name, _split_of(config.eval_dataset_name, config), config.dataset_config, adapt)
-    elif _evaluating(config) and has_split(config.dataset_name, config.dataset_test_split):
-        held_out = load_rows(config.dataset_name, config.dataset_test_split, config.dataset_config, adapt)
-    return train_rows[: config.max_train_samples], held_out[: config.max_eval_samples] if held_out else None
+    if not config.eval_dataset_name and _evaluating(config) and has_split(config.dataset_name, config.dataset_test_split):
+        held_out = load_rows(config.dataset_name, config.dataset_test_split, config.dataset_config, adapt)[: config.max_eval_samples]
+    else:
+        held_out = _held_out(config, adapt)
+    return train_rows[: config.max_train_samples], held_out
+
+
+def _held_out(config: RunConfig, adapt: Any) -> Any:
+    """The rows of eval_dataset_name, None where there is none."""
+    from estune.data import load_rows
+
+    if not (name := config.eval_dataset_name):
+        return None
+    return load_rows(name, _split_of(name, config), config.dataset_config, adapt)[: config.max_eval_samples]
 
 
 def _split_of(name: str, config: RunConfig) -> str:

@@ -51,7 +51,7 @@ class _AtMarks(TrainerCallback):  # type: ignore[misc]
         self.watch = watch
 
     def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **details: Any) -> TrainerControl:
-        logged = self._trainer.folder.metrics()
+        logged = self._trainer.folder.measured.read()
         self._seconds = sum(record["step_time"] for record in logged)
         self._tokens = logged[-1]["num_tokens"] if logged else 0
         step = logged[-1]["step"] if logged else 0

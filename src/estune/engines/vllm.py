@@ -97,6 +97,9 @@ class VLLMEngine:
             encoded = [ids for ids in encoded for _ in range(sampling.n)]
         new = [list(output.outputs[0].token_ids) for output in self._answers(encoded, each)]
         finite = all(self._everywhere("estune_finite"))  # of the member as a whole
+        if not finite:
+            self._everywhere("estune_empty_cache")
+            self._reset_cache()
         return [replace(self._tokenizer.completion(ids, self._end, budget), finite=finite) for ids in new]
 
     def _answers(self, encoded: list[list[int]], settings: list[dict[str, Any]]) -> list[Any]:
@@ -153,6 +156,12 @@ class Shard:
         """Whether the largest logits were finite throughout since this was last asked."""
         finite, self._estune_all_finite = bool(self._estune_all_finite), torch.tensor(True)
         return finite
+
+    def estune_empty_cache(self) -> None:
+        """Put zeros where a member left NaN: attention gives a slot that holds no token the weight 0, and 0 · NaN is NaN again."""
+        for layer in self.model_runner.kv_caches:
+            for cache in layer if isinstance(layer, (list, tuple)) else [layer]:
+                cache.zero_()
 
     def _estune_watch_logits(self, model: Any) -> None:
         self._estune_all_finite = torch.tensor(True)

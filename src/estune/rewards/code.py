@@ -19,7 +19,7 @@ from estune.resources import cores
 from estune.rewards import jail
 
 UNLOCKED = "ESTUNE_RUN_CODE_UNLOCKED"
-_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_BLOCK = re.compile(r"```(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _MEMORY = 1 << 30  # bytes of address space that a program may take
 _SECONDS = 5.0  # that a test may take
 
@@ -73,30 +73,40 @@ def part_passed(program: str, tests: Sequence[Mapping[str, str]], seconds: float
             "folder": folder,
             "locked": not unlocked,
         }
-        results = _run(json.dumps(request), (seconds + 1) * len(tests) + 10)
+        results = _results(_run(json.dumps(request), (seconds + 1) * len(tests) + 10))
     if "refused" in results:
         raise RewardError(
             f"code_reward: this machine gives a program no namespaces of its own ({results['refused']}), so nothing was run; "
             f"run it where it does, or in a container without a network and with {UNLOCKED}=1"
         )
-    return float(sum(results.get("passed", [])) / len(tests))
+    passed = results.get("passed")
+    return sum(one is True for one in passed) / len(tests) if isinstance(passed, list) and len(passed) == len(tests) else 0.0
 
 
-def _run(request: str, seconds: float) -> dict[str, Any]:
-    """What the jail printed; nothing where its time was over or it fell apart: then no test is passed."""
+def _results(printed: str) -> dict[str, Any]:
+    """The jail's results; none where it fell apart or something else was written in their place: then no test is passed."""
+    try:
+        found = json.loads(printed.splitlines()[-1])
+    except (ValueError, IndexError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _run(request: str, seconds: float) -> str:
+    """What the jail printed; nothing where its time was over."""
     process = subprocess.Popen(
         [sys.executable, "-I", jail.__file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
     )
     try:
-        printed, _ = process.communicate(request, timeout=seconds)
-        return dict(json.loads(printed.splitlines()[-1])) if printed.strip() else {}
+        return process.communicate(request, timeout=seconds)[0]
     except subprocess.TimeoutExpired:
-        return {}
+        return ""
     finally:
         process.kill()
         process.wait()

@@ -128,6 +128,7 @@ def _wait(child: int, seconds: float) -> int:
             return status
         time.sleep(0.002)
     _end_group(child)
+    os.kill(child, signal.SIGKILL)  # it may have left its group
     os.waitpid(child, 0)
     return -1
 

@@ -32,9 +32,15 @@ def _program_row(row: Mapping[str, Any], where: str) -> Row:
     problem, tests = row.get("text") or row.get("prompt"), row.get("test_list")
     if not problem or not tests:
         raise DataError(f"{where}: needs prompt and tests, or the columns of MBPP or HumanEval; it has {', '.join(row)}")
+    if not _texts(tests) or not _texts(row.get("test_imports") or []):
+        raise DataError(f"{where}: test_list and test_imports must be lists of texts")
     setup = "\n".join(row.get("test_imports") or []) or str(row.get("test_setup_code") or "")
     asked = f"{problem}\nAnswer with a block of Python that passes such tests:\n\n{tests[0]}"
     return _asked(asked, [f"{setup}\n{test}" if setup else test for test in tests])
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(one, str) for one in value)
 
 
 def _asked(text: str, tests: Sequence[str]) -> Row:

@@ -1,0 +1,67 @@
+"""A member whose logits on vLLM are NaN or infinite is left out, counted, and does not move θ; the others are as ever."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from cli_place import journal
+from conftest import make_model
+from test_engine_vllm import load, place, same
+from vllm_child import SETTINGS, SHAPE, TEXT
+
+from estune import ESConfig, ESTrainer, strategy
+from estune.engines.vllm import Shard
+from estune.member import Member
+
+pytestmark = pytest.mark.vllm
+GOOD, HUGE = Member(1, 1, 0.02, "iid", 0), Member(1, 1, 1e18, "iid", 0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("model"), **SHAPE)
+
+
+@pytest.fixture(scope="module")
+def there(folder):
+    return place(folder)
+
+
+def test_a_member_that_overflows_answers_nothing_that_counts_and_the_next_one_is_right(there):
+    for member, finite in ((GOOD, True), (HUGE, False), (GOOD, True)):  # what is left in the cache of keys and values is not seen
+        load(there, member)
+        assert {answer.finite for answer in there.engine.generate(TEXT, max_completion_length=4)} == {finite}
+    same(there)
+
+
+def test_it_is_told_again_as_long_as_the_member_stays(there):
+    load(there, HUGE)
+    for _ in range(2):
+        assert not any(answer.finite for answer in there.engine.generate(TEXT[:2], max_completion_length=2))
+
+
+def vowels(completions):
+    return [float(sum(map(text.count, "aeiou"))) for text in completions]
+
+
+def test_a_run_leaves_it_out_counts_it_and_goes_on_with_the_others(folder, rows, tmp_path, monkeypatch, capsys):
+    settings = SETTINGS | {"engine": "vllm", "population_size": 4, "sigma": 0.05, "max_steps": 1, "max_completion_length": 8}
+    args = ESConfig(output_dir=str(tmp_path / "run"), **settings)
+    broken, whole = strategy.ask(args, 1)[2], Shard._estune_weights
+
+    def huge(self, member):
+        return whole(self, replace(member, sigma=HUGE.sigma) if member.seed == broken else member)
+
+    monkeypatch.setattr(Shard, "_estune_weights", huge)
+    trainer = ESTrainer(str(folder), vowels, args, rows)
+    before = {name: theta.clone() for name, theta in trainer.model.center.theta.items()}
+    output = trainer.train()
+    step = journal(tmp_path / "run")[1]
+    assert [reward is None for reward in step["rewards"]] == [False, False, True, False]
+    assert [coefficient == 0 for coefficient in step["coefficients"]] == [False, False, True, False]
+    assert output.metrics["es/members_not_finite"] == output.metrics["es/members_left_out"] == 1
+    assert output.metrics["reward"] == pytest.approx(np.mean([reward for reward in step["rewards"] if reward is not None]))
+    assert "step 1: 1 members computed NaN or infinity and are left out" in capsys.readouterr().out
+    moved = trainer.model.center.theta
+    assert all(bool(theta.isfinite().all()) for theta in moved.values())
+    assert any(not theta.equal(before[name]) for name, theta in moved.items())
