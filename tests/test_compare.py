@@ -67,6 +67,10 @@ def test_es_paper_is_the_configs_own_run_with_half_of_sigma():
     assert (run.config().alpha, run.config().population_size) == (0.002, 6)
 
 
+def test_es_finds_its_step_size_by_itself():
+    assert planned("es", learning_rate=0.3)[0].config().learning_rate == "auto"
+
+
 def test_mezo_is_one_raw_pair_a_step_whose_rate_is_over_sigma():
     config = planned("mezo", rates=["mezo=2e-6"], fitness="pass_at_k", pass_k=1)[0].config()
     assert (config.population_size, config.antithetic, config.reward_shaping, config.fitness) == (2, True, "none", "mean")

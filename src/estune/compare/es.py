@@ -74,3 +74,4 @@ def _forget_weights(folder: Path) -> None:
     """The run's checkpoint and snapshot of θ: `estune replay` makes them again from the journal."""
     for path in [folder / "theta", *folder.glob("checkpoint-*")]:
         shutil.rmtree(path, ignore_errors=True)
+    print(f"weights not kept; estune replay {folder} makes those of any step again", flush=True)
