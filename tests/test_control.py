@@ -100,7 +100,7 @@ def test_it_needs_no_more_evaluations_than_the_best_fixed_size_and_far_fewer_tha
 def test_noise_in_the_rewards_neither_stops_it_nor_lets_it_run_away():
     found = Landscape(quadratic(noise=5.0), auto(sigma=0.1), np.zeros(DIMENSIONS))
     before = found.value
-    assert found.run(40).value > 0.5 * before
+    assert found.run(40).value > 0.65 * before
 
 
 def test_what_is_made_never_loses_more_than_chance_explains():
@@ -142,23 +142,17 @@ def test_members_that_are_all_worse_by_far_narrow_sigma():
 
 
 def test_the_first_size_follows_from_the_spread_and_the_drop():
-    totals = np.array([[1.0], [3.0]] * 8)  # spread 1, mean 2, bound 4σ
+    totals = np.array([[1.0], [3.0]] * 8)  # spread 1, mean 2, bound 8σ
     assert sizes(Plan(0.1, None), totals, np.array([6.0])) == pytest.approx([0.1, 0.2, 0.05])  # N·s/(4D) = 1
-    assert sizes(Plan(0.1, None), totals, np.array([1.0])) == pytest.approx([0.2, 0.4, 0.1]), "no drop: up to the bound"
+    assert sizes(Plan(0.1, None), totals, np.array([1.0])) == pytest.approx([0.4, 0.8, 0.2]), "no drop: up to the bound"
     assert sizes(Plan(0.1, None), totals, np.array([99.0])) == pytest.approx([0.05, 0.1, 0.025]), "the paper's, at least"
     assert sizes(Plan(0.1, 0.06), totals, np.array([6.0])) == pytest.approx([0.06, 0.12, 0.03])
 
 
-def test_no_size_moves_the_centre_farther_than_sigma_moves_a_member():
+def test_no_size_moves_the_centre_farther_than_twice_as_far_as_sigma_moves_a_member():
     totals = np.array([[1.0], [3.0]] * 8)
-    assert sizes(Plan(0.1, 0.3), totals, np.array([2.0])) == pytest.approx([0.3, 0.4, 0.15])
-    assert sizes(Plan(0.1, 9.9), totals, np.array([2.0])) == pytest.approx([0.4])
-
-
-def test_a_good_update_that_the_bound_holds_back_widens_sigma_twofold_at_most():
-    """On a slope without end every step is as large as it may be."""
-    one = Landscape(lambda theta: np.full(PROMPTS, theta.sum()), auto(), np.zeros(DIMENSIONS)).run(4)
-    assert [found.control.next_sigma for found in one.founds] == pytest.approx([0.015, 0.02, 0.02, 0.02])
+    assert sizes(Plan(0.1, 0.6), totals, np.array([2.0])) == pytest.approx([0.6, 0.8, 0.3])
+    assert sizes(Plan(0.1, 9.9), totals, np.array([2.0])) == pytest.approx([0.8])
 
 
 def test_the_best_candidate_is_taken_and_of_equal_ones_the_expected():

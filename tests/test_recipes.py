@@ -174,6 +174,8 @@ def test_the_commands_of_the_readme_run_as_they_stand(tiny, tmp_path, monkeypatc
             words += ["--sigma", "0.002"] if resumes else []
         if words[0] == "eval":
             words += ["--engine", "fake", "--max_eval_samples", "4"]
+        if words[0] == "compare":  # TRL's part takes minutes: test_compare_rl.py
+            words += ["--methods", "es-paper", "--tokens", "40", "--model_name_or_path", str(tiny), *SMALL]
         assert main(words) == 0, (command, capsys.readouterr().err)
 
 

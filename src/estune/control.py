@@ -8,10 +8,10 @@ How alike they are no formula says, so sizes are tried: the update at twice and 
 evaluated as one more member before anything moves. The best is made, and its size expected of the next step. Where
 all lose more than chance explains, smaller ones are tried, and then none is made.
 
-Two bounds keep to what the members have seen. An update's random part displaces θ no farther than σ displaces a member:
-α ≤ σ·√N, since what no reward measures suffers with that distance. And σ follows: it grows where members tie, or where
-the bound holds a good update back, and shrinks where members fall far below the centre. α rather than α/σ is handed on,
-as in the quadratic above s grows as σ and D as σ², so the best α does not depend on σ.
+Two bounds keep to what the members have seen. An update's random part, (α/√N) a weight, displaces θ at most twice as far
+as σ displaces a member, since what no reward measures suffers with that distance. And σ follows the spread: it grows where
+members tie, and shrinks where they fall far below the centre. α rather than α/σ is handed on, as in the quadratic above s
+grows as σ and D as σ², so the best α does not depend on σ.
 
 Pure functions of the config and the journal.
 """
@@ -31,11 +31,11 @@ Totals = NDArray[np.float64]  # (N, B), NaN where a completion has no reward
 Rewards = NDArray[np.float64]  # (B,)
 
 LADDER = (1.0, 2.0, 0.5)  # sizes tried, in units of the expected one; of equally good ones the first is taken
+_REACH = 2.0  # times a member's distance that an update's random part may displace θ
 _LEAST = 0.5  # α/σ of the first step, at least: the paper's
 _FAR = 2.0  # deviations of the members' fitness by which their mean may stay below the centre before σ shrinks
 _RANGE = 16.0  # times which σ may become larger or smaller than the given one
 _MOST = 6  # sizes that were tried in a step, after which no smaller ones are
-_WIDER = 2.0  # times which σ may become larger than the given one for the bound's sake alone
 _BETTER = 0.5  # standard errors by which another size has to be better than the expected one
 _CHANCE = 1.645  # standard errors by which a candidate may fall below the centre: one in twenty does by chance
 
@@ -85,7 +85,7 @@ def plan(config: ESConfig, step: int, before: dict[str, Any] | None) -> Plan:
 def sizes(now: Plan, totals: Totals, center: Rewards) -> list[float]:
     """Sizes α to try, the expected one first; `totals` (N, B) are the members' rewards, `center` (B,) those of θ."""
     fitness = _present(_means(totals))
-    most = _bound(now.sigma, fitness.size)
+    most = _REACH * now.sigma * math.sqrt(fitness.size)
     expected = now.alpha
     if expected is None:
         drop = _mean(center) - _mean(fitness)
@@ -137,7 +137,6 @@ def learned(
     slope = _mean(shaped[there] * fitness[there]) / now.sigma
     gains = [_mean(candidate - center) for candidate in candidates]
     alpha = 0.0 if taken is None else tried[taken]
-    held_back = taken is not None and alpha >= _bound(now.sigma, int(there.sum())) and _score(candidates[taken] - center) > 1
     return Control(
         alpha=alpha,
         tried=list(tried),
@@ -145,7 +144,7 @@ def learned(
         predicted=alpha * slope if alpha else 0.0,
         drop=None if math.isnan(drop) else drop,
         next_alpha=alpha or (min(tried) / 2 if tried else now.alpha),
-        next_sigma=_next_sigma(config, now, fitness[there], drop, held_back),
+        next_sigma=_next_sigma(config, now, fitness[there], drop),
     )
 
 
@@ -185,21 +184,14 @@ def _score(differences: Rewards) -> float:
     return mean / error if error else math.copysign(math.inf, mean)
 
 
-def _bound(sigma: float, count: int) -> float:
-    """The largest α, whose update of `count` members displaces θ as far as σ displaces a member."""
-    return sigma * math.sqrt(count)
-
-
-def _next_sigma(config: ESConfig, now: Plan, fitness: Rewards, drop: float, held_back: bool) -> float:
-    """σ follows what the members (N,) earned, and whether the bound held a good update back."""
+def _next_sigma(config: ESConfig, now: Plan, fitness: Rewards, drop: float) -> float:
+    """σ follows what the members (N,) earned: those that tie teach nothing, those far below the centre are too far off to."""
     if not fitness.size:
         wanted = now.sigma / 2  # none computed numbers
     elif fitness.max() == fitness.min():
         wanted = now.sigma / 2 if drop > 0 else now.sigma * 2
     elif drop > _FAR * float(fitness.std()):
         wanted = now.sigma * 0.8
-    elif held_back:
-        wanted = max(now.sigma, min(now.sigma * 1.5, config.sigma * _WIDER))
     else:
         wanted = now.sigma
     return min(max(wanted, config.sigma / _RANGE), config.sigma * _RANGE)

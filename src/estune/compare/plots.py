@@ -35,7 +35,8 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
         for axis in row:
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(frameon=False)
+    if axes[0][0].lines:
+        axes[0][0].legend(frameon=False)
     paths = [folder / "compare.svg", folder / "compare.png"]
     for path in paths:
         figure.savefig(path, dpi=130)

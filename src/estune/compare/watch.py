@@ -33,7 +33,7 @@ class Papers:
     def examine(self, run: Run, workers: Evaluator, version: int, state: Any) -> Figures:
         """θ's greedy answers to each set, as figures without the prefix eval_."""
         config = run.config()
-        held = {name: evaluate(workers, self.rewards, rows, config, version, state) for name, rows in self.sets.items()}
+        held = {name: evaluate(workers, self.rewards, rows, config, version, state, first=version == 0) for name, rows in self.sets.items()}
         return {name: {key.removeprefix("eval_"): value for key, value in one.metrics.items()} for name, one in held.items()}
 
 
