@@ -1,7 +1,9 @@
 """Whenever and however a run is stopped, it resumes and ends with the bytes of one that nobody disturbed."""
 
 import contextlib
+import dataclasses
 import gc
+import json
 import os
 import random
 import shutil
@@ -15,8 +17,10 @@ import numpy as np
 import pytest
 
 from estune import ESConfig, ESTrainer
+from estune.journal import Journal, Step
 
 CHILD = Path(__file__).with_name("run_child.py")
+GGUF = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 STEPS = 8
 
 
@@ -131,6 +135,54 @@ def test_a_run_of_a_real_engine_killed_three_times_ends_with_the_same_bytes(tiny
 
 
 @pytest.fixture
+def start_real(tmp_path):
+    """Starts a run of SmolLM2-135M in a folder; none is left after the test."""
+    assert GGUF.exists(), "run `make model` first"
+    settings = {"population_size": 2, "sigma": 0.005, "save_steps": 3, "max_completion_length": 4, "batch_size": 1, "eval_strategy": "no"}
+    started = []
+
+    def start(folder):
+        arguments = [sys.executable, str(CHILD), str(GGUF), str(folder), "6", "transformers", json.dumps(settings)]
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # threads that wait for one another crawl on a busy machine
+        with (tmp_path / "said").open("ab") as said:
+            started.append(subprocess.Popen(arguments, env=alone, stdout=said, stderr=said))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_of_a_real_model_killed_at_three_random_moments_ends_with_the_same_bytes(start_real, tmp_path):
+    whole, folder, chance = tmp_path / "whole", tmp_path / "killed", random.Random(7)
+    assert start_real(whole).wait() == 0
+    seconds = np.mean([step.notes["metrics"]["step_time"] for step in Journal.open(whole).steps])
+    for _ in range(3):
+        before, process = _lines(folder), start_real(folder)
+        while _lines(folder) < max(2, before + 1) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, seconds))  # answers, θ's update, the journal or a checkpoint are under way
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, (tmp_path / "said").read_text()
+    assert start_real(folder).wait() == 0
+    assert _steps(folder) == _steps(whole)
+    assert final(folder, 6) == final(whole, 6)
+
+
+def _steps(folder: Path) -> list[Step]:
+    """The journal's steps without their notes, which tell times."""
+    return [dataclasses.replace(step, notes={}) for step in Journal.open(folder).steps]
+
+
+def _lines(folder: Path) -> int:
+    journal = folder / "journal.jsonl"
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+@pytest.fixture
 def small_disk(tmp_path):
     """A file system of a few hundred kilobytes, where one may be mounted."""
     folder = tmp_path / "disk"
@@ -206,8 +258,6 @@ def test_members_that_compute_nan_are_left_out_and_counted(tiny, rows, tmp_path,
 @pytest.mark.slow
 def test_ten_thousand_steps_take_no_more_memory_or_files_than_a_thousand(make_trainer, tmp_path):
     import psutil
-
-    from estune.journal import Journal
 
     here, seen = psutil.Process(), []
 
