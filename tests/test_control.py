@@ -208,6 +208,12 @@ def test_a_run_finds_its_sizes_and_says_so(make_trainer):
     assert [after - before for before, after in itertools.pairwise(centers)] == pytest.approx(gains)
 
 
+def test_the_screen_tells_where_the_centre_went(make_trainer, capsys):
+    make_trainer(learning_rate="auto", max_steps=2).train()
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert all(", centre -" in line for line in shown[:1])
+
+
 def test_tokens_of_the_centre_and_of_candidates_are_counted(make_trainer, tmp_path):
     seen = []
 
@@ -263,6 +269,7 @@ def test_the_centre_is_asked_again_only_where_the_prompts_change(make_trainer, t
         ("sigma_end", {"sigma_end": 0.1, "sigma_scheduler_type": "linear"}),
         ("weight_decay", {"weight_decay": 0.1}),
         ("fitness", {"fitness": "pass_at_k", "pass_k": 2}),
+        ("reward_shaping", {"reward_shaping": "none", "antithetic": True}),
     ],
 )
 def test_what_cannot_go_with_auto_is_refused_in_one_line(name, settings):

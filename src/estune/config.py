@@ -183,6 +183,7 @@ def _check_auto(config: ESConfig) -> None:
         "sigma_end": config.sigma_end is not None,
         "weight_decay": config.weight_decay > 0,
         "fitness": config.fitness != "mean",
+        "reward_shaping": config.reward_shaping == "none",
     }
     for name in filter(given.get, given):
         raise ConfigError(f"{name}: learning_rate: auto tries sizes by their mean reward and follows no schedule; give a number instead")

@@ -145,7 +145,9 @@ def _summary(metrics: Mapping[str, Any], *, short: bool) -> str:
         return "no member got a reward"
     speed = metrics["es/tokens_per_second"]
     best = "" if short else f", best {metrics['es/reward_best']:.3g}"
-    return f"reward {metrics['reward']:.3g} ± {metrics['reward_std']:.2g}{best} {speed:.0f} tok/s"
+    moved = metrics.get("es/center_reward")
+    centre = "" if moved is None else f", centre {moved:.3g}"  # learning_rate: auto; the others only know their members' rewards
+    return f"reward {metrics['reward']:.3g} ± {metrics['reward_std']:.2g}{best}{centre} {speed:.0f} tok/s"
 
 
 def _cell(value: Any) -> str:
