@@ -5,8 +5,8 @@ members' fitness. Its random part displaces θ by (α/σ)/√N of a member's dis
 what members lose against the centre on the average. So the best α is near σ·N·s/(2D), as far as members are alike.
 
 How alike they are no formula says, so sizes are tried: the update at twice and half the expected α too, each
-evaluated as one more member before anything moves. The best is made, and its size expected of the next step. Where
-all lose more than chance explains, smaller ones are tried, and then none is made.
+evaluated as one more member before anything moves. The expected one is made, or another that is better by enough; its
+size is expected of the next step. Where all lose more than chance explains, smaller ones are tried, and then none is made.
 
 Two bounds keep to what the members have seen. An update's random part, (α/√N) a weight, displaces θ at most twice as far
 as σ displaces a member, since what no reward measures suffers with that distance. And σ follows the spread: it grows where
@@ -57,7 +57,6 @@ class Control:
     predicted: what `alpha` was to gain to first order.
     drop: D, the centre's fitness less the members' mean.
     next_alpha, next_sigma: expected of the next step.
-    center: rewards (B,) of the centre that this step leads to, where the next one asks the same prompts.
     """
 
     alpha: float
@@ -67,7 +66,6 @@ class Control:
     drop: float | None
     next_alpha: float | None
     next_sigma: float
-    center: list[float | None] | None = None
 
     @property
     def gain(self) -> float:
