@@ -36,7 +36,7 @@ class Run:
         self.folder, self.model, self.calls, self.seen = folder, folder / "model", 0, {}
         self.at, self.mischief = at, mischief
         usual = {"output_dir": str(folder / "out"), "dtype": "float32", "sigma": 0.02, "population_size": MEMBERS, "max_steps": STEPS}
-        usual |= {"max_completion_length": 8, "save_steps": 1, "workers": "ray", "num_workers": 2, "worker_timeout": 20.0}
+        usual |= {"max_completion_length": 8, "save_steps": 1, "workers": "ray", "num_workers": 2, "worker_timeout": 100.0}
         rows = [{"prompt": f"what is {word}"} for word in WORDS]
         self.trainer = ESTrainer(str(self.model), vowels, ESConfig(**usual | settings), rows)
         self.submit, self.trainer.rewards.submit = self.trainer.rewards.submit, self.disturbed  # type: ignore[method-assign]

@@ -53,8 +53,8 @@ def test_two_workers_decay_theta_to_the_same_bits_as_one_does(local, tmp_path):
 
 
 def test_more_workers_than_processors_share_them(local, tmp_path):
-    result, _ = outcome("three", tmp_path)
-    assert (result["digests"], result["alive"]) == (local, 3)
+    result, said = outcome("three", tmp_path)
+    assert (result["digests"], result["alive"]) == (local, 3), said
 
 
 def test_left_to_itself_there_is_one_worker_a_node(local, tmp_path):
