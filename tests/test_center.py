@@ -111,6 +111,13 @@ def test_an_update_without_coefficients_only_counts():
     assert (center.digest(), center.version) == (before, 1)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_its_root_mean_square_is_over_all_weights(threads):
+    center = make(threads=threads)
+    whole = torch.cat([theta.flatten().double() for theta in center.theta.values()])
+    assert center.root_mean_square() == pytest.approx(float(whole.square().mean().sqrt()), rel=1e-12)
+
+
 def test_the_digest_is_the_published_one():
     center = make()
     whole = hashlib.blake2b(digest_size=16)

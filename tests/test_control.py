@@ -22,10 +22,14 @@ DIMENSIONS, PROMPTS = 300, 8
 
 
 class Landscape:
-    """A function of a vector θ in place of a model: one reward a prompt, which `reward(θ)` gives."""
+    """A function of a vector θ in place of a model: one reward a prompt, which `reward(θ)` gives.
+
+    Its weights are said to be so large that α ≤ 2σ√N.
+    """
 
     def __init__(self, reward, config, start):
         self.reward, self.config, self.theta = reward, config, np.array(start, float)
+        self.weights = 50 * config.sigma
         self.step, self.evaluated, self.control, self.founds = 0, 0, None, []
 
     def epsilon(self, seed):
@@ -48,7 +52,7 @@ class Landscape:
                 return list(scored)
 
             seeds = strategy.ask(self.config, self.step)
-            now = plan(self.config, self.step, self.control)
+            now = plan(self.config, self.step, self.control, lambda: self.weights)
             found = search(self.config, self.step, now, seeds, control.known_center(self.control), evaluate)
             self.control = json.loads(json.dumps(found.record(same_prompts=True)))
             self.theta = self.moved(Member.candidate(seeds, found.coefficients, "iid", 0)) if found.coefficients else self.theta
@@ -124,6 +128,7 @@ def test_on_a_summit_nothing_moves_any_more():
 def test_members_that_tie_widen_sigma_until_they_differ():
     """A step of a staircase that members of the first σ do not reach."""
     one = Landscape(lambda theta: np.full(PROMPTS, float(theta.sum() > 0.5)), auto(sigma=0.001), np.zeros(DIMENSIONS))
+    one.weights = 1.0
     one.run(7)
     widths = [found.control.next_sigma for found in one.founds]
     assert widths[:3] == [0.002, 0.004, 0.008]
@@ -141,18 +146,30 @@ def test_members_that_are_all_worse_by_far_narrow_sigma():
     assert one.founds[1].control.next_sigma < 0.1
 
 
+def test_members_that_are_better_than_the_centre_by_mere_noise_narrow_sigma():
+    """The reward pays for distance in whatever direction, as broken answers may be short."""
+    one = Landscape(lambda theta: np.full(PROMPTS, (theta**2).sum()), auto(sigma=0.1), np.zeros(DIMENSIONS)).run(1)
+    assert one.founds[0].control.next_sigma == 0.05
+
+
 def test_the_first_size_follows_from_the_spread_and_the_drop():
-    totals = np.array([[1.0], [3.0]] * 8)  # spread 1, mean 2, bound 8σ
-    assert sizes(Plan(0.1, None), totals, np.array([6.0])) == pytest.approx([0.1, 0.2, 0.05])  # N·s/(4D) = 1
-    assert sizes(Plan(0.1, None), totals, np.array([1.0])) == pytest.approx([0.4, 0.8, 0.2]), "no drop: up to the bound"
-    assert sizes(Plan(0.1, None), totals, np.array([99.0])) == pytest.approx([0.05, 0.1, 0.025]), "the paper's, at least"
-    assert sizes(Plan(0.1, 0.06), totals, np.array([6.0])) == pytest.approx([0.06, 0.12, 0.03])
+    totals = np.array([[1.0], [3.0]] * 8)  # spread 1, mean 2
+    assert sizes(Plan(0.1, None, 0.2), totals, np.array([6.0])) == pytest.approx([0.1, 0.2, 0.05])  # N·s/(4D) = 1
+    assert sizes(Plan(0.1, None, 0.2), totals, np.array([1.0])) == pytest.approx([0.4, 0.8, 0.2]), "no drop: up to the bound"
+    assert sizes(Plan(0.1, None, 0.2), totals, np.array([99.0])) == pytest.approx([0.05, 0.1, 0.025]), "the paper's, at least"
+    assert sizes(Plan(0.1, 0.06, 0.2), totals, np.array([6.0])) == pytest.approx([0.06, 0.12, 0.03])
 
 
-def test_no_size_moves_the_centre_farther_than_twice_as_far_as_sigma_moves_a_member():
+def test_no_size_moves_the_centre_farther_than_a_small_part_of_its_weights():
     totals = np.array([[1.0], [3.0]] * 8)
-    assert sizes(Plan(0.1, 0.6), totals, np.array([2.0])) == pytest.approx([0.6, 0.8, 0.3])
-    assert sizes(Plan(0.1, 9.9), totals, np.array([2.0])) == pytest.approx([0.8])
+    now = plan(auto(), 1, None, lambda: 5.0)
+    assert now.reach == pytest.approx(0.2)  # 4 %
+    assert sizes(Plan(0.1, 0.6, now.reach), totals, np.array([2.0])) == pytest.approx([0.6, 0.8, 0.3])
+    assert sizes(Plan(0.1, 9.9, now.reach), totals, np.array([2.0])) == pytest.approx([0.8])
+
+
+def test_the_bound_does_not_hang_on_the_last_digits_of_the_weights_size():
+    assert plan(auto(), 1, None, lambda: 0.1828110690).reach == plan(auto(), 1, None, lambda: 0.1828110691).reach
 
 
 def test_the_best_candidate_is_taken_and_of_equal_ones_the_expected():

@@ -6,6 +6,7 @@ every device and for any number of threads.
 """
 
 import hashlib
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -182,6 +183,12 @@ class Center:
         for name, digest in zip(names, self._pool.map(lambda name: _digest(self.theta[name]), names), strict=True):
             whole.update(name.encode() + b"\0" + digest)
         return whole.hexdigest()
+
+    def root_mean_square(self) -> float:
+        """Of all weights of θ; its last digits depend on the number of threads."""
+        spans = [span.theta for batch in self._batches for job in batch.jobs for span in job]
+        squares = self._pool.map(lambda theta: float(theta.double().square().sum()), spans)
+        return math.sqrt(math.fsum(squares) / sum(theta.numel() for theta in spans))
 
     def save(self, path: Path) -> None:
         """Write θ in fp32, durably."""

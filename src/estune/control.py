@@ -8,16 +8,17 @@ How alike they are no formula says, so sizes are tried: the update at twice and 
 evaluated as one more member before anything moves. The expected one is made, or another that is better by enough; its
 size is expected of the next step. Where all lose more than chance explains, smaller ones are tried, and then none is made.
 
-Two bounds keep to what the members have seen. An update's random part, (α/√N) a weight, displaces θ at most twice as far
-as σ displaces a member, since what no reward measures suffers with that distance. And σ follows the spread: it grows where
-members tie, and shrinks where they fall far below the centre. α rather than α/σ is handed on, as in the quadratic above s
-grows as σ and D as σ², so the best α does not depend on σ.
+What no reward measures suffers with the distance that θ moves. So an update's random part, α/√N a weight, is at most a small
+part of the weights' own root mean square, as trust ratios bound a gradient's (You et al. 2017, https://arxiv.org/abs/1708.03888);
+σ, which the user may have chosen too small or too large, has no say in it. σ follows the spread: it grows where members tie,
+and shrinks where they fall far below the centre, or are better than it by mere damage. α rather than α/σ is handed on, as in
+the quadratic above s grows as σ and D as σ², so the best α does not depend on σ.
 
 Pure functions of the config and the journal.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,9 +32,10 @@ Totals = NDArray[np.float64]  # (N, B), NaN where a completion has no reward
 Rewards = NDArray[np.float64]  # (B,)
 
 LADDER = (1.0, 2.0, 0.5)  # sizes tried, in units of the expected one; of equally good ones the first is taken
-_REACH = 2.0  # times a member's distance that an update's random part may displace θ
+_REACH = 0.04  # of the weights' root mean square, by which an update's random part may displace a weight
 _LEAST = 0.5  # α/σ of the first step, at least: the paper's
 _FAR = 2.0  # deviations of the members' fitness by which their mean may stay below the centre before σ shrinks
+_ABOVE = 0.5  # the same for staying above it: noise that pays on the average pays for damage, as broken answers are short
 _RANGE = 16.0  # times which σ may become larger or smaller than the given one
 _MOST = 6  # sizes that were tried in a step, after which no smaller ones are
 _BETTER = 0.5  # standard errors by which another size has to be better than the expected one
@@ -42,10 +44,11 @@ _CHANCE = 1.645  # standard errors by which a candidate may fall below the centr
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step begins with: σ of its members, and α of its update, None where the population has to tell."""
+    """What a step begins with: σ of its members, α of its update, None where the population has to tell, and α/√N at most."""
 
     sigma: float
     alpha: float | None
+    reach: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Control:
     predicted: what `alpha` was to gain to first order.
     drop: D, the centre's fitness less the members' mean.
     next_alpha, next_sigma: expected of the next step.
+    reach: α/√N at most, in all steps.
     """
 
     alpha: float
@@ -66,6 +70,7 @@ class Control:
     drop: float | None
     next_alpha: float | None
     next_sigma: float
+    reach: float
 
     @property
     def gain(self) -> float:
@@ -73,17 +78,19 @@ class Control:
         return 0.0 if not self.alpha else (self.gains[self.tried.index(self.alpha)] or 0.0)
 
 
-def plan(config: ESConfig, step: int, before: dict[str, Any] | None) -> Plan:
-    """Of `step`, after one whose control was `before` (None: there was none)."""
+def plan(config: ESConfig, step: int, before: dict[str, Any] | None, weights: Callable[[], float]) -> Plan:
+    """Of `step`, after one whose control was `before` (None: there was none). `weights` tells θ₀'s root mean square."""
     if config.learning_rate != "auto":
         return Plan(anneal.sigma(config, step), anneal.alpha(config, step))
-    return Plan(before["next_sigma"], before.get("next_alpha")) if before else Plan(config.sigma, None)
+    if before:
+        return Plan(before["next_sigma"], before.get("next_alpha"), before["reach"])
+    return Plan(config.sigma, None, float(f"{_REACH * weights():.3g}"))  # few digits: the last ones depend on the processor
 
 
 def sizes(now: Plan, totals: Totals, center: Rewards) -> list[float]:
     """Sizes α to try, the expected one first; `totals` (N, B) are the members' rewards, `center` (B,) those of θ."""
     fitness = _present(_means(totals))
-    most = _REACH * now.sigma * math.sqrt(fitness.size)
+    most = now.reach * math.sqrt(fitness.size)
     expected = now.alpha
     if expected is None:
         drop = _mean(center) - _mean(fitness)
@@ -143,6 +150,7 @@ def learned(
         drop=None if math.isnan(drop) else drop,
         next_alpha=alpha or (min(tried) / 2 if tried else now.alpha),
         next_sigma=_next_sigma(config, now, fitness[there], drop),
+        reach=now.reach,
     )
 
 
@@ -183,11 +191,13 @@ def _score(differences: Rewards) -> float:
 
 
 def _next_sigma(config: ESConfig, now: Plan, fitness: Rewards, drop: float) -> float:
-    """σ follows what the members (N,) earned: those that tie teach nothing, those far below the centre are too far off to."""
+    """σ follows what the members (N,) earned: those that tie teach nothing, those far from the centre are too far off to."""
     if not fitness.size:
         wanted = now.sigma / 2  # none computed numbers
     elif fitness.max() == fitness.min():
         wanted = now.sigma / 2 if drop > 0 else now.sigma * 2
+    elif drop < -_ABOVE * float(fitness.std()):
+        wanted = now.sigma / 2
     elif drop > _FAR * float(fitness.std()):
         wanted = now.sigma * 0.8
     else:

@@ -224,7 +224,7 @@ class ESTrainer:
         config, step = self.args, journal.last + 1
         self.callbacks.state.global_step = step - 1
         self.callbacks.call("on_step_begin")
-        plan = control.plan(config, step, journal.control)
+        plan = control.plan(config, step, journal.control, self.model.center.root_mean_square)
         seeds = strategy.ask(config, step)
         rows = [self.train_rows[i] for i in self._batch(journal)]
         population = Population(self.rewards, rows, self.callbacks.state, keep_best=self._shows(step))
