@@ -215,6 +215,16 @@ def test_the_figures_are_those_of_the_population(make_trainer):
     assert totals == sorted(set(totals))
 
 
+@pytest.mark.parametrize("settings", [{}, {"noise": "correlated"}, {"antithetic": True}, {"weight_decay": 30.0}], ids=str)
+def test_the_distance_from_the_base_is_told_without_measuring_it(make_trainer, settings):
+    trainer = make_trainer(**settings)
+    trainer.train()
+    there, base = (weights_of(folder) for folder in (folder_of(trainer) / "checkpoint-4", trainer.model.checkpoint.folder))
+    moved = torch.cat([(there[name].double() - base[name].double()).flatten() for name in trainer.model.center.theta])
+    tolerance = 5 / math.sqrt(moved.numel())
+    assert metrics_of(trainer)[-1]["es/distance"] == pytest.approx(float(moved.square().mean().sqrt()), rel=tolerance)
+
+
 def test_evaluations_go_into_the_line_of_their_step(make_trainer):
     trainer = make_trainer(eval_strategy="steps", eval_steps=3)
     trainer.train()

@@ -23,6 +23,7 @@ from estune.console import Screen
 from estune.control import Plan
 from estune.data import digest as data_digest
 from estune.data import rows_of
+from estune.distance import distance
 from estune.errors import ConfigError, DataError
 from estune.evaluation import Held, evaluate
 from estune.folder import RunFolder
@@ -241,7 +242,7 @@ class ESTrainer:
         self.callbacks.call("on_step_end")
         vouched = saves(self.args, step) or evaluates(self.args, step) or self.callbacks.stopping
         digest = self._vouch() if vouched else None
-        metrics = self._metrics(journal, plan, found, evaluating)
+        metrics = self._metrics(journal, plan, found, decay, evaluating)
         metrics |= {"es/update_seconds": update_seconds, "step_time": time.perf_counter() - started}
         rewards = [None if np.isnan(value) else float(value) for value in found.fitness]
         task_rewards = self.mixture.earned(rows, found.totals) if self.mixture else None
@@ -305,17 +306,18 @@ class ESTrainer:
         self.model.workers.verify(digest)
         return digest
 
-    def _metrics(self, journal: Journal, plan: Plan, found: Found, evaluating: float) -> dict[str, Any]:
+    def _metrics(self, journal: Journal, plan: Plan, found: Found, decay: float, evaluating: float) -> dict[str, Any]:
         members, everyone = found.members, [*found.members, *found.others]
         new = int(sum(one.tally.lengths.sum() for one in everyone))
-        before = journal.steps[-1].notes["metrics"]["num_tokens"] if journal.steps else 0
+        before = journal.steps[-1].notes["metrics"] if journal.steps else {}
         return (
             fitness_metrics(np.array([member.scores.fitness for member in members]))
             | reward_metrics([member.scores for member in members])
             | failure_metrics([one.scores for one in everyone])
             | {"es/members_not_finite": sum(not member.finite for member in members)}
             | completion_metrics([member.tally for member in members])
-            | {"learning_rate": plan.alpha, "es/sigma": plan.sigma, "num_tokens": before + new}
+            | {"learning_rate": plan.alpha, "es/sigma": plan.sigma, "num_tokens": before.get("num_tokens", 0) + new}
+            | {"es/distance": distance(before.get("es/distance", 0.0), found.coefficients, decay)}
             | found.metrics
             | {"es/generate_seconds": sum(one.generate_seconds for one in everyone)}
             | {"es/load_seconds": sum(one.load_seconds for one in everyone)}
