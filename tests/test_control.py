@@ -11,7 +11,7 @@ from test_trainer import folder_of, metrics_of, same, steps_of, weights_of
 
 from estune import ESConfig, control, strategy
 from estune.cli.main import main
-from estune.control import Plan, best, plan, sizes, smaller
+from estune.control import Plan, best, next_size, plan
 from estune.errors import ConfigError
 from estune.member import Member
 from estune.population import Scored
@@ -122,7 +122,7 @@ def test_on_a_summit_nothing_moves_any_more():
     assert not one.theta.any()
     assert [found.coefficients for found in one.founds] == [[], [], []]
     assert {found.metrics["es/refused"] for found in one.founds} == {1}
-    assert one.founds[0].control.tried == sorted({*one.founds[0].control.tried}, reverse=True) or len(one.founds[0].control.tried) == 7
+    assert all(len(found.control.tried) == 6 for found in one.founds)
 
 
 def test_members_that_tie_widen_sigma_until_they_differ():
@@ -152,20 +152,48 @@ def test_members_that_are_better_than_the_centre_by_mere_noise_narrow_sigma():
     assert one.founds[0].control.next_sigma == 0.05
 
 
+TOTALS = np.array([[1.0], [3.0]] * 8)  # fitness 1 and 3: spread 1, mean 2
+SHAPED = np.array([-1.0, 1.0] * 8)  # so a size of 0.1 promises a gain of 1 where σ = 0.1
+
+
+def tried_next(now, center, *tried):
+    """The size to try after sizes of which each gained that much."""
+    candidates = [np.array([center + gain]) for _, gain in tried]
+    return next_size(now, TOTALS, SHAPED, np.array([center]), [size for size, _ in tried], candidates)
+
+
 def test_the_first_size_follows_from_the_spread_and_the_drop():
-    totals = np.array([[1.0], [3.0]] * 8)  # spread 1, mean 2
-    assert sizes(Plan(0.1, None, 0.2), totals, np.array([6.0])) == pytest.approx([0.1, 0.2, 0.05])  # N·s/(4D) = 1
-    assert sizes(Plan(0.1, None, 0.2), totals, np.array([1.0])) == pytest.approx([0.4, 0.8, 0.2]), "no drop: up to the bound"
-    assert sizes(Plan(0.1, None, 0.2), totals, np.array([99.0])) == pytest.approx([0.05, 0.1, 0.025]), "the paper's, at least"
-    assert sizes(Plan(0.1, 0.06, 0.2), totals, np.array([6.0])) == pytest.approx([0.06, 0.12, 0.03])
+    assert tried_next(Plan(0.1, None, 0.3), 6.0) == pytest.approx(0.2)  # σ·N·s/2D
+    assert tried_next(Plan(0.1, None, 0.3), 1.0) == pytest.approx(1.2), "no drop: the bound"
+    assert tried_next(Plan(0.1, None, 0.3), 99.0) == pytest.approx(0.05), "the paper's, at least"
+    assert tried_next(Plan(0.1, 0.06, 0.3), 6.0) == pytest.approx(0.06)
+
+
+def test_a_size_that_keeps_half_its_promise_is_doubled_and_one_that_keeps_no_quarter_is_halved():
+    now = Plan(0.1, 0.1, 0.3)
+    assert tried_next(now, 6.0, (0.1, 0.51)) == pytest.approx(0.2)
+    assert tried_next(now, 6.0, (0.1, 0.49)) is None
+    assert tried_next(now, 6.0, (0.1, 0.26)) is None
+    assert tried_next(now, 6.0, (0.1, 0.24)) == pytest.approx(0.05)
+    assert tried_next(now, 6.0, (0.1, 0.51), (0.2, 5.0)) is None, "once a step"
+    assert tried_next(now, 6.0, (0.1, 0.0)) is None, "nothing changed: that tells nothing of the size"
+
+
+def test_a_size_that_cannot_be_borne_is_halved_until_one_can_be_or_six_were_tried():
+    now = Plan(0.1, 0.1, 0.3)
+    lost = [(0.1 / 2**i, -1.0) for i in range(6)]
+    assert [tried_next(now, 6.0, *lost[:i]) for i in range(1, 6)] == pytest.approx([0.1 / 2**i for i in range(1, 6)])
+    assert tried_next(now, 6.0, *lost) is None
+    assert tried_next(now, 6.0, *lost[:2], (0.025, 0.1)) is None
+    assert tried_next(now, 6.0, (0.1, math.nan)) == pytest.approx(0.05)
 
 
 def test_no_size_moves_the_centre_farther_than_a_small_part_of_its_weights():
-    totals = np.array([[1.0], [3.0]] * 8)
     now = plan(auto(), 1, None, lambda: 5.0)
     assert now.reach == pytest.approx(0.2)  # 4 %
-    assert sizes(Plan(0.1, 0.6, now.reach), totals, np.array([2.0])) == pytest.approx([0.6, 0.8, 0.3])
-    assert sizes(Plan(0.1, 9.9, now.reach), totals, np.array([2.0])) == pytest.approx([0.8])
+    assert tried_next(Plan(0.1, 0.6, now.reach), 6.0, (0.6, 6.0)) == pytest.approx(0.8)
+    assert tried_next(Plan(0.1, 9.9, now.reach), 6.0) == pytest.approx(0.8)
+    assert tried_next(Plan(0.1, 0.8, now.reach), 6.0, (0.8, 8.0)) is None
 
 
 def test_the_bound_does_not_hang_on_the_last_digits_of_the_weights_size():
@@ -201,10 +229,8 @@ def test_a_loss_on_one_prompt_of_many_is_chance_and_one_on_all_is_not():
     assert best(np.zeros(16), [np.full(16, -0.01)]) is None
 
 
-def test_smaller_sizes_are_tried_twice():
-    assert smaller([1.0, 2.0, 0.5]) == [0.25, 0.125]
-    assert smaller([1.0, 2.0, 0.5, 0.25, 0.125]) == [0.0625, 0.03125]
-    assert smaller([1.0] * 7) == []
+def test_of_sizes_that_lose_within_chance_the_one_that_loses_least_is_made():
+    assert best(np.zeros(4), [np.array([0.0, 0, 0, -1]), np.array([0.0, 0, 0, -0.9])]) == 1
 
 
 # In a run

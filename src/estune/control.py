@@ -4,9 +4,10 @@ To first order an update of size α gains (α/σ)·mean(R̃ₙRₙ), which for z
 members' fitness. Its random part displaces θ by (α/σ)/√N of a member's distance, which costs about (α/σ)²/N·D, with D
 what members lose against the centre on the average. So the best α is near σ·N·s/(2D), as far as members are alike.
 
-How alike they are no formula says, so sizes are tried: the update at twice and half the expected α too, each
-evaluated as one more member before anything moves. The expected one is made, or another that is better by enough; its
-size is expected of the next step. Where all lose more than chance explains, smaller ones are tried, and then none is made.
+How alike they are no formula says, so a size is tried before anything moves: the update is evaluated as one more member,
+which is the next step's centre. As in a trust region, where it gains less than a quarter of what was promised half
+of it is tried too, where more than half twice as much; where all lose more than chance explains, ever smaller ones, and then
+none is made. The size that is made is expected of the next step.
 
 What no reward measures suffers with the distance that θ moves. So an update's random part, α/√N a weight, is at most a small
 part of the weights' own root mean square, as trust ratios bound a gradient's (You et al. 2017, https://arxiv.org/abs/1708.03888);
@@ -31,13 +32,13 @@ from estune.config import ESConfig
 Totals = NDArray[np.float64]  # (N, B), NaN where a completion has no reward
 Rewards = NDArray[np.float64]  # (B,)
 
-LADDER = (1.0, 2.0, 0.5)  # sizes tried, in units of the expected one; of equally good ones the first is taken
 _REACH = 0.04  # of the weights' root mean square, by which an update's random part may displace a weight
 _LEAST = 0.5  # α/σ of the first step, at least: the paper's
 _FAR = 2.0  # deviations of the members' fitness by which their mean may stay below the centre before σ shrinks
 _ABOVE = 0.5  # the same for staying above it: noise that pays on the average pays for damage, as broken answers are short
 _RANGE = 16.0  # times which σ may become larger or smaller than the given one
-_MOST = 6  # sizes that were tried in a step, after which no smaller ones are
+_POOR, _GOOD = 0.25, 0.5  # of the promised gain: below a smaller size is tried too, above a larger one
+_MOST = 6  # sizes that are tried in a step
 _BETTER = 0.5  # standard errors by which another size has to be better than the expected one
 _CHANCE = 1.645  # standard errors by which a candidate may fall below the centre: one in twenty does by chance
 
@@ -87,28 +88,34 @@ def plan(config: ESConfig, step: int, before: dict[str, Any] | None, weights: Ca
     return Plan(config.sigma, None, float(f"{_REACH * weights():.3g}"))  # few digits: the last ones depend on the processor
 
 
-def sizes(now: Plan, totals: Totals, center: Rewards) -> list[float]:
-    """Sizes α to try, the expected one first; `totals` (N, B) are the members' rewards, `center` (B,) those of θ."""
-    fitness = _present(_means(totals))
-    most = now.reach * math.sqrt(fitness.size)
-    expected = now.alpha
-    if expected is None:
-        drop = _mean(center) - _mean(fitness)
-        half_of_best = now.sigma * fitness.size * float(fitness.std()) / (4 * drop) if drop > 0 else math.inf
-        expected = max(min(half_of_best, most / 2), now.sigma * _LEAST)
-    return list(dict.fromkeys(min(expected * rung, most) for rung in LADDER))
+def next_size(
+    now: Plan, totals: Totals, shaped: Rewards, center: Rewards, tried: Sequence[float], candidates: Sequence[Rewards]
+) -> float | None:
+    """The size α to try next, the expected one first; None when enough is known.
 
-
-def smaller(tried: Sequence[float]) -> list[float]:
-    """Sizes to try where all that were tried lose too much; none when enough were."""
-    return [min(tried) / 2, min(tried) / 4] if len(tried) < _MOST else []
+    Args:
+        totals, shaped: the members' rewards (N, B), and R̃ (N,), 0 for those that are left out.
+        center, candidates: rewards (B,) of θ, and of θ after each size that was `tried`, on the same prompts.
+    """
+    most = now.reach * math.sqrt(_present(_means(totals)).size)
+    if not tried:
+        return min(_expected(now, totals, center), most)
+    if best(center, candidates) is None:
+        return min(tried) / 2 if len(tried) < _MOST else None
+    gain = _mean(candidates[0] - center)
+    if len(tried) > 1 or not (candidates[0] - center).any():
+        return None
+    promised = tried[0] * _slope(now, totals, shaped)
+    if not gain >= _POOR * promised:
+        return tried[0] / 2
+    return min(2 * tried[0], most) if gain > _GOOD * promised and tried[0] < most else None
 
 
 def best(center: Rewards, candidates: Sequence[Rewards]) -> int | None:
     """Which candidate to make, None where every one loses more than chance explains.
 
-    That is the first, of the expected size, unless it is such a one or another is better by half a standard error:
-    so where nothing is told apart the size stays.
+    That is the first, of the expected size, unless it loses or another is better by half a standard error: so where
+    nothing is told apart the size stays.
 
     Args:
         center, candidates: rewards (B,) of θ, and of θ after each size that was tried, on the same prompts.
@@ -117,7 +124,8 @@ def best(center: Rewards, candidates: Sequence[Rewards]) -> int | None:
     if not bearable:
         return None
     most = max(bearable, key=lambda i: (_mean(candidates[i] - center), -i))
-    return most if 0 not in bearable or _score(candidates[most] - candidates[0]) > _BETTER else 0
+    keeps = 0 in bearable and _mean(candidates[0] - center) >= 0 and _score(candidates[most] - candidates[0]) <= _BETTER
+    return 0 if keeps else most
 
 
 def learned(
@@ -133,20 +141,18 @@ def learned(
     """What a step found out.
 
     Args:
-        totals, shaped: the members' rewards (N, B), and R̃ (N,), 0 for those that are left out.
-        center, candidates, taken: as `best` has them; `tried` are the candidates' sizes α.
+        totals, shaped, center, tried, candidates: as `next_size` has them, and `taken` as `best` tells it.
     """
     fitness = _means(totals)
     there = ~np.isnan(fitness)
     drop = _mean(center) - _mean(fitness)
-    slope = _mean(shaped[there] * fitness[there]) / now.sigma
     gains = [_mean(candidate - center) for candidate in candidates]
     alpha = 0.0 if taken is None else tried[taken]
     return Control(
         alpha=alpha,
         tried=list(tried),
         gains=[None if math.isnan(gain) else gain for gain in gains],
-        predicted=alpha * slope if alpha else 0.0,
+        predicted=alpha * _slope(now, totals, shaped) if alpha else 0.0,
         drop=None if math.isnan(drop) else drop,
         next_alpha=alpha or (min(tried) / 2 if tried else now.alpha),
         next_sigma=_next_sigma(config, now, fitness[there], drop),
@@ -164,6 +170,22 @@ def known_center(before: dict[str, Any] | None) -> Rewards | None:
     """Rewards (B,) of the centre, as the step before left them."""
     values = (before or {}).get("center")
     return None if values is None else np.array([math.nan if value is None else value for value in values])
+
+
+def _expected(now: Plan, totals: Totals, center: Rewards) -> float:
+    """The last step's size; of the first step that which is best on a quadratic, and at least the paper's."""
+    if now.alpha is not None:
+        return now.alpha
+    fitness = _present(_means(totals))
+    drop = _mean(center) - _mean(fitness)
+    return max(now.sigma * fitness.size * float(fitness.std()) / (2 * drop) if drop > 0 else math.inf, now.sigma * _LEAST)
+
+
+def _slope(now: Plan, totals: Totals, shaped: Rewards) -> float:
+    """What an update gains to first order, divided by its size: mean(R̃ₙRₙ)/σ."""
+    fitness = _means(totals)
+    there = ~np.isnan(fitness)
+    return _mean(shaped[there] * fitness[there]) / now.sigma
 
 
 def _means(totals: Totals) -> Rewards:

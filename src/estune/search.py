@@ -67,15 +67,11 @@ def search(config: ESConfig, step: int, plan: Plan, seeds: list[int], center: Re
     weights = strategy.shaped(config, fitness)
     tried: list[float] = []
     candidates: list[Rewards] = []
-    taken: int | None = None
-    sizes = control.sizes(plan, totals, center) if weights.any() else []
-    while sizes and taken is None:
-        tried += sizes
-        updates = [strategy.tell(config, fitness, alpha=alpha) for alpha in sizes]
-        everyone = evaluate([Member.candidate(seeds, update, config.noise, step - 1) for update in updates])
-        scored, candidates = everyone, [one.scores.total for one in everyone[-len(tried) :]]
-        taken = control.best(center, candidates)
-        sizes = control.smaller(tried)
+    while weights.any() and (size := control.next_size(plan, totals, weights, center, tried, candidates)) is not None:
+        scored = evaluate([Member.candidate(seeds, strategy.tell(config, fitness, alpha=size), config.noise, step - 1)])
+        tried.append(size)
+        candidates.append(scored[-1].scores.total)
+    taken = control.best(center, candidates)
     learned = control.learned(config, plan, totals, weights, center, tried, candidates, taken)
     made = strategy.tell(config, fitness, alpha=learned.alpha) if learned.alpha else []
     return Found(scored[:count], scored[count:], totals, fitness, made, learned, center if taken is None else candidates[taken])
