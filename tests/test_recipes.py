@@ -179,6 +179,20 @@ def test_the_commands_of_the_readme_run_as_they_stand(tiny, tmp_path, monkeypatc
         assert main(words) == 0, (command, capsys.readouterr().err)
 
 
+@pytest.mark.slow
+def test_the_grid_of_sigma_alpha_and_n_is_drawn(tiny, tmp_path):
+    command = [sys.executable, "recipes/learning/grid.py", "--config", "recipes/learning/conciseness.yaml", "--output", str(tmp_path)]
+    command += ["--sigmas", "0.01", "0.02", "--ratios", "0.5", "auto", "--populations", "4", "--tokens", "60", "--engine", "fake"]
+    command += ["--model_name_or_path", str(tiny), "--max_train_samples", "2", "--max_completion_length", "4", "--eval_strategy", "no"]
+    done = subprocess.run([*command, "--eval_on_start", "false"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    header, _, *rows = (tmp_path / "grid.md").read_text().splitlines()
+    assert header == "| N | σ | α = 0.5 σ | α = auto |"
+    assert [row.split(" | ")[:2] for row in rows] == [["| 4", "0.01"], ["| 4", "0.02"]]
+    assert all(float(cell) <= 0 for row in rows for cell in row.strip("| ").split(" | ")[2:])
+    assert "<svg" in (tmp_path / "grid.svg").read_text()
+
+
 def test_the_readme_python_example_runs(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
