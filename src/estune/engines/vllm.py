@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import warnings
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from estune.center import Center
 from estune.checkpoint import Checkpoint, open_checkpoint
 from estune.config import ESConfig
+from estune.engines.copies import Copies
 from estune.engines.sampling import sample_seeds
 from estune.engines.transformers import engine_device, engine_dtype
 from estune.errors import ConfigError, EngineError, ModelError
@@ -74,7 +74,7 @@ class VLLMEngine:
     def check(self, center: Center, member: Member) -> None:
         """Load other weights, then the member's again: everything must change, and change back; all must be taken."""
         self._attach(center)
-        taken: dict[str, int] = defaultdict(int)
+        taken: Counter[str] = Counter()
         for watched in self._everywhere("estune_check", vars(member)):
             for name, count in watched.items():
                 taken[name] += count
@@ -191,8 +191,8 @@ class Shard:
         held = self._estune_responses()
         self._estune_reload((name, tensor + 1) for name, tensor in self._estune_weights(Member(**member)))
         changed = self._estune_responses()
-        with _Watch() as watch:
-            self._estune_reload(watch.each(self._estune_weights(Member(**member))))
+        with Copies() as copies:
+            self._estune_reload(copies.each(self._estune_weights(Member(**member))))
         again = self._estune_responses()
         for name, response in held.items():
             if torch.equal(response, changed[name]):
@@ -200,8 +200,8 @@ class Shard:
             if not torch.equal(response, again[name]):
                 whose = "the member's" if member["sigma"] else "the centre's"
                 raise EngineError(f"the engine does not hold {whose} weights in {name}; its layout differs from the files'")
-        self._estune_dtypes = watch.dtypes
-        return dict(watch.taken)
+        self._estune_dtypes = copies.dtypes
+        return dict(copies.taken)
 
     def _estune_weights(self, member: Member) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self._estune_frozen
@@ -264,47 +264,6 @@ def _shared(model: torch.nn.Module, head: torch.nn.Module) -> bool:
 
 def _ramp(width: int) -> torch.Tensor:
     return torch.linspace(-1, 1, width) if width > 1 else torch.ones(1)
-
-
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees which of our tensors are copied into weights, how much of each, and into what dtype.
-
-    Some loaders cut or convert a tensor first, so what is made from one of ours counts as that one.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.taken: dict[str, int] = defaultdict(int)
-        self.dtypes: dict[str, torch.dtype] = {}
-        self._names: dict[int, str] = {}  # address of a tensor's memory → whose it is
-        self._kept: list[torch.Tensor] = []  # so that no address is used twice
-
-    def each(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in weights:
-            self._note(name, tensor)
-            yield name, tensor
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        ours = [name for arg in args if isinstance(arg, torch.Tensor) and (name := self._names.get(_memory_of(arg)))]
-        if function is torch.ops.aten.copy_.default:
-            into, source = args[:2]
-            name = self._names.get(_memory_of(source))
-            if name and into.device.type != "meta":
-                self.taken[name] += source.numel()
-                self.dtypes[name] = into.dtype
-        elif len(set(ours)) == 1 and isinstance(result, torch.Tensor) and result.device.type != "meta":
-            self._note(ours[0], result)
-        return result
-
-    def _note(self, name: str, tensor: torch.Tensor) -> None:
-        if tensor.numel():
-            self._names[_memory_of(tensor)] = name
-            self._kept.append(tensor)
-
-
-def _memory_of(tensor: torch.Tensor) -> int:
-    return 0 if tensor.device.type == "meta" else tensor.untyped_storage().data_ptr()
 
 
 def _built(checkpoint: Checkpoint, config: ESConfig) -> Any:
