@@ -12,6 +12,7 @@ from estune.compare.methods import METHODS, chosen, grids
 from estune.compare.plan import Budget, load, most_steps, runs
 from estune.compare.table import best, markdown, reached, results_table, reward_at
 from estune.config import RunConfig
+from estune.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -81,8 +82,13 @@ def test_mezo_is_one_raw_pair_a_step_whose_rate_is_over_sigma():
 def test_an_rl_step_sees_as_many_prompts_as_one_of_es(name, settings):
     rl = planned(name)[0].rl
     assert rl["per_device_train_batch_size"] * rl["gradient_accumulation_steps"] == 16 * 8
-    assert rl["max_completion_length"] == 32 or rl["max_completion_length"] == 256
+    assert rl["max_completion_length"] == 256
     assert settings.items() <= rl.items()
+
+
+def test_a_method_that_does_not_go_with_the_config_is_named():
+    with pytest.raises(ConfigError, match="^methods: es does not go with this config; mend it or leave es out .weight_decay: "):
+        planned("es-paper", "es", weight_decay=0.1)
 
 
 def test_more_settings_of_trl_win_and_their_samples_count():

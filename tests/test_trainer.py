@@ -12,7 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from estune import ESConfig, ESTrainer
+from estune.distance import travelled
 from estune.errors import ConfigError, DataError, InputError, ModelError
+from estune.journal import Journal
 
 
 def folder_of(trainer):
@@ -223,6 +225,16 @@ def test_the_distance_from_the_base_is_told_without_measuring_it(make_trainer, s
     moved = torch.cat([(there[name].double() - base[name].double()).flatten() for name in trainer.model.center.theta])
     tolerance = 5 / math.sqrt(moved.numel())
     assert metrics_of(trainer)[-1]["es/distance"] == pytest.approx(float(moved.square().mean().sqrt()), rel=tolerance)
+
+
+def test_the_distance_counts_steps_of_a_version_that_did_not_tell_it(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    steps = Journal.open(folder_of(trainer)).steps
+    for step in steps[:3]:
+        del step.notes["metrics"]["es/distance"]
+    assert travelled(steps[:3]) == pytest.approx(math.sqrt(sum(c**2 for step in steps[:3] for c in step.coefficients)))
+    assert travelled(steps) == metrics_of(trainer)[-1]["es/distance"]
 
 
 def test_evaluations_go_into_the_line_of_their_step(make_trainer):

@@ -9,6 +9,7 @@ own (`estune compare`) in a folder of the output, so that a grid that was stoppe
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -88,21 +89,19 @@ def _draw(options: argparse.Namespace, cells: dict[tuple[int, float, str], float
 
     count = len(options.populations)
     figure, axes = pyplot.subplots(1, count, figsize=(1.5 + 3.5 * count, 3.2), squeeze=False, layout="constrained")
-    scale = {"vmin": min(cells.values()), "vmax": max(cells.values())}
+    known = [value for value in cells.values() if not math.isnan(value)]
+    scale = {"vmin": min(known), "vmax": max(known)}
     for axis, members in zip(axes[0], options.populations, strict=True):
         rows = [[cells[members, sigma, ratio] for ratio in options.ratios] for sigma in options.sigmas]
         image = axis.imshow(rows, cmap="viridis", aspect="auto", **scale)
-        for (row, column), value in ((at, rows[at[0]][at[1]]) for at in _places(rows)):
-            axis.text(column, row, f"{value:.3g}", ha="center", va="center", color="white" if value < sum(scale.values()) / 2 else "black")
+        for y, row in enumerate(rows):
+            for x, value in enumerate(row):
+                axis.text(x, y, f"{value:.3g}", ha="center", va="center", color="white" if value < sum(scale.values()) / 2 else "black")
         axis.set(xticks=range(len(options.ratios)), xticklabels=options.ratios, xlabel="α/σ", title=f"N = {members}")
         axis.set(yticks=range(len(options.sigmas)), yticklabels=[f"{sigma:g}" for sigma in options.sigmas], ylabel="σ")
     figure.colorbar(image, ax=list(axes[0]), label=f"reward at {options.tokens:,} tokens")
     figure.savefig(path)
     return path
-
-
-def _places(rows: list[list[float]]) -> list[tuple[int, int]]:
-    return [(row, column) for row in range(len(rows)) for column in range(len(rows[0]))]
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ which is the next step's centre. As in a trust region, where it gains less than 
 of it is tried too, where more than half twice as much; where all lose more than chance explains, ever smaller ones, and then
 none is made. The size that is made is expected of the next step.
 
-What no reward measures suffers with the distance that θ moves. So an update's random part, α/√N a weight, is at most a small
-part of the weights' own root mean square, as trust ratios bound a gradient's (You et al. 2017, https://arxiv.org/abs/1708.03888);
+What no reward measures suffers with the distance that θ moves. So an update displaces a weight by at most a small part of
+the weights' own root mean square, as trust ratios bound a gradient's (You et al. 2017, https://arxiv.org/abs/1708.03888);
 σ, which the user may have chosen too small or too large, has no say in it. σ follows the spread: it grows where members tie,
 and shrinks where they fall far below the centre, or are better than it by mere damage. α rather than α/σ is handed on, as in
 the quadratic above s grows as σ and D as σ², so the best α does not depend on σ.
@@ -21,6 +21,7 @@ Pure functions of the config and the journal.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,14 +29,17 @@ from numpy.typing import NDArray
 
 from estune import anneal
 from estune.config import ESConfig
+from estune.errors import ConfigError
 
 Totals = NDArray[np.float64]  # (N, B), NaN where a completion has no reward
 Rewards = NDArray[np.float64]  # (B,)
 
-_REACH = 0.04  # of the weights' root mean square, by which an update's random part may displace a weight
-_LEAST = 0.5  # α/σ of the first step, at least: the paper's
+_REACH = 0.04  # of the weights' root mean square, by which an update may displace a weight
+_LEAST = 0.5  # α/σ of the size that is tried first, at least: the paper's
 _FAR = 2.0  # deviations of the members' fitness by which their mean may stay below the centre before σ shrinks
 _ABOVE = 0.5  # the same for staying above it: noise that pays on the average pays for damage, as broken answers are short
+_SURE = 2.5  # standard errors that this has to be, too
+_BACK = 1.1  # times which a σ that shrank grows, towards the given one, in a step that gives no reason to shrink
 _RANGE = 16.0  # times which σ may become larger or smaller than the given one
 _POOR, _GOOD = 0.25, 0.5  # of the promised gain: below a smaller size is tried too, above a larger one
 _MOST = 6  # sizes that are tried in a step
@@ -45,11 +49,44 @@ _CHANCE = 1.645  # standard errors by which a candidate may fall below the centr
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step begins with: σ of its members, α of its update, None where the population has to tell, and α/√N at most."""
+    """What a step begins with: σ of its members, α of its update, None where the population has to tell, and by how much that
+    may displace a weight, in root mean square."""
 
     sigma: float
     alpha: float | None
     reach: float = math.inf
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a step's population told.
+
+    totals: the members' rewards (N, B); two members after each other are a pair where they are antithetic.
+    unit: the coefficients of an update of size 1, one a seed; empty, or all 0, where there is nothing to learn.
+    center: rewards (B,) of θ on the same prompts.
+    finite: how many members computed numbers.
+    """
+
+    totals: Totals
+    unit: list[float]
+    center: Rewards
+    finite: int
+
+    @cached_property
+    def fitness(self) -> Rewards:
+        """The mean reward of each member (N,), NaN for one without any."""
+        return np.array([_mean(row) for row in self.totals])
+
+    @property
+    def drop(self) -> float:
+        """D, by which members fall below the centre."""
+        return _mean(self.center) - _mean(self.fitness)
+
+    def slope(self, sigma: float) -> float:
+        """What an update gains to first order, divided by its size: a member's or half a pair's difference is what one σ along ε gains."""
+        pairs = len(self.fitness) > len(self.unit)
+        gains = (self.fitness[0::2] - self.fitness[1::2]) / 2 if pairs else self.fitness
+        return math.fsum(_present(np.array(self.unit) * gains)) / sigma
 
 
 @dataclass(frozen=True)
@@ -61,7 +98,7 @@ class Control:
     predicted: what `alpha` was to gain to first order.
     drop: D, the centre's fitness less the members' mean.
     next_alpha, next_sigma: expected of the next step.
-    reach: α/√N at most, in all steps.
+    reach: by how much an update may displace a weight, in all steps.
     """
 
     alpha: float
@@ -85,30 +122,32 @@ def plan(config: ESConfig, step: int, before: dict[str, Any] | None, weights: Ca
         return Plan(anneal.sigma(config, step), anneal.alpha(config, step))
     if before:
         return Plan(before["next_sigma"], before.get("next_alpha"), before["reach"])
-    return Plan(config.sigma, None, float(f"{_REACH * weights():.3g}"))  # few digits: the last ones depend on the processor
+    reach = float(f"{_REACH * weights():.3g}")  # few digits: the last ones depend on the processor
+    if not reach:
+        raise ConfigError("learning_rate: auto measures steps by the size of the weights, and all that are tuned are zero; give a number")
+    return Plan(config.sigma, None, reach)
 
 
-def next_size(
-    now: Plan, totals: Totals, shaped: Rewards, center: Rewards, tried: Sequence[float], candidates: Sequence[Rewards]
-) -> float | None:
-    """The size α to try next, the expected one first; None when enough is known.
+def next_size(now: Plan, told: Told, tried: Sequence[float], candidates: Sequence[Rewards]) -> float | None:
+    """The size α to try next, the expected one first; None when enough is known, or nothing can be.
 
     Args:
-        totals, shaped: the members' rewards (N, B), and R̃ (N,), 0 for those that are left out.
-        center, candidates: rewards (B,) of θ, and of θ after each size that was `tried`, on the same prompts.
+        candidates: rewards (B,) of θ after each size that was `tried`, on the population's prompts.
     """
-    most = now.reach * math.sqrt(_present(_means(totals)).size)
-    if not tried:
-        return min(_expected(now, totals, center), most)
-    if best(center, candidates) is None:
-        return min(tried) / 2 if len(tried) < _MOST else None
-    gain = _mean(candidates[0] - center)
-    if len(tried) > 1 or not (candidates[0] - center).any():
+    if not any(told.unit) or np.isnan(told.center).all():
         return None
-    promised = tried[0] * _slope(now, totals, shaped)
-    if not gain >= _POOR * promised:
+    most = now.reach / math.hypot(*told.unit)
+    if not tried:
+        return min(_expected(now, told), most)
+    if best(told.center, candidates) is None:
+        return min(tried) / 2 if len(tried) < _MOST else None
+    changes = candidates[0] - told.center
+    if len(tried) > 1 or not _present(changes).any():
+        return None
+    promised = tried[0] * told.slope(now.sigma)
+    if not _mean(changes) >= _POOR * promised:
         return tried[0] / 2
-    return min(2 * tried[0], most) if gain > _GOOD * promised and tried[0] < most else None
+    return min(2 * tried[0], most) if _mean(changes) > _GOOD * promised and tried[0] < most else None
 
 
 def best(center: Rewards, candidates: Sequence[Rewards]) -> int | None:
@@ -128,34 +167,18 @@ def best(center: Rewards, candidates: Sequence[Rewards]) -> int | None:
     return 0 if keeps else most
 
 
-def learned(
-    config: ESConfig,
-    now: Plan,
-    totals: Totals,
-    shaped: Rewards,
-    center: Rewards,
-    tried: Sequence[float],
-    candidates: Sequence[Rewards],
-    taken: int | None,
-) -> Control:
-    """What a step found out.
-
-    Args:
-        totals, shaped, center, tried, candidates: as `next_size` has them, and `taken` as `best` tells it.
-    """
-    fitness = _means(totals)
-    there = ~np.isnan(fitness)
-    drop = _mean(center) - _mean(fitness)
-    gains = [_mean(candidate - center) for candidate in candidates]
+def learned(config: ESConfig, now: Plan, told: Told, tried: Sequence[float], candidates: Sequence[Rewards], taken: int | None) -> Control:
+    """What a step found out; the arguments are those of `next_size`, and `taken` as `best` tells it."""
+    gains = [_mean(candidate - told.center) for candidate in candidates]
     alpha = 0.0 if taken is None else tried[taken]
     return Control(
         alpha=alpha,
         tried=list(tried),
         gains=[None if math.isnan(gain) else gain for gain in gains],
-        predicted=alpha * _slope(now, totals, shaped) if alpha else 0.0,
-        drop=None if math.isnan(drop) else drop,
-        next_alpha=alpha or (min(tried) / 2 if tried else now.alpha),
-        next_sigma=_next_sigma(config, now, fitness[there], drop),
+        predicted=alpha * told.slope(now.sigma) if alpha else 0.0,
+        drop=None if math.isnan(told.drop) else told.drop,
+        next_alpha=alpha or (tried[0] / 2 if tried else now.alpha),
+        next_sigma=_next_sigma(config, now, told),
         reach=now.reach,
     )
 
@@ -167,30 +190,18 @@ def recorded(control: Control, center: Rewards | None) -> dict[str, Any]:
 
 
 def known_center(before: dict[str, Any] | None) -> Rewards | None:
-    """Rewards (B,) of the centre, as the step before left them."""
-    values = (before or {}).get("center")
-    return None if values is None else np.array([math.nan if value is None else value for value in values])
+    """Rewards (B,) of the centre, as the step before left them; None where it has to be asked."""
+    values = (before or {}).get("center") or []
+    known = any(value is not None for value in values)
+    return np.array([math.nan if value is None else value for value in values]) if known else None
 
 
-def _expected(now: Plan, totals: Totals, center: Rewards) -> float:
-    """The last step's size; of the first step that which is best on a quadratic, and at least the paper's."""
-    if now.alpha is not None:
-        return now.alpha
-    fitness = _present(_means(totals))
-    drop = _mean(center) - _mean(fitness)
-    return max(now.sigma * fitness.size * float(fitness.std()) / (2 * drop) if drop > 0 else math.inf, now.sigma * _LEAST)
-
-
-def _slope(now: Plan, totals: Totals, shaped: Rewards) -> float:
-    """What an update gains to first order, divided by its size: mean(R̃ₙRₙ)/σ."""
-    fitness = _means(totals)
-    there = ~np.isnan(fitness)
-    return _mean(shaped[there] * fitness[there]) / now.sigma
-
-
-def _means(totals: Totals) -> Rewards:
-    """The mean reward of each member (N,), NaN for one without any."""
-    return np.array([_mean(row) for row in totals])
+def _expected(now: Plan, told: Told) -> float:
+    """The last step's size, or that which is best on a quadratic; at least the paper's, lest noise ends the search by halves."""
+    fitness, alpha = _present(told.fitness), now.alpha
+    if alpha is None:
+        alpha = now.sigma * fitness.size * float(fitness.std()) / (2 * told.drop) if told.drop > 0 else math.inf
+    return max(alpha, now.sigma * _LEAST)
 
 
 def _mean(rewards: Rewards) -> float:
@@ -212,16 +223,20 @@ def _score(differences: Rewards) -> float:
     return mean / error if error else math.copysign(math.inf, mean)
 
 
-def _next_sigma(config: ESConfig, now: Plan, fitness: Rewards, drop: float) -> float:
-    """σ follows what the members (N,) earned: those that tie teach nothing, those far from the centre are too far off to."""
-    if not fitness.size:
-        wanted = now.sigma / 2  # none computed numbers
+def _next_sigma(config: ESConfig, now: Plan, told: Told) -> float:
+    """σ follows what the members earned: those that tie teach nothing, those far from the centre are too far off to."""
+    fitness, drop = _present(told.fitness), told.drop
+    spread = float(fitness.std()) if fitness.size else 0.0
+    if 2 * told.finite < len(told.totals):
+        wanted = now.sigma / 2
+    elif fitness.size < 2:
+        wanted = now.sigma  # their rewards were lost, which is not theirs to answer for
     elif fitness.max() == fitness.min():
         wanted = now.sigma / 2 if drop > 0 else now.sigma * 2
-    elif drop < -_ABOVE * float(fitness.std()):
+    elif drop < -spread * max(_ABOVE, _SURE / math.sqrt(fitness.size - 1)):
         wanted = now.sigma / 2
-    elif drop > _FAR * float(fitness.std()):
+    elif drop > _FAR * spread:
         wanted = now.sigma * 0.8
     else:
-        wanted = now.sigma
+        wanted = max(now.sigma, min(now.sigma * _BACK, config.sigma))
     return min(max(wanted, config.sigma / _RANGE), config.sigma * _RANGE)

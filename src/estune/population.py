@@ -44,10 +44,10 @@ class Mishap:
 
 
 class Population:
-    """Members of one step, which answer `rows`. `best` are the answers of the best one so far, where they are to be kept."""
+    """Members of one step, which answer `rows`. `best` are the answers of the best one so far of the first `best_of`."""
 
-    def __init__(self, rewards: Rewards, rows: Sequence[Row], state: Any, *, keep_best: bool) -> None:
-        self._rewards, self._rows, self._state, self._keep_best = rewards, rows, state, keep_best
+    def __init__(self, rewards: Rewards, rows: Sequence[Row], state: Any, *, best_of: int) -> None:
+        self._rewards, self._rows, self._state, self._best_of = rewards, rows, state, best_of
         self._waiting: dict[int, tuple[Pending, Evaluation]] = {}
         self._done: dict[int, Scored] = {}
         self._best = -math.inf
@@ -101,7 +101,7 @@ class Population:
         return [replace(member, scores=settled) for member, settled in zip(members, scores, strict=True)]
 
     def _take(self, scores: Scores, evaluation: Evaluation) -> None:
-        if self._keep_best and scores.fitness > self._best:
+        if evaluation.index < self._best_of and scores.fitness > self._best:
             self._best, self.best = scores.fitness, records(self._rows, evaluation.completions, scores)
         if scores.failures and self.mishap is None:
             name, failures = next(iter(scores.failures.items()))

@@ -8,7 +8,7 @@ import numpy as np
 
 from estune import control, strategy
 from estune.config import ESConfig
-from estune.control import Control, Plan, Rewards, Totals
+from estune.control import Control, Plan, Rewards, Told, Totals
 from estune.fitness import Fitness, fitness_of
 from estune.member import Member
 from estune.population import Scored
@@ -58,24 +58,22 @@ def search(config: ESConfig, step: int, plan: Plan, seeds: list[int], center: Re
     auto = config.learning_rate == "auto"
     ask_center = auto and center is None
     scored = evaluate(members + ([Member.center(config.noise, step - 1)] if ask_center else []))
-    count = len(members)
-    totals = _totals(scored[:count])
+    count, first = len(members), len(scored)
+    population = scored[:count]
+    totals = np.stack([one.scores.total for one in population])
     fitness = fitness_of(config, totals)
     if not auto:
-        return Found(scored[:count], [], totals, fitness, strategy.tell(config, fitness, step))
+        return Found(population, [], totals, fitness, strategy.tell(config, fitness, step))
     center = scored[count].scores.total if center is None else center
-    weights = strategy.shaped(config, fitness)
+    unit = strategy.tell(config, fitness, alpha=1.0)
+    told = Told(totals, unit, center, sum(member.finite for member in population))
     tried: list[float] = []
     candidates: list[Rewards] = []
-    while weights.any() and (size := control.next_size(plan, totals, weights, center, tried, candidates)) is not None:
+    while (size := control.next_size(plan, told, tried, candidates)) is not None:
         scored = evaluate([Member.candidate(seeds, strategy.tell(config, fitness, alpha=size), config.noise, step - 1)])
         tried.append(size)
-        candidates.append(scored[-1].scores.total)
+        candidates = [one.scores.total for one in scored[first:]]
     taken = control.best(center, candidates)
-    learned = control.learned(config, plan, totals, weights, center, tried, candidates, taken)
+    learned = control.learned(config, plan, told, tried, candidates, taken)
     made = strategy.tell(config, fitness, alpha=learned.alpha) if learned.alpha else []
-    return Found(scored[:count], scored[count:], totals, fitness, made, learned, center if taken is None else candidates[taken])
-
-
-def _totals(scored: list[Scored]) -> Totals:
-    return np.stack([one.scores.total for one in scored])
+    return Found(population, scored[count:], totals, fitness, made, learned, center if taken is None else candidates[taken])

@@ -23,7 +23,7 @@ from estune.console import Screen
 from estune.control import Plan
 from estune.data import digest as data_digest
 from estune.data import rows_of
-from estune.distance import distance
+from estune.distance import distance, travelled
 from estune.errors import ConfigError, DataError
 from estune.evaluation import Held, evaluate
 from estune.folder import RunFolder
@@ -228,7 +228,8 @@ class ESTrainer:
         plan = control.plan(config, step, journal.control, self.model.center.root_mean_square)
         seeds = strategy.ask(config, step)
         rows = [self.train_rows[i] for i in self._batch(journal)]
-        population = Population(self.rewards, rows, self.callbacks.state, keep_best=self._shows(step))
+        best_of = config.population_size if self._shows(step) else 0
+        population = Population(self.rewards, rows, self.callbacks.state, best_of=best_of)
         evaluate = partial(self._evaluate, step, population, [row["prompt"] for row in rows], stop)
         found = search(config, step, plan, seeds, control.known_center(journal.control), evaluate)
         self._tell_of(step, population, found)
@@ -317,7 +318,7 @@ class ESTrainer:
             | {"es/members_not_finite": sum(not member.finite for member in members)}
             | completion_metrics([member.tally for member in members])
             | {"learning_rate": plan.alpha, "es/sigma": plan.sigma, "num_tokens": before.get("num_tokens", 0) + new}
-            | {"es/distance": distance(before.get("es/distance", 0.0), found.coefficients, decay)}
+            | {"es/distance": distance(travelled(journal.steps), found.coefficients, decay)}
             | found.metrics
             | {"es/generate_seconds": sum(one.generate_seconds for one in everyone)}
             | {"es/load_seconds": sum(one.load_seconds for one in everyone)}

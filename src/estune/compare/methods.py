@@ -57,7 +57,7 @@ _METHODS = (
     ),
 )
 METHODS = {method.name: method for method in _METHODS}
-DEFAULT = ("es", "es-paper", "mezo", "grpo", "dr_grpo", "dapo")
+DEFAULT = tuple(METHODS)
 
 
 def chosen(names: Sequence[str]) -> list[Method]:

@@ -128,10 +128,17 @@ def _run(config: RunConfig, method: Method, rate: LearningRate, seed: int, budge
     samples = population if method.kind == "es" else rl.get("num_generations", SAMPLES)
     steps = most_steps(budget.tokens, batch, samples)
     settings |= {"max_steps": steps, "disable_tqdm": True, "num_completions_to_print": 0, "resume_from_checkpoint": False}
-    settings = _changed(build(RunConfig, settings))
+    settings = _changed(_built(settings, method))
     trl = _trl(config, method, rate, seed, steps, batch, rl) if method.kind == "rl" else {}
     evaluates = config.eval_strategy != "no" or config.eval_on_start or config.eval_dataset_name is not None
     return Run(method.name, rate, seed, **vars(budget), settings=settings, rl=trl, evaluates=evaluates)
+
+
+def _built(settings: dict[str, Any], method: Method) -> RunConfig:
+    try:
+        return build(RunConfig, settings)
+    except ConfigError as error:
+        raise ConfigError(f"methods: {method.name} does not go with this config; mend it or leave {method.name} out ({error})") from None
 
 
 def most_steps(tokens: int, batch: int, samples: int) -> int:

@@ -100,10 +100,11 @@ def title(comparison: Comparison) -> str:
 
 def notes(comparison: Comparison) -> list[str]:
     """What the columns are."""
+    target = f"to {BASELINE}: tokens until the training reward is {BASELINE}'s final one; in brackets the seeds that got there, if not all"
     return [
         f"reward: of greedy answers to {comparison['eval_prompts']} training prompts at most, at {comparison['tokens']:,} tokens of "
         "training completions, on the line between the evaluations around; median over seeds, and least to most",
-        f"to {BASELINE}: tokens until the training reward is {BASELINE}'s final one; in brackets the seeds that got there, if not all",
+        *([target] if _target(comparison) is not None else []),
         "seconds: of training steps; memory: the most that was resident of a run's process; length in tokens",
     ]
 

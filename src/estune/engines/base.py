@@ -41,5 +41,5 @@ def compare(center: Center, member: Member, read: Callable[[str], torch.Tensor])
     """Raises EngineError unless `read(name)` gives the member's weights, for every name."""
     for name, _, wanted in center.perturbed(member, lambda name: torch.empty_like(read(name))):
         if not torch.equal(read(name), wanted):
-            whose = "the member's" if member.sigma else "the centre's"
+            whose = "the member's" if member.sigma or member.seeds else "the centre's"
             raise EngineError(f"the engine does not hold {whose} weights in {name}; its layout differs from the files'")

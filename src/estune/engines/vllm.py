@@ -198,7 +198,7 @@ class Shard:
             if torch.equal(response, changed[name]):
                 raise EngineError(f"vLLM does not take new weights in {name}")
             if not torch.equal(response, again[name]):
-                whose = "the member's" if member["sigma"] else "the centre's"
+                whose = "the member's" if member["sigma"] or member["seeds"] else "the centre's"
                 raise EngineError(f"the engine does not hold {whose} weights in {name}; its layout differs from the files'")
         self._estune_dtypes = copies.dtypes
         return dict(copies.taken)
