@@ -158,6 +158,8 @@ CASES: dict[str, tuple[Callable[[Run], None], dict[str, Any]]] = {
     "undisturbed": (listening, {}),
     "local with decay": (local, {"workers": "local", "num_workers": 1, "weight_decay": DECAY}),
     "with decay": (local, {"weight_decay": DECAY}),
+    "local with auto": (local, {"workers": "local", "num_workers": 1, "learning_rate": "auto"}),
+    "with auto": (local, {"learning_rate": "auto"}),
     "three": (all_three, {"num_workers": 3}),
     "as many as there is room": (local, {"num_workers": None}),
     "killed": (killed, {}),

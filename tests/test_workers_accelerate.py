@@ -66,6 +66,14 @@ def test_processes_launched_together_share_the_members_and_end_with_one_theta(la
     assert (tmp_path / "final" / "model.safetensors").is_file()
 
 
+def test_ranks_make_the_sizes_that_one_process_finds(model, alone, tmp_path):
+    finish(launch([sys.executable], CHILD, model, tmp_path / "one", 4, '{"workers": "local", "learning_rate": "auto"}'))
+    finish(launch(torchrun(2), CHILD, model, tmp_path / "two", 4, '{"learning_rate": "auto"}'))
+    digests = {report["digest"] for out in ("one", "two") for report in reports(tmp_path / out)}
+    assert len(digests) == 1
+    assert digests != {alone["digest"]}
+
+
 def test_the_processes_of_a_machine_map_one_theta_and_none_listens_beyond_loopback(model, tmp_path):
     finish(launch(torchrun(2), CHILD, model, tmp_path, 2))
     found = reports(tmp_path)

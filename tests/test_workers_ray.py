@@ -52,6 +52,12 @@ def test_two_workers_decay_theta_to_the_same_bits_as_one_does(local, tmp_path):
     assert not set(here["digests"]) & set(local[1:])  # it did decay
 
 
+def test_two_workers_find_the_sizes_that_one_finds(local, tmp_path):
+    here, there = (outcome(case, tmp_path / case)[0] for case in ("local with auto", "with auto"))
+    assert (there["digests"], there["alive"], there["error"]) == (here["digests"], 2, None)
+    assert not set(here["digests"]) & set(local)
+
+
 def test_more_workers_than_processors_share_them(local, tmp_path):
     result, said = outcome("three", tmp_path)
     assert (result["digests"], result["alive"]) == (local, 3), said

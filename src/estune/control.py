@@ -42,6 +42,7 @@ _SURE = 2.5  # standard errors that this has to be, too
 _BACK = 1.1  # times which a σ that shrank grows, towards the given one, in a step that gives no reason to shrink
 _RANGE = 16.0  # times which σ may become larger or smaller than the given one
 _POOR, _GOOD = 0.25, 0.5  # of the promised gain: below a smaller size is tried too, above a larger one
+_OTHER = 1.2  # times which a larger size is larger, at least: the bound wavers in its last digits
 _MOST = 6  # sizes that are tried in a step
 _BETTER = 0.5  # standard errors by which another size has to be better than the expected one
 _CHANCE = 1.645  # standard errors by which a candidate may fall below the centre: one in twenty does by chance
@@ -147,7 +148,8 @@ def next_size(now: Plan, told: Told, tried: Sequence[float], candidates: Sequenc
     promised = tried[0] * told.slope(now.sigma)
     if not _mean(changes) >= _POOR * promised:
         return tried[0] / 2
-    return min(2 * tried[0], most) if _mean(changes) > _GOOD * promised and tried[0] < most else None
+    larger = min(2 * tried[0], most)
+    return larger if _mean(changes) > _GOOD * promised and larger > _OTHER * tried[0] else None
 
 
 def best(center: Rewards, candidates: Sequence[Rewards]) -> int | None:
