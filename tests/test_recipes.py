@@ -193,6 +193,15 @@ def test_the_grid_of_sigma_alpha_and_n_is_drawn(tiny, tmp_path):
     assert "<svg" in (tmp_path / "grid.svg").read_text()
 
 
+@pytest.mark.parametrize("ratio", ["-1", "much", "inf"])
+def test_a_ratio_that_is_none_is_refused_before_anything_runs(ratio, tmp_path):
+    command = [sys.executable, "recipes/learning/grid.py", f"--ratios={ratio}", "--output", str(tmp_path / "grid")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "argument --ratios: invalid" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "grid").exists()
+
+
 def test_the_readme_python_example_runs(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)

@@ -42,12 +42,18 @@ def main() -> int:
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--sigmas", type=float, nargs="+", default=[0.005, 0.01, 0.02], help="[0.005 0.01 0.02]")
-    parser.add_argument("--ratios", nargs="+", default=["0.5", "2", "8", AUTO], help="α/σ, or auto [0.5 2 8 auto]")
+    parser.add_argument("--ratios", type=_ratio, nargs="+", default=["0.5", "2", "8", AUTO], help="α/σ, or auto [0.5 2 8 auto]")
     parser.add_argument("--populations", type=int, nargs="+", default=[16], help="members N [16]")
     parser.add_argument("--seeds", type=int, default=1, help="runs a cell [1]")
     parser.add_argument("--tokens", type=int, default=14_000, help="of each run [14000]")
     parser.add_argument("--output", default="runs/grid", help="folder [runs/grid]")
     return parser
+
+
+def _ratio(word: str) -> str:
+    if word != AUTO and not 0 < float(word) < math.inf:
+        raise ValueError
+    return word
 
 
 def _command(options: argparse.Namespace, settings: list[str], members: int, sigma: float, folder: Path) -> list[str]:
