@@ -51,8 +51,12 @@ def _options() -> argparse.ArgumentParser:
 
 
 def _ratio(word: str) -> str:
-    if word != AUTO and not 0 < float(word) < math.inf:
-        raise ValueError
+    try:
+        known = word == AUTO or 0 < float(word) < math.inf
+    except ValueError:
+        known = False
+    if not known:
+        raise argparse.ArgumentTypeError(f"must be numbers above 0, or {AUTO}; there is {word!r}")
     return word
 
 
