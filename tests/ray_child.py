@@ -98,6 +98,27 @@ def hung(run: Run) -> None:
     run.kill(signal.SIGSTOP)
 
 
+def late(run: Run) -> None:
+    """A worker sleeps through the step in which it was given a member, and wakes when θ has moved on."""
+    hand_out, asleep = run.workers._hand_out, []
+
+    def hand_out_asleep(seat: Any, alive: int, job: Any) -> None:
+        if not asleep:
+            asleep.append(seat.place.process)
+            os.kill(seat.place.process, signal.SIGSTOP)
+        hand_out(seat, alive, job)
+        if len(asleep) == 1:
+            asleep.append(list(run.workers._waiting)[-1])
+
+    def wake(run: Run) -> None:
+        os.kill(asleep[0], signal.SIGCONT)
+        until(lambda: asleep[1] not in run.workers._waiting)
+
+    until(lambda: len(run.workers.processes()) == 2)
+    run.workers._hand_out = hand_out_asleep
+    run.at, run.mischief = run.at + MEMBERS, wake
+
+
 def killed_for_good(run: Run) -> None:
     """Without the model's files no engine can be started again."""
     shutil.move(run.model, run.folder / "elsewhere")
@@ -164,6 +185,7 @@ CASES: dict[str, tuple[Callable[[Run], None], dict[str, Any]]] = {
     "as many as there is room": (local, {"num_workers": None}),
     "killed": (killed, {}),
     "hung": (hung, {"num_workers": 1, "worker_timeout": 5.0}),
+    "late": (late, {}),
     "killed for good": (killed_for_good, {}),
     "all killed for good": (all_killed_for_good, {}),
     "resumed": (local, {"resume_from_checkpoint": True}),

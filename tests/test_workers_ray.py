@@ -80,6 +80,12 @@ def test_a_worker_that_hangs_is_replaced(local, tmp_path):
     assert "did not answer within 5 s" in said
 
 
+def test_a_worker_that_is_late_by_a_step_is_not_taken_for_a_broken_one(local, tmp_path):
+    result, said = outcome("late", tmp_path)
+    assert (result["digests"], result["error"], result["alive"]) == (local, None, 2)
+    assert "it is started anew" not in said
+
+
 def test_a_worker_that_cannot_be_replaced_is_given_up_and_the_run_goes_on(local, tmp_path):
     result, said = outcome("killed for good", tmp_path)
     assert (result["digests"], result["error"]) == (local, None)

@@ -196,7 +196,10 @@ class RayWorkers:
         try:
             result = ray.get(answer)
         except RayTaskError as error:
-            return self._failed(seat, error.cause, piece, job if asked_by is job else None)
+            if asked_by is not job:  # it was late, another answered, and θ moved on under it: no fault of its own
+                seat.state = "idle"
+                return
+            return self._failed(seat, error.cause, piece, job)
         except RayError as error:
             return self._lost(seat, f"was lost ({_reason(error)})", job)
         if seat.state == "placing":
