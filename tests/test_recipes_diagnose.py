@@ -74,6 +74,8 @@ def test_a_run_is_told_step_by_step(run, tiny):
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):
-    done = subprocess.run([sys.executable, "recipes/learning/diagnose.py", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "recipes/learning/diagnose.py", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "the folder of a run?" in done.stderr
