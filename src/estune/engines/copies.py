@@ -1,6 +1,7 @@
 """Proof that an engine took weights: what of each tensor that it was handed was copied, whatever its loaders did with it."""
 
-from collections import defaultdict
+import weakref
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,8 +19,8 @@ class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.taken: dict[str, int] = defaultdict(int)
         self.dtypes: dict[str, torch.dtype] = {}
-        self._names: dict[int, str] = {}  # address of a tensor's memory → whose it is
-        self._kept: list[torch.Tensor] = []  # so that no address is used twice
+        self._names: dict[int, str] = {}  # address of a tensor's memory → whose it is, while it lives
+        self._alive: Counter[int] = Counter()  # address → tensors that share this memory
 
     def each(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in weights:
@@ -41,8 +42,16 @@ class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note(self, name: str, tensor: torch.Tensor) -> None:
         if tensor.numel():
-            self._names[_memory_of(tensor)] = name
-            self._kept.append(tensor)
+            address = _memory_of(tensor)
+            self._names[address] = name
+            self._alive[address] += 1
+            weakref.finalize(tensor, self._gone, address).atexit = False
+
+    def _gone(self, address: int) -> None:
+        """Somebody else's tensor may be there next."""
+        self._alive[address] -= 1
+        if not self._alive[address]:
+            del self._alive[address], self._names[address]
 
 
 def _memory_of(tensor: torch.Tensor) -> int:

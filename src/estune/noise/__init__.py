@@ -1,7 +1,8 @@
 """ε by address: what the noise of a seed is, and the backends that make it, all with the same bits.
 
-`reference.py` says what ε is; `numba.py` makes it on CPUs and `torch.py` on every other device. The kernels are
-imported when first needed: numba takes a second, and vLLM must be built before numba's kernels exist.
+`reference.py` says what ε is; `numba.py` makes it on CPUs, `triton.py` on the GPUs that Triton compiles for and `torch.py`
+on every other device. The kernels are imported when first needed: numba takes a second, and vLLM must be built before
+numba's kernels exist.
 """
 
 import math
@@ -17,7 +18,7 @@ from estune.noise.reference import stream, table
 
 __all__ = ["Backend", "gaussian", "stream", "table"]
 
-Backend = Literal["auto", "numpy", "numba", "torch"]
+Backend = Literal["auto", "numpy", "numba", "torch", "triton"]
 Fill = Callable[[int, int, int, NDArray[np.float32]], None]
 
 
@@ -45,7 +46,7 @@ def gaussian(seed: int, name: str, shape: Sequence[int], *, correlated: bool = F
 
 
 def _backend(name: str) -> Fill:
-    makers = {"auto": _numba, "numba": _numba, "numpy": _numpy, "torch": _torch}
+    makers = {"auto": _numba, "numba": _numba, "numpy": _numpy, "torch": _torch, "triton": _triton}
     if name not in makers:
         raise ConfigError(f"noise backend {name!r} is not one of {', '.join(makers)}")
     return makers[name]()
@@ -73,5 +74,24 @@ def _torch() -> Fill:
 
     def fill(seed: int, t: int, start: int, out: NDArray[np.float32]) -> None:
         out[:] = noise(seed, t, start, out.size, torch.device("cpu")).numpy()
+
+    return fill
+
+
+def _triton() -> Fill:
+    import torch
+
+    try:
+        from estune.noise import triton as kernels
+    except ImportError:
+        raise ConfigError(
+            "noise backend 'triton': it is not installed; it comes with a build of torch for GPUs, or pip install triton"
+        ) from None
+    device = torch.device("cpu") if kernels.INTERPRETED else torch.accelerator.current_accelerator()
+    if device is None:
+        raise ConfigError("noise backend 'triton': there is no GPU here; choose auto, or set TRITON_INTERPRET=1 to try it, slowly")
+
+    def fill(seed: int, t: int, start: int, out: NDArray[np.float32]) -> None:
+        out[:] = kernels.noise(seed, t, start, out.size, device).cpu().numpy()
 
     return fill

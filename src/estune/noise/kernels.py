@@ -4,18 +4,22 @@ All tensors here are flat and contiguous. The arithmetic is the contract's: fp32
 one rounding to the destination's dtype.
 """
 
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
+
 import numpy as np
 import torch
 
 from estune.noise.reference import table
 
+_TRITON = ("cuda", "xpu")  # torch's names for the kinds of device that it compiles for; ROCm's are called cuda, too
+
 
 def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor) -> bool:
     """out ← rn(fl(θ + fl(scale·ε))) for elements start, start + 1, … of stream t; returns whether all is finite."""
     if theta.device.type != "cpu":
-        from estune.noise.torch import perturb as on_device
-
-        return on_device(theta, scale, seed, t, start, out)
+        return bool(_on_device(theta.device.type).perturb(theta, scale, seed, t, start, out))
     from estune.noise import numba as kernels
 
     place = (np.float32(scale), np.uint64(seed), np.uint64(t), start, table())
@@ -31,9 +35,8 @@ def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, ou
 def update(theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: int, start: int) -> None:
     """θ ← fl(θ + δ) with δ ← fl(δ + fl(cₙ·εₙ)) over the seeds in order, in place."""
     if theta.device.type != "cpu":
-        from estune.noise.torch import update as on_device
-
-        return on_device(theta, coefficients, seeds, t, start)
+        _on_device(theta.device.type).update(theta, coefficients, seeds, t, start)
+        return
     from estune.noise import numba as kernels
 
     members = np.array(coefficients, np.float32), np.array(seeds, np.uint64)
@@ -50,3 +53,15 @@ def decay(theta: torch.Tensor, base: torch.Tensor, d: float) -> None:
     from estune.noise import numba as kernels
 
     kernels.decay(theta.numpy(), base.numpy(), keep)
+
+
+@cache
+def _on_device(kind: str) -> ModuleType:
+    """The backend for devices of this kind."""
+    if kind in _TRITON and find_spec("triton"):
+        from estune.noise import triton
+
+        return triton
+    from estune.noise import torch
+
+    return torch

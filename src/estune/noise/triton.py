@@ -1,0 +1,120 @@
+"""The noise on GPUs that Triton compiles for: ε is made in registers and used at once, so a member's weights cost one pass over θ.
+
+A thread makes whole Philox blocks, eight neighbouring elements each. Launches turn floating-point fusion off, since the
+product is rounded before the sum. Rounding to bf16 is done on the bits, so that it is the same wherever this runs.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from estune.noise import reference
+from estune.noise.reference import BLOCK, MULTIPLIERS, ROUNDS, WEYL
+
+_SIZE = 2048  # elements a program works on, a power of two
+_WORD = 0xFFFFFFFF
+_M0, _M1 = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
+_W0, _W1 = tl.constexpr(WEYL[0]), tl.constexpr(WEYL[1])
+_ROUNDS, _BLOCK = tl.constexpr(ROUNDS), tl.constexpr(BLOCK)
+INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: by numpy, on CPU tensors
+LAUNCH: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}
+
+
+def noise(seed: int, t: int, start: int, size: int, device: torch.device) -> torch.Tensor:
+    """ε of elements start … start + size of stream `t`, fp32, flat, on `device`."""
+    out = torch.zeros(size, device=device)
+    if size:
+        update(out, [1.0], [seed], t, start)
+    return out
+
+
+def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor) -> bool:
+    """out ← fl(θ + fl(scale·ε)), rounded to out's dtype; both flat, on one device. Returns whether all is finite."""
+    size = theta.numel()
+    if not size:
+        return True
+    overflown = torch.zeros(1, dtype=torch.int32, device=theta.device)
+    target = out.view(torch.int16) if out.dtype == torch.bfloat16 else out
+    where = start // BLOCK, size, start % BLOCK
+    _perturb[_programs(start, size)](
+        theta, target, overflown, _table(theta.device), float(scale), *_words(seed), *_words(t), *where, _SIZE, **LAUNCH
+    )
+    return not bool(overflown)
+
+
+def update(theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: int, start: int) -> None:
+    """θ ← fl(θ + δ), δ ← fl(δ + fl(cₙ·εₙ)) over the seeds in order; theta flat, fp32, in place."""
+    size, device = theta.numel(), theta.device
+    if not size or not seeds:
+        return
+    factors = torch.tensor(coefficients, dtype=torch.float32, device=device)
+    keys = torch.tensor([_words(seed) for seed in seeds], dtype=torch.int64).to(torch.int32).to(device)  # (N, 2)
+    where = start // BLOCK, size, start % BLOCK
+    _update[_programs(start, size)](theta, _table(device), factors, keys, len(seeds), *_words(t), *where, _SIZE, **LAUNCH)
+
+
+@cache
+def _table(device: torch.device) -> torch.Tensor:
+    return torch.tensor(reference.table()).to(device)
+
+
+def _words(value: int) -> tuple[int, int]:
+    return value & _WORD, value >> 32
+
+
+def _programs(start: int, size: int) -> tuple[int]:
+    return (triton.cdiv(start % BLOCK + size, _SIZE),)
+
+
+@triton.jit(do_not_specialize=["k0", "k1", "t0", "t1", "first"])  # type: ignore[untyped-decorator]
+def _perturb(theta, out, overflown, table, scale, k0, k1, t0, t1, first, size, SKIPPED: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The span begins with element SKIPPED < 8 of the block `first`; each SKIPPED is compiled anew, but spans of a centre have 0."""
+    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE) - SKIPPED
+    there = (at >= 0) & (at < size)
+    epsilon = tl.load(table + _halves(first, k0, k1, t0, t1, SIZE))
+    value = tl.load(theta + at, mask=there, other=0.0) + scale * epsilon
+    if out.dtype.element_ty == tl.int16:
+        bits = value.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        finite = (rounded & 0x7F80) != 0x7F80
+        tl.store(out + at, rounded.to(tl.int16), mask=there)
+    else:
+        rounded = value.to(out.dtype.element_ty)
+        finite = tl.abs(rounded.to(tl.float32)) < float("inf")
+        tl.store(out + at, rounded, mask=there)
+    if tl.max((there & (finite == 0)).to(tl.int32), axis=0) > 0:
+        tl.store(overflown, 1)
+
+
+@triton.jit(do_not_specialize=["seeds", "t0", "t1", "first"])  # type: ignore[untyped-decorator]
+def _update(theta, table, factors, keys, seeds, t0, t1, first, size, SKIPPED: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE) - SKIPPED
+    there = (at >= 0) & (at < size)
+    delta = tl.zeros([SIZE], tl.float32)
+    for n in range(seeds):
+        k0, k1 = tl.load(keys + 2 * n), tl.load(keys + 2 * n + 1)
+        delta += tl.load(factors + n) * tl.load(table + _halves(first, k0, k1, t0, t1, SIZE))
+    tl.store(theta + at, tl.load(theta + at, mask=there, other=0.0) + delta, mask=there)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _halves(first, k0, k1, t0, t1, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The 16-bit halves (SIZE,) of this program's Philox blocks, in the elements' order: low before high, word by word."""
+    COUNT: tl.constexpr = SIZE // _BLOCK
+    block = tl.cast(first, tl.int64) + tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
+    c0, c1 = block.to(tl.uint32), (block >> 32).to(tl.uint32)
+    c2, c3 = tl.full([COUNT], 0, tl.uint32) + tl.cast(t0, tl.uint32), tl.full([COUNT], 0, tl.uint32) + tl.cast(t1, tl.uint32)
+    k0, k1 = tl.cast(k0, tl.uint32), tl.cast(k1, tl.uint32)
+    for _ in tl.static_range(_ROUNDS):
+        first0, second0 = c0, c2
+        c0 = tl.umulhi(second0, tl.full([COUNT], _M1, tl.uint32)) ^ c1 ^ k0
+        c1 = second0 * tl.full([COUNT], _M1, tl.uint32)
+        c2 = tl.umulhi(first0, tl.full([COUNT], _M0, tl.uint32)) ^ c3 ^ k1
+        c3 = first0 * tl.full([COUNT], _M0, tl.uint32)
+        k0, k1 = k0 + tl.full([], _W0, tl.uint32), k1 + tl.full([], _W1, tl.uint32)
+    low = tl.interleave(tl.interleave(c0 & 0xFFFF, c2 & 0xFFFF), tl.interleave(c1 & 0xFFFF, c3 & 0xFFFF))
+    high = tl.interleave(tl.interleave(c0 >> 16, c2 >> 16), tl.interleave(c1 >> 16, c3 >> 16))
+    return tl.interleave(low, high)
