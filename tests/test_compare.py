@@ -1,6 +1,7 @@
 """Comparing ES with RL: which runs a comparison is made of, what its table says, and what is refused."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from estune.compare.methods import METHODS, chosen, grids
 from estune.compare.plan import Budget, load, most_steps, runs
 from estune.compare.table import best, markdown, reached, results_table, reward_at
 from estune.config import RunConfig
+from estune.durable import held
 from estune.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
@@ -255,6 +257,14 @@ def test_what_is_finished_is_not_done_again_and_another_comparison_is_refused(mi
     assert Path("all/compare.json").read_text() == first
     assert main([*command, "--sigma", "0.03"]) == 2
     assert "holds a run with another sigma" in capfd.readouterr().err
+
+
+def test_a_comparison_beside_a_running_one_in_the_same_folder_is_refused(mini, data, capfd):
+    command = small(mini, data, "--engine", "fake", "--methods", "es-paper", "--seeds", "1", "--tokens", "150")
+    with held(Path("all"), "output"):
+        assert main(command) == 2
+    assert capfd.readouterr().err == f"estune: output: all is in use by process {os.getpid()}; wait for it or choose another\n"
+    assert not list(Path("all").glob("es-*"))
 
 
 @pytest.mark.slow

@@ -93,8 +93,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, tensors)
 
 
-def resolve(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Path:
+def resolve(model: str, revision: str | None = None, *, trust_remote_code: bool = False, weights: bool = True) -> Path:
     """The local folder of a model given as a folder, a .gguf file or a hub id; converts or downloads as needed.
+
+    Without `weights` a hub's model is fetched without them: its config is there, and its tokenizer.
 
     Raises:
         ModelError: there is no such model, or the hub cannot be reached.
@@ -110,7 +112,7 @@ def resolve(model: str, revision: str | None = None, *, trust_remote_code: bool 
         raise ModelError(f"{model}: is neither a folder nor a .gguf file")
     if model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise ModelError(f"{model}: no such folder; give a hub id, a local folder or a .gguf file")
-    return _downloaded(model, revision, trust_remote_code)
+    return _downloaded(model, revision, trust_remote_code, weights)
 
 
 def _weight_files(folder: Path) -> list[str]:
@@ -147,10 +149,10 @@ def _dtype(folder: Path, tensor: str, name: str) -> torch.dtype:
     return (names | whole)[name]
 
 
-def _downloaded(model: str, revision: str | None, trust_remote_code: bool) -> Path:
+def _downloaded(model: str, revision: str | None, trust_remote_code: bool, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"] + ["*.py"] * trust_remote_code
+    wanted = ["*.safetensors"] * weights + ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"] + ["*.py"] * trust_remote_code
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:  # the hub's client raises a dozen kinds: offline, not found, gated, bad name

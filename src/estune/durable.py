@@ -1,11 +1,35 @@
-"""Writes that survive a kill or a power cut: a file or folder is there whole, or not at all."""
+"""Writes that survive a kill or a power cut: a file or folder is there whole, or not at all; and one writer at a time."""
 
+import fcntl
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from estune.errors import ConfigError
+
+
+@contextmanager
+def held(folder: Path, setting: str) -> Iterator[None]:
+    """Hold `folder`, which `setting` gave, for this process; the system lets go of it however the process ends.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            other = file.read().strip() or "unknown"
+            raise ConfigError(f"{setting}: {folder} is in use by process {other}; wait for it or choose another") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 @contextmanager

@@ -9,13 +9,9 @@ reward_error.txt  the first reward that was lost, with its traceback
 config.yaml, README.md
 """
 
-import fcntl
 import json
 import logging
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,26 +32,6 @@ class RunFolder:
         self.path = Path(config.output_dir)
         self.measured = Measured(self.path / "metrics.jsonl")
         self._config = config
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for this process; the system lets go of it however the process ends.
-
-        Raises:
-            ConfigError: another process has it.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                other = file.read().strip() or "unknown"
-                raise ConfigError(f"output_dir: {self.path} is in use by process {other}; wait for it or choose another") from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            yield
 
     def check_fresh(self) -> None:
         """Refuse a folder that holds a run already, or a run's checkpoints; raises ConfigError."""

@@ -29,7 +29,7 @@ class Layout:
 
     def targets(self, patterns: list[str] | None) -> list[str]:
         """The names that ES tunes: those in which some pattern is found, or all."""
-        return [name for name in self.in_model if patterns is None or _matches(patterns, name)]
+        return [name for name in self.in_model if patterns is None or matches(patterns, name)]
 
 
 def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout:
@@ -51,7 +51,8 @@ def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout
     return Layout(in_model, aliases)
 
 
-def _matches(patterns: list[str], name: str) -> bool:
+def matches(patterns: list[str], name: str) -> bool:
+    """Whether some pattern is found in the name. Raises ConfigError for one that is no regular expression."""
     for pattern in patterns:
         try:
             if re.search(pattern, name):

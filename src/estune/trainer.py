@@ -24,6 +24,7 @@ from estune.control import Plan
 from estune.data import digest as data_digest
 from estune.data import rows_of
 from estune.distance import distance, travelled
+from estune.durable import held
 from estune.errors import ConfigError, DataError
 from estune.evaluation import Held, evaluate
 from estune.folder import RunFolder
@@ -109,7 +110,7 @@ class ESTrainer:
             self.model.workers.serve()
             return TrainOutput(self.model.center.version, {})
         check_disk(self.folder.path, self._disk_bytes(), "the checkpoints and the snapshot of θ")
-        with self.folder.locked():
+        with held(self.folder.path, "output_dir"):
             if not resume:
                 self.folder.check_fresh()
             self.screen.say(self.model.describe())

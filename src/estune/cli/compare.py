@@ -60,16 +60,18 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
 def _compare(options: argparse.Namespace, config: RunConfig, output: Path) -> int:
     from estune.compare import plots
     from estune.compare.run import claim, collect, do_all
+    from estune.durable import held
 
     runs = _runs(options, config)
     if options.dry_run:
         return _list(runs)
     if without := plots.missing():
         print(without, flush=True)
-    claim(runs, output)
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        do_all(runs, output, _say, lambda: _write(collect(runs, output), output))
+        with held(output, "output"):
+            claim(runs, output)
+            do_all(runs, output, _say, lambda: _write(collect(runs, output), output))
     except KeyboardInterrupt:
         return _stopped("Ctrl-C", 130)
     except SystemExit:

@@ -11,10 +11,19 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from estune import __version__
-from estune.cli import compare, evaluate, new_task, replay, score, tasks, train
+from estune.cli import compare, evaluate, new_task, plan, replay, score, tasks, train
 from estune.errors import EstuneError, InputError
 
-_COMMANDS = {"train": train, "eval": evaluate, "compare": compare, "score": score, "replay": replay, "tasks": tasks, "new-task": new_task}
+_COMMANDS = {
+    "train": train,
+    "eval": evaluate,
+    "compare": compare,
+    "plan": plan,
+    "score": score,
+    "replay": replay,
+    "tasks": tasks,
+    "new-task": new_task,
+}
 _EPILOG = """first run:
   estune train --task conciseness --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct --sigma 0.005
 each command explains itself: estune train --help"""

@@ -1,0 +1,159 @@
+"""Tell what a run will take before it is begun: memory by part, and with a speed its hours and its price. RL stands beside it.
+
+  estune plan --config run.yaml
+  estune plan --config run.yaml --measured runs/quickstart
+  estune plan --model_name_or_path Qwen/Qwen2.5-7B-Instruct --gpus 4 --gpu_memory 80 --tokens_per_second 9000 --price 3
+  estune plan --parameters 70e9 --gpus 16 --vllm_tensor_parallel_size 4
+
+Of a model no more than its config is read. Without --gpus it is about a run on this machine's processor. --measured takes the
+speed and the length of completions from a run's metrics. Any setting of `estune train` may be given too.
+"""
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from estune.cli.settings import add_flags, read
+from estune.config import RunConfig
+from estune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from estune.console import Screen
+    from estune.plan import Parts, Shape, Speed, Work
+
+SUMMARY = "tell a run's memory, time and price before it is begun"
+USAGE = "estune plan [--config FILE ...] [--parameters P] [--gpus N] [--tokens_per_second R | --measured RUN] [--SETTING VALUE ...]"
+_PROMPTS, _PROMPT_TOKENS = 200, 128
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--parameters", metavar="P", type=float, help="plan for a model of so many parameters instead of one by name, such as 70e9")
+    add("--gpus", metavar="N", type=int, default=0, help="GPUs of the run, each engine on vllm_tensor_parallel_size of them [0]")
+    add("--gpu_memory", metavar="GB", type=float, default=80.0, help="memory of each, in GB [80]")
+    add("--prompts", metavar="N", type=int, help=f"prompts a member and step [batch_size, max_train_samples, or {_PROMPTS}]")
+    add("--prompt_tokens", metavar="N", type=int, default=_PROMPT_TOKENS, help=f"of each [{_PROMPT_TOKENS}]")
+    add("--completion_tokens", metavar="N", type=float, help="of each completion, on the average [max_completion_length]")
+    add("--tokens_per_second", metavar="R", type=float, help="that one engine generates")
+    add("--measured", metavar="RUN", help="a run's folder, whose speed to reckon with")
+    add("--price", metavar="PRICE", type=float, help="of a GPU's hour, or of this machine's, in your currency")
+    add_flags(parser)
+
+
+def run(options: argparse.Namespace, unknown: list[str]) -> int:
+    config = read(options, unknown)
+    _check(options, config)
+    from estune.cli import train
+
+    train.quieten_libraries()
+    from estune import plan
+    from estune.console import Screen
+
+    speed, completion = _speed(options, config)
+    shape = plan.shape_like(options.parameters) if options.parameters else plan.shape_of(str(config.model_name_or_path), config)
+    work = plan.Work(options.prompts or config.batch_size or config.max_train_samples or _PROMPTS, options.prompt_tokens, completion)
+    screen = Screen(config)
+    screen.say(_about(options, config, shape))
+    _show_memory(screen, options, config, shape, work)
+    _show_time(screen, options, config, work, speed)
+    return 0
+
+
+def _check(options: argparse.Namespace, config: RunConfig) -> None:
+    if not options.parameters and not config.model_name_or_path:
+        raise ConfigError("model_name_or_path: give a hub id, a folder or a config.json, or --parameters 7e9")
+    for name in ("parameters", "gpu_memory", "prompts", "prompt_tokens", "completion_tokens", "tokens_per_second", "price"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{name}: must be a number above 0; it is {value}")
+    if options.gpus < 0 or options.gpus % config.vllm_tensor_parallel_size:
+        raise ConfigError(
+            f"gpus: must be a multiple of vllm_tensor_parallel_size, {config.vllm_tensor_parallel_size}; it is {options.gpus}"
+        )
+    if options.tokens_per_second and options.measured:
+        raise ConfigError("measured: it has a speed of its own, so leave tokens_per_second out")
+
+
+def _speed(options: argparse.Namespace, config: RunConfig) -> "tuple[Speed | None, float]":
+    """The speed, where one is known, and the length of a completion."""
+    from estune.measured import Measured
+    from estune.plan import Speed, measured
+
+    given = options.completion_tokens
+    if options.measured:
+        records = Measured(Path(options.measured) / "metrics.jsonl").read()
+        if not records:
+            raise ConfigError(f"measured: {options.measured} has no metrics.jsonl with a step in it; give a run's folder")
+        speed, seen = measured(records)
+        return speed, given or seen
+    speed_given = Speed(options.tokens_per_second) if options.tokens_per_second else None
+    return speed_given, given or float(config.max_completion_length)
+
+
+def _about(options: argparse.Namespace, config: RunConfig, shape: "Shape") -> str:
+    name = "a model of such a size" if options.parameters else config.model_name_or_path
+    part = "all tuned" if shape.tuned == shape.parameters else f"{shape.tuned:,} tuned"
+    where = f"{options.gpus} GPUs of {options.gpu_memory:g} GB" if options.gpus else "this machine's processor"
+    return f"{name}: {shape.parameters:,} parameters, {part}; engine {config.engine} in {_dtype(options, config)}, on {where}"
+
+
+def _dtype(options: argparse.Namespace, config: RunConfig) -> str:
+    from estune.engines.transformers import engine_dtype
+
+    return "bfloat16" if options.gpus and config.dtype == "auto" else str(engine_dtype(config)).removeprefix("torch.")
+
+
+def _show_memory(screen: "Screen", options: argparse.Namespace, config: RunConfig, shape: "Shape", work: "Work") -> None:
+    from estune import plan
+    from estune.resources import available_memory
+
+    itemsize = 4 if _dtype(options, config) == "float32" else 2
+    rival = plan.rl(shape, work, itemsize)
+    if not options.gpus:
+        here = plan.es_here(shape, config, work, itemsize)
+        _table(screen, "memory", here, rival)
+        screen.say(_verdict("ES", sum(here.values()), available_memory(), "this machine has"))
+        return
+    device, host = plan.es_on_gpu(shape, config, work, itemsize)
+    memory = options.gpu_memory * 1e9
+    _table(screen, "memory of each GPU for ES, in all for RL", device, rival)
+    screen.say(_verdict("ES", sum(device.values()), memory, "a GPU has"))
+    screen.say(f"RL: takes at least {math.ceil(sum(rival.values()) / memory)} such GPUs, weights and optimizer spread over them")
+    screen.say(f"in the machine's memory: {', '.join(f'{what} {_size(size)}' for what, size in host.items())}")
+
+
+def _table(screen: "Screen", title: str, es: "Parts", rl: "Parts") -> None:
+    rows = [[name, _size(es[name]) if name in es else "–", _size(rl[name]) if name in rl else "–"] for name in dict.fromkeys([*es, *rl])]
+    screen.table(title, ("", "ES", "RL, at least"), [*rows, ["in all", _size(sum(es.values())), _size(sum(rl.values()))]])
+
+
+def _verdict(who: str, need: int, there: float, whose: str) -> str:
+    fits = "fits" if need <= there else "does not fit: choose more GPUs, bfloat16, target_parameters or a smaller model"
+    return f"{who}: takes {_size(need)}, {whose} {_size(int(there))}: {fits}"
+
+
+def _show_time(screen: "Screen", options: argparse.Namespace, config: RunConfig, work: "Work", speed: "Speed | None") -> None:
+    from estune import plan
+
+    tokens = plan.tokens_a_step(config, work)
+    screen.say(
+        f"a step: {config.population_size} members × {work.prompts} prompts, {tokens:,.0f} tokens at {work.completion_tokens:.0f} each"
+    )
+    if speed is None:
+        screen.say("for hours and price: --tokens_per_second R, or --measured RUN after a few steps, and --price")
+        return
+    engines = max(1, options.gpus // config.vllm_tensor_parallel_size) if options.gpus else config.num_workers or 1
+    seconds = plan.seconds_a_step(config, work, speed, engines)
+    hours = seconds * config.max_steps / 3600
+    price = f", {hours * max(1, options.gpus) * options.price:,.2f} in all" if options.price else ""
+    beside = f"{speed.tokens:,.0f} tokens/s each, {speed.overhead:.1%} beside generating"
+    screen.say(
+        f"{seconds:,.1f} s a step on {engines} engine{'s' * (engines > 1)} ({beside}); {config.max_steps} steps: {hours:,.2f} hours{price}"
+    )
+
+
+def _size(size: int) -> str:
+    from estune.resources import amount
+
+    return amount(size)

@@ -1,0 +1,138 @@
+"""`estune plan` is right about real runs' memory, and reckons time and price from what it is told."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import make_model
+
+from estune import plan
+from estune.cli.main import main
+from estune.config import ESConfig
+from estune.plan import Shape, Speed, Work
+
+CHILD = Path(__file__).parent / "peak_child.py"
+REAL = Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMALL_CACHE = {"engine": "vllm", "vllm_enforce_eager": True, "engine_kwargs": {"kv_cache_memory_bytes": 1 << 29}}
+
+
+def peak_of(model: Path, output: Path, settings: dict) -> int:
+    command = [sys.executable, str(CHILD), str(model), str(output), json.dumps(settings)]
+    done = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, timeout=500)
+    assert "PEAK" in done.stdout, done.stderr[-2000:]
+    return int(done.stdout.split("PEAK")[1].split()[0])
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory) -> Path:
+    """Some 200 million random parameters, stored in bf16."""
+    shape = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 18, "num_attention_heads": 12, "num_key_value_heads": 4}
+    folder = tmp_path_factory.mktemp("random")
+    return make_model(folder, dtype="bfloat16", vocab_size=32_000, initializer_range=0.02, max_position_embeddings=1024, **shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["real", "random"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_completion_length": 24},
+        {"max_completion_length": 24, "dtype": "float32"},
+        pytest.param({"max_completion_length": 24} | SMALL_CACHE, marks=pytest.mark.vllm),
+    ],
+    ids=["transformers", "fp32", "vllm"],
+)
+def test_the_memory_that_is_predicted_is_what_a_real_run_takes_within_15_percent(which, settings, random_model, tmp_path):
+    model = REAL if which == "real" else random_model
+    config = ESConfig(output_dir=str(tmp_path), **settings)
+    itemsize = 4 if config.dtype == "float32" else 2
+    predicted = sum(plan.es_here(plan.shape_of(str(model), config), config, Work(32, 50, 24), itemsize).values())
+    assert predicted == pytest.approx(peak_of(model, tmp_path / "out", {"prompts": 32} | settings), rel=0.15)
+
+
+def test_a_models_shape_is_read_from_its_config_alone(tiny, tmp_path):
+    (tmp_path / "config.json").write_text((tiny / "config.json").read_text())
+    wanted = Shape(parameters=17_568, tuned=17_568, layers=2, width=32, cached=32, vocabulary=64, stored=4)
+    assert plan.shape_of(str(tmp_path / "config.json"), ESConfig()) == plan.shape_of(str(tiny), ESConfig()) == wanted
+    assert plan.shape_of(str(tiny), ESConfig(target_parameters=["norm"])).tuned == 5 * 32
+
+
+@pytest.mark.parametrize(("parameters", "layers", "width"), [(7e9, 33, 4096), (70e9, 71, 9216)])
+def test_an_imagined_model_has_the_proportions_of_real_ones(parameters, layers, width):
+    shape = plan.shape_like(parameters)
+    assert (shape.layers, shape.width) == (pytest.approx(layers, rel=0.1), pytest.approx(width, rel=0.1))
+
+
+def test_the_papers_table_for_eight_billion_parameters():
+    """ES: 18 to 22 GB; RL: 136 to 160 GB, of which 32 gradients, 64 Adam, 16 the reference model."""
+    shape, work = plan.shape_like(8e9), Work(32, 128, 256)
+    rl = plan.rl(shape, work, 2)
+    assert {name: round(size / 1e9) for name, size in rl.items() if name != "activations"} == {
+        "weights": 16,
+        "gradients, fp32": 32,
+        "Adam, fp32": 64,
+        "reference model": 16,
+    }
+    assert 136e9 <= sum(rl.values()) <= 160e9
+    device, host = plan.es_on_gpu(shape, ESConfig(max_completion_length=256), work, 2)
+    assert 18e9 <= sum(device.values()) <= 22e9
+    assert host["θ, fp32"] == 32e9
+
+
+def test_more_engines_take_less_time_and_auto_evaluates_two_more():
+    work, speed = Work(10, 1, 50.0), Speed(100.0, 0.1)
+    assert plan.seconds_a_step(ESConfig(population_size=4), work, speed, 1) == pytest.approx(4 * 10 * 50 / 100 * 1.1)
+    assert plan.seconds_a_step(ESConfig(population_size=4), work, speed, 2) == pytest.approx(4 * 10 * 50 / 200 * 1.1)
+    assert plan.tokens_a_step(ESConfig(population_size=4, learning_rate="auto"), work) == 6 * 10 * 50
+
+
+def test_a_speed_is_taken_from_a_run(tiny, tmp_path, capsys):
+    words = [
+        "--task",
+        "conciseness",
+        "--max_train_samples",
+        "4",
+        "--max_completion_length",
+        "6",
+        "--population_size",
+        "2",
+        "--max_steps",
+        "3",
+    ]
+    assert main(["train", "--model_name_or_path", str(tiny), *words, "--output_dir", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main(["plan", "--model_name_or_path", str(tiny), *words, "--measured", str(tmp_path / "run"), "--price", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "17,568 parameters, all tuned; engine transformers in" in shown
+    assert "3 steps:" in shown
+    assert "in all" in shown.splitlines()[-1]
+
+
+def test_a_model_that_does_not_fit_is_told(tiny, capsys):
+    assert main(["plan", "--parameters", "400e9", "--gpus", "1", "--gpu_memory", "80", "--tokens_per_second", "10"]) == 0
+    assert "does not fit: choose more GPUs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "model_name_or_path: give a hub id"),
+        (["--parameters", "-1"], "parameters: must be a number above 0"),
+        (["--parameters", "nan"], "parameters: must be a number above 0"),
+        (["--parameters", "7e9", "--gpus", "-2"], "gpus: must be a multiple"),
+        (["--parameters", "7e9", "--gpus", "3", "--engine", "vllm", "--vllm_tensor_parallel_size", "2"], "gpus: must be a multiple"),
+        (["--parameters", "7e9", "--measured", "nowhere"], "measured: nowhere has no metrics.jsonl"),
+        (["--parameters", "7e9", "--measured", "x", "--tokens_per_second", "3"], "measured: it has a speed of its own"),
+        (["--parameters", "7e9", "--price", "0"], "price: must be"),
+        (["--model_name_or_path", "./nowhere"], "nowhere: no such folder"),
+        (["--parameter", "7e9"], "did you mean 'parameters'"),
+    ],
+)
+def test_wrong_input_is_one_line(words, message, capsys):
+    assert main(["plan", *words]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
