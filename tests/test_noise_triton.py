@@ -11,16 +11,21 @@ import pytest
 import torch
 import triton_child
 
-from estune.errors import ConfigError
 from estune.noise import gaussian, reference
 
 CHILD = Path(__file__).parent / "triton_child.py"
 pytestmark = pytest.mark.slow
 
 
+def environment(*, interpret: bool) -> dict[str, str]:
+    """One in which Triton is found: `make engines` puts it apart."""
+    paths = [str(Path(sys.prefix) / "triton"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"TRITON_INTERPRET": "1" if interpret else "0", "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def child(*words: str, interpret: bool) -> str:
-    environment = os.environ | {"TRITON_INTERPRET": "1" if interpret else "0"}
-    done = subprocess.run([sys.executable, str(CHILD), *words], env=environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, str(CHILD), *words]
+    done = subprocess.run(command, env=environment(interpret=interpret), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -71,12 +76,15 @@ def test_the_backend_can_be_asked_for_by_name(tmp_path):
     code = (
         "import sys, numpy as np; from estune.noise import gaussian; np.save(sys.argv[1], gaussian(7, 'a.b', (3, 1001), backend='triton'))"
     )
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.npy")], env=environment, check=True, timeout=100)
+    command = [sys.executable, "-c", code, str(tmp_path / "a.npy")]
+    subprocess.run(command, env=environment(interpret=True), check=True, timeout=100)
     assert np.load(tmp_path / "a.npy").tobytes() == gaussian(7, "a.b", (3, 1001)).tobytes()
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="about machines without a GPU")
-def test_without_a_gpu_it_is_refused_in_one_line():
-    with pytest.raises(ConfigError, match="no GPU here; choose auto"):
-        gaussian(0, "a", (1,), backend="triton")
+def test_without_triton_or_without_a_gpu_it_is_refused_in_one_line(tmp_path):
+    code = "from estune.noise import gaussian; gaussian(0, 'a', (1,), backend='triton')"
+    with_it, without = environment(interpret=False) | {"CUDA_VISIBLE_DEVICES": ""}, os.environ | {"PYTHONPATH": str(tmp_path)}
+    (tmp_path / "triton.py").write_text("raise ImportError")
+    for place, message in ((with_it, "there is no GPU here; choose auto"), (without, "it is not installed")):
+        done = subprocess.run([sys.executable, "-c", code], env=place, capture_output=True, text=True, timeout=100)
+        assert done.stderr.splitlines()[-1].startswith("estune.errors.ConfigError: noise backend 'triton': " + message)

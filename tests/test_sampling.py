@@ -104,6 +104,9 @@ def test_vllm_draws_the_same_for_a_seed_and_each_token_as_often_as_its_probabili
     assert drawn(one, seed=6) != first
     assert drawn(one, ["cat"]) == first[3:6]
     assert one.generate(PROMPTS, max_completion_length=BUDGET) == greedy
+    few = SETTINGS | {"engine_kwargs": SETTINGS["engine_kwargs"] | {"max_num_batched_tokens": 32}}
+    narrow = VLLMEngine(checkpoint, layout(checkpoint), ESConfig(**few))
+    assert drawn(narrow, PROMPTS * 10) == first * 10  # far more than it reads in one go, which it cannot draw for on a CPU
     reference, count = engine(folder), 600
     sampling, wanted = Sampling(n=count), reference._model(input_ids=torch.tensor([[5, 6]])).logits[0, -1].softmax(-1)
     for each in (one, reference):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from estune.config import ESConfig
-from estune.errors import ModelError
+from estune.errors import ConfigError, ModelError
 from estune.parameters import matches
 
 Parts = dict[str, int]  # what → bytes
@@ -142,13 +142,17 @@ def seconds_a_step(config: ESConfig, work: Work, speed: Speed, engines: int) -> 
 
 
 def measured(records: Sequence[Mapping[str, Any]]) -> tuple[Speed, float]:
-    """The speed of a run and its mean completion length, from its metrics: medians over steps but the first, which compiles."""
+    """The speed of a run and its mean completion length, from its metrics: medians over steps but the first, which compiles.
+
+    Raises:
+        ConfigError: there is no step.
+    """
     from statistics import median
 
     steps = [record for record in records if record.get("es/generate_seconds")]
     steps = steps[1:] or steps
     if not steps:
-        raise ModelError("measured: the run has no step yet")
+        raise ConfigError("measured: the run has no step yet; wait for one")
     beside = [record["step_time"] / record["es/generate_seconds"] - 1 for record in steps]
     speed = Speed(median(record["es/tokens_per_second"] for record in steps), max(0.0, median(beside)))
     return speed, median(record["completions/mean_length"] for record in steps)

@@ -95,12 +95,25 @@ class VLLMEngine:
             drawn = settings | {"temperature": sampling.temperature, "top_p": sampling.top_p}
             each = [drawn | {"seed": seed} for ids in encoded for seed in sample_seeds(ids, sampling)]
             encoded = [ids for ids in encoded for _ in range(sampling.n)]
-        new = [list(output.outputs[0].token_ids) for output in self._answers(encoded, each)]
+        parts = self._parts(encoded) if sampling else [slice(None)]
+        new = [list(output.outputs[0].token_ids) for part in parts for output in self._answers(encoded[part], each[part])]
         finite = all(self._everywhere("estune_finite"))  # of the member as a whole
         if not finite:
             self._everywhere("estune_empty_cache")
             self._reset_cache()
         return [replace(self._tokenizer.completion(ids, self._end, budget), finite=finite) for ids in new]
+
+    def _parts(self, encoded: list[list[int]]) -> list[slice]:
+        """On a CPU vLLM 0.32 cannot draw for a prompt that it reads in two goes, so no more are given at once than it reads in one."""
+        config = self._llm.llm_engine.vllm_config
+        if config.device_config.device_type != "cpu":
+            return [slice(None)]
+        starts, taken, room = [0], 0, config.scheduler_config.max_num_batched_tokens
+        for position, ids in enumerate(encoded):
+            if taken + len(ids) > room and taken:
+                starts, taken = [*starts, position], 0
+            taken += len(ids)
+        return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(encoded)], strict=True)]
 
     def _answers(self, encoded: list[list[int]], settings: list[dict[str, Any]]) -> list[Any]:
         from vllm import SamplingParams
