@@ -29,16 +29,18 @@ def step_of(fitness, drop: float) -> Step:
 def test_the_dimension_is_the_number_of_directions_that_share_the_curvature(curved):
     noise = np.random.default_rng(0).standard_normal((PAIRS, curved))
     even = -0.5 * (noise**2).sum(axis=1)
-    row = diagnose._told(step_of(np.repeat(even, 2), -even.mean()), antithetic=True)
+    row = diagnose._told(step_of(np.repeat(even, 2), -even.mean()), antithetic=True, raw=True)
     assert row["slope"] == 0
     assert row["dimension"] == pytest.approx(curved, rel=0.1)
+    shaped = diagnose._told(step_of(np.repeat(even, 2), -even.mean()), antithetic=True, raw=False)
+    assert shaped["dimension"] is None
 
 
 def test_what_is_odd_is_all_slope_and_mere_noise_is_half_of_each():
     noise = np.random.default_rng(0).standard_normal(2 * PAIRS)
     line = np.column_stack([noise[:PAIRS], -noise[:PAIRS]]).ravel()
-    assert diagnose._told(step_of(line, 0.0), antithetic=True)["slope"] == 1
-    assert diagnose._told(step_of(noise, 0.0), antithetic=True)["slope"] == pytest.approx(0.5, abs=0.03)
+    assert diagnose._told(step_of(line, 0.0), antithetic=True, raw=True)["slope"] == 1
+    assert diagnose._told(step_of(noise, 0.0), antithetic=True, raw=True)["slope"] == pytest.approx(0.5, abs=0.03)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@
   python recipes/learning/diagnose.py runs/learning/conciseness --kl 2 --engine vllm
 
 promised, gained   what the update was to gain to first order, and what the centre did gain (learning_rate: auto)
-spread, drop       standard deviation of the members' fitness; what members lose against the centre on the average
+spread, drop       standard deviation of the members' fitness, shaped as it is; the reward that they lose against the centre on the average
 slope              the part of spread² that is odd in ε, as a slope is; antithetic pairs alone tell it
 dimension          2·drop²/variance of the part that is even: how many directions share the curvature, (tr H)²/tr H²
 distance           of θ from the base, in parts of the base's root mean square
@@ -51,7 +51,8 @@ def main() -> int:
     except EstuneError as error:
         print(error, file=sys.stderr)
         return 2
-    rows = [_told(step, antithetic=config["antithetic"]) for step in journal.steps]
+    raw = config["prompt_shaping"] is None
+    rows = [_told(step, antithetic=config["antithetic"], raw=raw) for step in journal.steps]
     size = _root_mean_square(base, names)
     for count, (row, cosine) in enumerate(zip(rows, _cosines(journal.steps, base, names), strict=True), 1):
         row |= {"distance": travelled(journal.steps[:count]) / size, "cosine": cosine}
@@ -73,8 +74,8 @@ def _options() -> argparse.ArgumentParser:
     return parser
 
 
-def _told(step: Step, *, antithetic: bool) -> Row:
-    """What the journal's line itself says."""
+def _told(step: Step, *, antithetic: bool, raw: bool) -> Row:
+    """What the journal's line itself says. Fitness that is shaped prompt by prompt is not in the units of the drop, so not `raw`."""
     rewards = [reward for reward in step.rewards if reward is not None]
     control = step.control or {}
     row: Row = {"step": step.step, "σ": step.sigma, "α": step.notes["metrics"].get("learning_rate"), "spread": statistics.pstdev(rewards)}
@@ -87,7 +88,7 @@ def _told(step: Step, *, antithetic: bool) -> Row:
         slope, curve = statistics.fmean(value**2 for value in odd), statistics.variance(even)
         row["slope"] = slope / (slope + curve) if slope + curve else None
         row["curve"] = curve
-        row["dimension"] = 2 * row["drop"] ** 2 / curve if row["drop"] is not None and curve else None
+        row["dimension"] = 2 * row["drop"] ** 2 / curve if raw and row["drop"] is not None and curve else None
     return row
 
 
