@@ -196,10 +196,10 @@ class RayWorkers:
         try:
             result = ray.get(answer)
         except RayTaskError as error:
-            if asked_by is not job:  # it was late, another answered, and θ moved on under it: no fault of its own
+            if piece and asked_by is not job:  # it was late, another answered, and θ moved on under it: no fault of its own
                 seat.state = "idle"
                 return
-            return self._failed(seat, error.cause, piece, job)
+            return self._failed(seat, error.cause, piece, job if piece else None)
         except RayError as error:
             return self._lost(seat, f"was lost ({_reason(error)})", job)
         if seat.state == "placing":
