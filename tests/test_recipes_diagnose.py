@@ -43,6 +43,12 @@ def test_what_is_odd_is_all_slope_and_mere_noise_is_half_of_each():
     assert diagnose._told(step_of(noise, 0.0), antithetic=True, raw=True)["slope"] == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.parametrize("fitness", [[1.0, 2.0], [1.0, 2.0, None, 3.0], [None] * 4])
+def test_a_single_pair_and_a_step_without_rewards_tell_no_slope(fitness):
+    row = diagnose._told(step_of(fitness, 0.0), antithetic=True, raw=True)
+    assert not {"slope", "dimension"} & set(row)
+
+
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")

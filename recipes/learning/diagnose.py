@@ -70,7 +70,7 @@ def main() -> int:
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="a run's folder, with its journal.jsonl")
-    parser.add_argument("--kl", type=int, default=0, metavar="N", help="draw N answers a prompt from every step's model, and from no base")
+    parser.add_argument("--kl", type=int, default=0, metavar="N", help="draw N answers a held-out prompt from every step's model")
     return parser
 
 
@@ -78,12 +78,18 @@ def _told(step: Step, *, antithetic: bool, raw: bool) -> Row:
     """What the journal's line itself says. Fitness that is shaped prompt by prompt is not in the units of the drop, so not `raw`."""
     rewards = [reward for reward in step.rewards if reward is not None]
     control = step.control or {}
-    row: Row = {"step": step.step, "σ": step.sigma, "α": step.notes["metrics"].get("learning_rate"), "spread": statistics.pstdev(rewards)}
+    row: Row = {
+        "step": step.step,
+        "σ": step.sigma,
+        "α": step.notes["metrics"].get("learning_rate"),
+        "spread": statistics.pstdev(rewards) if rewards else None,
+    }
     row |= {"drop": control.get("drop"), "promised": control.get("predicted")}
     if control.get("alpha"):
         row["gained"] = control["gains"][control["tried"].index(control["alpha"])]
-    if antithetic:
-        pairs = [(a, b) for a, b in zip(step.rewards[::2], step.rewards[1::2], strict=True) if a is not None and b is not None]
+    halves = zip(step.rewards[::2], step.rewards[1::2], strict=True) if antithetic else ()
+    pairs = [(a, b) for a, b in halves if a is not None and b is not None]
+    if len(pairs) > 1:
         odd, even = [(a - b) / 2 for a, b in pairs], [(a + b) / 2 for a, b in pairs]
         slope, curve = statistics.fmean(value**2 for value in odd), statistics.variance(even)
         row["slope"] = slope / (slope + curve) if slope + curve else None

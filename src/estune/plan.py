@@ -57,7 +57,7 @@ class Speed:
     overhead: float = OVERHEAD
 
 
-def shape_of(model: str, config: ESConfig) -> Shape:
+def shape_of(model: str, config: ESConfig, revision: str | None = None) -> Shape:
     """Of a hub id, a folder, a .gguf file or a config.json; weights are neither read nor fetched, except to convert a GGUF.
 
     Raises:
@@ -68,12 +68,12 @@ def shape_of(model: str, config: ESConfig) -> Shape:
 
     from estune.checkpoint import resolve
 
-    path = Path(model)
-    folder = path.parent if path.name == "config.json" else resolve(model, trust_remote_code=config.trust_remote_code, weights=False)
+    path, trusted = Path(model), config.trust_remote_code
+    folder = path.parent if path.name == "config.json" else resolve(model, revision, trust_remote_code=trusted, weights=False)
     try:
-        found = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        found = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(found, trust_remote_code=config.trust_remote_code)
+            empty = AutoModelForCausalLM.from_config(found, trust_remote_code=trusted)
         empty.tie_weights()
     except Exception as error:  # whatever a wrong config makes transformers raise
         raise ModelError(f"{model}: its config cannot be had ({' '.join(str(error).split())[:200]}); or give --parameters") from None

@@ -51,7 +51,10 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     from estune.console import Screen
 
     speed, completion = _speed(options, config)
-    shape = plan.shape_like(options.parameters) if options.parameters else plan.shape_of(str(config.model_name_or_path), config)
+    if options.parameters:
+        shape = plan.shape_like(options.parameters)
+    else:
+        shape = plan.shape_of(str(config.model_name_or_path), config, config.model_revision)
     work = plan.Work(options.prompts or config.batch_size or config.max_train_samples or _PROMPTS, options.prompt_tokens, completion)
     screen = Screen(config)
     screen.say(_about(options, config, shape))
