@@ -1,9 +1,9 @@
 """Generation with vLLM, in this process, or in one process a GPU when tensors are split over several.
 
 Weights go in by their names in the checkpoint, through vLLM's own reloading: packed, fused, tied and split weights are
-its business, and their addresses stay, so that CUDA graphs remain valid. Each process of the engine maps θ and writes
-the member's weights by itself: a seed travels, weights don't. Whatever of vLLM changes between its versions is used in
-this file alone.
+its business, and their addresses stay, so that CUDA graphs remain valid. Where that was found to do the same, they are
+written straight to where reloading puts them. Each process of the engine maps θ and writes the member's weights by
+itself: a seed travels, weights don't. Whatever of vLLM changes between its versions is used here and in vllm_places.py.
 """
 
 import importlib.metadata
@@ -26,6 +26,7 @@ from estune.config import ESConfig
 from estune.engines.copies import Copies
 from estune.engines.sampling import sample_seeds
 from estune.engines.transformers import engine_device, engine_dtype
+from estune.engines.vllm_places import Places, responses
 from estune.errors import ConfigError, EngineError, ModelError
 from estune.member import Completion, Member, Prompt, Sampling
 from estune.parameters import Layout
@@ -35,7 +36,6 @@ from estune.tokens import Tokenizer
 
 TESTED = ("0.32.0",)  # versions that the tests pass with
 _CPU_CACHE = 4 << 30  # bytes for keys and values on a CPU
-_WIDTHS = ("input_size_per_partition", "input_size", "embedding_dim")  # what layers call the length of their input
 _LOGGED = 300  # characters of vLLM's errors to repeat
 
 
@@ -154,6 +154,7 @@ class Shard:
     model_runner: Any
     vllm_config: Any
     _estune_all_finite = torch.tensor(True)  # ()
+    _estune_places: Places | None = None  # once it was proven that members can be written straight there
 
     def estune_attach(self, address: dict[str, Any], folder: str, aliases: dict[str, str], ranks: int) -> None:
         """Map the centre. What ES does not tune is read from the files in `folder`."""
@@ -163,6 +164,7 @@ class Shard:
         frozen = [name for name in checkpoint.tensors if aliases.get(name, name) not in theta]
         self._estune_frozen = [(name, checkpoint.read(name)) for name in frozen]
         self._estune_dtypes: dict[str, torch.dtype] = {}
+        self._estune_places = None
         self._estune_watch_logits(self.model_runner.get_model())
 
     def estune_finite(self) -> bool:
@@ -190,23 +192,29 @@ class Shard:
         model.compute_logits = watched
 
     def estune_load(self, member: dict[str, Any]) -> None:
-        """Take the member's weights. Raises EngineError when vLLM says that it did not load one."""
-        self._estune_reload(self._estune_weights(Member(**member)))
+        """Take the member's weights. Raises EngineError when one was not taken."""
+        if self._estune_places is None:
+            return self._estune_reload(self._estune_weights(Member(**member)))
+        from vllm.config import set_current_vllm_config
+
+        with set_current_vllm_config(self.vllm_config), torch.inference_mode():
+            self._estune_places.load(self._estune_center, Member(**member), self._estune_frozen)
 
     def estune_check(self, member: dict[str, Any]) -> dict[str, int]:
-        """Load other weights, then the member. Returns how many weights of each parameter vLLM copied, and learns in what
-        dtype it holds them.
+        """Load other weights, then the member. Returns how many weights of each parameter vLLM copied, and learns where and in
+        what dtype it holds them.
 
         Raises:
             EngineError: some part of the model did not change with its weights, or the member was not what was held.
         """
-        self._estune_dtypes = {}
-        held = self._estune_responses()
+        self._estune_dtypes, self._estune_places = {}, None
+        model = self.model_runner.get_model()
+        held = responses(model)
         self._estune_reload((name, tensor + 1) for name, tensor in self._estune_weights(Member(**member)))
-        changed = self._estune_responses()
-        with Copies() as copies:
+        changed = responses(model)
+        with Copies(model) as copies:
             self._estune_reload(copies.each(self._estune_weights(Member(**member))))
-        again = self._estune_responses()
+        again = responses(model)
         for name, response in held.items():
             if torch.equal(response, changed[name]):
                 raise EngineError(f"vLLM does not take new weights in {name}")
@@ -214,30 +222,25 @@ class Shard:
                 whose = "the member's" if member["sigma"] or member["seeds"] else "the centre's"
                 raise EngineError(f"the engine does not hold {whose} weights in {name}; its layout differs from the files'")
         self._estune_dtypes = copies.dtypes
+        self._estune_try(Places.learn(copies, model, self._estune_center.theta), member, again)
         return dict(copies.taken)
+
+    def _estune_try(self, places: Places | None, member: dict[str, Any], wanted: dict[str, torch.Tensor]) -> None:
+        """Write members straight to `places` from now on, if that turns other weights into the member's as reloading does."""
+        if places is None:
+            return
+        self._estune_reload((name, tensor + (name in self._estune_center.theta)) for name, tensor in self._estune_weights(Member(**member)))
+        self._estune_places = places
+        self.estune_load(member)
+        found = responses(self.model_runner.get_model())
+        if not all(torch.equal(response, found[name]) for name, response in wanted.items()):
+            self._estune_places = None
+            self.estune_load(member)
 
     def _estune_weights(self, member: Member) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self._estune_frozen
         for name, _, tensor in self._estune_center.perturbed(member, self._estune_room):
             yield name, tensor
-
-    def _estune_responses(self) -> dict[str, torch.Tensor]:
-        """What each part of the model makes of a fixed input: weights that were packed away cannot be read otherwise."""
-        from vllm.model_executor.layers.linear import LinearBase
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
-        responses = {}
-        with torch.inference_mode():
-            for name, module in self.model_runner.get_model().named_modules():
-                for own, parameter in module.named_parameters(recurse=False):
-                    if parameter.numel():
-                        rows = parameter.float().reshape(max(1, len(parameter) if parameter.dim() else 1), -1)
-                        responses[f"{name}.{own}"] = rows @ _ramp(rows.shape[1]).to(rows)
-                if isinstance(module, (LinearBase, ParallelLMHead)):
-                    width = next(filter(None, (getattr(module, side, None) for side in _WIDTHS)))
-                    like = next(module.parameters())
-                    responses[name] = module.quant_method.apply(module, _ramp(width)[None].to(like), None).float()
-        return responses
 
     def _estune_room(self, name: str) -> torch.Tensor:
         """Where a parameter is written, new each time: vLLM keeps it until all that is fused with it has come."""
@@ -273,10 +276,6 @@ def _tied(model: torch.nn.Module) -> list[Any]:
 def _shared(model: torch.nn.Module, head: torch.nn.Module) -> bool:
     mine = {id(parameter) for parameter in head.parameters()}
     return any(module is not head and mine & {id(p) for p in module.parameters(recurse=False)} for module in model.modules())
-
-
-def _ramp(width: int) -> torch.Tensor:
-    return torch.linspace(-1, 1, width) if width > 1 else torch.ones(1)
 
 
 def _built(checkpoint: Checkpoint, config: ESConfig) -> Any:
