@@ -133,6 +133,7 @@ class ESConfig:
     run_name: str | None = _setting(None, "name of the run for trackers; default the output folder's name")
     log_completions: bool = _setting(False, "print the best member's completions every logging_steps")
     num_completions_to_print: int = _setting(8, "rows of the table of sample completions", least=0)
+    profile: bool = _setting(False, "write profile-K.json from step K on, which ui.perfetto.dev and chrome://tracing show")
     disable_tqdm: bool = _setting(False, "no progress bar: a line of text every logging_steps instead")
     push_to_hub: bool = _setting(False, "upload the last checkpoint when training ends")
     hub_model_id: str | None = _setting(None, "repository to push to; default the output folder's name")
@@ -240,7 +241,7 @@ MAY_CHANGE_ON_RESUME = frozenset((
     "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
     "early_stopping_patience", "early_stopping_threshold", "output_dir", "save_steps", "save_total_limit",
     "resume_from_checkpoint", "logging_steps", "report_to", "run_name", "log_completions", "num_completions_to_print", "disable_tqdm",
-    "push_to_hub", "hub_model_id", "model_name_or_path", "eval_dataset_name", "dataset_test_split", "max_eval_samples",
+    "profile", "push_to_hub", "hub_model_id", "model_name_or_path", "eval_dataset_name", "dataset_test_split", "max_eval_samples",
 ))
 # fmt: on
 

@@ -5,6 +5,7 @@ metrics.jsonl     one line a step, TRL's metric names (measured.py)
 checkpoint-K/     θ in the base checkpoint's own dtypes and names: transformers and vLLM load it as it is
 theta/            θ in fp32 at the last save, from which a resume replays the journal's last steps
 completions/      what the evaluations answered
+profile-K.json    with `profile`: what was done when, from step K on (timeline.py)
 reward_error.txt  the first reward that was lost, with its traceback
 config.yaml, README.md
 """
@@ -65,6 +66,13 @@ class RunFolder:
         for older in _numbered(self.path / "theta", "step-", ".safetensors")[:-1]:
             self._snapshot(older).unlink()
         self._rotate(best)
+
+    def needs(self, model: Model) -> int:
+        """Bytes that the run will have on disk at once, beyond what is there: checkpoints, and two snapshots while one is replaced."""
+        config = self._config
+        saves = -(-config.max_steps // config.save_steps)
+        kept = min(saves, config.save_total_limit + 2) if config.save_total_limit else saves
+        return max(1, kept - len(self.checkpoints())) * model.saved_bytes() + 2 * model.theta_bytes()
 
     def restore(self, model: Model, journal: Journal) -> None:
         """Bring θ to the newest snapshot that the journal vouches for, else to the base; damaged ones are passed over."""

@@ -11,6 +11,7 @@ from estune.evaluation import records
 from estune.metrics import Tally
 from estune.rewards.call import Failure
 from estune.rewards.scoring import Pending, Rewards, Row, Scores
+from estune.timeline import Timeline
 from estune.workers.base import Evaluation
 
 _MANY = 256  # members whose completions may wait for their rewards before engines have to wait too
@@ -46,8 +47,9 @@ class Mishap:
 class Population:
     """Members of one step, which answer `rows`. `best` are the answers of the best one so far of the first `best_of`."""
 
-    def __init__(self, rewards: Rewards, rows: Sequence[Row], state: Any, *, best_of: int) -> None:
+    def __init__(self, rewards: Rewards, rows: Sequence[Row], state: Any, timeline: Timeline, *, best_of: int) -> None:
         self._rewards, self._rows, self._state, self._best_of = rewards, rows, state, best_of
+        self._timeline = timeline
         self._waiting: dict[int, tuple[Pending, Evaluation]] = {}
         self._done: dict[int, Scored] = {}
         self._best = -math.inf
@@ -74,7 +76,9 @@ class Population:
         """
         if not all(completion.finite for completion in evaluation.completions):
             return self._take(self._rewards.none(len(self._rows)), evaluation)
+        asked = time.perf_counter()
         pending = self._rewards.submit(self._rows, evaluation.completions, self._state, first=first)
+        pending.tell(lambda: self._timeline.scored(asked))
         self._waiting[evaluation.index] = pending, evaluation
         if first:
             pending.wait()

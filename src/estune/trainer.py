@@ -8,6 +8,7 @@ The interface is that of TRL's trainers. What an engine, a tracker or a reward d
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ from estune.rewards.scoring import Rewards
 from estune.schedule import best_metric, best_step, evaluates, plateaued, saves, trainer_state
 from estune.search import Found, search
 from estune.stopping import Stop, graceful
+from estune.timeline import Timeline
 from estune.trackers import Trackers, check_trackers
 
 _TICK = 0.1  # seconds between looks at whether the run was asked to stop, while rewards are waited for
@@ -109,7 +111,7 @@ class ESTrainer:
         if not self.model.leads:
             self.model.workers.serve()
             return TrainOutput(self.model.center.version, {})
-        check_disk(self.folder.path, self._disk_bytes(), "the checkpoints and the snapshot of θ")
+        check_disk(self.folder.path, self.folder.needs(self.model), "the checkpoints and the snapshot of θ")
         with held(self.folder.path, "output_dir"):
             if not resume:
                 self.folder.check_fresh()
@@ -176,14 +178,6 @@ class ESTrainer:
         if self.mixture:
             self.mixture.check(config)
 
-    def _disk_bytes(self) -> int:
-        """What the run will have on disk at once, beyond what is there: checkpoints, and two snapshots while one is replaced."""
-        config = self.args
-        saves = -(-config.max_steps // config.save_steps)
-        kept = min(saves, config.save_total_limit + 2) if config.save_total_limit else saves
-        already = len(self.folder.checkpoints())
-        return max(1, kept - already) * self.model.saved_bytes() + 2 * self.model.theta_bytes()
-
     def _journal(self) -> Journal:
         """The run's journal, new or continued, with θ at its last step."""
         if self._begun:  # an earlier `train` of this trainer, which may have ended anywhere, moved θ
@@ -209,14 +203,18 @@ class ESTrainer:
     def _train(self, journal: Journal, trackers: Trackers) -> TrainOutput:
         self._logged = {record["step"]: record for record in self.folder.measured.read()}
         self.callbacks.call("on_train_begin")
-        with graceful() as stop:
+        begun = journal.last
+        trace = self.folder.path / f"profile-{begun}.json" if self.args.profile else None
+        with graceful() as stop, closing(Timeline(trace)) as self._timeline:
             self._after(journal, trackers)
             self.screen.start(journal.last)
             while journal.last < self.args.max_steps and not self._stopping(journal.last):
                 stop.check()
                 journal.append(self._step(journal, stop))
                 self._after(journal, trackers)
-        self.screen.stop()
+            self.screen.stop()
+            if journal.last > begun:
+                self.screen.say(self._timeline.summary())
         self.callbacks.call("on_train_end")
         return self._finish(journal)
 
@@ -230,7 +228,7 @@ class ESTrainer:
         seeds = strategy.ask(config, step)
         rows = [self.train_rows[i] for i in self._batch(journal)]
         best_of = config.population_size if self._shows(step) else 0
-        population = Population(self.rewards, rows, self.callbacks.state, best_of=best_of)
+        population = Population(self.rewards, rows, self.callbacks.state, self._timeline, best_of=best_of)
         evaluate = partial(self._evaluate, step, population, [row["prompt"] for row in rows], stop)
         found = search(config, step, plan, seeds, control.known_center(journal.control), evaluate)
         self._tell_of(step, population, found)
@@ -238,7 +236,8 @@ class ESTrainer:
         evaluating = time.perf_counter() - started
         decay = anneal.decay(config, step) if coefficients else 0.0
         updating = time.perf_counter()
-        self.model.workers.update(seeds, coefficients, noise=config.noise, version=step - 1, decay=decay)
+        with self._timeline.span("update"):
+            self.model.workers.update(seeds, coefficients, noise=config.noise, version=step - 1, decay=decay)
         update_seconds = time.perf_counter() - updating
         self.callbacks.state.global_step = step
         self.callbacks.call("on_step_end")
@@ -266,17 +265,20 @@ class ESTrainer:
 
     def _evaluate(self, step: int, population: Population, prompts: list[Any], stop: Stop, members: list[Member]) -> list[Scored]:
         """Evaluate and score `members`, the one while the other; what is kept of all that `population` has by then."""
-        before = population.done
-        for evaluation in self.model.workers.evaluate(members, prompts, max_completion_length=self.args.max_completion_length):
-            stop.check()
-            if evaluation is not None:
-                number = before + evaluation.index
-                population.add(replace(evaluation, index=number), first=step == 1 and number == 0)
+        before, workers = population.done, self.model.workers
+        with self._timeline.span("wait"):
+            for evaluation in workers.evaluate(members, prompts, max_completion_length=self.args.max_completion_length):
+                stop.check()
+                if evaluation is not None:
+                    self._timeline.work(evaluation.work, workers.status().wanted)
+                    number = before + evaluation.index
+                    population.add(replace(evaluation, index=number), first=step == 1 and number == 0)
+                    self._show_progress(step, population)
+        with self._timeline.span("score"):
+            while population.under_way:
+                stop.check()
+                population.wait(_TICK)
                 self._show_progress(step, population)
-        while population.under_way:
-            stop.check()
-            population.wait(_TICK)
-            self._show_progress(step, population)
         stop.check()  # a signal may have come while the last scores did
         return population.settled()
 
@@ -304,8 +306,9 @@ class ESTrainer:
 
     def _vouch(self) -> str:
         """θ's digest, which every replica has."""
-        digest = self.model.center.digest()
-        self.model.workers.verify(digest)
+        with self._timeline.span("digest"):
+            digest = self.model.center.digest()
+            self.model.workers.verify(digest)
         return digest
 
     def _metrics(self, journal: Journal, plan: Plan, found: Found, decay: float, evaluating: float) -> dict[str, Any]:
@@ -333,7 +336,8 @@ class ESTrainer:
             self._log(step, journal.steps[-1].notes["metrics"] if step else {}, trackers)
         if saves(self.args, step) or (step and self._stopping(step)):
             state = trainer_state(self.args, self._logged, step)
-            self.folder.save(step, self.model, state, state["best_global_step"])
+            with self._timeline.span("save"):
+                self.folder.save(step, self.model, state, state["best_global_step"])
             self.callbacks.call("on_save")
 
     def _log(self, step: int, metrics: dict[str, Any], trackers: Trackers) -> None:
@@ -341,7 +345,8 @@ class ESTrainer:
         if metrics:
             self.screen.step(step, metrics)
         if evaluates(self.args, step):
-            held = self._held_out()
+            with self._timeline.span("held-out evaluation"):
+                held = self._held_out()
             self.folder.write_completions(step, held.records)
             metrics = metrics | held.metrics
             self.screen.evaluation(step, held.metrics)

@@ -25,7 +25,7 @@ from estune.member import Member, Prompt, Sampling
 from estune.parameters import layout
 from estune.rewards.scoring import Rewards
 from estune.tokens import Tokenizer
-from estune.workers.base import Evaluation
+from estune.workers.base import Evaluation, Work
 
 _PLANNED = 4096  # steps whose prompts are laid out; later ones repeat them
 
@@ -162,7 +162,7 @@ class _InTraining:
             answers = self._engine.generate(prompts, max_completion_length=max_completion_length, sampling=sampling)
         finally:
             self._model.train(training)
-        yield Evaluation(0, answers, 0.0, time.perf_counter() - started)
+        yield Evaluation(0, answers, (Work(1, 0.0, time.perf_counter() - started),))
 
 
 def _stop_at(model: Any, tokenizer: Tokenizer, stop: Sequence[str], end: int) -> None:

@@ -106,9 +106,10 @@ class Places:
         direct: set[str] = set()
 
         def destination(name: str) -> torch.Tensor:
-            place = self._straight(name)
+            shape = center.theta[name].shape
+            place = self._straight(name, shape)
             if place is None:
-                return torch.empty(center.theta[name].shape, dtype=self._copies[name][0][0].dtype)
+                return torch.empty(shape, dtype=self._copies[name][0][0].dtype)
             direct.add(name)
             return place
 
@@ -135,11 +136,11 @@ class Places:
         self._parameters[key].filled += math.prod(copy.place.shape)
         return self._parameters[key]
 
-    def _straight(self, name: str) -> torch.Tensor | None:
-        """The place that `name` fills, where it goes as a whole to one."""
+    def _straight(self, name: str, shape: torch.Size) -> torch.Tensor | None:
+        """The place that `name` fills, where it goes to one as a whole, as it does unless it is split over ranks."""
         copy, parameter = self._copies[name][0]
         place = copy.place.within(parameter.begin())
-        whole = len(self._copies[name]) == 1 and copy.part == View.of(torch.empty(copy.part.shape, device="meta"))  # type: ignore[union-attr]
+        whole = len(self._copies[name]) == 1 and copy.part == View.of(torch.empty(shape, device="meta"))
         return place if whole and place.is_contiguous() else None
 
     def _fill(self, name: str, tensor: torch.Tensor, *, written: bool = False) -> None:

@@ -6,7 +6,7 @@ column as a list, async functions, `None` for "does not apply". How functions ar
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -62,6 +62,11 @@ class Pending:
 
     def wait(self, seconds: float | None = None) -> None:
         wait(self.outcomes, timeout=seconds)
+
+    def tell(self, listener: Callable[[], None]) -> None:
+        """Let `listener` know when each function has answered, in whatever thread that is."""
+        for outcome in self.outcomes:
+            outcome.add_done_callback(lambda _: listener())
 
     def result(self) -> Scores:
         """The scores once they are there, rewards that failed still missing.

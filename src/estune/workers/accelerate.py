@@ -11,7 +11,7 @@ from typing import Any
 
 from estune.center import Center
 from estune.member import Completion, Member, Prompt, Sampling
-from estune.workers.base import Evaluation, Status, Worker
+from estune.workers.base import Evaluation, Status, Work, Worker
 from estune.workers.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -52,8 +52,10 @@ class AccelerateWorkers:
         while (index := self._ranks.next(f"next/{number}")) < len(members):
             waiting.discard(index)
             self._waiting = len(waiting)
-            answer = self._worker.answer(members[index], prompts, max_completion_length=max_completion_length, sampling=sampling)
-            yield Evaluation(index, *answer)
+            completions, *seconds = self._worker.answer(
+                members[index], prompts, max_completion_length=max_completion_length, sampling=sampling
+            )
+            yield Evaluation(index, completions, (Work(1, *seconds),))
             yield from self._arrived(number, waiting)
         while waiting:
             time.sleep(_POLL)
@@ -128,7 +130,8 @@ class AccelerateWorkers:
                 self._ranks.forget(key)
                 waiting.discard(index)
                 self._waiting = len(waiting)
-                yield Evaluation(index, [Completion(**row) for row in answer["completions"]], *answer["seconds"])
+                completions = [Completion(**row) for row in answer["completions"]]
+                yield Evaluation(index, completions, (Work(answer["rank"] + 1, *answer["seconds"]),))
 
     def _serve_members(
         self, number: int, members: list[dict[str, Any]], prompts: list[Prompt], budget: int, drawn: dict[str, Any] | None
@@ -136,7 +139,8 @@ class AccelerateWorkers:
         sampling = Sampling(**drawn) if drawn else None
         while (index := self._ranks.next(f"next/{number}")) < len(members):
             completions, *seconds = self._worker.answer(Member(**members[index]), prompts, max_completion_length=budget, sampling=sampling)
-            self._ranks.say(f"answer/{number}/{index}", {"completions": [vars(row) for row in completions], "seconds": seconds})
+            answer = {"completions": [vars(row) for row in completions], "seconds": seconds, "rank": self._ranks.rank}
+            self._ranks.say(f"answer/{number}/{index}", answer)
 
     def _serve_update(self, number: int, seeds: list[int], coefficients: list[float], noise: str, version: int, decay: float) -> None:
         if self._keeps_another:

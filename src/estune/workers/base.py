@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from estune.center import Center
@@ -12,13 +12,32 @@ from estune.member import Completion, Member, Prompt, Sampling
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a worker (1, 2, …) did for a member: seconds of loading, then of generating; `ended` is when its answer came, by the
+    perf_counter of the process that asked."""
+
+    worker: int
+    load: float
+    generate: float
+    ended: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """What one member answered, and the seconds that writing its weights and generating took."""
+    """What one member answered, and what that took: from one worker, or in pieces from several."""
 
     index: int
     completions: list[Completion]
-    load_seconds: float
-    generate_seconds: float
+    work: tuple[Work, ...] = ()
+
+    @property
+    def load_seconds(self) -> float:
+        """Spent on writing weights."""
+        return sum(one.load for one in self.work)
+
+    @property
+    def generate_seconds(self) -> float:
+        return sum(one.generate for one in self.work)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from estune.center import Center
 from estune.member import Member, Prompt, Sampling
-from estune.workers.base import Evaluation, Status, Worker
+from estune.workers.base import Evaluation, Status, Work, Worker
 
 
 class LocalWorkers:
@@ -23,8 +23,8 @@ class LocalWorkers:
         sampling: Sampling | None = None,
     ) -> Iterator[Evaluation | None]:
         for index, member in enumerate(members):
-            answer = self._worker.answer(member, prompts, max_completion_length=max_completion_length, sampling=sampling)
-            yield Evaluation(index, *answer)
+            completions, *seconds = self._worker.answer(member, prompts, max_completion_length=max_completion_length, sampling=sampling)
+            yield Evaluation(index, completions, (Work(1, *seconds),))
 
     def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int, decay: float = 0.0) -> None:
         self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)

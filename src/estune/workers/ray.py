@@ -22,7 +22,7 @@ from estune.errors import EngineError, InputError
 from estune.member import Completion, Member, Prompt, Sampling
 from estune.workers import cluster
 from estune.workers.actors import EngineActor, KeeperActor, Place
-from estune.workers.base import Evaluation, Status
+from estune.workers.base import Evaluation, Status, Work
 from estune.workers.dispatch import Dispatch, Pace, Piece
 from estune.workers.source import Source
 
@@ -59,7 +59,7 @@ class _Job:
     dispatch: Dispatch
     sampling: Sampling | None = None
     answers: dict[int, dict[int, list[Completion]]] = field(default_factory=dict)  # member → prompt → its completions
-    seconds: dict[int, list[float]] = field(default_factory=dict)  # member → loading, generating
+    work: dict[int, list[Work]] = field(default_factory=dict)  # member → who did what for it
     failures: dict[Piece, int] = field(default_factory=dict)
     results: "queue.Queue[Evaluation | BaseException]" = field(default_factory=queue.Queue)
     over: threading.Event = field(default_factory=threading.Event)
@@ -209,18 +209,17 @@ class RayWorkers:
         else:
             seat.state, seat.failures = "idle", 0
             if piece and job and asked_by is job and job.dispatch.done(piece, time.monotonic()):
-                self._collect(job, piece, *result)
+                completions, *seconds = result
+                self._collect(job, piece, completions, Work(seat.number, *seconds))
 
-    def _collect(self, job: _Job, piece: Piece, completions: list[Completion], load: float, generate: float) -> None:
+    def _collect(self, job: _Job, piece: Piece, completions: list[Completion], work: Work) -> None:
         answers = job.answers.setdefault(piece.member, {})
-        seconds = job.seconds.setdefault(piece.member, [0.0, 0.0])
         each = len(completions) // piece.size
         answers.update({piece.start + i: completions[i * each : (i + 1) * each] for i in range(piece.size)})
-        seconds[0] += load
-        seconds[1] += generate
+        job.work.setdefault(piece.member, []).append(work)
         if len(answers) == job.dispatch.prompts:
             del job.answers[piece.member]
-            job.results.put(Evaluation(piece.member, [row for i in sorted(answers) for row in answers[i]], *seconds))
+            job.results.put(Evaluation(piece.member, [row for i in sorted(answers) for row in answers[i]], tuple(job.work[piece.member])))
 
     def _build(self, seat: _Seat, place: Place) -> None:
         seat.place = place
