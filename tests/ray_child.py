@@ -176,7 +176,7 @@ def _is_raylet(process: psutil.Process) -> bool:
 
 CASES: dict[str, tuple[Callable[[Run], None], dict[str, Any]]] = {
     "local": (local, {"workers": "local", "num_workers": 1}),
-    "undisturbed": (listening, {}),
+    "undisturbed": (listening, {"profile": True}),
     "local with decay": (local, {"workers": "local", "num_workers": 1, "weight_decay": DECAY}),
     "with decay": (local, {"weight_decay": DECAY}),
     "local with auto": (local, {"workers": "local", "num_workers": 1, "learning_rate": "auto"}),

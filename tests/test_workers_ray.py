@@ -44,6 +44,9 @@ def test_two_workers_compute_what_one_does_and_nothing_listens_beyond_loopback(l
     assert result["listening"]
     assert all(ip.removeprefix("::ffff:") in ("127.0.0.1", "::1") for ip in result["listening"]), result["listening"]
     assert "worker 1 on 127.0.0.1 (process" in said
+    events = json.loads((tmp_path / "out/profile-0.json").read_text())
+    lanes = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert lanes == {"trainer", "rewards", "worker 1", "worker 2"}
 
 
 def test_two_workers_decay_theta_to_the_same_bits_as_one_does(local, tmp_path):
