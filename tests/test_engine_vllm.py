@@ -19,6 +19,8 @@ from estune.engines.vllm import Shard, VLLMEngine
 from estune.engines.vllm_places import Places
 from estune.errors import ConfigError, EngineError, ModelError
 from estune.member import Member
+from estune.noise import kernels
+from estune.noise import torch as by_torch
 from estune.parameters import layout
 from estune.tasks import get_task
 
@@ -260,6 +262,16 @@ def test_after_a_member_that_overflows_the_next_one_is_right(both):
 def test_a_centre_that_is_not_shared_is_refused(tied):
     with pytest.raises(EngineError, match="share=True"):
         tied.engine.load(Center.load(tied.checkpoint, tied.layout.in_model), BASE)
+
+
+def test_a_centre_on_a_device_is_read_where_it_is_by_the_engine_in_this_process(untied, monkeypatch):
+    monkeypatch.setattr(kernels, "on_device", lambda kind: by_torch)  # CPU tensors stand for a device's
+    center = updated(Center.load(untied.checkpoint, untied.layout.in_model))
+    member = Member(3, 1, 0.02, "iid", 1)
+    load(untied, member, center)
+    assert center.address is None
+    same(untied)
+    untied.engine.check(center, member)
 
 
 def test_a_token_that_the_model_does_not_know_is_one_error_and_the_next_prompts_are_answered(tied):

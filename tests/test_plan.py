@@ -111,6 +111,24 @@ def test_a_speed_is_taken_from_a_run(tiny, tmp_path, capsys):
     assert "in all" in shown.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("words", "said", "in_host_memory"),
+    [
+        (["--gpus", "1"], "θ is on cuda, which has 74.5 GiB free: 26.1 GiB beside", False),
+        (["--gpus", "1", "--gpu_memory", "40"], "θ is in host memory, because cuda has 37.3 GiB free", True),
+        (["--gpus", "1", "--engine", "vllm"], "θ is in host memory, because cuda has 74.5 GiB free, not 26.1 GiB beside 68.5 GiB", True),
+        (["--gpus", "1", "--engine", "vllm", "--vllm_gpu_memory_utilization", "0.6"], "θ is on cuda", False),
+        (["--gpus", "1", "--center_device", "cpu"], "", True),
+        (["--gpus", "2"], "", True),
+    ],
+)
+def test_it_tells_where_theta_would_be(words, said, in_host_memory, capsys):
+    assert main(["plan", "--parameters", "7e9", "--max_completion_length", "256", "--prompts", "16", *words]) == 0
+    shown = capsys.readouterr().out
+    assert said in shown and ("θ is" in shown) == bool(said)
+    assert ("in the machine's memory: θ, fp32 26.1 GiB" in shown) == in_host_memory
+
+
 def test_a_model_that_does_not_fit_is_told(tiny, capsys):
     assert main(["plan", "--parameters", "400e9", "--gpus", "1", "--gpu_memory", "80", "--tokens_per_second", "10"]) == 0
     assert "does not fit: choose more GPUs" in capsys.readouterr().out

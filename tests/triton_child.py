@@ -45,7 +45,7 @@ def bits() -> dict[str, np.ndarray]:
         outs = [torch.empty(3000, dtype=dtype, device=device) for _ in range(2)]
         huge = float(np.float32(3e38))
         found[f"finite {name}"] = np.array(
-            [kernels.perturb(large * 0, SIGMA, 1, T, 0, outs[0]), kernels.perturb(large, huge, 1, T, 0, outs[1])]
+            [bool(kernels.perturb(large * 0, SIGMA, 1, T, 0, outs[0])), bool(kernels.perturb(large, huge, 1, T, 0, outs[1]))]
         )
     return found
 

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +22,17 @@ from estune.checkpoint import Checkpoint
 from estune.durable import replaced_file
 from estune.errors import EngineError, JournalError, ModelError
 from estune.member import Member
-from estune.noise import stream
-from estune.noise.kernels import decay as decay_span
-from estune.noise.kernels import perturb, update
+from estune.noise import kernels, stream
 from estune.resources import cores
 from estune.shared import Address, Shared
+from estune.streaming import Staging
 
 _JOB = 1 << 21  # elements that one thread takes at a time: several small parameters, or a part of a large one
 _AHEAD = 1 << 25  # elements that may be under way beyond those being handed out
+_DEVICE_JOB, _DEVICE_AHEAD = 1 << 27, 1 << 28  # the same of θ on a device, where a job is one launch for each parameter
 
 Destination = Callable[[str], torch.Tensor]
+Written = tuple[str, kernels.Finite]  # a parameter, and whether what was written of it is finite
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Center:
     `version` counts the updates that were applied; an update says which version it starts from. In shared memory
     (`share`) other processes of this machine read the same θ (`attach`); only the one that made it updates it.
     `base` is the checkpoint of θ₀, towards which updates may decay: it is read again from its files, not kept.
+    θ may be on a device: then all of it on one, and not shared.
     """
 
     def __init__(
@@ -73,7 +75,10 @@ class Center:
         self._base = base
         self._shared = shared
         self._state = shared.state if shared else torch.zeros(1, dtype=torch.int64)  # 2·version, and 1 more while θ is written
-        self._batches = _batches(self.theta)
+        self._device = next((theta.device for theta in self.theta.values()), torch.device("cpu"))
+        self.on_device = kernels.on_device(self._device.type) is not None
+        self._batches = _batches(self.theta, _DEVICE_JOB if self.on_device else _JOB)
+        self._staging: dict[torch.device, Staging] = {}
         self._pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="estune-center")
         if version:
             self._wrote(version)
@@ -137,13 +142,13 @@ class Center:
         """
         if member.version != self.version:
             raise ModelError(f"a member of version {member.version} was asked of a centre at version {self.version}")
-        waiting: deque[tuple[dict[str, torch.Tensor], list[Future[str | None]]]] = deque()
-        ahead = 0
+        waiting: deque[tuple[dict[str, torch.Tensor], list[Future[list[Written]]]]] = deque()
+        ahead, most = 0, _DEVICE_AHEAD if self.on_device else _AHEAD
         for batch in self._batches:
             out = {name: destination(name) for name in batch.names}
-            waiting.append((out, [self._pool.submit(_perturb_job, member, job, out) for job in batch.jobs]))
+            waiting.append((out, self._begin(member, batch, out)))
             ahead += sum(tensor.numel() for tensor in out.values())
-            while ahead > _AHEAD:
+            while ahead > most:
                 ahead -= sum(tensor.numel() for tensor in waiting[0][0].values())
                 yield from _finished(*waiting.popleft())
         while waiting:
@@ -173,7 +178,8 @@ class Center:
         if coefficients:
             base = self._base_values if decay else None
             jobs = [job for batch in self._batches for job in batch.jobs]
-            list(self._pool.map(lambda job: _update_job(job, seeds, coefficients, noise, decay, base), jobs))
+            spread = map if self.on_device else self._pool.map
+            list(spread(lambda job: _update_job(job, seeds, coefficients, noise, decay, base), jobs))
         self._wrote(version + 1)
 
     def digest(self) -> str:
@@ -186,9 +192,9 @@ class Center:
 
     def root_mean_square(self) -> float:
         """Of all weights of θ; its last digits depend on the number of threads."""
-        spans = [span.theta for batch in self._batches for job in batch.jobs for span in job]
-        squares = self._pool.map(lambda theta: float(theta.double().square().sum()), spans)
-        return math.sqrt(math.fsum(squares) / sum(theta.numel() for theta in spans))
+        parts = [part for theta in self.theta.values() for part in torch.split(theta.view(-1), _JOB)]
+        squares = self._pool.map(lambda theta: float(theta.double().square().sum()), parts)
+        return math.sqrt(math.fsum(squares) / sum(theta.numel() for theta in parts))
 
     def save(self, path: Path) -> None:
         """Write θ in fp32, durably."""
@@ -222,6 +228,16 @@ class Center:
         """θ was put in whole, and is that of `version`."""
         self._wrote(version)
 
+    def _begin(self, member: Member, batch: _Batch, out: Mapping[str, torch.Tensor]) -> list[Future[list[Written]]]:
+        """The jobs of a batch, under way: with threads on a CPU; on a device they are only queued, in the caller's stream."""
+        there = out[batch.names[0]].device
+        if self.on_device:
+            return [_known(_perturb_job(member, job, out)) for job in batch.jobs]
+        if kernels.compiled(there.type):
+            staging = self._staging.get(there) or self._staging.setdefault(there, Staging(there, _JOB, self._shared))
+            return [_known(_stream_job(staging, member, job, out)) for job in batch.jobs]
+        return [self._pool.submit(_perturb_job, member, job, out) for job in batch.jobs]
+
     def _base_values(self, span: _Span) -> torch.Tensor:
         """θ₀ of a span, in the file's dtype: mapped rather than read, so that it takes no memory of its own."""
         assert self._base is not None
@@ -234,18 +250,20 @@ class Center:
         self._state |= 1
 
     def _wrote(self, version: int) -> None:
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)  # who reads θ next may do so in another stream
         self._state[0] = 2 * version
 
 
-def _batches(theta: Mapping[str, torch.Tensor]) -> list[_Batch]:
+def _batches(theta: Mapping[str, torch.Tensor], most: int) -> list[_Batch]:
     """Small parameters share a job, a large one is cut into several, so that jobs are neither many nor long."""
     batches: list[_Batch] = []
     room = 0
     for name, tensor in theta.items():
-        spans = _cut(name, tensor.view(-1))
+        spans = _cut(name, tensor.view(-1), most)
         if tensor.numel() > room or not batches:
             batches.append(_Batch([name], [[span] for span in spans] or [[]]))
-            room = max(0, _JOB - tensor.numel())
+            room = max(0, most - tensor.numel())
         else:
             batches[-1].names.append(name)
             batches[-1].jobs[-1].extend(spans)
@@ -253,29 +271,44 @@ def _batches(theta: Mapping[str, torch.Tensor]) -> list[_Batch]:
     return batches
 
 
-def _cut(name: str, flat: torch.Tensor) -> list[_Span]:
+def _cut(name: str, flat: torch.Tensor, most: int) -> list[_Span]:
     streams = {"iid": stream(name), "correlated": stream(name, correlated=True)}
-    return [_Span(name, flat[start : start + _JOB], start, streams) for start in range(0, flat.numel(), _JOB)]
+    return [_Span(name, flat[start : start + most], start, streams) for start in range(0, flat.numel(), most)]
 
 
-def _perturb_job(member: Member, job: list[_Span], out: Mapping[str, torch.Tensor]) -> str | None:
-    """Write the member's weights for the spans of `job`; returns the name of one that is not finite, if there is one."""
-    written = [_perturb(member, span, out[span.name].view(-1)) for span in job]
-    return next((span.name for span, finite in zip(job, written, strict=True) if not finite), None)
+def _perturb_job(member: Member, job: list[_Span], out: Mapping[str, torch.Tensor]) -> list[Written]:
+    """Write the member's weights for the spans of `job`."""
+    return [(span.name, _perturb(member, span, out[span.name].view(-1))) for span in job]
+
+
+@torch.inference_mode()
+def _stream_job(staging: Staging, member: Member, job: list[_Span], out: Mapping[str, torch.Tensor]) -> list[Written]:
+    """The same on another device than θ's."""
+    written: list[Written] = []
+    for span in job:
+        with staging.copied(span.theta) as theta:
+            written += _perturb_job(member, [replace(span, theta=theta)], out)
+    return written
+
+
+def _known(written: list[Written]) -> Future[list[Written]]:
+    future: Future[list[Written]] = Future()
+    future.set_result(written)
+    return future
 
 
 @torch.inference_mode()  # an engine's tensors may be inference tensors, which nothing else may write to
-def _perturb(member: Member, span: _Span, out: torch.Tensor) -> bool:
+def _perturb(member: Member, span: _Span, out: torch.Tensor) -> kernels.Finite:
     theta, target = span.theta, out[span.start : span.start + span.theta.numel()]
     if member.seeds:
         moved = theta.clone()
-        update(moved, list(member.coefficients), list(member.seeds), span.streams[member.noise], span.start)
-        return bool(torch.isfinite(target.copy_(moved)).all())
+        kernels.update(moved, list(member.coefficients), list(member.seeds), span.streams[member.noise], span.start)
+        return torch.isfinite(target.copy_(moved)).all()
     scale, t = member.sign * float(np.float32(member.sigma)), span.streams[member.noise]
     if out.device == theta.device:
-        return perturb(theta, scale, member.seed, t, span.start, target)
+        return kernels.perturb(theta, scale, member.seed, t, span.start, target)
     here = torch.empty(theta.shape, dtype=out.dtype, device=theta.device)
-    finite = perturb(theta, scale, member.seed, t, span.start, here)
+    finite = kernels.perturb(theta, scale, member.seed, t, span.start, here)
     target.copy_(here)
     return finite
 
@@ -285,13 +318,17 @@ def _update_job(
 ) -> None:
     for span in job:
         if base:
-            decay_span(span.theta, base(span), d)
-        update(span.theta, coefficients, seeds, span.streams[noise], span.start)
+            kernels.decay(span.theta, base(span), d)
+        kernels.update(span.theta, coefficients, seeds, span.streams[noise], span.start)
 
 
-def _finished(out: Mapping[str, torch.Tensor], jobs: list[Future[str | None]]) -> Iterator[tuple[str, slice, torch.Tensor]]:
-    for name in [job.result() for job in jobs]:  # all of them are waited for, even when one overflows
-        if name is not None:
+def _finished(out: Mapping[str, torch.Tensor], jobs: list[Future[list[Written]]]) -> Iterator[tuple[str, slice, torch.Tensor]]:
+    written = [one for job in jobs for one in job.result()]  # all of them are waited for, even when one overflows
+    finite = [known for _, known in written]
+    if tensors := [known for known in finite if isinstance(known, torch.Tensor)]:
+        finite = torch.stack(tensors).tolist()  # all at once: each time the device is waited for it stands still
+    for (name, _), known in zip(written, finite, strict=True):
+        if not known:
             raise ModelError(f"{name} overflows {out[name].dtype}; choose bfloat16 or float32 as dtype")
     for name, tensor in out.items():
         yield name, slice(0, tensor.numel()), tensor

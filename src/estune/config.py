@@ -77,6 +77,9 @@ class ESConfig:
         "auto", "of the engine's weights; auto is bfloat16 where the device computes in it, else float32"
     )
     device: str = _setting("auto", "of the engine: auto, cpu, cuda, cuda:1, mps, xpu")
+    center_device: Literal["auto", "cuda", "cpu"] = _setting(
+        "auto", "where θ lives: auto: on the engine's GPU where it fits beside the engine, else in host memory"
+    )
     generation_batch_size: int = _setting(64, "sequences generated at a time; halved when memory runs out", least=1)
     model_init_kwargs: dict[str, Any] | None = _setting(None, "passed to AutoModelForCausalLM.from_pretrained")
     trust_remote_code: bool = _setting(False, "run model code that comes with a checkpoint")
@@ -234,7 +237,7 @@ class RunConfig(ESConfig):
 # max_steps may not where a schedule spans it, which `resume.py` sees to.
 # fmt: off
 MAY_CHANGE_ON_RESUME = frozenset((
-    "max_steps", "engine", "dtype", "device", "generation_batch_size", "model_init_kwargs", "trust_remote_code",
+    "max_steps", "engine", "dtype", "device", "center_device", "generation_batch_size", "model_init_kwargs", "trust_remote_code",
     "on_reward_error", "reward_timeout", "reward_workers", "reward_memory", "reward_concurrency",
     "vllm_gpu_memory_utilization", "vllm_tensor_parallel_size", "vllm_max_model_length", "vllm_enforce_eager", "vllm_model_impl",
     "engine_kwargs", "workers", "num_workers", "ray_address", "worker_timeout", "eval_strategy", "eval_steps", "eval_on_start",

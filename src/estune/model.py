@@ -21,6 +21,7 @@ from estune.errors import ConfigError, ModelError
 from estune.journal import exists
 from estune.member import Prompt
 from estune.parameters import Layout, layout
+from estune.placement import Place, place
 from estune.resources import amount, check_memory
 from estune.workers.base import Workers
 from estune.workers.ranks import Ranks
@@ -53,13 +54,18 @@ class Model:
         self._config = config
         self._tokenizer = tokenizer
         self._prompts = prompts
+        self.place: Place = place(config, self.theta_bytes(), self._gpu_bytes)
         self._check_room()
 
     @cached_property
     def center(self) -> Center:
         """θ, at θ₀ when first asked for."""
-        share = self._config.engine == "vllm" or self._config.workers != "local"
-        load = partial(Center.load, self.checkpoint, self.tuned, share=share)
+        from estune.engines.transformers import engine_device
+
+        read_elsewhere = self._config.engine == "vllm" or self._config.workers != "local"
+        streamed = engine_device(self._config).startswith("cuda")  # from memory in one piece, which can be page-locked
+        share = self.place.device == "cpu" and (read_elsewhere or streamed)
+        load = partial(Center.load, self.checkpoint, self.tuned, device=self.place.device, share=share)
         return self._ranks.center(load) if self._ranks else load()
 
     @cached_property
@@ -123,10 +129,20 @@ class Model:
         size = 4 if self._config.engine == "fake" else engine_dtype(self._config).itemsize
         return size * self._count(list(self.layout.in_model))
 
+    def _gpu_bytes(self) -> int:
+        """What transformers will take of a GPU, were it for the longest prompt with two characters a token."""
+        from estune import plan
+        from estune.engines.transformers import engine_dtype
+
+        longest = max((len(str(prompt)) for prompts in self._prompts.values() for prompt in prompts), default=0)
+        work = plan.Work(self._config.generation_batch_size, longest // 2, self._config.max_completion_length)
+        shape = plan.shape_of(str(self.checkpoint.folder), self._config)
+        return sum(plan.es_on_gpu(shape, self._config, work, engine_dtype(self._config).itemsize)[0].values())
+
     def _check_room(self) -> None:
         from estune.engines.transformers import engine_device
 
-        here = self.theta_bytes()
+        here = self.theta_bytes() if self.place.device == "cpu" else 0
         if self._config.engine == "fake" or engine_device(self._config) == "cpu":
             here += self._engines_here() * self._engine_bytes()
         check_memory(int(1.1 * here), f"θ in fp32 and the engine's weights of {self.name}")

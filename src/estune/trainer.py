@@ -116,6 +116,8 @@ class ESTrainer:
             if not resume:
                 self.folder.check_fresh()
             self.screen.say(self.model.describe())
+            if self.model.place.why:
+                self.screen.say(self.model.place.why)
             workers = self.model.workers  # built while θ is the base model's, which it compares
             trackers = Trackers(self.args)
             try:

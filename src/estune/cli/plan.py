@@ -120,10 +120,23 @@ def _show_memory(screen: "Screen", options: argparse.Namespace, config: RunConfi
         return
     device, host = plan.es_on_gpu(shape, config, work, itemsize)
     memory = options.gpu_memory * 1e9
+    if options.gpus == 1 and config.workers == "local" and config.center_device != "cpu":
+        screen.say(_place_theta(config, device, host, int(memory)))
     _table(screen, "memory of each GPU for ES, in all for RL", device, rival)
     screen.say(_verdict("ES", sum(device.values()), memory, "a GPU has"))
     screen.say(f"RL: takes at least {math.ceil(sum(rival.values()) / memory)} such GPUs, weights and optimizer spread over them")
     screen.say(f"in the machine's memory: {', '.join(f'{what} {_size(size)}' for what, size in host.items())}")
+
+
+def _place_theta(config: RunConfig, device: "Parts", host: "Parts", memory: int) -> str:
+    """Move θ to the part of the GPU where a run would have it there; the reason."""
+    from estune import placement
+
+    engine = placement.vllm_takes(config, memory) if config.engine == "vllm" else sum(device.values())
+    place = placement.choose(config.center_device, host["θ, fp32"], engine, memory, "cuda")
+    if place.device != "cpu":
+        device["θ, fp32"] = host.pop("θ, fp32")
+    return place.why
 
 
 def _table(screen: "Screen", title: str, es: "Parts", rl: "Parts") -> None:

@@ -58,7 +58,7 @@ class VLLMEngine:
         self._tokenizer = Tokenizer(checkpoint.folder, config, tokenizer)
         self._stop = config.stop or []
         self._ranks = config.vllm_tensor_parallel_size
-        self._attached: Address | None = None
+        self._attached: Address | Center | None = None
         self._llm = _built(checkpoint, config)
         self._end = self._tokenizer.ends(_generation_config(checkpoint.folder))
 
@@ -131,12 +131,14 @@ class VLLMEngine:
             raise EngineError("vLLM kept its prefix cache, which holds what other weights computed; a request is still running")
 
     def _attach(self, center: Center) -> None:
-        """Let each of the engine's processes map the centre."""
-        if center.address is None:
+        """Let each of the engine's processes map the centre. One on a device is in this process, and so is the engine then."""
+        if center.address is None and not center.on_device:
             raise EngineError("the centre is not shared, so vLLM's processes cannot read it; load it with share=True")
-        if center.address != self._attached:
-            self._everywhere("estune_attach", vars(center.address), str(self._checkpoint.folder), self._aliases, self._ranks)
-            self._attached = center.address
+        where = center.address or center
+        if where != self._attached:
+            sent = where if isinstance(where, Center) else vars(where)
+            self._everywhere("estune_attach", sent, str(self._checkpoint.folder), self._aliases, self._ranks)
+            self._attached = where
 
     def _everywhere(self, method: str, *arguments: Any) -> list[Any]:
         try:
@@ -153,12 +155,14 @@ class Shard:
 
     model_runner: Any
     vllm_config: Any
+    device: torch.device
     _estune_all_finite = torch.tensor(True)  # ()
     _estune_places: Places | None = None  # once it was proven that members can be written straight there
 
-    def estune_attach(self, address: dict[str, Any], folder: str, aliases: dict[str, str], ranks: int) -> None:
+    def estune_attach(self, center: dict[str, Any] | Center, folder: str, aliases: dict[str, str], ranks: int) -> None:
         """Map the centre. What ES does not tune is read from the files in `folder`."""
-        self._estune_center = Center.attach(Address(**address), threads=max(1, cores() // ranks))
+        threads = max(1, cores() // ranks)
+        self._estune_center = center if isinstance(center, Center) else Center.attach(Address(**center), threads=threads)
         checkpoint = open_checkpoint(Path(folder))
         theta = self._estune_center.theta
         frozen = [name for name in checkpoint.tensors if aliases.get(name, name) not in theta]
@@ -244,8 +248,8 @@ class Shard:
 
     def _estune_room(self, name: str) -> torch.Tensor:
         """Where a parameter is written, new each time: vLLM keeps it until all that is fused with it has come."""
-        theta = self._estune_center.theta[name]
-        return torch.empty(theta.shape, dtype=self._estune_dtypes.get(name, torch.float32))
+        theta, dtype = self._estune_center.theta[name], self._estune_dtypes.get(name)
+        return torch.empty(theta.shape, dtype=dtype or torch.float32, device=self.device if dtype else None)  # fp32 may not fit there
 
     def _estune_reload(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         """vLLM's own `reload_weights`, which only warns of what was not loaded."""

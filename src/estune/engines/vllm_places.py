@@ -109,7 +109,8 @@ class Places:
             shape = center.theta[name].shape
             place = self._straight(name, shape)
             if place is None:
-                return torch.empty(shape, dtype=self._copies[name][0][0].dtype)
+                copy, parameter = self._copies[name][0]
+                return torch.empty(shape, dtype=copy.dtype, device=parameter.begin().device)
             direct.add(name)
             return place
 

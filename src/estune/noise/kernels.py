@@ -1,7 +1,7 @@
 """Apply noise to tensors, with the fastest backend for the device that they are on.
 
 All tensors here are flat and contiguous. The arithmetic is the contract's: fp32 product, fp32 sum, never fused, then
-one rounding to the destination's dtype.
+one rounding to the destination's dtype. On a device work is only queued, in the current stream.
 """
 
 from functools import cache
@@ -13,13 +13,15 @@ import torch
 
 from estune.noise.reference import table
 
+Finite = bool | torch.Tensor  # a tensor () on a device, so that nothing waits for it
 _TRITON = ("cuda", "xpu")  # torch's names for the kinds of device that it compiles for; ROCm's are called cuda, too
 
 
-def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor) -> bool:
+def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor) -> Finite:
     """out ← rn(fl(θ + fl(scale·ε))) for elements start, start + 1, … of stream t; returns whether all is finite."""
-    if theta.device.type != "cpu":
-        return bool(_on_device(theta.device.type).perturb(theta, scale, seed, t, start, out))
+    if backend := on_device(theta.device.type):
+        finite: torch.Tensor = backend.perturb(theta, scale, seed, t, start, out)
+        return finite
     from estune.noise import numba as kernels
 
     place = (np.float32(scale), np.uint64(seed), np.uint64(t), start, table())
@@ -34,8 +36,8 @@ def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, ou
 
 def update(theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: int, start: int) -> None:
     """θ ← fl(θ + δ) with δ ← fl(δ + fl(cₙ·εₙ)) over the seeds in order, in place."""
-    if theta.device.type != "cpu":
-        _on_device(theta.device.type).update(theta, coefficients, seeds, t, start)
+    if backend := on_device(theta.device.type):
+        backend.update(theta, coefficients, seeds, t, start)
         return
     from estune.noise import numba as kernels
 
@@ -46,19 +48,27 @@ def update(theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: 
 def decay(theta: torch.Tensor, base: torch.Tensor, d: float) -> None:
     """θ ← fl(base + fl(fl(1−d)·fl(θ−base))) in place; `base` may be in another dtype, on another device. d is an fp32 number."""
     keep, base = np.float32(1) - np.float32(d), base.to(theta.device, torch.float32)
-    if theta.device.type != "cpu":
-        from estune.noise.torch import decay as on_device
+    if on_device(theta.device.type):
+        from estune.noise.torch import decay as by_torch
 
-        return on_device(theta, base, float(keep))
+        return by_torch(theta, base, float(keep))
     from estune.noise import numba as kernels
 
     kernels.decay(theta.numpy(), base.numpy(), keep)
 
 
 @cache
-def _on_device(kind: str) -> ModuleType:
-    """The backend for devices of this kind."""
-    if kind in _TRITON and find_spec("triton"):
+def compiled(kind: str) -> bool:
+    """Whether Triton is there and compiles for devices of this kind."""
+    return kind in _TRITON and find_spec("triton") is not None
+
+
+@cache
+def on_device(kind: str) -> ModuleType | None:
+    """The backend for devices of this kind; None for a CPU, whose kernels are numba's."""
+    if kind == "cpu":
+        return None
+    if compiled(kind):
         from estune.noise import triton
 
         return triton

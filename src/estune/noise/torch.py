@@ -24,13 +24,13 @@ def noise(seed: int, t: int, start: int, size: int, device: torch.device) -> tor
     return _table(device)[halves[start - first * BLOCK :][:size]]
 
 
-def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor) -> bool:
-    """out ← fl(θ + fl(scale·ε)), rounded to out's dtype; both flat, on one device. Returns whether all is finite."""
-    finite = True
+def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor) -> torch.Tensor:
+    """out ← fl(θ + fl(scale·ε)), rounded to out's dtype; both flat, on one device. Returns whether all is finite, ()."""
+    finite = torch.ones((), dtype=torch.bool, device=theta.device)
     for part in _chunks(theta.numel()):
         step = noise(seed, t, start + part.start, part.stop - part.start, theta.device).mul_(scale)
         out[part] = step.add_(theta[part])
-        finite = finite and bool(torch.isfinite(out[part]).all())
+        finite &= torch.isfinite(out[part]).all()
     return finite
 
 

@@ -4,7 +4,8 @@ A thread makes whole Philox blocks, eight neighbouring elements each. Launches t
 product is rounded before the sum. Rounding to bf16 is done on the bits, so that it is the same wherever this runs.
 """
 
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -31,18 +32,19 @@ def noise(seed: int, t: int, start: int, size: int, device: torch.device) -> tor
     return out
 
 
-def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor) -> bool:
-    """out ← fl(θ + fl(scale·ε)), rounded to out's dtype; both flat, on one device. Returns whether all is finite."""
+def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor) -> torch.Tensor:
+    """out ← fl(θ + fl(scale·ε)), rounded to out's dtype; both flat, on one device. Returns whether all is finite, ()."""
     size = theta.numel()
+    overflown = torch.zeros((), dtype=torch.int32, device=theta.device)
     if not size:
-        return True
-    overflown = torch.zeros(1, dtype=torch.int32, device=theta.device)
+        return overflown == 0
     target = out.view(torch.int16) if out.dtype == torch.bfloat16 else out
     where = start // BLOCK, size, start % BLOCK
-    _perturb[_programs(start, size)](
-        theta, target, overflown, _table(theta.device), float(scale), *_words(seed), *_words(t), *where, _SIZE, **LAUNCH
-    )
-    return not bool(overflown)
+    with _current(theta.device):
+        _perturb[_programs(start, size)](
+            theta, target, overflown, _table(theta.device), float(scale), *_words(seed), *_words(t), *where, _SIZE, **LAUNCH
+        )
+    return overflown == 0
 
 
 def update(theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: int, start: int) -> None:
@@ -50,10 +52,22 @@ def update(theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: 
     size, device = theta.numel(), theta.device
     if not size or not seeds:
         return
-    factors = torch.tensor(coefficients, dtype=torch.float32, device=device)
-    keys = torch.tensor([_words(seed) for seed in seeds], dtype=torch.int64).to(torch.int32).to(device)  # (N, 2)
+    factors, keys = _members(tuple(coefficients), tuple(seeds), device)
     where = start // BLOCK, size, start % BLOCK
-    _update[_programs(start, size)](theta, _table(device), factors, keys, len(seeds), *_words(t), *where, _SIZE, **LAUNCH)
+    with _current(device):
+        _update[_programs(start, size)](theta, _table(device), factors, keys, len(seeds), *_words(t), *where, _SIZE, **LAUNCH)
+
+
+@lru_cache(maxsize=1)
+def _members(coefficients: tuple[float, ...], seeds: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coefficients (N,) and keys (N, 2), on the device: kept, since each copy of them would wait for all that is queued there."""
+    keys = torch.tensor([_words(seed) for seed in seeds], dtype=torch.int64).to(torch.int32).to(device)
+    return torch.tensor(coefficients, dtype=torch.float32, device=device), keys
+
+
+def _current(device: torch.device) -> Any:
+    """Triton launches on the current device, whatever its arguments are on."""
+    return torch.get_device_module(device).device(device) if device.type != "cpu" else nullcontext()
 
 
 @cache
