@@ -95,6 +95,12 @@ def test_a_model_reckons_what_transformers_will_take_before_it_loads_anything(gp
     assert large._gpu_bytes() - small._gpu_bytes() == 2 * 2 * 32 * 984 * 64  # bf16 × layers × cached × tokens × batch
 
 
+def test_in_host_memory_beside_an_engine_on_a_gpu_it_is_in_one_piece_which_can_be_page_locked(gpu, tiny):
+    there, here = (Model(str(tiny), ESConfig(device=device, center_device="cpu"), None, {}) for device in ("cuda", "cpu"))
+    assert there.center.address and not here.center.address
+    assert not there.center.on_device
+
+
 @pytest.mark.parametrize(
     "words", [["--center_device", "cuda"], ["--center_device", "gpu"], ["--center_device", "cuda", "--workers", "ray"]]
 )
@@ -106,7 +112,8 @@ def test_what_cannot_be_is_one_line_and_exit_status_2(words, tiny, tmp_path, cap
     assert errors.count("\n") == 1
 
 
-def test_a_run_says_where_theta_is_when_that_was_set_and_may_change_it_on_resume(make_trainer, capsys):
+def test_a_run_says_where_theta_is_when_that_was_set_and_may_change_it_on_resume(make_trainer, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     make_trainer(max_steps=1).train()
     assert "host memory" not in capsys.readouterr().out
     make_trainer(max_steps=2, center_device="cpu").train(resume_from_checkpoint=True)
