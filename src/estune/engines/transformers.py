@@ -14,11 +14,15 @@ import torch
 
 from estune.center import Center
 from estune.config import ESConfig
+from estune.engines.attention import group_heads
 from estune.engines.base import compare
+from estune.engines.rows import Rows
 from estune.engines.sampling import Drawn, sample_seeds
 from estune.errors import EngineError, ModelError
 from estune.member import Completion, Member, Prompt, Sampling
 from estune.tokens import Tokenizer
+
+_SLICE = 8  # tokens between two looks at which rows have ended
 
 
 class TransformersEngine:
@@ -39,6 +43,7 @@ class TransformersEngine:
         self._tokenizer = Tokenizer(folder, config, tokenizer)
         self._model = load_model(folder, config, engine_dtype(config)) if model is None else model
         self._model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+        group_heads(self._model)
         inside = dict(self._model.named_parameters(remove_duplicate=False))
         self._parameters: dict[str, torch.Tensor] = {name: inside[inside_name].data for name, inside_name in in_model.items()}
         self._stop = config.stop or []
@@ -84,20 +89,38 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _generate_batch(self, encoded: list[list[int]], budget: int, seeds: list[int], sampling: Sampling | None) -> list[Completion]:
-        longest = max(map(len, encoded))
-        pad = self._tokenizer.pad
-        ids = torch.tensor([[pad] * (longest - len(row)) + row for row in encoded])  # (B, L), left-padded
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded])  # (B, L)
-        device, finite = self._model.device, _Finite()
-        out = self._model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=self._greedy(budget),
-            stopping_criteria=[stopped(self._tokenizer, self._stop, longest)] if self._stop else None,
-            logits_processor=[finite, *([Drawn(seeds, sampling, longest, budget)] if sampling else [])],
+        rows, longest = Rows(self._model, encoded, self._tokenizer.pad), max(map(len, encoded))
+        done: dict[int, Completion] = {}
+        finite = [True] * len(encoded)
+        while rows.left:
+            known = _Finite()
+            drawn = [Drawn([seeds[row] for row in rows.left], sampling, longest, budget)] if sampling else []
+            over = self._extend(rows, longest, budget, [known, *drawn])
+            for place, row in enumerate(rows.left):
+                finite[row] &= bool(known.rows[place])
+                if over[place]:
+                    completion = self._tokenizer.completion(rows.ids[place, longest:].tolist(), self._end, budget)
+                    done[row] = replace(completion, finite=finite[row])
+            rows.keep([place for place, ended in enumerate(over) if not ended])
+        return [done[row] for row in range(len(encoded))]
+
+    def _extend(self, rows: Rows, longest: int, budget: int, processors: list[Any]) -> list[bool]:
+        """Generate some more tokens, and tell which rows have ended."""
+        room = longest + budget - rows.ids.shape[1]
+        stop = stopped(self._tokenizer, self._stop, longest) if self._stop else None
+        ids = self._model.generate(
+            input_ids=rows.ids,
+            attention_mask=rows.mask,
+            generation_config=self._greedy(room if rows.cache is None else min(room, _SLICE)),
+            stopping_criteria=[stop] if stop else None,
+            logits_processor=processors,
+            **({} if rows.cache is None else {"past_key_values": rows.cache}),
         )
-        completions = [self._tokenizer.completion(row, self._end, budget) for row in out[:, longest:].tolist()]
-        return [replace(one, finite=known) for one, known in zip(completions, finite.rows.tolist(), strict=True)]
+        rows.grow(ids)
+        if ids.shape[1] == longest + budget:
+            return [True] * len(ids)
+        over = torch.isin(ids[:, longest:], torch.tensor([*self._end, self._tokenizer.pad], device=ids.device)).any(1)
+        return (over | stop(ids, None) if stop else over).tolist()
 
     def _greedy(self, budget: int) -> Any:
         from transformers import GenerationConfig
