@@ -96,6 +96,11 @@ def steps_between(model: str, rows: Sequence[Mapping[str, Any]], reward: Any = "
     return steps
 
 
+def characters(completions: Sequence[str], **columns: Any) -> list[float]:
+    """A reward in which members differ, where Countdown's own may be 0 for all: then there would be no update."""
+    return [float(len(text)) for text in completions]
+
+
 class Peak:
     """The most memory of this process so far that cannot be given back, looked at a hundred times a second.
 

@@ -8,7 +8,7 @@ import tempfile
 import time
 from typing import Any
 
-from benchmarks.common import checkpoint, steps_between
+from benchmarks.common import characters, checkpoint, steps_between
 from estune.config import ESConfig
 from estune.tasks import get_task
 
@@ -20,11 +20,6 @@ def run(model: str, members: int, prompts: int, tokens: int) -> dict[str, Any]:
     size = {"population_size": members, "max_steps": 3, "max_completion_length": tokens}
     (step,) = steps_between(model, get_task("countdown").train(prompts), characters, **size, **VLLM)
     return step
-
-
-def characters(completions: list[str], **columns: Any) -> list[float]:
-    """A reward in which members differ, where Countdown's own may be 0 for all: then there would be no update."""
-    return [float(len(text)) for text in completions]
 
 
 def answering(engine_name: str, model: str, prompts: int, tokens: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A step of ES beside one of TRL's GRPO: the same model and prompts, 16 completions of at most 32 new tokens.
+"""A step of ES beside one of TRL's GRPO: the same model and Countdown prompts, 16 completions of at most 32 new tokens.
 
     python -m benchmarks.rl [--json]
 
@@ -9,8 +9,9 @@
 
 GRPO is set up as by `estune compare`: fp32, AdamW, eight completions a prompt, all 16 in one backward pass, with a KL term (beta
 0.001) and so with a reference model. Each run has a process of its own with its libraries, in which rewards are scored too.
-Memory is what cannot be given back, θ counted once. Time is a ratio of equal numbers of completions: a step of ES has N members,
-30 by default, and takes N times as long as one. Of three steps the one between the first and the last counts.
+Memory is what cannot be given back, θ counted once. What GRPO takes for activations grows with the length of prompts and answers,
+what ES takes hardly does. Time is a ratio of equal numbers of completions: a step of ES has N members, 30 by default, and takes N
+times as long as one. Of three steps the one between the first and the last counts.
 """
 
 import json
@@ -19,7 +20,7 @@ import tempfile
 import time
 from typing import Any
 
-from benchmarks.common import Peak, child, options, show, steps_between
+from benchmarks.common import Peak, characters, checkpoint, child, options, show, steps_between
 
 MEMBERS = 2
 
@@ -50,9 +51,9 @@ def main() -> None:
 def es(model: str, completions: int, tokens: int, dtype: str = "float32") -> dict[str, float]:
     from estune.tasks import get_task
 
-    rows = get_task("conciseness").train(completions)
+    rows = get_task("countdown").train(completions)
     size = {"population_size": MEMBERS, "max_steps": 3, "max_completion_length": tokens}
-    (step,) = steps_between(model, rows, dtype=dtype, reward_workers=0, **size)
+    (step,) = steps_between(model, rows, characters, dtype=dtype, reward_workers=0, **size)
     return {"seconds": step["step_time"] / MEMBERS, "tokens": step["completions/mean_length"]}
 
 
@@ -64,12 +65,10 @@ def grpo(model: str, completions: int, tokens: int, checkpointed: bool = False) 
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from benchmarks.common import checkpoint
     from estune.compare.methods import METHODS
     from estune.tasks import get_task
-    from estune.tasks.conciseness import conciseness_reward
 
-    data = Dataset.from_list(get_task("conciseness").train(completions))
+    data = Dataset.from_list(get_task("countdown").train(completions))
     with tempfile.TemporaryDirectory() as output:
         settings = dict(METHODS["grpo"].settings) | {
             "output_dir": output,
@@ -88,7 +87,7 @@ def grpo(model: str, completions: int, tokens: int, checkpointed: bool = False) 
         }
         clock = _clock()
         folder = str(checkpoint(model).folder)
-        trainer = GRPOTrainer(folder, conciseness_reward, GRPOConfig(**settings), data, callbacks=[clock])
+        trainer = GRPOTrainer(folder, characters, GRPOConfig(**settings), data, callbacks=[clock])
         trainer.train()
     return {"seconds": clock.steps[1], "tokens": trainer.state.log_history[1]["completions/mean_length"]}
 
