@@ -10,11 +10,12 @@
 Ratios are of times or amounts taken within one run: seconds drift from machine to machine, and from hour to hour. A result is
 written as soon as there is one. A benchmark on its own prints more figures: python -m benchmarks.kernels, for example.
 
-Exit status: 0, all was measured, and bars that were missed are named; 1, a benchmark failed; 130, interrupted. A missed bar is no
+Exit status: 0, all was measured, and bars that were missed are named; 1, a benchmark failed; 130 or 143, interrupted. A missed bar is no
 failure, as other work on the machine can be its cause: look at the table, measure again, and only then believe it.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -36,6 +37,7 @@ Measure = Callable[[Benchmark], Entry]
 
 def main() -> int:
     asked = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which ends what is being measured too
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
     benchmarks = [one for one in BENCHMARKS if not asked.only or one.name in asked.only]
     try:
@@ -62,9 +64,9 @@ def measure(benchmark: Benchmark, machine: str, quick: bool) -> Entry:
     """Run the benchmark; its failure is a result too."""
     started, now = perf_counter(), f"{datetime.now():%Y-%m-%d %H:%M}"
     try:
-        figures, failed = common.child(benchmark.module, "--json", *["--quick"] * quick), ""
+        figures, failed = common.child(benchmark.module, "--json", *["--quick"] * quick, session=True), ""
     except common.Failed as error:
-        figures, failed = {}, str(error)
+        figures, failed = {}, str(error).removeprefix(f"{benchmark.module}: ")
     return Entry(machine, now, round(perf_counter() - started, 1), figures, failed, quick)
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+SIGMA = 0.005  # the quickstart's: members of SmolLM2, whose weights are large, answer differently and not badly
 _VERSIONS = ("torch", "transformers", "vllm", "triton", "trl", "ray")
 
 Step = dict[str, Any]  # a line of metrics.jsonl
@@ -88,7 +89,7 @@ def steps_between(model: str, rows: Sequence[Mapping[str, Any]], reward: Any = "
     from estune import ESConfig, ESTrainer
 
     with tempfile.TemporaryDirectory() as output, contextlib.redirect_stdout(io.StringIO()):
-        config = ESConfig(output_dir=output, disable_tqdm=True, **settings)
+        config = ESConfig(output_dir=output, disable_tqdm=True, **{"sigma": SIGMA} | settings)
         ESTrainer(model, reward, config, list(rows)).train()
         steps: list[Step] = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()][1:-1]
     if still := [step["step"] for step in steps if step["frac_reward_zero_std"] == 1]:
@@ -118,25 +119,34 @@ class Peak:
             time.sleep(0.01)
 
 
-def child(module: str, *arguments: str) -> Any:
+def child(module: str, *arguments: str, session: bool = False) -> Any:
     """What `python -m module arguments` prints last, as JSON: measured in a process of its own, whose memory is its own.
+
+    With `session`, whatever ends this call ends all that the process has started, too.
 
     Raises:
         Failed: it ended otherwise; what it said was written to this process's standard error.
     """
-    done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode == 0 and done.stdout.strip():
-        return json.loads(done.stdout.splitlines()[-1])
-    sys.stderr.write(done.stderr)
-    raise Failed(f"{module}: {_reason(done)}")
+    command = [sys.executable, "-m", module, *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=session, stdout=pipe, stderr=pipe) as process:
+        try:
+            out, err = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL) if session else process.kill()
+            raise
+    if process.returncode == 0 and out.strip():
+        return json.loads(out.splitlines()[-1])
+    sys.stderr.write(err)
+    raise Failed(f"{module}: {_reason(process.returncode, err)}")
 
 
-def _reason(done: "subprocess.CompletedProcess[str]") -> str:
-    said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    if done.returncode < 0:
-        killed = signal.Signals(-done.returncode).name
+def _reason(status: int, err: str) -> str:
+    said = [line.strip() for line in err.splitlines() if line.strip()]
+    if status < 0:
+        killed = signal.Signals(-status).name
         return f"killed by {killed}" + (", as the system does when memory runs out" if killed == "SIGKILL" else "")
-    return said[-1] if said else f"ended with status {done.returncode} and said nothing"
+    return said[-1] if said else f"ended with status {status} and said nothing"
 
 
 def show(figures: Figures, as_json: bool) -> None:

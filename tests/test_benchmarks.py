@@ -151,7 +151,7 @@ def test_a_file_that_holds_something_else_is_named(tmp_path):
 
 def test_a_process_that_fails_says_why_in_its_last_line(capfd):
     entry = measure(Benchmark("none", "benchmarks.none", "", ()), HERE, quick=False)
-    assert entry.failed == f"benchmarks.none: {sys.executable}: No module named benchmarks.none"
+    assert entry.failed == f"{sys.executable}: No module named benchmarks.none"
     assert "No module named" in capfd.readouterr().err
 
 
