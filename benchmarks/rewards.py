@@ -19,9 +19,10 @@ from estune.member import Completion
 from estune.population import Population
 from estune.rewards.pool import Limits
 from estune.rewards.scoring import Rewards
+from estune.timeline import Timeline
 from estune.workers.base import Evaluation
 
-MEMBERS, PROMPTS, GENERATION, PAUSE = 30, 200, 60.0, 0.01
+PROMPTS, MEMBER_SECONDS, PAUSE = 200, 2.0, 0.01
 HANGING, OTHERS, SCORERS, TIMEOUT = 8, 32, 4, 3.0
 
 
@@ -44,27 +45,28 @@ def hangs(completions):  # type: ignore[no-untyped-def]
 
 def main() -> None:
     asked = options(__doc__)
+    members = 3 if asked.quick else 30
     show(
         {
-            "judge_over_generation": _step(judge) / GENERATION,
-            "plain_over_generation": _step(plain) / GENERATION,
+            "judge_over_generation": _step(judge, members) / (members * MEMBER_SECONDS),
+            "plain_over_generation": _step(plain, members) / (members * MEMBER_SECONDS),
             "hang_over_bound": _hang() / (-(-HANGING // SCORERS) * TIMEOUT),
         },
         asked.json,
     )
 
 
-def _step(function) -> float:  # type: ignore[no-untyped-def]
+def _step(function, members: int) -> float:  # type: ignore[no-untyped-def]
     """Seconds of a step's generation and rewards."""
     rewards = Rewards([function])
     rows = [{"prompt": str(i)} for i in range(PROMPTS)]
     completions = [Completion("x" * 200, list(range(100)), False)] * PROMPTS
     rewards.score(rows[:1], completions[:1])  # scorers start once a run
-    population = Population(rewards, rows, None, keep_best=False)
+    population = Population(rewards, rows, None, Timeline(), best_of=0)
     started = time.perf_counter()
-    for index in range(MEMBERS):
-        time.sleep(max(0.0, started + (index + 1) * GENERATION / MEMBERS - time.perf_counter()))
-        population.add(Evaluation(index, completions, 0.0, 0.0), first=False)
+    for index in range(members):
+        time.sleep(max(0.0, started + (index + 1) * MEMBER_SECONDS - time.perf_counter()))
+        population.add(Evaluation(index, completions), first=False)
     while population.under_way:
         population.wait(0.1)
     seconds = time.perf_counter() - started

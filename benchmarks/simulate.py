@@ -6,6 +6,7 @@
     python -m benchmarks.simulate --only failures --slow-part 0.1 --slower 8
     python -m benchmarks.simulate --only driver            CPU time and memory of the process that schedules
     python -m benchmarks.simulate --times seconds.json     a JSON list of seconds that members really took
+    python -m benchmarks.scheduler                         what `make bench` shows of it
 
 Times are in members: 1 is what a member takes to generate on average. Efficiency is the time that generating takes on one
 worker ÷ (workers × the time that they took), over several steps in a row; 1 is ideal.
@@ -20,7 +21,6 @@ All of a member's prompts take equally long. Scoring, updating θ and messages t
 
 import argparse
 import heapq
-import importlib.util
 import itertools
 import json
 import pickle
@@ -35,6 +35,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from benchmarks.common import pyplot, save_picture
 from estune.member import Completion
 from estune.workers.dispatch import Dispatch, Pace, Piece
 
@@ -333,14 +334,8 @@ def show(title: str | None, rows: Rows) -> None:
 
 
 def draw(rows: Rows, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.fonttype"] = "none"
-    from matplotlib import pyplot
-
     lines = {"static": "tab:gray", "greedy": "tab:olive", "estune 0": "#08519c", "estune 0.25": "#4292c6", "estune 0.5": "#9ecae1"}
-    figure, axes = pyplot.subplots(1, len(MEMBERS), figsize=(13, 3.4), sharey=True, layout="constrained")
+    figure, axes = pyplot().subplots(1, len(MEMBERS), figsize=(13, 3.4), sharey=True, layout="constrained")
     for members, axis in zip(MEMBERS, axes, strict=True):
         here = [row for row in rows if row["N"] == members]
         for name, color in lines.items():
@@ -349,7 +344,7 @@ def draw(rows: Rows, path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("efficiency")
     axes[0].legend(frameon=False)
-    figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
+    save_picture(figure, path)
 
 
 def options() -> argparse.Namespace:
@@ -378,8 +373,8 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     asked = options()
-    if asked.draw and importlib.util.find_spec("matplotlib") is None:
-        sys.exit("--draw needs matplotlib: pip install matplotlib")
+    if asked.draw:
+        pyplot()  # or end now
     measured = json.loads(asked.times.read_text()) if asked.times else None
     times = Times(asked.sigma, asked.seed, measured)
     base = World(1, asked.load, asked.fixed, back=asked.back, slower=asked.slower)

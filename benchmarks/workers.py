@@ -9,53 +9,35 @@ Of four steps the first also compiles and the last saves, so the mean of the two
 and in turn, since a machine's speed drifts, and the better of each is taken.
 """
 
-import contextlib
-import io
 import json
+import statistics
 import sys
-import tempfile
-from pathlib import Path
-from typing import Any
 
-from benchmarks.common import child, options, show
-from estune.config import ESConfig
-
-MEMBERS, PROMPTS, TOKENS, STEPS, TIMES = 8, 16, 32, 4, 2
+from benchmarks.common import child, options, show, steps_between
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
-        print(json.dumps(_step(*sys.argv[2:])))
+        workers, model, *given = sys.argv[2:]
+        print(json.dumps(step_seconds(workers, model, *map(int, given))))
         return
     asked = options(__doc__)
+    size, times = (("2", "4", "8"), 1) if asked.quick else (("8", "16", "32"), 2)
     seconds: dict[str, list[float]] = {"local": [], "ray": []}
-    for _ in range(TIMES):
+    for _ in range(times):
         for workers, found in seconds.items():
-            found.append(child("benchmarks.workers", "--child", workers, asked.model))
+            found.append(child("benchmarks.workers", "--child", workers, asked.model, *size))
     local, ray = min(seconds["local"]), min(seconds["ray"])
     show({"ray_over_local": ray / local, "local_step_seconds": local, "ray_step_seconds": ray}, asked.json)
 
 
-def _step(workers: Any, model: str) -> float:
-    """Seconds of a step of the trainer."""
-    from estune import ESTrainer
+def step_seconds(workers: str, model: str, members: int, prompts: int, tokens: int) -> float:
+    """Of a step of the trainer."""
     from estune.tasks import get_task
 
-    rows = get_task("conciseness").train(PROMPTS)
-    with tempfile.TemporaryDirectory() as output, contextlib.redirect_stdout(io.StringIO()):
-        config = ESConfig(
-            output_dir=output,
-            population_size=MEMBERS,
-            max_steps=STEPS,
-            max_completion_length=TOKENS,
-            sigma=1e-4,
-            disable_tqdm=True,
-            workers=workers,
-        )
-        ESTrainer(model, "conciseness_reward", config, rows).train()
-        lines = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
-    between = [line["step_time"] for line in lines[1:-1]]
-    return sum(between) / len(between)
+    size = {"population_size": members, "max_steps": 4, "max_completion_length": tokens}
+    steps = steps_between(model, get_task("conciseness").train(prompts), workers=workers, **size)
+    return float(statistics.mean(step["step_time"] for step in steps))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""The benchmarks run, and print the ratios that they promise; their size is nobody's test."""
+"""The benchmarks run, and their table tells what was measured, what failed, and what is worse than before; their size is nobody's test."""
 
+import io
 import json
 import math
 import subprocess
@@ -7,18 +8,204 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks import gpu
+from rich.console import Console
+
+from benchmarks import common, gpu, growth
+from benchmarks.__main__ import finish, measure, measure_all, resumed
+from benchmarks.registry import BENCHMARKS, Benchmark, Ratio
+from benchmarks.results import Entry, Results, rows
+from estune.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
+HERE = "this machine"
+FAST = Benchmark("fast", "benchmarks.fast", "something fast", (Ratio("ours_over_usual", "says what", most=2, margin=0.1),))
+WIDE = Benchmark("wide", "benchmarks.wide", "something wide", (Ratio("cores", "says what", least=1.8), Ratio("other", "no promise")))
+BOTH = (FAST, WIDE)
+GOOD = {"fast": {"ours_over_usual": 1.5, "seconds": 12.0}, "wide": {"cores": 1.9, "other": 7.0}}
+
+
+def entries(figures=GOOD, **changes):
+    return {name: Entry(HERE, "2026-11-25 12:00", 3.0, figures=one, **changes) for name, one in figures.items()}
+
+
+ALL_WELL = entries().__getitem__
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """Measure the two with what `measure` gives; returns exit status and what was shown."""
+
+    def run(measure=ALL_WELL, *, resume=False, keep=False):
+        shown = io.StringIO()
+        console = Console(file=shown, width=160)
+        results, baseline = Results(tmp_path / "results.json"), Results(tmp_path / "baseline.json")
+        known = resumed(results, HERE, quick=False) if resume else {}
+        measured = measure_all(BOTH, results, known, lambda one: measure(one.name), console, baseline)
+        return finish(BOTH, measured, baseline, keep, console), shown.getvalue()
+
+    return run
+
+
+def row_of(name, measured, baseline=None):
+    return next(row for row in rows(BOTH, measured, baseline or {}) if row.name == name)
+
+
+def test_what_keeps_its_bars_is_said_to(bench):
+    status, shown = bench()
+    assert status == 0
+    assert "MISSED" not in shown
+    assert [row.verdict for row in rows(BOTH, entries(), {})] == ["met", "met", ""]
+
+
+def test_a_bar_that_is_missed_is_named_and_is_no_failure(bench):
+    status, shown = bench(entries(GOOD | {"fast": {"ours_over_usual": 2.01}}).__getitem__)
+    assert status == 0
+    assert "1 missed their bar: ours_over_usual" in shown
+
+
+def test_a_benchmark_that_fails_is_a_row_with_its_reason_and_the_others_go_on(bench):
+    failing = entries() | {"fast": Entry(HERE, "now", 1.0, failed="killed by SIGKILL")}
+    status, shown = bench(failing.__getitem__)
+    assert status == 1
+    assert "killed by SIGKILL" in shown
+    assert "1 failed: fast" in shown
+    assert row_of("cores", failing).value == "1.9"
+
+
+def test_a_figure_that_is_not_printed_is_a_failure(bench):
+    status, shown = bench(entries(GOOD | {"wide": {"cores": 1.9}}).__getitem__)
+    assert status == 1
+    assert "1 failed: other" in shown
+
+
+def test_words_in_place_of_a_figure_are_shown_and_are_no_failure(bench):
+    status, shown = bench(entries(GOOD | {"wide": {"cores": "needs two cores", "other": 1.0}}).__getitem__)
+    assert status == 0
+    assert "needs two cores" in shown
+    assert "not measured" in shown
+
+
+@pytest.mark.parametrize(
+    ("ratio", "before", "now", "change"),
+    [
+        ("ours_over_usual", 1.5, 1.6, "+6.7%"),
+        ("ours_over_usual", 1.5, 1.7, "+13.3% WORSE"),
+        ("ours_over_usual", 1.5, 1.2, "-20.0%"),
+        ("cores", 1.9, 1.8, "-5.3% WORSE"),
+        ("cores", 1.9, 2.0, "+5.3%"),
+        ("other", 1.0, 1.1, "+10.0% WORSE"),
+    ],
+)
+def test_worse_than_the_baseline_by_more_than_the_margin_is_marked(ratio, before, now, change):
+    name = "fast" if ratio == "ours_over_usual" else "wide"
+    row = row_of(ratio, {name: entries({name: {"other": 1.0, ratio: now}})[name]}, entries({name: {"other": 1.0, ratio: before}}))
+    assert row.change == change
+
+
+def test_an_interrupted_run_keeps_what_it_has_and_goes_on_from_there(bench, tmp_path):
+    def interrupted(name):
+        if name == "wide":
+            raise KeyboardInterrupt
+        return entries()[name]
+
+    with pytest.raises(KeyboardInterrupt):
+        bench(interrupted)
+    assert list(Results(tmp_path / "results.json").entries) == ["fast"]
+    asked = []
+    status, shown = bench(lambda name: asked.append(name) or entries()[name], resume=True)
+    assert (status, asked) == (0, ["wide"])
+    assert "ours_over_usual" in shown
+
+
+def test_what_failed_is_measured_again_and_so_is_what_another_machine_measured(bench):
+    asked = []
+    bench({"fast": Entry(HERE, "now", 1.0, failed="why"), "wide": Entry("another", "now", 1.0, GOOD["wide"])}.__getitem__)
+    bench(lambda name: asked.append(name) or entries()[name], resume=True)
+    assert asked == ["fast", "wide"]
+
+
+def test_a_baseline_holds_ratios_alone_and_is_written_only_when_all_was_measured(bench, tmp_path):
+    failing = entries() | {"wide": Entry(HERE, "now", 1.0, failed="why")}
+    bench(failing.__getitem__, keep=True)
+    assert not (tmp_path / "baseline.json").exists()
+    bench(keep=True)
+    written = json.loads((tmp_path / "baseline.json").read_text())
+    assert written["fast"]["figures"] == {"ours_over_usual": 1.5}
+    status, shown = bench()
+    assert status == 0
+    assert "+0.0%" in shown
+    assert "WORSE: than" in shown
+    assert "worse than the baseline" not in shown
+
+
+def test_quick_figures_are_held_against_nothing():
+    row = row_of("ours_over_usual", entries({"fast": {"ours_over_usual": 9.0}}, quick=True), entries())
+    assert (row.value, row.verdict, row.change) == ("9", "", "")
+
+
+def test_a_file_that_holds_something_else_is_named(tmp_path):
+    (tmp_path / "results.json").write_text('{"fast": 3}')
+    with pytest.raises(ConfigError, match=r"results\.json: not results"):
+        Results(tmp_path / "results.json")
+
+
+def test_a_process_that_fails_says_why_in_its_last_line(capfd):
+    entry = measure(Benchmark("none", "benchmarks.none", "", ()), HERE, quick=False)
+    assert entry.failed == f"{sys.executable}: No module named benchmarks.none"
+    assert "No module named" in capfd.readouterr().err
+
+
+def test_each_ratio_has_a_name_of_its_own_and_each_module_is_there():
+    names = [ratio.name for one in BENCHMARKS for ratio in one.ratios]
+    assert len(set(names)) == len(names)
+    for one in BENCHMARKS:
+        source = (ROOT / f"{one.module.replace('.', '/')}.py").read_text()
+        assert all(f'"{ratio.name}"' in source for ratio in one.ratios), one.name
+
+
+def test_the_machine_is_told_in_one_line():
+    told = common.machine()
+    assert "torch" in told
+    assert "\n" not in told
+
+
+def test_functions_are_timed_in_turn_and_the_first_call_of_each_does_not_count():
+    called = []
+    seconds = common.best_of(2, lambda: called.append("a"), lambda: called.append("b"))
+    assert "".join(called) == "abababab"[: len(called)] == "ababab"
+    assert len(seconds) == 2
+
+
+def test_the_exponent_is_the_slope_between_the_last_two_points():
+    points = [{"members": 1, "load": 9.0}, {"members": 10, "load": 1.0}, {"members": 20, "load": 4.0}]
+    assert growth.exponent(points, "members", "load") == pytest.approx(2)
+    assert growth.exponent(points[:1], "members", "load") is None
+
+
+@pytest.mark.parametrize("millions", [1, 10, 135, 500, 1000])
+def test_random_models_have_about_the_size_that_was_asked_for(millions):
+    layers, width = growth.shape(millions * 10**6)
+    assert 12 * layers * width**2 + growth.VOCABULARY * width == pytest.approx(millions * 1e6, rel=0.1)
+    assert math.isclose(width, 128 * layers, rel_tol=0.7)
 
 
 @pytest.mark.slow
 def test_the_kernel_benchmark_prints_its_ratios_as_one_json_object():
-    command = [sys.executable, "-m", "benchmarks.kernels", "--json"]
+    command = [sys.executable, "-m", "benchmarks.kernels", "--json", "--quick"]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     figures = json.loads(done.stdout)
-    assert {"perturbed_over_copy", "usual_over_perturbed", "usual_over_update"} <= figures.keys()
-    assert all(value > 0 for value in figures.values())
+    (kernels,) = (one for one in BENCHMARKS if one.name == "kernels")
+    assert {ratio.name for ratio in kernels.ratios} <= figures.keys()
+    assert all(isinstance(value, str) or value > 0 for value in figures.values())
+
+
+@pytest.mark.slow
+def test_a_point_of_growth_is_a_step_of_a_real_run(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.growth", "--only", "parameters", "--points", "1", "--json", str(tmp_path / "growth.json")]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
+    (point,) = json.loads((tmp_path / "growth.json").read_text())["parameters"]["points"]
+    assert point["parameters"] == pytest.approx(1, rel=0.1)
+    assert all(point[name] > 0 for name in growth.MEASURED)
 
 
 @pytest.mark.slow

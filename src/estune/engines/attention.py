@@ -13,11 +13,12 @@ NAME = "estune_grouped"
 
 
 def group_heads(model: Any) -> None:
-    """Let `model` attend so, if it is on the CPU and would take torch's `scaled_dot_product_attention`."""
+    """Let `model` attend so, if it is on the CPU, would take torch's `scaled_dot_product_attention`, and may take another."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+    usual = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
+    if usual and model.is_backend_compatible():
         AttentionInterface.register(NAME, attend)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)

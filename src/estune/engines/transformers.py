@@ -43,7 +43,8 @@ class TransformersEngine:
         self._tokenizer = Tokenizer(folder, config, tokenizer)
         self._model = load_model(folder, config, engine_dtype(config)) if model is None else model
         self._model.get_output_embeddings().register_forward_pre_hook(_contiguous)
-        group_heads(self._model)
+        if model is None:  # one that was handed over stays as it is
+            group_heads(self._model)
         inside = dict(self._model.named_parameters(remove_duplicate=False))
         self._parameters: dict[str, torch.Tensor] = {name: inside[inside_name].data for name, inside_name in in_model.items()}
         self._stop = config.stop or []
