@@ -97,7 +97,7 @@ def on_device(shapes: Shapes, device: torch.device) -> dict[str, float]:
 def from_host(shapes: Shapes, device: torch.device) -> dict[str, float]:
     """θ in host memory, from where members stream."""
     if device.type == "cpu":
-        kernels.compiled = lambda kind: True
+        kernels.compiled = lambda kind: True  # type: ignore[assignment]
     shared = Shared(shapes)
     center = Center(filled(shared.tensors), shared=shared)
     weights = {name: torch.empty(shape, dtype=torch.bfloat16, device=device) for name, shape in shapes.items()}
@@ -121,7 +121,7 @@ def from_host(shapes: Shapes, device: torch.device) -> dict[str, float]:
 def timed(run: Callable[[], object], device: torch.device) -> float:
     """Seconds until the device is done."""
     module: Any = torch.get_device_module(device)
-    return best_of(3, lambda: (run(), module.synchronize(device)))
+    return best_of(3, lambda: (run(), module.synchronize(device)))[0]
 
 
 def copy_bandwidth(elements: int, device: torch.device) -> float:
@@ -154,7 +154,7 @@ def same_update(center: Center) -> bool:
 
 
 def delta(name: str, start: int, size: int) -> torch.Tensor:
-    total = np.zeros(size, np.float32)
+    total: np.ndarray = np.zeros(size, np.float32)
     for seed, coefficient in zip(SEEDS, COEFFICIENTS, strict=True):
         total = total + np.float32(coefficient) * epsilon(seed, name, start, size)
     return torch.from_numpy(total)
@@ -176,7 +176,7 @@ def stand_in() -> None:
     """From now on CPU tensors are taken for a device's."""
     from estune.noise import torch as backend
 
-    kernels.on_device = lambda kind: backend
+    kernels.on_device = lambda kind: backend  # type: ignore[assignment]
 
 
 if __name__ == "__main__":
