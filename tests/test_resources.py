@@ -77,3 +77,9 @@ def test_the_machine_has_memory_disk_and_cores():
     assert resources.available_memory() > 0
     assert resources.free_disk(Path("/")) > 0
     assert resources.cores() >= 1
+
+
+def test_memory_that_was_freed_can_be_given_back_anywhere(monkeypatch):
+    resources.give_back()
+    monkeypatch.setattr(resources.ctypes, "CDLL", lambda name: object())  # a C library without it
+    resources.give_back()

@@ -28,7 +28,7 @@ from estune.shared import Address, Shared
 from estune.streaming import Staging
 
 _JOB = 1 << 21  # elements that one thread takes at a time: several small parameters, or a part of a large one
-_AHEAD = 1 << 25  # elements that may be under way beyond those being handed out
+_AHEAD = 1 << 25  # elements that may be under way beyond those being handed out, at most: what threads need is two jobs each
 _DEVICE_JOB, _DEVICE_AHEAD = 1 << 27, 1 << 28  # the same of θ on a device, where a job is one launch for each parameter
 
 Destination = Callable[[str], torch.Tensor]
@@ -79,7 +79,9 @@ class Center:
         self.on_device = kernels.on_device(self._device.type) is not None
         self._batches = _batches(self.theta, _DEVICE_JOB if self.on_device else _JOB)
         self._staging: dict[torch.device, Staging] = {}
-        self._pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="estune-center")
+        threads = threads or cores()
+        self._ahead = _DEVICE_AHEAD if self.on_device else min(_AHEAD, 2 * threads * _JOB)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="estune-center")
         if version:
             self._wrote(version)
 
@@ -143,12 +145,12 @@ class Center:
         if member.version != self.version:
             raise ModelError(f"a member of version {member.version} was asked of a centre at version {self.version}")
         waiting: deque[tuple[dict[str, torch.Tensor], list[Future[list[Written]]]]] = deque()
-        ahead, most = 0, _DEVICE_AHEAD if self.on_device else _AHEAD
+        ahead = 0
         for batch in self._batches:
             out = {name: destination(name) for name in batch.names}
             waiting.append((out, self._begin(member, batch, out)))
             ahead += sum(tensor.numel() for tensor in out.values())
-            while ahead > most:
+            while ahead > self._ahead:
                 ahead -= sum(tensor.numel() for tensor in waiting[0][0].values())
                 yield from _finished(*waiting.popleft())
         while waiting:

@@ -1,5 +1,6 @@
 """Is there room? Memory and disk are checked before anything is loaded, with the amounts that are needed and there."""
 
+import ctypes
 import os
 import shutil
 from pathlib import Path
@@ -62,3 +63,10 @@ def free_disk(folder: Path) -> int:
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def give_back() -> None:
+    """Return to the system what was freed: the C library of Linux keeps some of it, beside which the next peak would stand."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)

@@ -9,6 +9,7 @@ from estune.center import Center
 from estune.engines.base import Engine
 from estune.errors import DataError, EstuneError
 from estune.member import Completion, Member, Prompt, Sampling
+from estune.resources import give_back
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class Worker:
             self._held = member
         if not self._checked:
             self._engine.check(self._center, member)
+            give_back()
             self._checked = True
         loaded = time.perf_counter()
         completions = self._engine.generate(prompts, max_completion_length=max_completion_length, sampling=sampling)
@@ -121,6 +123,7 @@ class Worker:
     def _check_base(self) -> None:
         try:
             self._engine.check(self._center, Member.center("iid", 0))
+            give_back()
         except EstuneError:
             if self._center.at(0):
                 raise  # else a run that others are at moved θ on meanwhile; the first member will be checked
