@@ -190,7 +190,7 @@ CASES: dict[str, tuple[Callable[[Run], None], dict[str, Any]]] = {
     "all killed for good": (all_killed_for_good, {}),
     "resumed": (local, {"resume_from_checkpoint": True}),
     "raylet killed": (raylet_killed, {"ray_address": ADDRESS}),
-    "replica damaged": (damaged, {"ray_address": ADDRESS}),
+    "replica damaged": (damaged, {"ray_address": ADDRESS, "at": 2 * MEMBERS}),  # when no member of the step is at it any more
 }
 
 

@@ -10,7 +10,7 @@ from test_engine_vllm import load, place, same
 from vllm_child import SETTINGS, SHAPE, TEXT
 
 from estune import ESConfig, ESTrainer, strategy
-from estune.engines.vllm import Shard
+from estune.center import Center
 from estune.member import Member
 
 pytestmark = pytest.mark.vllm
@@ -47,12 +47,12 @@ def vowels(completions):
 def test_a_run_leaves_it_out_counts_it_and_goes_on_with_the_others(folder, rows, tmp_path, monkeypatch, capsys):
     settings = SETTINGS | {"engine": "vllm", "population_size": 4, "sigma": 0.05, "max_steps": 1, "max_completion_length": 8}
     args = ESConfig(output_dir=str(tmp_path / "run"), **settings)
-    broken, whole = strategy.ask(args, 1)[2], Shard._estune_weights
+    broken, whole = strategy.ask(args, 1)[2], Center.perturbed
 
-    def huge(self, member):
-        return whole(self, replace(member, sigma=HUGE.sigma) if member.seed == broken else member)
+    def huge(self, member, destination):
+        return whole(self, replace(member, sigma=HUGE.sigma) if member.seed == broken else member, destination)
 
-    monkeypatch.setattr(Shard, "_estune_weights", huge)
+    monkeypatch.setattr(Center, "perturbed", huge)
     trainer = ESTrainer(str(folder), vowels, args, rows)
     before = {name: theta.clone() for name, theta in trainer.model.center.theta.items()}
     output = trainer.train()
