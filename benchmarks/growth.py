@@ -187,7 +187,7 @@ def draw(found: dict[str, list[Point]], path: Path) -> None:
         linear = [points[-1]["generate"] * one / at[-1] for one in at] if points else []
         axes[0][column].plot(at, linear, color="gray", linestyle=":", label="linear")
         axes[0][column].set(title="million parameters" if axis == "parameters" else axis, xscale="log", yscale="log")
-        axes[1][column].set(xscale="log", yscale="log")
+        axes[1][column].set(xscale="log", ylim=(0, 1.1 * max((point["memory"] / 2**30 for point in points), default=1)))
     axes[0][0].set_ylabel("seconds of a step")
     axes[1][0].set_ylabel("peak memory, GiB")
     axes[0][0].legend(frameon=False)
