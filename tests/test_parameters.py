@@ -1,6 +1,10 @@
 """A checkpoint's parameters are found under the names of its files, and written back in the same form."""
 
 import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -239,7 +243,41 @@ def test_a_damaged_gguf_is_refused_and_leaves_nothing_behind(tmp_path, monkeypat
     (tmp_path / "m.gguf").write_bytes(b"GGUF and then nothing")
     with pytest.raises(ModelError, match="cannot convert"):
         resolve(str(tmp_path / "m.gguf"))
-    assert not list((tmp_path / "cache" / "gguf").iterdir())
+    assert [path.name for path in (tmp_path / "cache" / "gguf").iterdir()] == [".lock"]
+
+
+def test_two_runs_that_begin_at_once_convert_a_gguf_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("ESTUNE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    converted = []
+
+    def convert(path, folder):
+        time.sleep(0.2)
+        converted.append(folder)
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr("estune.checkpoint._convert", convert)
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(resolve, [str(tmp_path / "m.gguf")] * 2)
+    assert first == second
+    assert (first / "config.json").is_file()
+    assert len(converted) == 1
+
+
+def test_a_model_is_laid_out_without_scikit_learn_which_assisted_decoding_still_finds(tiny):
+    pytest.importorskip("sklearn")
+    code = f"""
+import sys
+from pathlib import Path
+from estune.checkpoint import open_checkpoint
+from estune.parameters import layout
+layout(open_checkpoint(Path({str(tiny)!r})))
+assert "sklearn" not in sys.modules, "imported"
+from transformers.generation import candidate_generator
+assert candidate_generator.is_sklearn_available()
+print(candidate_generator.roc_curve([0, 1], [0.2, 0.8])[0])
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[0. 0. 1.]"
 
 
 def test_a_theta_that_overflows_the_checkpoints_dtype_is_refused_rather_than_saved_as_infinity(tmp_path):

@@ -20,8 +20,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from estune.durable import replaced_folder, sync_tree
+from estune.durable import in_turn, replaced_folder, sync_tree
 from estune.errors import ModelError
+from estune.light import transformers
 
 logger = logging.getLogger(__name__)
 _INDEX = "model.safetensors.index.json"
@@ -170,10 +171,17 @@ def _converted(path: Path) -> Path:
     cache = Path(os.environ.get("ESTUNE_CACHE", "~/.cache/estune")).expanduser()
     target = cache / "gguf" / f"{path.stem}-{digest.hexdigest()[:16]}"
     if not (target / "config.json").is_file():
-        logger.info("converting %s into a checkpoint, once, in %s", path.name, target)
-        with replaced_folder(target) as folder, _refused(path):
-            _convert(path, folder)
+        with in_turn(target.parent):
+            _convert_once(path, target)
     return target
+
+
+def _convert_once(path: Path, target: Path) -> None:
+    if (target / "config.json").is_file():  # by a process that was waited for
+        return
+    logger.info("converting %s into a checkpoint, once, in %s", path.name, target)
+    with replaced_folder(target) as folder, _refused(path):
+        _convert(path, folder)
 
 
 @contextmanager
@@ -186,12 +194,11 @@ def _refused(path: Path) -> Iterator[None]:
 
 
 def _convert(path: Path, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
-
+    library = transformers()
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
-    tokenizer = AutoTokenizer.from_pretrained(**source)
+    model = library.AutoModelForCausalLM.from_pretrained(**source, quantization_config=library.GgufConfig(dequantize=True))
+    tokenizer = library.AutoTokenizer.from_pretrained(**source)
     if model.generation_config is None:
-        model.generation_config = GenerationConfig.from_model_config(model.config)
+        model.generation_config = library.GenerationConfig.from_model_config(model.config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -33,6 +33,15 @@ def held(folder: Path, setting: str) -> Iterator[None]:
 
 
 @contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Wait while another process is in such a block for the same folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
     """A scratch folder beside `target` that takes its place when the block ends without an error."""
     scratch = target.with_name(f".{target.name}.tmp")

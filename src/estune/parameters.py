@@ -14,6 +14,7 @@ import torch
 
 from estune.checkpoint import Checkpoint
 from estune.errors import ConfigError, ModelError
+from estune.light import transformers
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,13 @@ def matches(patterns: list[str], name: str) -> bool:
 
 
 def _empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = checkpoint.folder
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = transformers().AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         _check_config(checkpoint, config)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model = transformers().AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ModelError:
         raise
     except Exception as error:  # whatever a wrong config makes transformers raise

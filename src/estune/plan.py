@@ -10,12 +10,13 @@ from typing import Any
 
 from estune.config import ESConfig
 from estune.errors import ConfigError, ModelError
+from estune.light import transformers
 from estune.parameters import matches
 
 Parts = dict[str, int]  # what → bytes
 
 _MIB = 1 << 20
-_LIBRARIES = 384 * _MIB  # of a process, once torch, transformers and the kernels are loaded
+_LIBRARIES = 326 * _MIB  # of a process, once torch, transformers and the kernels are loaded
 _GENERATING = 50 * _MIB  # of transformers beside what grows with the batch
 _VLLM = 400 * _MIB  # of vLLM on a CPU beside weights and cache
 _VLLM_CHECK = 0.75  # of θ: what its first members take, whose dtypes are not known yet
@@ -64,16 +65,15 @@ def shape_of(model: str, config: ESConfig, revision: str | None = None) -> Shape
         ModelError: there is no such model, or transformers cannot build it.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     from estune.checkpoint import resolve
 
     path, trusted = Path(model), config.trust_remote_code
     folder = path.parent if path.name == "config.json" else resolve(model, revision, trust_remote_code=trusted, weights=False)
     try:
-        found = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+        found = transformers().AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(found, trust_remote_code=trusted)
+            empty = transformers().AutoModelForCausalLM.from_config(found, trust_remote_code=trusted)
         empty.tie_weights()
     except Exception as error:  # whatever a wrong config makes transformers raise
         raise ModelError(f"{model}: its config cannot be had ({' '.join(str(error).split())[:200]}); or give --parameters") from None

@@ -19,6 +19,7 @@ from estune.engines.base import compare
 from estune.engines.rows import Rows
 from estune.engines.sampling import Drawn, sample_seeds
 from estune.errors import EngineError, ModelError
+from estune.light import transformers
 from estune.member import Completion, Member, Prompt, Sampling
 from estune.tokens import Tokenizer
 
@@ -186,10 +187,8 @@ def engine_device(config: ESConfig) -> str:
 
 def load_model(folder: Path, config: ESConfig, dtype: torch.dtype) -> Any:
     """The causal LM in `folder`, for inference on the config's device. Raises ModelError when transformers cannot load it."""
-    from transformers import AutoModelForCausalLM
-
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = transformers().AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             trust_remote_code=config.trust_remote_code,
