@@ -30,7 +30,7 @@ from estune.engines.vllm_places import Places, responses
 from estune.errors import ConfigError, EngineError, ModelError
 from estune.member import Completion, Member, Prompt, Sampling
 from estune.parameters import Layout
-from estune.resources import cores
+from estune.resources import cores, give_back, keep_freed
 from estune.shared import Address
 from estune.tokens import Tokenizer
 
@@ -227,6 +227,9 @@ class Shard:
                 raise EngineError(f"the engine does not hold {whose} weights in {name}; its layout differs from the files'")
         self._estune_dtypes = copies.dtypes
         self._estune_try(Places.learn(copies, model, self._estune_center.theta), member, again)
+        give_back()
+        if self._estune_places and self.device.type == "cpu":
+            keep_freed()
         return dict(copies.taken)
 
     def _estune_try(self, places: Places | None, member: dict[str, Any], wanted: dict[str, torch.Tensor]) -> None:

@@ -18,6 +18,7 @@ from estune.engines.copies import Copies, Copy, View
 from estune.errors import EngineError
 from estune.member import Member
 
+_TOGETHER = 1 << 26  # elements that wait to be packed: packing and writing members at once get in each other's way, a quarter slower
 _WIDTHS = ("input_size_per_partition", "input_size", "embedding_dim")  # what layers call the length of their input
 
 
@@ -79,6 +80,7 @@ class Places:
         self._frozen = {name for one in self._touched if one.packed for name in one.names - tuned}
         for one in self._touched:
             one.names &= tuned | self._frozen  # what else it holds stays there
+        self._waiting: list[_Parameter] = []  # whole, and to be packed
         self._heads, self._lookups = _over_the_vocabulary(model)
 
     @classmethod
@@ -100,6 +102,7 @@ class Places:
         """
         for one in self._touched:
             one.now = None
+        self._waiting.clear()
         for name, tensor in frozen:
             if name in self._frozen:
                 self._fill(name, tensor)
@@ -116,6 +119,7 @@ class Places:
 
         for name, _, tensor in center.perturbed(member, destination):
             self._fill(name, tensor, written=name in direct)
+        self._pack()
         for lookup in self._lookups:
             lookup.cpu_linear = torch.nn.functional.linear  # right, if anybody ever asks; a packed one would be an old member's
         for head in self._heads:
@@ -145,7 +149,7 @@ class Places:
         return place if whole and place.is_contiguous() else None
 
     def _fill(self, name: str, tensor: torch.Tensor, *, written: bool = False) -> None:
-        """`name` has come; what is whole now and is to be packed, is packed."""
+        """`name` has come; what is whole now may have to be packed."""
         for copy, parameter in self._copies[name]:
             into = parameter.begin()
             if not written:
@@ -154,7 +158,14 @@ class Places:
         for parameter in {id(parameter): parameter for _, parameter in self._copies[name]}.values():
             parameter.missing.discard(name)
             if parameter.packed and not parameter.missing:
-                _pack(parameter)
+                self._waiting.append(parameter)
+        if sum(math.prod(parameter.whole.shape) for parameter in self._waiting) >= _TOGETHER:
+            self._pack()
+
+    def _pack(self) -> None:
+        for parameter in self._waiting:
+            _pack(parameter)
+        self._waiting.clear()
 
 
 def _pack(parameter: _Parameter) -> None:
