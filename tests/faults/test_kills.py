@@ -193,11 +193,12 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_up_at_any_moment_stops_the_run_and_loses_nothing(make_trainer, tmp_path, small_disk):
+@pytest.mark.parametrize("profile", [False, True], ids=["", "with a profile"])
+def test_a_disk_that_fills_up_at_any_moment_stops_the_run_and_loses_nothing(make_trainer, tmp_path, small_disk, profile):
     make_trainer(output_dir=str(tmp_path / "undisturbed")).train()
     run, ballast, stopped_after, others = small_disk / "run", small_disk / "ballast", [], []
     for spare in range(1, 60):
-        trainer = make_trainer(output_dir=str(run), resume_from_checkpoint=True)
+        trainer = make_trainer(output_dir=str(run), resume_from_checkpoint=True, profile=profile)
         _fill(ballast, spare)
         try:
             trainer.train()

@@ -2,8 +2,6 @@
 
 import asyncio
 import ctypes
-import functools
-import logging
 import math
 import os
 import subprocess
@@ -328,73 +326,6 @@ Rewards([judge]).score([{"prompt": ""}], [Completion("", [1], False)])
     parent.kill()
     parent.wait()
     scorer.wait(timeout=30)
-
-
-# Functions that are not sent elsewhere
-
-
-def test_lambdas_closures_and_partials_are_called_in_another_process(rewards):
-    def of(factor):
-        def judge(completions):
-            return [factor * os.getpid()] * len(completions)
-
-        return judge
-
-    def scaled(factor, completions):
-        return [factor * os.getpid()] * len(completions)
-
-    for function in (of(1), lambda completions: [os.getpid()] * len(completions), functools.partial(scaled, 1)):
-        assert scored(rewards(function)).total[0] != os.getpid()
-
-
-def test_a_function_of_a_script_without_a_main_guard_is_called_in_another_process_and_the_script_runs_once(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import os\nprint('script')\n"
-        "from estune.rewards.scoring import Rewards\nfrom estune.member import Completion\n"
-        "def judge(completions):\n    return [os.getpid()] * len(completions)\n"
-        "total = Rewards([judge]).score([{'prompt': ''}], [Completion('', [1], False)]).total\n"
-        "print('elsewhere' if total[0] != os.getpid() else 'here')\n"
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
-    assert (done.stdout.split(), done.returncode) == (["script", "elsewhere"], 0), done.stderr
-
-
-def test_a_function_that_keeps_state_is_called_here_and_keeps_it(rewards, caplog):
-    caplog.set_level(logging.INFO)
-    seen = []
-
-    def judge(completions):
-        seen.append(os.getpid())
-        return [1] * len(completions)
-
-    scored(rewards(judge))
-    assert seen == [os.getpid()]
-    assert any("judge is called in this process, where it can't be killed: it keeps a list" in r.getMessage() for r in caplog.records)
-
-
-def test_a_function_called_here_that_hangs_is_given_up(rewards):
-    seen = []
-
-    def judge(completions):
-        seen.append(len(completions))
-        if "guilty" in completions:
-            time.sleep(60)
-        return [1] * len(completions)
-
-    assert list(scored(rewards(judge, timeout=0.5)).failures["judge"]) == [1]
-    assert seen == [4, 1, 1, 1, 1]
-
-
-def test_a_column_that_cannot_be_sent_keeps_the_function_here(rewards, caplog):
-    caplog.set_level(logging.INFO)
-    rows = [row | {"lock": threading.Lock()} for row in ROWS]
-
-    def judge(completions, lock):
-        return [os.getpid()] * len(completions)
-
-    assert rewards(judge).score(rows, ANSWERS).total[0] == os.getpid()
-    assert any("its arguments cannot be sent" in record.getMessage() for record in caplog.records)
 
 
 # Async functions
