@@ -19,25 +19,27 @@ from benchmarks.common import child, options, show, steps_between
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         workers, model, *given = sys.argv[2:]
-        print(json.dumps(step_seconds(workers, model, *map(int, given))))
+        print(json.dumps(step_parts(workers, model, *map(int, given))))
         return
     asked = options(__doc__)
     size, times = (("2", "4", "8"), 1) if asked.quick else (("8", "16", "32"), 2)
-    seconds: dict[str, list[float]] = {"local": [], "ray": []}
+    steps: dict[str, list[dict[str, float]]] = {"local": [], "ray": []}
     for _ in range(times):
-        for workers, found in seconds.items():
+        for workers, found in steps.items():
             found.append(child("benchmarks.workers", "--child", workers, asked.model, *size))
-    local, ray = min(seconds["local"]), min(seconds["ray"])
-    show({"ray_over_local": ray / local, "local_step_seconds": local, "ray_step_seconds": ray}, asked.json)
+    best = {workers: min(found, key=lambda parts: parts["step"]) for workers, found in steps.items()}
+    parts = {f"{workers}_{part}_seconds": seconds for workers, found in best.items() for part, seconds in found.items()}
+    show({"ray_over_local": best["ray"]["step"] / best["local"]["step"]} | parts, asked.json)
 
 
-def step_seconds(workers: str, model: str, members: int, prompts: int, tokens: int) -> float:
-    """Of a step of the trainer."""
+def step_parts(workers: str, model: str, members: int, prompts: int, tokens: int) -> dict[str, float]:
+    """Seconds of a step of the trainer, and of the engine's parts in it."""
     from estune.tasks import get_task
 
     size = {"population_size": members, "max_steps": 4, "max_completion_length": tokens}
     steps = steps_between(model, get_task("conciseness").train(prompts), workers=workers, **size)
-    return float(statistics.mean(step["step_time"] for step in steps))
+    names = {"step": "step_time"} | {part: f"es/{part}_seconds" for part in ("generate", "load", "update")}
+    return {part: float(statistics.mean(step[name] for step in steps)) for part, name in names.items()}
 
 
 if __name__ == "__main__":

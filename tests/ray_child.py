@@ -159,6 +159,11 @@ def damaged(run: Run) -> None:
         ray.get(keeper.became.remote(run.trainer.model.center.version))
 
 
+def begun(folder: Path) -> None:
+    """Half of the run is there, made in one process."""
+    Run(folder, local, workers="local", num_workers=1, max_steps=STEPS // 2).go()
+
+
 ADDRESS = "127.0.0.1:6411"
 
 
@@ -190,6 +195,7 @@ CASES: dict[str, tuple[Callable[[Run], None], dict[str, Any]]] = {
     "all killed for good": (all_killed_for_good, {}),
     "resumed": (local, {"resume_from_checkpoint": True}),
     "raylet killed": (raylet_killed, {"ray_address": ADDRESS}),
+    "resumed on two nodes": (local, {"ray_address": ADDRESS, "resume_from_checkpoint": True}),
     "replica damaged": (damaged, {"ray_address": ADDRESS, "at": 2 * MEMBERS}),  # when no member of the step is at it any more
 }
 
@@ -205,8 +211,13 @@ def main() -> None:
     if on_cluster:
         start("--head", f"--port={ADDRESS.split(':')[1]}", "--include-dashboard=false")
         start("--address", ADDRESS)
+    if case == "resumed on two nodes":
+        begun(folder)
     try:
-        print("RESULT", json.dumps(Run(folder, mischief, **settings).go()))
+        run = Run(folder, mischief, **settings)
+        while case == "resumed on two nodes" and len(run.nodes()) < 2:  # while θ is still the base model's
+            run.workers._turn(None)
+        print("RESULT", json.dumps(run.go()))
     finally:
         if on_cluster:
             subprocess.run([RAY, "stop", "--force"], check=False, capture_output=True)

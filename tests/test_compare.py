@@ -1,6 +1,7 @@
 """Comparing ES with RL: which runs a comparison is made of, what its table says, and what is refused."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -125,6 +126,19 @@ def test_a_rate_of_which_seeds_are_missing_does_not_win():
     assert len(best(comparison(*runs), "grpo")) == 2
 
 
+@pytest.mark.parametrize("first", [1e-5, 5e-5])
+def test_a_rate_at_which_seeds_came_to_no_number_does_not_win(first):
+    runs = {1e-5: (0.5, 0.5, 0.5), 5e-5: (math.nan, math.nan, 0.6)}
+    rates = [first, *(rate for rate in runs if rate != first)]
+    shown = comparison(*(straight("grpo", rate, seed, end) for rate in rates for seed, end in enumerate(runs[rate])))
+    assert {one["learning_rate"] for one in best(shown, "grpo")} == {1e-5}
+
+
+def test_seeds_that_came_to_no_number_are_told_of():
+    lost = comparison(*(straight("grpo", 1e-5, seed, end) for seed, end in enumerate((0.5, math.nan, 0.7))))
+    assert "0.6 (0.5 to 0.7, 1 without)" in markdown(lost)
+
+
 def test_rewards_are_read_off_at_equal_tokens():
     long_step = result("es-paper", None, 1, point(0, 0.0), point(80, 8.0), point(120, 12.0))
     assert reward_at(long_step, 100) == 10
@@ -203,6 +217,8 @@ BASE = ["compare", "--model_name_or_path", "model", "--task", "conciseness", "--
         (["--tokens", "10", "--eval_tokens", "11"], "eval_tokens: must be at most"),
         (["--rl_kwargs", "3"], "rl_kwargs: must be a mapping"),
         (["--methods", "grpo", "--rl_kwargs", "{max_steps: 3}"], "rl_kwargs: max_steps is what the comparison sets"),
+        (["--methods", "grpo", "--rl_kwargs", "{num_generations: 0}"], "rl_kwargs: num_generations must be a whole number from 2"),
+        (["--methods", "grpo", "--rl_kwargs", "{num_generations: many}"], "rl_kwargs: num_generations must be a whole number from 2"),
         (["--lr_scheduler_type", "linear"], "a run ends with its tokens"),
         (["--workers", "accelerate"], "workers: accelerate"),
         (["--redraw", "nowhere"], "compare.json cannot be read"),

@@ -89,6 +89,27 @@ def test_more_engines_take_less_time_and_auto_evaluates_two_more():
     assert plan.tokens_a_step(ESConfig(population_size=4, learning_rate="auto"), work) == 6 * 10 * 50
 
 
+def run_of(engines):
+    """The metrics of steps in which each engine generates for 80 s, loads for 8 and waits for an update of 12."""
+    step = {"step_time": 100.0, "es/generate_seconds": 80.0 * engines, "es/load_seconds": 8.0 * engines, "es/update_seconds": 12.0}
+    step |= {"completions/mean_length": 50.0, "es/tokens_per_second": 4000 * engines / 88}
+    return [step | {"num_tokens": 4000 * engines * number} for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("engines", [1, 4])
+def test_a_measured_run_is_predicted_to_take_as_long_as_it_did_with_as_many_engines(engines):
+    speed, length = plan.measured(run_of(engines))
+    work = Work(10, 1, length)
+    assert plan.seconds_a_step(ESConfig(population_size=8 * engines), work, speed, engines) == pytest.approx(100)
+
+
+def test_a_model_without_attention_is_planned_for_too(tmp_path):
+    config = {"architectures": ["MambaForCausalLM"], "model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shape = plan.shape_of(str(tmp_path / "config.json"), ESConfig())
+    assert (shape.layers, shape.cached) == (2, 0)
+
+
 def test_a_speed_is_taken_from_a_run(tiny, tmp_path, capsys):
     words = [
         "--task",

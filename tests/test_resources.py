@@ -82,6 +82,19 @@ def test_the_machine_has_memory_disk_and_cores():
     assert resources.cores() >= 1
 
 
+def test_pages_of_files_count_as_free_in_a_container(tmp_path):
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 250\nactive_file 100\nshmem 50\n")
+    assert resources._left_in_container(tmp_path) == 650
+
+
+def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path):
+    (tmp_path / "memory.max").write_text("max\n")
+    with pytest.raises(ValueError, match="max"):
+        resources._left_in_container(tmp_path)
+
+
 def test_memory_that_was_freed_can_be_given_back_or_kept_anywhere(monkeypatch):
     resources.give_back()
     monkeypatch.setattr(resources.ctypes, "CDLL", lambda name: object())  # a C library without it

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import accelerate.tracking
 import numpy as np
 import pytest
 import torch
@@ -290,3 +291,56 @@ def test_tensorboard_shows_the_same_figures(make_trainer):
 def test_an_unknown_tracker_is_refused_before_a_model_is_loaded(make_trainer):
     with pytest.raises(ConfigError, match=r"report_to: 'tensorbored' is no tracker.*tensorboard"):
         make_trainer("/nowhere", report_to=["tensorbored"])
+
+
+class Tracker:
+    """One of accelerate's kind, that fails at `at`."""
+
+    name, requires_logging_directory, at = "tensorboard", False, ""
+
+    def __init__(self, run_name):
+        self.seen = []
+
+    def do(self, what):
+        self.seen.append(what)
+        if what == self.at:
+            raise RuntimeError("no server\nat all")
+
+    def start(self):
+        self.do("start")
+
+    def store_init_configuration(self, values):
+        self.do("store")
+
+    def log(self, values, step):
+        self.do("log")
+
+    def finish(self):
+        self.do("finish")
+
+
+@pytest.fixture
+def tracker(monkeypatch):
+    """Make accelerate's tensorboard one that fails at a moment."""
+
+    def failing(at):
+        monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "tensorboard", type("Failing", (Tracker,), {"at": at}))
+
+    return failing
+
+
+@pytest.mark.parametrize("at", ["start", "store"])
+def test_a_tracker_that_does_not_start_is_one_line_and_nobody_waits_for_the_run(make_trainer, tracker, at):
+    tracker(at)
+    trainer = make_trainer(report_to="tensorboard")
+    with pytest.raises(ConfigError, match=r"report_to: tensorboard does not start \(no server at all\)"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("at", ["log", "finish"])
+def test_a_tracker_that_fails_later_is_a_warning_and_costs_no_step(make_trainer, tracker, at, caplog):
+    tracker(at)
+    trainer = make_trainer(report_to="tensorboard")
+    trainer.train()
+    assert [line["step"] for line in metrics_of(trainer)] == [1, 2, 3, 4]
+    assert sum("no server at all" in message for message in caplog.messages) == 1

@@ -90,8 +90,9 @@ def test_a_callback_can_end_the_training_and_the_step_is_saved(make_trainer, eve
     assert same(weights_of(tmp_path / "undisturbed" / "checkpoint-6"), weights_of(folder_of(trainer) / "checkpoint-6"))
 
 
-def test_a_step_that_a_callback_made_the_last_carries_a_digest(make_trainer):
-    trainer = make_trainer(callbacks=[StopAfter("on_step_end", 3)], max_steps=6)
+@pytest.mark.parametrize("event", ["on_step_end", "on_log"])
+def test_a_step_that_a_callback_made_the_last_carries_a_digest(make_trainer, event):
+    trainer = make_trainer(callbacks=[StopAfter(event, 3)], max_steps=6)
     trainer.train()
     assert steps_of(trainer)[-1]["digest"] == trainer.model.center.digest()
 

@@ -112,6 +112,12 @@ def test_a_node_may_be_lost_and_another_join_in_the_middle_of_a_run(local, tmp_p
 
 
 @pytest.mark.slow
+def test_a_run_is_resumed_on_two_nodes_whose_theta_is_brought_along(local, tmp_path):
+    result, _ = outcome("resumed on two nodes", tmp_path)
+    assert (result["digests"], result["error"]) == (local, None)
+
+
+@pytest.mark.slow
 def test_a_replica_of_theta_that_differs_is_named_and_rebuilt(local, tmp_path):
     result, said = outcome("replica damaged", tmp_path)
     assert result["replicas"] == 1

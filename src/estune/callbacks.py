@@ -25,6 +25,13 @@ class Callbacks:
         """Whether a callback asked for the end of training."""
         return bool(self._control.should_training_stop)
 
+    @property
+    def listening(self) -> bool:
+        """Whether one hears on_log, where it may ask for the end of training after the step was written down."""
+        from transformers import TrainerCallback
+
+        return any(getattr(type(callback), "on_log", None) is not TrainerCallback.on_log for callback in self._callbacks)
+
     def call(self, event: str, **details: Any) -> None:
         """Call `event`, such as on_step_end, on every callback; the beginning of training forgets an earlier request to stop."""
         if event == "on_train_begin":

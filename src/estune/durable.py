@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from estune.errors import ConfigError
@@ -22,10 +22,12 @@ def held(folder: Path, setting: str) -> Iterator[None]:
     with (folder / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             other = file.read().strip() or "unknown"
             raise ConfigError(f"{setting}: {folder} is in use by process {other}; wait for it or choose another") from None
+        except OSError as error:
+            raise ConfigError(f"{setting}: {folder} is on a disk that cannot lock files ({error.strerror}); choose another") from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
@@ -37,7 +39,8 @@ def in_turn(folder: Path) -> Iterator[None]:
     """Wait while another process is in such a block for the same folder, which is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # some network disks lock no files: there nobody waits
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

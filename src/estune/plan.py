@@ -52,10 +52,11 @@ class Work:
 
 @dataclass(frozen=True)
 class Speed:
-    """Completion tokens a second of one engine, and what a step takes beside generating, in parts of that."""
+    """Completion tokens a second of one engine, what it does beside generating, in parts of that, and the trainer's own seconds a step."""
 
     tokens: float
     overhead: float = OVERHEAD
+    fixed: float = 0.0
 
 
 def shape_of(model: str, config: ESConfig, revision: str | None = None) -> Shape:
@@ -81,10 +82,8 @@ def shape_of(model: str, config: ESConfig, revision: str | None = None) -> Shape
     patterns = config.target_parameters
     tuned = sum(size for name, size in sizes.items() if patterns is None or matches(patterns, name))
     text = found.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     stored = (found.dtype or torch.float32).itemsize
-    return Shape(sum(sizes.values()), tuned, text.num_hidden_layers, text.hidden_size, 2 * heads * head, text.vocab_size, stored)
+    return Shape(sum(sizes.values()), tuned, text.num_hidden_layers, text.hidden_size, _cached(text), text.vocab_size, stored)
 
 
 def shape_like(parameters: float) -> Shape:
@@ -138,7 +137,7 @@ def tokens_a_step(config: ESConfig, work: Work) -> float:
 
 def seconds_a_step(config: ESConfig, work: Work, speed: Speed, engines: int) -> float:
     """Of wall time, all engines being busy throughout."""
-    return tokens_a_step(config, work) / (speed.tokens * engines) * (1 + speed.overhead)
+    return tokens_a_step(config, work) / (speed.tokens * engines) * (1 + speed.overhead) + speed.fixed
 
 
 def measured(records: Sequence[Mapping[str, Any]]) -> tuple[Speed, float]:
@@ -150,12 +149,23 @@ def measured(records: Sequence[Mapping[str, Any]]) -> tuple[Speed, float]:
     from statistics import median
 
     steps = [record for record in records if record.get("es/generate_seconds")]
-    steps = steps[1:] or steps
     if not steps:
         raise ConfigError("measured: the run has no step yet; wait for one")
-    beside = [record["step_time"] / record["es/generate_seconds"] - 1 for record in steps]
-    speed = Speed(median(record["es/tokens_per_second"] for record in steps), max(0.0, median(beside)))
-    return speed, median(record["completions/mean_length"] for record in steps)
+    before = [0, *(record["num_tokens"] for record in steps)]
+    rates = [(record["num_tokens"] - tokens) / record["es/generate_seconds"] for record, tokens in zip(steps, before, strict=False)]
+    steps, rates = steps[1:] or steps, rates[1:] or rates
+    loading = [record["es/load_seconds"] / record["es/generate_seconds"] for record in steps]
+    # engines' seconds are added up: of one, all else that a step takes is left; of several less than nothing, so that the update counts
+    rest = [record["step_time"] - record["es/generate_seconds"] - record["es/load_seconds"] for record in steps]
+    fixed = [max(left, record["es/update_seconds"]) for left, record in zip(rest, steps, strict=True)]
+    return Speed(median(rates), median(loading), median(fixed)), median(record["completions/mean_length"] for record in steps)
+
+
+def _cached(text: Any) -> int:
+    """Keys and values of a token and layer; none where there is no attention, as in Mamba."""
+    heads = getattr(text, "num_attention_heads", None) or 0
+    head = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
+    return 2 * (getattr(text, "num_key_value_heads", None) or heads) * head
 
 
 def _cache(shape: Shape, config: ESConfig, work: Work, itemsize: int) -> int:

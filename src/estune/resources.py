@@ -44,16 +44,21 @@ def amount(size: int) -> str:
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take: what the machine has left, or its container's limit if lower."""
+    """Bytes that this process may still take: what the machine has left, or its container if that is less."""
     import psutil
 
-    there = psutil.virtual_memory().available
+    there = int(psutil.virtual_memory().available)
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-    except (OSError, ValueError):
-        return int(there)
-    return int(there) if limit == "max" else int(min(there, int(limit) - used))
+        return min(there, _left_in_container())
+    except (OSError, ValueError):  # there is none, or none with a limit
+        return there
+
+
+def _left_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """The limit less what is used, of which files that were read are no part: their pages are dropped when memory is wanted."""
+    limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))  # "max" is no number
+    kinds = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    return limit - used + int(kinds.get("active_file", 0)) + int(kinds.get("inactive_file", 0))
 
 
 def free_disk(folder: Path) -> int:

@@ -1,34 +1,55 @@
 """Metrics to tensorboard, wandb, trackio, mlflow and others, through accelerate's trackers."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from estune.config import ESConfig
 from estune.errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
 
 class Trackers:
-    """The trackers that `report_to` names; none of them costs anything until a run starts.
-
-    Raises:
-        ConfigError: one is unknown, or its package is not installed.
-    """
+    """The trackers that `report_to` names. What they cannot do must not cost a run: that is one line."""
 
     def __init__(self, config: ESConfig) -> None:
-        self._trackers: list[Any] = []
-        names = [name for name in config.report_to or [] if name != "none"]
-        if names:
-            self._trackers = _started(names, config)
+        self._config = config
+        self._trackers: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """Start them all.
+
+        Raises:
+            ConfigError: one is unknown, its package is not installed, or it does not start, for want of a login or a server, say.
+        """
+        names = [name for name in self._config.report_to or [] if name != "none"]
+        check_trackers(names)
+        for name in dict.fromkeys(names):
+            try:
+                self._trackers[name] = _started(name, self._config)
+            except Exception as error:  # each library has kinds of its own
+                raise ConfigError(f"report_to: {name} does not start ({_reason(error)}); mend that, or leave it out") from None
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Send one step's metrics."""
-        for tracker in self._trackers:
-            tracker.log(metrics, step=step)
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tracker.log(metrics, step=step)
+            except Exception as error:
+                logger.warning("report_to: %s takes no more metrics (%s); they are all in metrics.jsonl", name, _reason(error))
+                self._end(name)
 
     def close(self) -> None:
         """Flush and end."""
-        for tracker in self._trackers:
-            tracker.finish()
+        for name in list(self._trackers):
+            self._end(name)
+
+    def _end(self, name: str) -> None:
+        try:
+            self._trackers.pop(name).finish()
+        except Exception as error:
+            logger.warning("report_to: %s does not end well (%s)", name, _reason(error))
 
 
 def check_trackers(names: list[str] | None) -> None:
@@ -45,19 +66,19 @@ def check_trackers(names: list[str] | None) -> None:
         raise ConfigError(f"report_to: {name!r} is no tracker; there are {', '.join(sorted(known))}")
 
 
-def _started(names: list[str], config: ESConfig) -> list[Any]:
+def _started(name: str, config: ESConfig) -> Any:
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    check_trackers(names)
     PartialState()  # the trackers ask it which process is the main one
     folder = Path(config.output_dir)
     run = config.run_name or folder.resolve().name
-    trackers = []
-    for name in dict.fromkeys(names):
-        kind: Any = LOGGER_TYPE_TO_CLASS[name]
-        tracker = kind(run, str(folder / "logs")) if kind.requires_logging_directory else kind(run)
-        tracker.start()
-        tracker.store_init_configuration({k: v for k, v in vars(config).items() if isinstance(v, (int, float, str, bool))})
-        trackers.append(tracker)
-    return trackers
+    kind: Any = LOGGER_TYPE_TO_CLASS[name]
+    tracker = kind(run, str(folder / "logs")) if kind.requires_logging_directory else kind(run)
+    tracker.start()
+    tracker.store_init_configuration({k: v for k, v in vars(config).items() if isinstance(v, (int, float, str, bool))})
+    return tracker
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

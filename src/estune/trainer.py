@@ -121,6 +121,7 @@ class ESTrainer:
             workers = self.model.workers  # built while θ is the base model's, which it compares
             trackers = Trackers(self.args)
             try:
+                trackers.start()
                 return self._train(self._journal(), trackers)
             finally:
                 self.screen.stop()
@@ -243,8 +244,9 @@ class ESTrainer:
         update_seconds = time.perf_counter() - updating
         self.callbacks.state.global_step = step
         self.callbacks.call("on_step_end")
-        vouched = saves(self.args, step) or evaluates(self.args, step) or self.callbacks.stopping
-        digest = self._vouch() if vouched else None
+        logged = step % self.args.logging_steps == 0
+        last = self.callbacks.stopping or (logged and self.callbacks.listening)  # or may become it
+        digest = self._vouch() if last or saves(self.args, step) or evaluates(self.args, step) else None
         metrics = self._metrics(journal, plan, found, decay, evaluating)
         metrics |= {"es/update_seconds": update_seconds, "step_time": time.perf_counter() - started}
         rewards = [None if np.isnan(value) else float(value) for value in found.fitness]

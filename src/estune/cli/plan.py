@@ -163,7 +163,8 @@ def _show_time(screen: "Screen", options: argparse.Namespace, config: RunConfig,
     seconds = plan.seconds_a_step(config, work, speed, engines)
     hours = seconds * config.max_steps / 3600
     price = f", {hours * max(1, options.gpus) * options.price:,.2f} in all" if options.price else ""
-    beside = f"{speed.tokens:,.0f} tokens/s each, {speed.overhead:.1%} beside generating"
+    own = f", {speed.fixed:,.2f} s for the trainer's own work" if speed.fixed else ""
+    beside = f"{speed.tokens:,.0f} tokens/s each, {speed.overhead:.1%} beside generating{own}"
     screen.say(
         f"{seconds:,.1f} s a step on {engines} engine{'s' * (engines > 1)} ({beside}); {config.max_steps} steps: {hours:,.2f} hours{price}"
     )

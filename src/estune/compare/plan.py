@@ -111,6 +111,9 @@ def runs(
         raise ConfigError(f"seeds: must be at least 1; it is {seeds}")
     if wrong := next((name for name in rl if name in _OWN), None):
         raise ConfigError(f"rl_kwargs: {wrong} is what the comparison sets itself; leave it out")
+    samples = rl.get("num_generations", SAMPLES)
+    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 2:
+        raise ConfigError(f"rl_kwargs: num_generations must be a whole number from 2 on; it is {samples!r}")
     check(config)
     batch = min(config.batch_size or rows, rows)
     return [

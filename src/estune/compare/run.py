@@ -1,6 +1,7 @@
 """Do the runs of a comparison one after the other, each in a process of its own; what is finished is not done again."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -75,9 +76,11 @@ def collect(runs: Sequence[Run], output: Path) -> dict[str, Any]:
 def _child(run: Run, output: Path, say: Say, *more: str) -> None:
     """A process that does `run`, or prepares it; its lines are shown behind its label, its errors kept in log.txt."""
     folder = output / run.name
+    path = folder / "log.txt"
+    already = path.stat().st_size if path.exists() else 0  # of an earlier attempt
     command = [sys.executable, "-c", _COMMAND, json.dumps(sys.path), "compare", "--run", str(folder), *more]
     with (
-        (folder / "log.txt").open("a", encoding="utf-8") as log,
+        path.open("a", encoding="utf-8") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", errors="replace") as child,
     ):
         assert child.stdout is not None
@@ -88,18 +91,21 @@ def _child(run: Run, output: Path, say: Say, *more: str) -> None:
             child.terminate()  # after Ctrl-C it is stopping already, and a second signal has it stop at once
             raise
     if child.returncode:
-        _failed(run, folder, child.returncode)
+        _failed(run, path, child.returncode, already)
 
 
-def _failed(run: Run, folder: Path, status: int) -> None:
+def _failed(run: Run, log: Path, status: int, already: int) -> None:
     if status == 130:
         raise KeyboardInterrupt
     if status == 143:
         raise SystemExit(143)
-    lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = log.read_bytes()[already:].decode(errors="replace").split("\n")
     said = next((line for line in reversed(lines) if line.strip()), "it said nothing").removeprefix("estune: ")
+    if status < 0:
+        killed = signal.Signals(-status).name
+        said = f"killed by {killed}" + (", as the system does when memory runs out" if killed == "SIGKILL" else "")
     kind = InputError if status == 2 else EstuneError
-    raise kind(f"{run.label}: {said} (see {folder / 'log.txt'}; what is finished stays, the same command goes on)")
+    raise kind(f"{run.label}: {said} (see {log}; what is finished stays, the same command goes on)")
 
 
 def _differs(before: dict[str, Any], now: dict[str, Any]) -> str | None:

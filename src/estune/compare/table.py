@@ -44,14 +44,17 @@ def answers_table(comparison: Comparison) -> Table:
 def best(comparison: Comparison, method: str) -> list[Result]:
     """The runs of the method's best learning rate, one a seed: the highest median of what its training prompts earn in the end.
 
-    A rate of which a seed is missing counts only where no rate has all of them.
+    A rate of which a seed is missing, or came to no number, counts only where no rate has all of them.
     """
     by_rate: dict[Any, list[Result]] = {}
     for one in comparison["runs"]:
         if one["method"] == method:
             by_rate.setdefault(one["learning_rate"], []).append(one)
-    tokens = comparison["tokens"]
-    return max(by_rate.values(), key=lambda group: (len(group), _median(reward_at(one, tokens) for one in group)), default=[])
+
+    def ends(group: list[Result]) -> list[float]:
+        return [value for one in group if not math.isnan(value := reward_at(one, comparison["tokens"]))]
+
+    return max(by_rate.values(), key=lambda group: (len(ends(group)), statistics.median(ends(group) or [-math.inf])), default=[])
 
 
 def at(points: Sequence[Mapping[str, Any]], tokens: float, figure: Callable[[Mapping[str, Any]], float | None]) -> float:
@@ -169,7 +172,9 @@ def _way(result: Result) -> str:
 def _spread(values: Sequence[float]) -> str:
     if len(values) == 1:
         return _short(values[0])
-    return f"{_short(_median(values))} ({_short(min(values))} to {_short(max(values))})"
+    known = [value for value in values if not math.isnan(value)] or [math.nan]
+    lost = f", {len(values) - len(known)} without" if len(known) < len(values) else ""
+    return f"{_short(_median(values))} ({_short(min(known))} to {_short(max(known))}{lost})"
 
 
 def _median(values: Any) -> float:

@@ -83,6 +83,7 @@ class RayWorkers:
         self._center, self._source, self._config = center, source, config
         self._home = cluster.connect(config)
         self._keepers: dict[str, Any] = {}
+        self._elsewhere = center.version  # that of the keepers' θ
         self._seats: dict[int, _Seat] = {}
         self._waiting: dict[Any, tuple[_Seat, Any, Piece | None, _Job | None]] = {}  # Ray's reference → who, which actor, at what
         self._seated = 0
@@ -101,6 +102,7 @@ class RayWorkers:
         max_completion_length: int,
         sampling: Sampling | None = None,
     ) -> Iterator[Evaluation | None]:
+        self._level()
         dispatch = Dispatch(len(members), len(prompts), self._pace)
         job = self._job = _Job(members, ray.put(list(prompts)), max_completion_length, dispatch, sampling)
         thread = threading.Thread(target=self._run, args=[job], name="estune-ray", daemon=True)
@@ -118,14 +120,15 @@ class RayWorkers:
             thread.join()
 
     def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int, decay: float = 0.0) -> None:
+        self._level()
         answers = {node: keeper.update.remote(seeds, coefficients, noise, version, decay) for node, keeper in self._keepers.items()}
         self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
         for node, answer in answers.items():
             try:
                 ray.get(answer, timeout=self._config.worker_timeout)
             except RayError as error:  # it is rebuilt when it is needed again
-                logger.warning("the keeper of θ on node %s was lost (%s)", node[:8], _reason(error))
-                self._forget(node)
+                self._keeper_lost(node, error)
+        self._elsewhere = self._center.version
 
     def verify(self, digest: str) -> None:
         for node, keeper in list(self._keepers.items()):
@@ -134,8 +137,7 @@ class RayWorkers:
                     logger.warning("θ on node %s differs from the trainer's; it is rebuilt", node[:8])
                     self._fill(keeper)
             except RayError as error:
-                logger.warning("the keeper of θ on node %s was lost (%s)", node[:8], _reason(error))
-                self._forget(node)
+                self._keeper_lost(node, error)
 
     def serve(self) -> None:
         """The trainer's process always leads."""
@@ -307,6 +309,21 @@ class RayWorkers:
         ray.get(keeper.became.remote(self._center.version))
         if ray.get(keeper.digest.remote()) != digest:
             raise EngineError("θ arrived damaged on a node of the cluster; its memory or the network is at fault")
+
+    def _level(self) -> None:
+        """Bring the keepers' θ to the trainer's, which moves without them when a run is resumed or its best step is loaded."""
+        if self._elsewhere == self._center.version:
+            return
+        for node, keeper in list(self._keepers.items()):
+            try:
+                self._fill(keeper)
+            except RayError as error:
+                self._keeper_lost(node, error)
+        self._elsewhere = self._center.version
+
+    def _keeper_lost(self, node: str, error: RayError) -> None:
+        logger.warning("the keeper of θ on node %s was lost (%s)", node[:8], _reason(error))
+        self._forget(node)
 
     def _forget(self, node: str) -> None:
         """A keeper that is gone takes its engines along: they would read a θ that nobody updates."""
