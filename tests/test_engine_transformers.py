@@ -54,6 +54,15 @@ def test_a_conversation_without_a_template_is_refused(tiny):
         answers(one, [[{"role": "user", "content": "cat"}]])
 
 
+def test_token_ids_go_in_as_they_are_and_those_of_another_model_are_refused_before_anything_runs(tiny):
+    one = engine(tiny)
+    (ids,) = one._tokenizer.encode(["what is red"])
+    assert answers(one, [ids]) == answers(one, ["what is red"])
+    worker = Worker(Center.load(open_checkpoint(tiny), layout(open_checkpoint(tiny)).targets(None)), one)
+    with pytest.raises(DataError, match="token 1000000 of .* is none of the model's"):
+        worker.check_lengths({"train_dataset": [[*ids, 10**6]]})
+
+
 def test_a_completion_ends_before_the_first_stop_string(tiny):
     whole = answers(engine(tiny), ["cat"])[0]
     word = whole.text.split()[2]

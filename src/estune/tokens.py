@@ -61,7 +61,7 @@ class Tokenizer:
         return list(self.inner(text, add_special_tokens=False)["input_ids"])
 
     def _known(self, ids: list[int]) -> list[int]:
-        if wrong := next((token for token in ids if not 0 <= token < self._size), None):
+        if (wrong := max(ids)) >= self._size:
             start, size = ", ".join(map(str, ids[:6])), f"{self._size:,}"
             raise DataError(f"prompt: token {wrong} of [{start}, …] is none of the model's {size}; tokenize for this model, or give text")
         return list(ids)
