@@ -18,7 +18,7 @@ from estune.engines.attention import group_heads
 from estune.engines.base import compare
 from estune.engines.rows import Rows
 from estune.engines.sampling import Drawn, sample_seeds
-from estune.errors import EngineError, ModelError
+from estune.errors import DataError, EngineError, ModelError
 from estune.light import transformers
 from estune.member import Completion, Member, Prompt, Sampling
 from estune.tokens import Tokenizer
@@ -69,10 +69,10 @@ class TransformersEngine:
         compare(center, member, self.read)
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        return [len(ids) for ids in self._tokenizer.encode(prompts)]
+        return [len(ids) for ids in self._encode(prompts)]
 
     def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int, sampling: Sampling | None = None) -> list[Completion]:
-        encoded = self._tokenizer.encode(prompts)
+        encoded = self._encode(prompts)
         seeds = [seed for ids in encoded for seed in sample_seeds(ids, sampling)] if sampling else []
         encoded = [ids for ids in encoded for _ in range(sampling.n if sampling else 1)]
         room = self.context_length - max(map(len, encoded), default=0)
@@ -88,6 +88,15 @@ class TransformersEngine:
                 continue
             answers.update(zip(batch, done, strict=True))
         return [answers[i] for i in range(len(order))]
+
+    def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        encoded = self._tokenizer.encode(prompts)
+        known = len(self._model.get_input_embeddings().weight)
+        for ids in encoded:
+            if ids and (wrong := max(ids)) >= known:
+                start = ", ".join(map(str, ids[:6]))
+                raise DataError(f"prompt: token {wrong} of [{start}, …] is none of the model's {known:,}; tokenize for this model")
+        return encoded
 
     @torch.inference_mode()
     def _generate_batch(self, encoded: list[list[int]], budget: int, seeds: list[int], sampling: Sampling | None) -> list[Completion]:
