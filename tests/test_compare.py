@@ -12,10 +12,11 @@ from estune.cli.main import main
 from estune.compare import plots
 from estune.compare.methods import METHODS, chosen, grids
 from estune.compare.plan import Budget, load, most_steps, runs
+from estune.compare.run import _failed
 from estune.compare.table import best, markdown, reached, results_table, reward_at
 from estune.config import RunConfig
 from estune.durable import held
-from estune.errors import ConfigError
+from estune.errors import ConfigError, EstuneError, InputError
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -137,6 +138,15 @@ def test_a_rate_at_which_seeds_came_to_no_number_does_not_win(first):
 def test_seeds_that_came_to_no_number_are_told_of():
     lost = comparison(*(straight("grpo", 1e-5, seed, end) for seed, end in enumerate((0.5, math.nan, 0.7))))
     assert "0.6 (0.5 to 0.7, 1 without)" in markdown(lost)
+
+
+def test_a_run_that_was_killed_is_said_to_be_and_an_earlier_attempts_words_are_not_its_own(tmp_path):
+    log, (run,) = tmp_path / "log.txt", planned("es-paper")
+    log.write_text("estune: an old complaint\n")
+    with pytest.raises(EstuneError, match="killed by SIGKILL, as the system does when memory runs out"):
+        _failed(run, log, -9, already=0)
+    with pytest.raises(InputError, match="it said nothing"):
+        _failed(run, log, 2, already=log.stat().st_size)
 
 
 def test_rewards_are_read_off_at_equal_tokens():

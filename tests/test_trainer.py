@@ -296,10 +296,10 @@ def test_an_unknown_tracker_is_refused_before_a_model_is_loaded(make_trainer):
 class Tracker:
     """One of accelerate's kind, that fails at `at`."""
 
-    name, requires_logging_directory, at = "tensorboard", False, ""
+    requires_logging_directory, at, seen = False, "", []
 
     def __init__(self, run_name):
-        self.seen = []
+        self.seen.clear()
 
     def do(self, what):
         self.seen.append(what)
@@ -329,12 +329,15 @@ def tracker(monkeypatch):
     return failing
 
 
-@pytest.mark.parametrize("at", ["start", "store"])
-def test_a_tracker_that_does_not_start_is_one_line_and_nobody_waits_for_the_run(make_trainer, tracker, at):
+@pytest.mark.parametrize(("at", "seen"), [("start", ["start"]), ("store", ["start", "store", "finish"])])
+def test_a_tracker_that_does_not_start_is_one_line_and_nobody_waits_for_the_run(make_trainer, tracker, monkeypatch, at, seen):
     tracker(at)
     trainer = make_trainer(report_to="tensorboard")
+    released = []
+    monkeypatch.setattr(trainer.model.workers, "release", lambda: released.append(True))
     with pytest.raises(ConfigError, match=r"report_to: tensorboard does not start \(no server at all\)"):
         trainer.train()
+    assert (Tracker.seen, released) == (seen, [True])
 
 
 @pytest.mark.parametrize("at", ["log", "finish"])

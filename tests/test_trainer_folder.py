@@ -1,5 +1,6 @@
 """What a run leaves in its folder: checkpoints, the best one, a config, a card; and who may write there."""
 
+import errno
 import fcntl
 import json
 import os
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from estune import ESConfig
 from estune.config import build
+from estune.durable import held, in_turn
 from estune.errors import ConfigError
 
 # Checkpoints
@@ -144,6 +146,20 @@ def test_a_run_beside_a_running_one_is_refused_with_its_process(make_trainer):
 
     trainer = make_trainer(reward_funcs=meddle, max_steps=1)
     assert trainer.train().global_step == 1
+
+
+def test_a_disk_that_cannot_lock_files_is_named_and_converting_goes_on_without(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("estune.durable.fcntl.flock", flock)
+    with (
+        pytest.raises(ConfigError, match=r"output_dir: .* is on a disk that cannot lock files \(No locks available\)"),
+        held(tmp_path, "output_dir"),
+    ):
+        pass
+    with in_turn(tmp_path / "cache"):
+        assert (tmp_path / "cache").is_dir()
 
 
 def test_the_lock_is_let_go_when_a_run_ends(make_trainer):

@@ -18,16 +18,18 @@ class Trackers:
         self._trackers: dict[str, Any] = {}
 
     def start(self) -> None:
-        """Start them all.
+        """Start them all, which `check_trackers` found to be there.
 
         Raises:
-            ConfigError: one is unknown, its package is not installed, or it does not start, for want of a login or a server, say.
+            ConfigError: one does not start, for want of a login or a server, say.
         """
-        names = [name for name in self._config.report_to or [] if name != "none"]
-        check_trackers(names)
-        for name in dict.fromkeys(names):
+        values = {name: value for name, value in vars(self._config).items() if isinstance(value, (int, float, str, bool))}
+        for name in dict.fromkeys(self._config.report_to or []):
+            if name == "none":
+                continue
             try:
                 self._trackers[name] = _started(name, self._config)
+                self._trackers[name].store_init_configuration(values)
             except Exception as error:  # each library has kinds of its own
                 raise ConfigError(f"report_to: {name} does not start ({_reason(error)}); mend that, or leave it out") from None
 
@@ -76,7 +78,6 @@ def _started(name: str, config: ESConfig) -> Any:
     kind: Any = LOGGER_TYPE_TO_CLASS[name]
     tracker = kind(run, str(folder / "logs")) if kind.requires_logging_directory else kind(run)
     tracker.start()
-    tracker.store_init_configuration({k: v for k, v in vars(config).items() if isinstance(v, (int, float, str, bool))})
     return tracker
 
 

@@ -18,7 +18,7 @@ from estune.engines.copies import Copies, Copy, View
 from estune.errors import EngineError
 from estune.member import Member
 
-_TOGETHER = 1 << 26  # elements that wait to be packed: packing and writing members at once get in each other's way, a third slower
+_TOGETHER = 1 << 26  # elements that wait to be packed: packing and writing members at once get in each other's way (docs/log.md)
 _WIDTHS = ("input_size_per_partition", "input_size", "embedding_dim")  # what layers call the length of their input
 
 
