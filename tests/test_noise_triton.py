@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def environment(*, interpret: bool) -> dict[str, str]:
-    """One in which Triton is found: `make engines` puts it apart."""
+    """One in which Triton is found: the Makefile installs it apart from the rest."""
     paths = [str(Path(sys.prefix) / "triton"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"TRITON_INTERPRET": "1" if interpret else "0", "PYTHONPATH": os.pathsep.join(paths)}
 

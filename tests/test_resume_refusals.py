@@ -47,6 +47,7 @@ ALLOWED = {
     "save_total_limit": 1,
     "logging_steps": 3,
     "report_to": ["none"],
+    "log_level": "warning",
     "run_name": "other",
     "eval_strategy": "steps",
     "eval_steps": 1,

@@ -132,6 +132,9 @@ class ESConfig:
 
     # logging
     logging_steps: int = _setting(1, "steps between lines on a screen without a progress bar, and to trackers", least=1)
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", "the least severe lines about the run that standard error shows"
+    )
     report_to: list[str] | None = _setting(None, "trackers: tensorboard, wandb, trackio, mlflow, …, through accelerate")
     run_name: str | None = _setting(None, "name of the run for trackers; default the output folder's name")
     log_completions: bool = _setting(False, "print the best member's completions every logging_steps")
@@ -243,7 +246,8 @@ MAY_CHANGE_ON_RESUME = frozenset((
     "engine_kwargs", "workers", "num_workers", "ray_address", "worker_timeout", "eval_strategy", "eval_steps", "eval_on_start",
     "metric_for_best_model", "greater_is_better", "load_best_model_at_end",
     "early_stopping_patience", "early_stopping_threshold", "output_dir", "save_steps", "save_total_limit",
-    "resume_from_checkpoint", "logging_steps", "report_to", "run_name", "log_completions", "num_completions_to_print", "disable_tqdm",
+    "resume_from_checkpoint", "logging_steps", "log_level", "report_to", "run_name", "log_completions", "num_completions_to_print",
+    "disable_tqdm",
     "profile", "push_to_hub", "hub_model_id", "model_name_or_path", "eval_dataset_name", "dataset_test_split", "max_eval_samples",
 ))
 # fmt: on

@@ -4,6 +4,7 @@ Model output is text, never markup: rich would take `[/think]` for a tag of its 
 control characters, so the first is switched off and the second are stripped.
 """
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,16 @@ if TYPE_CHECKING:
     from estune.workers.base import Status  # which brings torch with it
 
 
+def set_log_level(config: ESConfig) -> None:
+    """Pass on the lines of estune's loggers that are at least as severe as `log_level`."""
+    logging.getLogger("estune").setLevel(config.log_level.upper())
+
+
 class Screen:
     """Shows a run. `done` and `total` steps; on a terminal the bar moves with each member."""
 
     def __init__(self, config: ESConfig) -> None:
+        set_log_level(config)
         self._config = config
         self._console = Console(file=sys.stdout, markup=False, emoji=False, highlight=False)
         self._bar = self._console.is_terminal and not config.disable_tqdm

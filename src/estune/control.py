@@ -212,7 +212,8 @@ def _mean(rewards: Rewards) -> float:
 
 
 def _present(rewards: Rewards) -> Rewards:
-    return rewards[~np.isnan(rewards)]  # type: ignore[no-any-return]
+    present: Rewards = rewards[~np.isnan(rewards)]
+    return present
 
 
 def _score(differences: Rewards) -> float:

@@ -61,7 +61,9 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     exams = _exams(options, unknown, config)
     train.quieten_libraries()
     from estune.cli import evaluated
+    from estune.console import set_log_level
 
+    set_log_level(config)
     if exams:
         evaluated.show_exams(options, config, list(dict.fromkeys(models)), exams, sampling)
     if options.lm_eval:

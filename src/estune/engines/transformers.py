@@ -5,6 +5,7 @@ nothing else: a repetition penalty or temperature in the model's generation conf
 """
 
 import gc
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,14 @@ from estune.center import Center
 from estune.config import ESConfig
 from estune.engines.attention import group_heads
 from estune.engines.base import compare
-from estune.engines.rows import Rows
+from estune.engines.rows import Reuse, Rows
 from estune.engines.sampling import Drawn, sample_seeds
 from estune.errors import DataError, EngineError, ModelError
 from estune.light import transformers
 from estune.member import Completion, Member, Prompt, Sampling
 from estune.tokens import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 _SLICE = 8  # tokens between two looks at which rows have ended
 
@@ -46,6 +49,8 @@ class TransformersEngine:
         self._model.get_output_embeddings().register_forward_pre_hook(_contiguous)
         if model is None:  # one that was handed over stays as it is
             group_heads(self._model)
+        self._reuse = Reuse.of(self._model)
+        logger.log(logging.INFO if self._reuse.whole else logging.WARNING, "%s", self._reuse.describe())
         inside = dict(self._model.named_parameters(remove_duplicate=False))
         self._parameters: dict[str, torch.Tensor] = {name: inside[inside_name].data for name, inside_name in in_model.items()}
         self._stop = config.stop or []
@@ -100,7 +105,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def _generate_batch(self, encoded: list[list[int]], budget: int, seeds: list[int], sampling: Sampling | None) -> list[Completion]:
-        rows, longest = Rows(self._model, encoded, self._tokenizer.pad), max(map(len, encoded))
+        rows, longest = Rows(self._model, self._reuse, encoded, self._tokenizer.pad), max(map(len, encoded))
         done: dict[int, Completion] = {}
         finite = [True] * len(encoded)
         while rows.left:
@@ -125,7 +130,7 @@ class TransformersEngine:
             generation_config=self._greedy(room if rows.cache is None else min(room, _SLICE)),
             stopping_criteria=[stop] if stop else None,
             logits_processor=processors,
-            **({} if rows.cache is None else {"past_key_values": rows.cache}),
+            **({} if rows.cache is None else {self._reuse.argument: rows.cache}),
         )
         rows.grow(ids)
         if ids.shape[1] == longest + budget:
