@@ -1,0 +1,99 @@
+"""What a process and its descendants take, and their end."""
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes of memory, seconds of processor time and threads of a process with all that descends from it."""
+
+    memory: int
+    cpu_seconds: float
+    threads: int
+
+
+def usage(root: int, enough: int) -> Usage:
+    """What `root` and its descendants take. Pages that they share are counted once where it decides whether it is `enough`."""
+    found = [psutil_process for pid in family(root) if (psutil_process := _process(pid))]
+    memory = sum(_resident(each) for each in found)
+    if memory > enough:
+        memory = sum(_proportional(each) for each in found)
+    return Usage(memory, sum(_cpu_seconds(each) for each in found), sum(_threads(each) for each in found))
+
+
+def family(root: int) -> list[int]:
+    """`root` and all that descends from it."""
+    if not os.path.exists("/proc/thread-self/children"):
+        return _family_elsewhere(root)
+    found = [root]
+    for pid in found:
+        with contextlib.suppress(OSError):
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                found += [int(child) for child in (thread / "children").read_text().split()]
+    return found
+
+
+def end_tree(pid: int, *, ended: bool) -> None:
+    """SIGKILL to a process, to its group, and, unless it `ended` already, to what descends from it in other sessions."""
+    if not ended:  # else its number may be another's by now
+        with contextlib.suppress(psutil.NoSuchProcess):
+            _end_descendants(psutil.Process(pid))
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _end_descendants(root: psutil.Process) -> None:
+    root.suspend()  # so that it starts nothing more
+    for _ in range(20):  # its children may start some meanwhile
+        alive = [child for child in root.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+        if not alive:
+            return
+        for child in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+
+def _family_elsewhere(root: int) -> list[int]:
+    process = _process(root)
+    return [root, *(child.pid for child in process.children(recursive=True))] if process else []
+
+
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def _proportional(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.Error, AttributeError):  # not allowed, or not on this system
+        return _resident(process)
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    try:
+        return sum(process.cpu_times()[:4])
+    except psutil.Error:
+        return 0.0
+
+
+def _threads(process: psutil.Process) -> int:
+    try:
+        return int(process.num_threads())
+    except psutil.Error:
+        return 0
