@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,20 +12,26 @@ import psutil
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes of memory, seconds of processor time and threads of a process with all that descends from it."""
+    """Bytes of memory, seconds of processor time, threads and bytes written of a process with all that descends from it."""
 
     memory: int
     cpu_seconds: float
     threads: int
+    written: int  # by those that are alive
 
 
 def usage(root: int, enough: int) -> Usage:
     """What `root` and its descendants take. Pages that they share are counted once where it decides whether it is `enough`."""
-    found = [psutil_process for pid in family(root) if (psutil_process := _process(pid))]
-    memory = sum(_resident(each) for each in found)
+    found = [process for pid in family(root) if (process := _process(pid))]
+    memory = sum(_of(each, _resident) for each in found)
     if memory > enough:
-        memory = sum(_proportional(each) for each in found)
-    return Usage(memory, sum(_cpu_seconds(each) for each in found), sum(_threads(each) for each in found))
+        memory = sum(_of(each, _proportional) for each in found)
+    return Usage(
+        int(memory),
+        sum(_of(each, _cpu_seconds) for each in found),
+        int(sum(_of(each, psutil.Process.num_threads) for each in found)),
+        int(sum(_of(each, _written) for each in found)),
+    )
 
 
 def family(root: int) -> list[int]:
@@ -71,29 +78,30 @@ def _process(pid: int) -> psutil.Process | None:
         return None
 
 
-def _resident(process: psutil.Process) -> int:
+def _of(process: psutil.Process, measure: Callable[[psutil.Process], float]) -> float:
     try:
-        return int(process.memory_info().rss)
-    except psutil.Error:
+        return measure(process)
+    except psutil.Error:  # it ended, or may not be looked at
         return 0
 
 
-def _proportional(process: psutil.Process) -> int:
+def _resident(process: psutil.Process) -> float:
+    return float(process.memory_info().rss)
+
+
+def _proportional(process: psutil.Process) -> float:
     try:
-        return int(process.memory_full_info().pss)
-    except (psutil.Error, AttributeError):  # not allowed, or not on this system
+        return float(process.memory_full_info().pss)
+    except (psutil.AccessDenied, AttributeError):  # not allowed, or not on this system
         return _resident(process)
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
-    try:
-        return sum(process.cpu_times()[:4])
-    except psutil.Error:
-        return 0.0
+    return float(sum(process.cpu_times()[:4]))
 
 
-def _threads(process: psutil.Process) -> int:
-    try:
-        return int(process.num_threads())
-    except psutil.Error:
+def _written(process: psutil.Process) -> float:
+    if not hasattr(process, "io_counters"):  # macOS
         return 0
+    counted = process.io_counters()
+    return float(max(counted.write_bytes, getattr(counted, "write_chars", 0)))

@@ -1,6 +1,6 @@
 """Keep hold of a process and of all that it starts, and end them when it ends or when whoever wanted it is gone.
 
-    python -I -S keeper.py PARENT COMMAND…   (PARENT: the process that this one must not outlive)
+    python -I -S keeper.py PARENT SCRIPT…   (PARENT: the process that this one must not outlive; SCRIPT: of Python)
 
 A process that moves to a session of its own leaves its group, but not the reach of a *subreaper*: when its parent ends,
 the kernel gives it to the keeper. Only the standard library is imported, since this runs as a program by itself too.
@@ -9,6 +9,7 @@ the kernel gives it to the keeper. Only the standard library is imported, since 
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 import time
@@ -92,17 +93,23 @@ def _parents() -> Iterator[tuple[int, int]]:
 
 def _end_like(status: int) -> None:
     """End as the child did, so that it can be told from outside how that was."""
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        signal.signal(number, signal.SIG_DFL) if number != signal.SIGKILL else None
-        os.kill(os.getpid(), number)
-    os._exit(os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 1)
+    code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with contextlib.suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-code, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        os.kill(os.getpid(), -code)
+    os._exit(code if code >= 0 else 1)
 
 
 def main() -> None:
+    parent, script = sys.argv[1:3]
     if sys.platform == "linux":
-        keep(int(sys.argv[1]))
-    os.execv(sys.argv[2], sys.argv[2:])
+        keep(int(parent))
+    del sys.argv[:2]
+    with open(script, encoding="utf-8") as file:
+        exec(compile(file.read(), script, "exec"), {"__name__": "__main__", "__file__": script})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import contextlib
 import inspect
 import logging
 import math
-import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
@@ -166,7 +165,7 @@ class Pool:
     def _setup(self) -> Setup:
         limits = self._limits
         memory = psutil.virtual_memory().total // 4 if limits.memory is None else int(limits.memory * 2**30)
-        return Setup(os.getpid(), memory, limits.timeout, cores(), limits.concurrency)
+        return Setup(memory, limits.timeout, cores(), limits.concurrency)
 
 
 def _merged(answers: Sequence[Answer]) -> Outcome:

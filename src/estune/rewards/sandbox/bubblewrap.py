@@ -9,12 +9,12 @@ import shutil
 from pathlib import Path
 
 from estune.rewards.sandbox import job
+from estune.rewards.sandbox.folder import MOST_FILES
 from estune.rewards.sandbox.kinds import Limits, Outcome, Unusable
 from estune.rewards.sandbox.seccomp import program_filter
 from estune.rewards.sandbox.supervise import supervise
 
 _FOLDER = "/work"
-_FILES = 4096  # that a program may create: each takes memory that the size of a tmpfs doesn't count
 _CAP_SETGID, _CAP_SETUID, _CAP_SYS_ADMIN = 6, 7, 21
 
 
@@ -26,12 +26,12 @@ class Bubblewrap:
     def __init__(self) -> None:
         if not (found := shutil.which("bwrap")):
             raise Unusable("bubblewrap: bwrap is not installed")
-        if not (seccomp := program_filter(attributes=True)):
+        if not (seccomp := program_filter(on_disk=False)):
             raise Unusable("bubblewrap: no seccomp filter for this architecture")
         self._bwrap, self._seccomp, self._privileged = found, seccomp, _privileged()
 
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
-        bounds = f"size={limits.disk},nr_inodes={_FILES},mode=1777"
+        bounds = f"size={limits.disk},nr_inodes={MOST_FILES},mode=1777"
         told = job.job(source, request, limits, remount=bounds, other_user=self._privileged, seccomp=self._seccomp)
         return supervise([self._bwrap, *self._options(limits), "--", *job.command()], told, limits)
 
@@ -51,7 +51,7 @@ class Bubblewrap:
             options += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
         options += ["--perms", "1777", "--size", str(limits.disk), "--tmpfs", _FOLDER, "--chdir", _FOLDER]
         options += ["--symlink", _FOLDER, "/dev/shm", "--remount-ro", "/"]
-        return options + ["--setenv", "HOME", _FOLDER, "--setenv", "TMPDIR", _FOLDER]
+        return [*options, "--setenv", "HOME", _FOLDER, "--setenv", "TMPDIR", _FOLDER]
 
 
 def _shown(path: str) -> list[str]:

@@ -5,12 +5,12 @@ import os
 import sys
 import sysconfig
 from functools import cache
-from importlib import resources
 from pathlib import Path
 
 from estune.rewards.sandbox.kinds import Limits
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+LAUNCHER = str(Path(__file__).with_name("launcher.py"))
 _OPEN_FILES = 64
 _BASE = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}  # past a virtual environment
 _SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/etc/ld.so.cache")
@@ -18,7 +18,7 @@ _SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/etc/ld.so
 
 def interpreter() -> str:
     """The executable of this interpreter, past the links of a virtual environment."""
-    return os.path.realpath(sys._base_executable)  # type: ignore[attr-defined]
+    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
 def readable() -> list[str]:
@@ -45,8 +45,7 @@ def _libraries() -> list[str]:
 @cache
 def command() -> list[str]:
     """The interpreter with the launcher in it: isolated, and without what is installed beside the standard library."""
-    text = resources.files("estune.rewards.sandbox").joinpath("launcher.py").read_text()
-    return [interpreter(), "-I", "-S", "-c", text]
+    return [interpreter(), "-I", "-S", "-c", Path(LAUNCHER).read_text()]
 
 
 def job(

@@ -43,14 +43,16 @@ _DENIED = {
     "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201), "accept": (43, 202),
     "accept4": (288, 242),
 }  # fmt: skip
-# What Landlock doesn't look at: the attributes of files that a program may see but not write.
-_ATTRIBUTES = {
+# What Landlock doesn't look at, the attributes of files, and what nothing counts: room that is taken without a write.
+_ON_DISK = {
+    "fallocate": (285, 47),
     "chmod": (90, 0), "fchmod": (91, 52), "fchmodat": (268, 53), "chown": (92, 0), "lchown": (94, 0),
     "fchown": (93, 55), "fchownat": (260, 54), "utime": (132, 0), "utimes": (235, 0), "utimensat": (280, 88),
     "futimesat": (261, 0), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14),
     "lremovexattr": (198, 15), "fremovexattr": (199, 16),
 }  # fmt: skip
 _CLONE, _SOCKETPAIR, _PRLIMIT, _PRCTL, _IOCTL, _FCNTL = (56, 220), (53, 199), (302, 261), (157, 167), (16, 29), (72, 25)
+_MMAP, _MAP_SHARED, _MAP_ANONYMOUS = (9, 222), 0x01, 0x20
 _RECENT = 424  # the first number that all architectures share
 _FCHMODAT2 = 452
 # pidfd_send_signal, pidfd_open, close_range, openat2, faccessat2, epoll_pwait2, futex_waitv, fchmodat2, cachestat and the
@@ -63,17 +65,17 @@ _UNIX, _STREAM, _SOCKET_KIND = 1, 1, 0xF
 _PR_SET_SECCOMP, _SET_PIPE_SIZE, _TIOCSTI, _TIOCLINUX = 22, 1031, 0x5412, 0x541C
 
 
-def program_filter(*, attributes: bool) -> bytes:
+def program_filter(*, on_disk: bool) -> bytes:
     """The instructions (struct sock_filter) for this machine, or none where its architecture isn't known.
 
-    attributes: whether a program may change modes, owners and times of the files that it sees.
+    on_disk: whether a program works in a folder on disk, among files that it may see but not change.
     """
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
         return b""
     column = list(_ARCHITECTURES).index(machine)
-    denied = _DENIED if attributes else _DENIED | _ATTRIBUTES
-    recent = [number for number in _RECENT_ALLOWED if attributes or number != _FCHMODAT2]
+    denied = _DENIED | _ON_DISK if on_disk else _DENIED
+    recent = [number for number in _RECENT_ALLOWED if not on_disk or number != _FCHMODAT2]
     parts = [
         _load(_ARCHITECTURE),
         _unless_equal(_ARCHITECTURES[machine], _KILL),
@@ -82,6 +84,7 @@ def program_filter(*, attributes: bool) -> bytes:
         *(_if(_EQUAL, number, _ALLOW) for number in recent),
         _if(_GREATER, _RECENT - 1, _ENOSYS),
         *(_if(_EQUAL, numbers[column], _EPERM) for numbers in denied.values() if numbers[column]),
+        *([_when(_MMAP[column], _no_shared_files())] if on_disk else []),
         _when(_CLONE[column], [_load(_argument(0)), _if(_ANY_BIT, _NAMESPACES, _EPERM)]),
         _when(_SOCKETPAIR[column], _only_streams()),
         _when(_PRLIMIT[column], [_load(_argument(0)), _unless_equal(0, _EPERM)]),
@@ -91,6 +94,15 @@ def program_filter(*, attributes: bool) -> bytes:
         _instruction(_RETURN, _ALLOW),
     ]
     return b"".join(parts)
+
+
+def _no_shared_files() -> list[bytes]:
+    """Shared maps of no file but memory: a file could be filled through one without a write."""
+    return [
+        _load(_argument(3)),
+        _if(_ANY_BIT, _MAP_ANONYMOUS, _ALLOW),
+        _if(_ANY_BIT, _MAP_SHARED, _EPERM),
+    ]
 
 
 def _only_streams() -> list[bytes]:

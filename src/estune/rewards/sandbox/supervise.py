@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from estune.rewards.descendants import end_tree, usage
+from estune.rewards.sandbox.folder import MOST_FILES, size_of
 from estune.rewards.sandbox.job import ENVIRONMENT
 from estune.rewards.sandbox.kinds import Limits, Outcome
 from estune.rewards.sandbox.pipes import Pipes
@@ -18,8 +19,8 @@ _OURS = 16  # threads of the sandbox itself, which are counted with the program'
 _CPU_LIMIT = (128 + 24, -24)  # the status of a process that SIGXCPU ended, as a shell or the kernel gives it
 
 
-def supervise(command: Sequence[str], given: bytes, limits: Limits) -> Outcome:
-    """Run `command` with `given` as its standard input."""
+def supervise(command: Sequence[str], given: bytes, limits: Limits, folder: str = "") -> Outcome:
+    """Run `command` with `given` as its standard input. folder: where it writes, if nothing else bounds that."""
     process = subprocess.Popen(
         command,
         bufsize=0,
@@ -32,7 +33,7 @@ def supervise(command: Sequence[str], given: bytes, limits: Limits) -> Outcome:
     )
     with process, Pipes(process, given, limits.output) as pipes:
         try:
-            excess = _watch(process, pipes, limits)
+            excess = _watch(process, pipes, limits, folder)
         finally:
             end_tree(process.pid, ended=process.poll() is not None)
             process.wait()
@@ -40,7 +41,7 @@ def supervise(command: Sequence[str], given: bytes, limits: Limits) -> Outcome:
     return Outcome(bytes(pipes.output), status, excess == "time", bytes(pipes.errors))
 
 
-def _watch(process: "subprocess.Popen[bytes]", pipes: Pipes, limits: Limits) -> str:
+def _watch(process: "subprocess.Popen[bytes]", pipes: Pipes, limits: Limits, folder: str) -> str:
     """Serve the pipes until the process ends by itself (then ""), or takes too much: the name of what it was."""
     until = time.monotonic() + limits.seconds
     look = time.monotonic() + _LOOK
@@ -49,7 +50,7 @@ def _watch(process: "subprocess.Popen[bytes]", pipes: Pipes, limits: Limits) -> 
         if now >= until:
             return "time"
         if now >= look:
-            if excess := _excess(process.pid, limits):
+            if excess := _excess(process.pid, limits, folder):
                 return excess
             look = time.monotonic() + _LOOK
         _serve(process, pipes, max(0.0, min(look, until) - now))
@@ -63,10 +64,19 @@ def _serve(process: "subprocess.Popen[bytes]", pipes: Pipes, seconds: float) -> 
             process.wait(seconds)
 
 
-def _excess(pid: int, limits: Limits) -> str:
+def _excess(pid: int, limits: Limits, folder: str) -> str:
+    """What of it all is too much, if anything is."""
     taken = usage(pid, limits.memory)
     if taken.memory > limits.memory:
         return "memory"
     if taken.cpu_seconds > limits.cpu_seconds:
         return "cpu"
-    return "processes" if taken.threads > limits.processes + _OURS else ""
+    if taken.threads > limits.processes + _OURS:
+        return "processes"
+    return "disk" if folder and _overflows(folder, taken.written, limits) else ""
+
+
+def _overflows(folder: str, written: int, limits: Limits) -> bool:
+    """Whether `folder` is too full; a file that was removed is there as long as who wrote it keeps it open."""
+    found = size_of(folder)
+    return found.entries > MOST_FILES or found.size + written > limits.disk
