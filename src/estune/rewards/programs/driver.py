@@ -22,7 +22,7 @@ from _json import encode_basestring_ascii  # what json.dumps uses, without the i
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from typing import Any, BinaryIO, NoReturn
+    from typing import Any, NoReturn
 
 _SAID = 256 << 10  # bytes of values that a test may hand back
 _PRINTED = 1 << 20  # bytes of a program's output that are compared
@@ -57,9 +57,10 @@ def _exactly(size: int) -> bytes:
 def _report(request: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
     """What one test came to: {"timed_out", "ended_well", "said"} and, for a test that was run as a whole, "passed"."""
     asks, tells = os.pipe(), os.pipe()
-    with _nameless() as given, _nameless() as said:
+    with os.fdopen(_nameless(), "r+b") as given, os.fdopen(_nameless(), "r+b") as said:
         given.write(test.get("input", "").encode("utf-8", "replace"))
-        given.seek(0)
+        given.flush()
+        os.lseek(given.fileno(), 0, os.SEEK_SET)
         child = os.fork()
         if child == 0:
             os.close(asks[0])
@@ -75,12 +76,12 @@ def _report(request: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
     return {"timed_out": status is None, "ended_well": status == 0, "said": text, "passed": passed}
 
 
-def _nameless() -> BinaryIO:
+def _nameless() -> int:
     """A file that only its descriptor leads to."""
     name = f".{os.urandom(8).hex()}"
-    file = open(name, "x+b", buffering=0)  # noqa: SIM115
+    descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     os.unlink(name)
-    return file
+    return descriptor
 
 
 def _wait(child: int, verdicts: tuple[int, int], seconds: float) -> tuple[int | None, bool]:
@@ -136,19 +137,11 @@ def _end_group(child: int) -> None:
 
 def _run(request: dict[str, Any], test: dict[str, Any], given: int, said: int, judge: tuple[int, int]) -> NoReturn:
     """In the test's own process: run the program, then the test."""
-    channel = os.dup(said)
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    for source, target in ((given, 0), (said if "input" in test else nothing, 1), (nothing, 2)):
-        os.dup2(source, target)
-    os.setpgid(0, 0)
-    seconds = int(request["seconds"]) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    sys.stdin = os.fdopen(0, encoding="utf-8", errors="replace")
-    sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="replace")
-    program = request["program"]
-    request.clear()  # the other tests are no business of this one
     status = 1
     try:
+        channel, program = os.dup(said), request["program"]
+        _prepare(request["seconds"], given, said if "input" in test else _nowhere())
+        request.clear()  # the other tests are no business of this one
         names: dict[str, Any] = {"__name__": "__main__"}
         exec(compile(program, "program.py", "exec"), names)
         if "steps" in test:
@@ -167,6 +160,26 @@ def _run(request: dict[str, Any], test: dict[str, Any], given: int, said: int, j
             sys.stdout.flush()
         finally:
             os._exit(status)
+
+
+def _prepare(seconds: float, given: int, printed: int) -> None:
+    """Standard input and output of the test, and a limit on its processor time beside the one on its time."""
+    nowhere = _nowhere()
+    for source, target in ((given, 0), (printed, 1), (nowhere, 2)):
+        os.dup2(source, target)
+    os.setpgid(0, 0)
+    most = int(seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
+    sys.stdin = os.fdopen(0, encoding="utf-8", errors="replace")
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="replace")
+
+
+def _nowhere() -> int:
+    """Where output goes that nobody reads: a file where a sandbox has no /dev/null to write to."""
+    try:
+        return os.open(os.devnull, os.O_WRONLY)
+    except OSError:
+        return _nameless()
 
 
 def _hand_back(channel: int, text: str) -> None:
