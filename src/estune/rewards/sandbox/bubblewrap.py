@@ -44,7 +44,7 @@ class Bubblewrap:
         for right in rights:  # the launcher needs them to bound the folder, and gives them up
             options += ["--cap-add", right]
         for path in job.readable():
-            options += _shown(path)
+            options += [*_open_parents(path), *_shown(path)]
         for path in job.hidden():
             options += ["--tmpfs", path, "--remount-ro", path]
         for device in ("null", "zero", "urandom", "random"):
@@ -52,6 +52,12 @@ class Bubblewrap:
         options += ["--perms", "1777", "--size", str(limits.disk), "--tmpfs", _FOLDER, "--chdir", _FOLDER]
         options += ["--symlink", _FOLDER, "/dev/shm", "--remount-ro", "/"]
         return [*options, "--setenv", "HOME", _FOLDER, "--setenv", "TMPDIR", _FOLDER]
+
+
+def _open_parents(path: str) -> list[str]:
+    """Make the folders above `path` such that any user may pass, which those outside may not be."""
+    parents = [str(parent) for parent in reversed(Path(path).parents)][1:]
+    return [word for parent in parents for word in ("--perms", "0755", "--dir", parent)]
 
 
 def _shown(path: str) -> list[str]:

@@ -4,7 +4,6 @@ import os
 import selectors
 import subprocess
 from contextlib import suppress
-from typing import IO
 
 _CHUNK = 1 << 16
 _LAST_READS = 16  # of what a process left in its pipes
@@ -18,6 +17,7 @@ class Pipes:
         assert process.stdin and process.stdout and process.stderr
         self.output, self.errors = bytearray(), bytearray()
         self._kept = {process.stdout.fileno(): (self.output, output), process.stderr.fileno(): (self.errors, _ERRORS)}
+        self._streams = {stream.fileno(): stream for stream in (process.stdin, process.stdout, process.stderr)}
         self._left = memoryview(given)
         self._selector = selectors.DefaultSelector()
         self._selector.register(process.stdin, selectors.EVENT_WRITE)
@@ -38,7 +38,7 @@ class Pipes:
             return -1
         ready = self._selector.select(seconds)
         for key, events in ready:
-            self._write(key.fileobj) if events & selectors.EVENT_WRITE else self._read(key.fileobj, key.fd)
+            self._write(key) if events & selectors.EVENT_WRITE else self._read(key)
         return len(ready)
 
     def drain(self) -> None:
@@ -47,21 +47,21 @@ class Pipes:
             if self.serve(0) <= 0:
                 return
 
-    def _write(self, pipe: "IO[bytes]") -> None:
-        with suppress(BlockingIOError, BrokenPipeError):  # a program need not read its input
-            self._left = self._left[os.write(pipe.fileno(), self._left[:_CHUNK]) :]
+    def _write(self, pipe: selectors.SelectorKey) -> None:
+        with suppress(BrokenPipeError):  # a program need not read its input
+            self._left = self._left[os.write(pipe.fd, self._left[:_CHUNK]) :]
             if self._left:
                 return
         self._let_go(pipe)
 
-    def _read(self, pipe: "IO[bytes]", number: int) -> None:
-        data = os.read(number, _CHUNK)
-        buffer, most = self._kept[number]
+    def _read(self, pipe: selectors.SelectorKey) -> None:
+        data = os.read(pipe.fd, _CHUNK)
+        buffer, most = self._kept[pipe.fd]
         buffer += data[: most - len(buffer)]
         if not data:
-            del self._kept[number]
+            del self._kept[pipe.fd]
             self._let_go(pipe)
 
-    def _let_go(self, pipe: "IO[bytes]") -> None:
-        self._selector.unregister(pipe)
-        pipe.close()
+    def _let_go(self, pipe: selectors.SelectorKey) -> None:
+        self._selector.unregister(pipe.fileobj)
+        self._streams[pipe.fd].close()

@@ -6,6 +6,7 @@ It gives up the capabilities of root first, which sandlock would pass on to the 
 """
 
 import ctypes
+import importlib
 import json
 import os
 import sys
@@ -18,9 +19,7 @@ def main() -> None:
     packages, policy, *command = sys.argv[1:]
     _give_up_capabilities()
     sys.path.append(packages)
-    from sandlock import Sandbox
-
-    status = Sandbox(**json.loads(policy)).run_interactive(command)
+    status = importlib.import_module("sandlock").Sandbox(**json.loads(policy)).run_interactive(command)
     os._exit(status if status >= 0 else 128 - status)
 
 
