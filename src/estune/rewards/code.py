@@ -72,13 +72,18 @@ def _text(completion: Any) -> str:
     return completion if isinstance(completion, str) else str(completion[-1]["content"] or "")
 
 
-def _listed(given: Any) -> Sequence[Any]:
-    listed: Sequence[Any] = json.loads(given) if isinstance(given, str) else given
-    return listed
+def _listed(given: Any) -> Any:
+    return json.loads(given) if isinstance(given, str) else given
 
 
 def _tests(given: Any, row: int) -> list[str | Mapping[str, Any]]:
-    listed = _listed(given)
+    try:
+        listed = _listed(given)
+    except (ValueError, RecursionError) as error:
+        raise RewardError(f"code_reward: completion {row}: its tests are no JSON ({error}); give a list") from None
     if not listed:
         raise RewardError(f"code_reward: completion {row} has no tests; give a list of asserts, or of inputs and outputs")
-    return list(listed)
+    tests = list(listed) if isinstance(listed, Sequence) and not isinstance(listed, str) else []
+    if not tests or not all(isinstance(test, str) or (isinstance(test, Mapping) and {"input", "output"} <= set(test)) for test in tests):
+        raise RewardError(f"code_reward: completion {row}: its tests must be a list, of asserts or of inputs and outputs")
+    return tests

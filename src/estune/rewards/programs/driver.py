@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any, NoReturn
 
-_SAID = 256 << 10  # bytes of values that a test may hand back
+_SAID = 1 << 20  # bytes of values that a test may hand back
 _PRINTED = 1 << 20  # bytes of a program's output that are compared
 _DEPTH = 40  # how deep values may be nested
 _ITEMS = 10_000  # values that are drawn from an iterator

@@ -213,6 +213,8 @@ def _function(node: ast.expr, scope: Scope) -> Compute:
 
 def _lambda(node: ast.Lambda, scope: Scope) -> Compute:
     names = [each.arg for each in node.args.args]
+    if len(names) < sum(isinstance(each, ast.arg) for each in ast.walk(node.args)) or node.args.defaults:
+        raise Unsplittable("a function with other arguments than names")
     with scope.local(names):
         body = compiled(node.body, scope)
 

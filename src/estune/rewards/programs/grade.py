@@ -19,6 +19,7 @@ from estune.rewards.sandbox import Limits, Sandbox
 _DRIVER = (Path(__file__).parent / "driver.py").read_text(encoding="utf-8")
 _START = 5.0  # seconds that a sandbox and the interpreter in it may take to start
 _OUTPUT = 8 << 20  # bytes that a test may add to the report: its output with all letters escaped
+_REPORT = 64 << 20  # bytes of all tests' together
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _reports(program: str, tests: Sequence[Test], seconds: float, sandbox: Sandb
     asked = {"program": program, "seconds": seconds, "tests": [dict(test.asked) for test in tests]}
     request, secret = marshal.dumps(asked), secrets.token_hex(16)
     whole = _START + len(tests) * (seconds + 0.5)
-    limits = Limits(seconds=whole, cpu_seconds=2 * whole, output=_OUTPUT * (len(tests) + 1))
+    limits = Limits(seconds=whole, cpu_seconds=2 * whole, output=min(_OUTPUT * (len(tests) + 1), _REPORT))
     outcome = sandbox.run(_DRIVER, b"%016d" % len(request) + request + secret.encode(), limits)
     reports = _read(outcome.output, secret)
     return reports, outcome.timed_out or any(report["timed_out"] for report in reports)

@@ -9,7 +9,7 @@ import ast
 import builtins
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from random import Random
@@ -17,11 +17,12 @@ from typing import Any
 
 from estune.rewards.programs.bounded import FUNCTIONS, METHODS, MODULES
 from estune.rewards.programs.expression import Compute, Run, compiled, target_names
-from estune.rewards.programs.failed import Unsplittable
+from estune.rewards.programs.failed import Failed, Unsplittable
+from estune.rewards.programs.unrolled import Unrolled, bound, literals
 from estune.rewards.programs.values import decoded, plain
 
 _NAN = re.compile(r"\b(is)?nan\b", re.IGNORECASE)
-_ROUNDS = 1000  # of a test's own loop
+_DEFINED = re.compile(r"^(?:def|class) +(\w+)|^(\w+) *=(?!=)", re.MULTILINE)
 _DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 
 
@@ -61,20 +62,15 @@ def split(test: str, redefined: frozenset[str] = frozenset()) -> Split | None:
     try:
         tree = ast.parse(test)
         made = _split(tree, test, frozenset())
-        if made is None and redefined:
-            made = _split(tree, test, _innermost(tree, redefined))
-        return made
+        return made or _split(tree, test, _innermost(tree, redefined) or _innermost(tree, frozenset(vars(builtins))))
     except (Unsplittable, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
 def redefinitions(program: str) -> frozenset[str]:
-    """The names of Python's own functions that `program` defines for itself."""
-    try:
-        tree = ast.parse(program)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return frozenset()
-    return frozenset(node.name for node in tree.body if isinstance(node, _DEFINITIONS) and hasattr(builtins, node.name))
+    """The names of Python's own functions that `program` seems to define for itself."""
+    names = {name for pair in _DEFINED.findall(program) for name in pair if name}
+    return frozenset(name for name in names if hasattr(builtins, name))
 
 
 def _innermost(tree: ast.AST, redefined: frozenset[str]) -> frozenset[str]:
@@ -174,14 +170,29 @@ class _Splitter:
             self._loop(statement)
         elif isinstance(statement, (ast.Import, ast.ImportFrom)):
             self._import(statement)
-        elif isinstance(statement, _DEFINITIONS):
+        elif isinstance(statement, ast.FunctionDef):
+            self._function(statement)
+        elif isinstance(statement, ast.ClassDef):
             self._define(statement.name, statement)
         elif not isinstance(statement, ast.Pass):
             raise Unsplittable(type(statement).__name__)
 
     def _assert(self, statement: ast.Assert) -> None:
-        check = compiled(statement.test, self)
+        check = compiled(self._unrolled(statement.test), self)
         self.checks.append(lambda run: bool(check(run)))
+
+    def _unrolled(self, node: ast.expr) -> ast.expr:
+        unrolled: ast.expr = Unrolled(self._is_programs, self._programs_in, self._known_value).visit(node)
+        return unrolled
+
+    def _known_value(self, node: ast.expr) -> Any:
+        """The value of what can be computed now, before the program has run."""
+        if self._programs_in(node):
+            raise Unsplittable("a loop over what a program returned")
+        try:
+            return compiled(node, self)(Run([]))
+        except Failed as error:
+            raise Unsplittable(str(error)) from None
 
     def _assign(self, statement: ast.Assign) -> None:
         if len(statement.targets) != 1:
@@ -193,7 +204,8 @@ class _Splitter:
         elif isinstance(target, ast.Name):
             self._name(target.id, statement)
         elif isinstance(target, ast.Tuple) and isinstance(statement.value, ast.Tuple):
-            self._bind(target, statement.value)
+            for name, part in list(bound(target, statement.value)):
+                self._statement(ast.Assign([ast.Name(name, ast.Store())], part, lineno=1))
         elif self._programs_in(statement):
             raise Unsplittable("an assignment of what a program returned")
         else:
@@ -220,7 +232,7 @@ class _Splitter:
 
     def _expression(self, statement: ast.Expr) -> None:
         value = statement.value
-        if isinstance(value, ast.Constant) or _is_print(value):
+        if _is_text(statement) or _is_print(value):
             return
         if not self._is_programs(value) and self._programs_in(value):
             raise Unsplittable("a call with the program in its arguments")
@@ -228,23 +240,12 @@ class _Splitter:
 
     def _loop(self, statement: ast.For) -> None:
         """A loop over values that are known here is written out."""
-        if statement.orelse or self._programs_in(statement.iter):
-            raise Unsplittable("a loop over what a program returned")
-        values = list(compiled(statement.iter, self)(Run([])))
-        if len(values) > _ROUNDS:
-            raise Unsplittable("a long loop")
-        for value in values:
-            written = ast.parse(repr(value), mode="eval").body
-            self._bind(statement.target, written)
+        if statement.orelse:
+            raise Unsplittable("a loop with an else")
+        for value in literals(self._known_value(statement.iter)):
+            for name, part in bound(statement.target, value):
+                self._statement(ast.Assign([ast.Name(name, ast.Store())], part, lineno=1))
             self.run(statement.body)
-
-    def _bind(self, target: ast.expr, value: ast.expr) -> None:
-        if isinstance(target, ast.Name):
-            return self._statement(ast.Assign([target], value, lineno=1))
-        if not isinstance(target, (ast.Tuple, ast.List)) or not isinstance(value, (ast.Tuple, ast.List)):
-            raise Unsplittable("a loop's target")
-        for part, one in zip(target.elts, value.elts, strict=True):
-            self._bind(part, one)
 
     def _import(self, statement: ast.Import | ast.ImportFrom) -> None:
         for alias in statement.names:
@@ -261,6 +262,15 @@ class _Splitter:
         if module == "random":
             return {name: getattr(self._random, name) for name in ("choice", "randint", "random", "randrange", "uniform")}
         return MODULES.get(module, {})
+
+    def _function(self, statement: ast.FunctionDef) -> None:
+        """A function of the test's own; one that only returns an expression may be called here, too."""
+        self._define(statement.name, statement)
+        last = statement.body[-1]
+        if isinstance(last, ast.Return) and last.value and all(map(_is_text, statement.body[:-1])):
+            with suppress(Unsplittable):
+                compute = compiled(ast.Lambda(statement.args, last.value), self)
+                self._define(statement.name, statement, compute)
 
     def _define(self, name: str, statement: ast.stmt, compute: Compute | None = None) -> None:
         self.programs -= {name}
@@ -323,8 +333,11 @@ class _Splitter:
 
 
 def _loaded(node: ast.AST) -> list[str]:
-    """The names that `node` reads, each once, in their order."""
-    names = (each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load))
+    """The names that `node` reads from around it, each once, in their order."""
+    nodes = list(ast.walk(node))
+    own = {name for each in nodes if isinstance(each, ast.comprehension) for name in _stored(each.target)}
+    own |= {each.arg for each in nodes if isinstance(each, ast.arg)}
+    names = (each.id for each in nodes if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load) and each.id not in own)
     return list(dict.fromkeys(names))
 
 
@@ -334,6 +347,10 @@ def _stored(node: ast.AST) -> list[str]:
 
 def _first(value: Any, run: Run) -> Any:
     return value
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def _is_print(node: ast.expr) -> bool:
