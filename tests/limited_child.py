@@ -25,3 +25,14 @@ def made():
 
 def not_made():
     raise ConfigError("cannot be had; pip install it")
+
+
+def spins_over_answers():
+    """As reasoning_gym's verifiers are called: without an answer, whether there is such a dataset."""
+
+    def score(name, answer, entry):
+        while answer is not None:
+            pass
+        return 1.0
+
+    return score
