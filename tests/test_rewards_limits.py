@@ -1,6 +1,7 @@
 """What keeps a built-in grader busy gets its lowest grade, is counted, and costs nobody else theirs."""
 
 import functools
+import json
 import math
 import os
 import subprocess
@@ -161,6 +162,18 @@ def test_a_function_that_does_not_bound_itself_has_reward_timeout_as_ever(reward
 
     scores = rewards(sleeps, timeout=0.3).score([{"prompt": "p"}], [Completion("a", [1], False)], first=False)
     assert failure_metrics([scores]) == {"es/reward_errors": 1, "es/reward_timeouts": 1}
+
+
+def test_in_training_what_met_a_limit_is_a_metric_from_the_first_step_on(tiny, tmp_path, capsys, monkeypatch):
+    body = "    from estune.rewards.limits import Grades\n    return Grades(map(float, range(len(completions))), overran=1)\n"
+    (tmp_path / "bounded_reward.py").write_text(f"def mine(completions, **columns):\n{body}")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["train", "--model_name_or_path", str(tiny), "--engine", "fake", "--dataset_name", str(tmp_path / "rows.jsonl")]
+    words += ["--reward_funcs", "bounded_reward.mine", "--population_size", "2", "--max_steps", "2", "--output_dir", str(tmp_path / "out")]
+    assert main(words) == 0
+    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["es/reward_timeouts"], line["es/reward_errors"]) for line in metrics] == [(2, 0), (2, 0)]
 
 
 def test_score_says_how_many_met_the_limit_and_grades_the_others(tmp_path, capsys):
