@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from estune.cli.main import main
 from estune.errors import ConfigError, DataError
-from estune.tasks import TASKS, grading
+from estune.tasks import TASKS
 from estune.tasks.answers import last_boxed
 from estune.tasks.math import MATH_TASKS, answer_text, math_reward, problem_rows
 
@@ -276,11 +276,9 @@ def test_the_reward_travels_to_other_processes_by_its_name() -> None:
 
 
 def test_without_math_verify_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    grading._math_verify.cache_clear()
     monkeypatch.setitem(sys.modules, "math_verify", None)
     with pytest.raises(ConfigError, match=r'pip install "estune\[math\]"'):
         score(boxed("1"), "1")
-    grading._math_verify.cache_clear()
 
 
 # The data

@@ -49,8 +49,11 @@ def _score(functions: list[Any], rows: list[dict[str, Any]], where: str) -> list
     rewards = Rewards(functions)
     rewards.check([name for name in rows[0] if name not in ("prompt", "completion")])
     answers = [Completion(_text(row["completion"], where, number), [], False) for number, row in enumerate(rows, 1)]
-    total = rewards.score(rows, answers).total
-    return [None if value != value else float(value) for value in total]
+    scores = rewards.score(rows, answers)
+    if scores.overran:
+        several = "answers" if scores.overran > 1 else "answer"
+        print(f"{scores.overran} {several} met the grader's time limit and got its lowest grade (es/reward_timeouts)", file=sys.stderr)
+    return [None if value != value else float(value) for value in scores.total]
 
 
 def _rows(path: str) -> list[dict[str, Any]]:

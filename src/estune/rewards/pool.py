@@ -57,6 +57,7 @@ class Outcome:
     failures: dict[int, Failure] = field(default_factory=dict)  # by completion
     metrics: dict[str, float] = field(default_factory=dict)
     extra: dict[str, list[Any]] = field(default_factory=dict)
+    overran: int = 0  # completions at which the function met a time limit of its own
 
 
 class Pool:
@@ -104,7 +105,7 @@ class Pool:
         if index not in self._singly:
             whole = (await self._ask(index, [call]))[0]
             if isinstance(whole, Returned):
-                return Outcome(whole.values, {}, whole.metrics, whole.extra)
+                return Outcome(whole.values, {}, whole.metrics, whole.extra, whole.overran)
             if strict:
                 raise RewardError(f"reward function {self._names[index]} {whole.reason}; mend it and resume the run")
             if call.count == 1:
@@ -176,7 +177,8 @@ def _merged(answers: Sequence[Answer]) -> Outcome:
     logged = {name: [one.metrics[name] for one in returned if name in one.metrics] for name in names}
     columns = sorted({name for one in returned for name in one.extra})
     extra = {name: [_first(one, name) for one in answers] for name in columns}
-    return Outcome(values, failures, {name: math.fsum(found) / len(found) for name, found in logged.items()}, extra)
+    overran = sum(one.overran for one in returned)
+    return Outcome(values, failures, {name: math.fsum(found) / len(found) for name, found in logged.items()}, extra, overran)
 
 
 def _is_async(function: Any) -> bool:

@@ -65,7 +65,8 @@ class Scorer:
             frame = pickle.dumps(Request(index, None, [_light(call) for call in calls]))
         except Exception as error:  # a column of something that cannot be pickled
             raise Refused(f"its arguments cannot be sent ({type(error).__name__}: {error})") from None
-        response = await self._exchange(frame, self._setup.timeout * -(-len(calls) // self._setup.concurrency))
+        seconds = max(call.allowed(self._setup.timeout) for call in calls)
+        response = await self._exchange(frame, seconds * -(-len(calls) // self._setup.concurrency))
         if isinstance(response, Failure):
             return [response] * len(calls)
         if response.worn:
