@@ -1,6 +1,6 @@
 """Runs attacks in a sandbox, as whoever it is started as: prints, as JSON, what each printed and what was left outside.
 
-    python attack_child.py SANDBOX < JSON of attacks by name
+python attack_child.py SANDBOX < JSON of attacks by name
 """
 
 import json
@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from attacks import PRELUDE
 

@@ -66,8 +66,8 @@ handle = struct.pack("Ii", 128, 0) + bytes(128)
 tries(lambda: call(on_x86(303, 264), -100, os.__file__.encode(), handle, ctypes.byref(ctypes.c_int()), 0))
 tries(lambda: call(on_x86(304, 265), -100, struct.pack("IiII", 8, 1, 2, 0), 0))
 """,
-    "watches the user's files": 'tries(lambda: libc.inotify_init1(0), lambda: libc.fanotify_init(0, 0))',
-    "uses a descriptor of the trainer": 'tries(*[lambda number=number: os.fstat(number) for number in range(3, 1024)])',
+    "watches the user's files": "tries(lambda: libc.inotify_init1(0), lambda: libc.fanotify_init(0, 0))",
+    "uses a descriptor of the trainer": "tries(*[lambda number=number: os.fstat(number) for number in range(3, 1024)])",
     "reads secrets of the environment": """
 values = " ".join(os.environ.values())
 if "hunter2" in values or len(os.environ) > 12:
@@ -135,7 +135,7 @@ names = ["/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sy
          "/sys/fs/cgroup/cgroup.procs", "/sys/fs/cgroup/memory/tasks", "/proc/1/oom_score_adj"]
 tries(*[lambda name=name: os.open(name, os.O_WRONLY) for name in names])
 """,
-    "uses io_uring": 'tries(lambda: call(425, 4, (ctypes.c_uint8 * 120)()))',
+    "uses io_uring": "tries(lambda: call(425, 4, (ctypes.c_uint8 * 120)()))",
     "uses bpf, perf, keys and userfaultfd": """
 tries(lambda: call(on_x86(321, 280), 0, (ctypes.c_uint32 * 32)(1, 4, 4, 1), 128),
       lambda: call(on_x86(298, 241), (ctypes.c_uint32 * 32)(1, 128), 0, -1, -1, 0),
@@ -283,7 +283,7 @@ HOLD = "\ntime.sleep(0.5)\ngot('held')\n"  # longer than from one look to the ne
 BLOCK = "block = b'x' * (16 << 20)\n"
 AMOUNTS = {
     "takes memory alone": f"{BLOCK}kept = [block + bytes([n]) for n in range(40)]{HOLD}",
-    "takes memory in children": f"""
+    "takes memory in children": """
 for n in range(8):
     if os.fork() == 0:
         kept = bytes(96 << 20).replace(b"\\0", b"x")
