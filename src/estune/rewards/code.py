@@ -16,6 +16,7 @@ from estune.errors import RewardError
 from estune.resources import cores
 from estune.rewards import sandbox as sandboxes
 from estune.rewards.limits import Grades, bounds_itself
+from estune.rewards.prepare import prepared_by
 from estune.rewards.programs.grade import Grade, grade, most_seconds
 
 UNLOCKED = sandboxes.UNLOCKED
@@ -29,6 +30,7 @@ def _most_seconds(tests: Sequence[Any], seconds: float = _SECONDS, **columns: An
     return _PROOF + sum(most_seconds(len(_listed(given)), seconds) for given in tests if given)
 
 
+@prepared_by(sandboxes.prepare)
 @bounds_itself(_most_seconds)
 def code_reward(
     completions: Sequence[Any],

@@ -3,11 +3,14 @@
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+_ROUNDS = 20  # of looking for processes to end
 
 
 @dataclass(frozen=True)
@@ -46,24 +49,33 @@ def family(root: int) -> list[int]:
     return found
 
 
-def end_tree(pid: int, *, ended: bool) -> None:
-    """SIGKILL to a process, to its group, and, unless it `ended` already, to what descends from it in other sessions."""
-    if not ended:  # else its number may be another's by now
-        with contextlib.suppress(psutil.NoSuchProcess):
-            _end_descendants(psutil.Process(pid))
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+def end_kept(keeper: int) -> None:
+    """Have a keeper end all that it keeps, and then itself. Elsewhere than on Linux there is none: the processes are killed."""
+    if sys.platform != "linux":
+        end_descendants(keeper)
+        _signal(keeper, signal.SIGKILL)
+    else:  # it isn't killed, nor stopped: it ends its work even when this process is killed meanwhile
+        _signal(keeper, signal.SIGTERM)
+        _signal(keeper, signal.SIGCONT)
 
 
-def _end_descendants(root: psutil.Process) -> None:
-    root.suspend()  # so that it starts nothing more
-    for _ in range(20):  # its children may start some meanwhile
-        alive = [child for child in root.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
-        if not alive:
+def end_descendants(root: int) -> None:
+    """SIGKILL to all that descends from `root`, but not to itself."""
+    for _ in range(_ROUNDS):  # they may start some meanwhile
+        if not (found := [pid for pid in family(root)[1:] if _runs(pid)]):
             return
-        for child in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+        for pid in found:
+            _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _runs(pid: int) -> bool:
+    process = _process(pid)
+    return process is not None and _of(process, lambda each: each.status() != psutil.STATUS_ZOMBIE) > 0
 
 
 def _family_elsewhere(root: int) -> list[int]:

@@ -19,9 +19,13 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PATIENCE = 10.0  # seconds for processes to end that were killed
 
 
-def keep(parent: int) -> None:
-    """Return in a child of this process; this process stays behind as its keeper and never returns. Linux only."""
+def keep(parent: int, report: int = -1) -> None:
+    """Return in a child of this process; this process stays behind as its keeper and never returns. Linux only.
+
+    report: a descriptor to which the keeper writes its process number and, when all is over, the child's exit status.
+    """
     signals = {signal.SIGTERM, signal.SIGCHLD}
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     control = ctypes.CDLL(None).prctl
     control(_PR_SET_CHILD_SUBREAPER, 1)
@@ -31,9 +35,11 @@ def keep(parent: int) -> None:
         os._exit(1)
     child = os.fork()
     if child:
-        _close_pipes()
+        _close_pipes(report)
+        _tell(report, keeper)
         status = _wait(child, signals)
         _end_all()
+        _tell(report, os.waitstatus_to_exitcode(status))
         _end_like(status)
     control(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
@@ -41,12 +47,19 @@ def keep(parent: int) -> None:
         os._exit(1)
 
 
-def _close_pipes() -> None:
+def _close_pipes(kept: int) -> None:
     """Let go of what the child reads and writes, so that its end is seen by whoever is at the other side."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
-    os.closerange(3, 256)
+    os.closerange(3, max(3, kept))
+    os.closerange(max(3, kept + 1), 256)
+
+
+def _tell(report: int, number: int) -> None:
+    if report >= 0:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(report, b"%d\n" % number)
 
 
 def _wait(child: int, signals: set[signal.Signals]) -> int:

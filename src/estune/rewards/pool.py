@@ -24,6 +24,7 @@ from estune.resources import cores
 from estune.rewards.call import Answer, Call, Failure, Returned, source
 from estune.rewards.here import Here
 from estune.rewards.portable import portable
+from estune.rewards.prepare import prepare
 from estune.rewards.process import Refused, Scorer
 from estune.rewards.scorer import Setup
 
@@ -96,6 +97,7 @@ class Pool:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._seats = asyncio.Semaphore(max(1, self._limits.scorers))
+            self._placing = asyncio.Lock()
             # A thread that lives as long as the scorers do: they end with the thread that started them.
             self._thread = threading.Thread(target=_run, args=[self._loop], name="estune-rewards", daemon=True)
             self._thread.start()
@@ -126,8 +128,10 @@ class Pool:
         return [one for answers in await asyncio.gather(*(self._ask(index, [call]) for call in calls)) for one in answers]
 
     async def _ask(self, index: int, calls: list[Call]) -> list[Answer]:
-        if index not in self._here and index not in self._portable:
-            self._place(index)
+        async with self._placing:
+            if index not in self._here and index not in self._portable:
+                await asyncio.to_thread(prepare, self._functions[index])
+                self._place(index)
         if index in self._portable:
             try:
                 return await self._elsewhere(index, calls)

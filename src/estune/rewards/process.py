@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass, replace
 from types import SimpleNamespace
 
 from estune.rewards.call import Answer, Call, Failure, timed_out
-from estune.rewards.descendants import end_tree, usage
+from estune.rewards.descendants import end_kept, usage
 from estune.rewards.scorer import FRAME, Request, Response, Setup
 
 logger = logging.getLogger(__name__)
@@ -82,10 +82,11 @@ class Scorer:
         self._has.add(index)
 
     async def end(self) -> None:
-        """Kill it and all that descends from it."""
+        """End it and all that descends from it."""
         if self.alive:
             self.alive = False
-            end_tree(self._process.pid, ended=self._process.returncode is not None)
+            if self._process.returncode is None:  # else its number may be another's by now
+                end_kept(self._process.pid)
         await self._process.wait()
         self._hearing.cancel()
 

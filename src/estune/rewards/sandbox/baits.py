@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import tempfile
@@ -85,12 +84,13 @@ def _heard(listener: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def _sleeper() -> "Iterator[subprocess.Popen[bytes]]":
-    process = subprocess.Popen([interpreter(), "-I", "-S", "-c", "import time; time.sleep(60)"], stdin=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    """A process that waits for its input to end, which it does with this process, however that ends."""
+    command = [interpreter(), "-I", "-S", "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _home_files() -> list[str]:

@@ -8,11 +8,12 @@ import os
 import shutil
 from pathlib import Path
 
+from estune.rewards.descendants import end_descendants
 from estune.rewards.sandbox import job
 from estune.rewards.sandbox.folder import MOST_FILES
 from estune.rewards.sandbox.kinds import Limits, Outcome, Unusable
 from estune.rewards.sandbox.seccomp import program_filter
-from estune.rewards.sandbox.supervise import supervise
+from estune.rewards.sandbox.supervise import start, supervise
 
 _FOLDER = "/work"
 _CAP_SETGID, _CAP_SETUID, _CAP_SYS_ADMIN = 6, 7, 21
@@ -33,7 +34,8 @@ class Bubblewrap:
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
         bounds = f"size={limits.disk},nr_inodes={MOST_FILES},mode=1777"
         told = job.job(source, request, limits, remount=bounds, other_user=self._privileged, seccomp=self._seccomp)
-        return supervise([self._bwrap, *self._options(limits), "--", *job.command()], told, limits)
+        process = start([self._bwrap, *self._options(limits), "--", *job.command()])
+        return supervise(process, told, limits, end=end_descendants)  # the first process inside takes all others along
 
     def _options(self, limits: Limits) -> list[str]:
         # With rights of its own a program takes a user id of its own; without, it is alone in a user namespace.

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 MOST_FILES = 4096  # that a program may have: each takes room that its size doesn't tell
+_LONGEST = 1024  # characters of a path: what lies deeper can soon not be looked at any more
 
 
 @contextlib.contextmanager
@@ -29,7 +30,7 @@ class Size:
 
 
 def size_of(folder: str) -> Size:
-    """What lies in `folder`, as far as it may be read; counting ends where there are too many entries."""
+    """What lies in `folder`, as far as it may be read. Counting ends, with too many entries, where there is no end."""
     size, entries, folders = 0, 0, [folder]
     for each in folders:
         with contextlib.suppress(OSError), os.scandir(each) as found:
@@ -39,8 +40,8 @@ def size_of(folder: str) -> Size:
                     size += entry.stat(follow_symlinks=False).st_blocks * 512
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
-        if entries > MOST_FILES:
-            break
+        if entries > MOST_FILES or len(each) > _LONGEST:
+            return Size(size, MOST_FILES + 1)
     return Size(size, entries)
 
 

@@ -2,18 +2,29 @@
 
 import os
 import selectors
-import subprocess
 from contextlib import suppress
+from typing import IO, Protocol
 
 _CHUNK = 1 << 16
 _LAST_READS = 16  # of what a process left in its pipes
 _ERRORS = 4096  # bytes of standard error that are kept
 
 
-class Pipes:
-    """Feeds `given` to `process` and keeps the first `output` bytes that it prints; the rest is read and forgotten."""
+class Piped(Protocol):
+    """A process with pipes."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", given: bytes, output: int) -> None:
+    stdin: IO[bytes] | None
+    stdout: IO[bytes] | None
+    stderr: IO[bytes] | None
+
+
+class Pipes:
+    """Feeds `given` to `process` and keeps the first `output` bytes that it prints; the rest is read and forgotten.
+
+    Closes all its pipes in the end.
+    """
+
+    def __init__(self, process: Piped, given: bytes, output: int) -> None:
         assert process.stdin and process.stdout and process.stderr
         self.output, self.errors = bytearray(), bytearray()
         self._kept = {process.stdout.fileno(): (self.output, output), process.stderr.fileno(): (self.errors, _ERRORS)}
@@ -31,6 +42,8 @@ class Pipes:
 
     def __exit__(self, *error: object) -> None:
         self._selector.close()
+        for stream in self._streams.values():
+            stream.close()
 
     def serve(self, seconds: float) -> int:
         """Write and read what is possible within `seconds`; how many pipes were served, -1 once none can be read any more."""

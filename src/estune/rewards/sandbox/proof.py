@@ -24,7 +24,7 @@ for n in range(4):
     if os.fork() == 0:
         {hold}
         os.write(holds, b'1')
-        time.sleep(0.6)
+        time.sleep(0.4)
         os._exit(0)
 os.close(holds)
 count = 0

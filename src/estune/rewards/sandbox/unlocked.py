@@ -9,7 +9,7 @@ from estune.rewards import keeper
 from estune.rewards.sandbox import job
 from estune.rewards.sandbox.folder import fresh_folder
 from estune.rewards.sandbox.kinds import Limits, Outcome
-from estune.rewards.sandbox.supervise import supervise
+from estune.rewards.sandbox.supervise import start, supervise
 
 
 class Unlocked:
@@ -21,4 +21,4 @@ class Unlocked:
         with fresh_folder() as folder:
             told = job.job(source, request, limits, folder=folder)
             command = [job.interpreter(), "-I", "-S", keeper.__file__, str(os.getpid()), job.LAUNCHER]
-            return supervise(command, told, limits, folder)
+            return supervise(start(command), told, limits, folder)
