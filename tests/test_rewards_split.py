@@ -226,6 +226,15 @@ def test_a_call_that_raises_fails_only_what_needs_it():
     assert not found.passed('[{"raised": "ValueError"}, {"value": 3}]')
 
 
+def test_a_program_has_what_the_tests_define_but_not_what_they_expect():
+    setup = "import heapq\nclass Node: pass\ndef walk(node):\n    yield node\n    yield node.next\ndef wanted(): return 41977\nlimit = 3\n"
+    found = split(f"{setup}assert f(limit) == wanted()")
+    assert found is not None
+    sent = "\n".join(step.source for step in found.steps)
+    assert all(one in sent for one in ("import heapq", "class Node", "def walk", "limit = 3"))
+    assert "41977" not in sent
+
+
 def test_a_list_that_an_assert_gives_to_the_program_is_the_tests_own_all_the_same():
     found = split("numbers = [3, 1]\nassert f(numbers) == sorted(numbers)\nassert f(numbers) == sorted(numbers)")
     assert found is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ from estune.tasks.gym_rows import gym_rows
 from estune.tasks.gym_scoring import decode, encode, gym_reward
 
 pytest.importorskip("reasoning_gym")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ended() -> Iterator[None]:
+    """The process that grades ends with this module's tests."""
+    yield
+    gym_scoring._VERIFIED.close()
+
 
 DOCS = (Path(__file__).parents[1] / "docs/tasks.md").read_text(encoding="utf-8")
 BRICKS = [*"[](),{}0123456789 +-*/x\n'\"", "<answer>", "</answer>"]

@@ -25,6 +25,13 @@ from estune.tasks.math import MATH_TASKS, answer_text, math_reward, problem_rows
 pytest.importorskip("math_verify")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _ended() -> Iterator[None]:
+    """The process that grades ends with this module's tests."""
+    yield
+    grading._SAME_VALUE.close()
+
+
 def score(completion: str, answer: Any) -> float:
     [value] = math_reward([completion], answer=[answer])
     return value

@@ -6,12 +6,9 @@ import time
 import pytest
 from conftest import made
 
-from estune.errors import RewardError
-from estune.rewards import prepare, sandbox
 from estune.rewards.sandbox import PROVEN, UNLOCKED, proven
 from estune.rewards.sandbox.kinds import Unusable
 from estune.rewards.sandbox.proof import prove
-from estune.rewards.sandbox.seccomp import program_filter
 
 
 @pytest.fixture(autouse=True)

@@ -174,6 +174,7 @@ class _Splitter:
             self._function(statement)
         elif isinstance(statement, ast.ClassDef):
             self._define(statement.name, statement)
+            self._send_definitions([statement.name])
         elif not isinstance(statement, ast.Pass):
             raise Unsplittable(type(statement).__name__)
 
@@ -215,18 +216,19 @@ class _Splitter:
                 self._sent.add(name)
 
     def _name(self, name: str, statement: ast.Assign) -> None:
-        """Give a value a name: here where it can be computed here, in the program's process where it may need it."""
+        """Give a value a name: here if it can be computed here, and in the program's process if that needs it."""
         if self._programs_in(statement.value):
             return self._define(name, statement, compiled(statement.value, self))
+        drawn_before = self._random.getstate()
         try:
             value = compiled(statement.value, self)(Run([]))
-            written = ast.parse(repr(value), mode="eval").body
-            same = bool(ast.literal_eval(written) == value)
         except Exception:  # what cannot be computed here is left to the program's process
             return self._define(name, statement)
-        if not same:
-            return self._define(name, statement)
-        self._define(name, ast.Assign(statement.targets, written, lineno=1), lambda run: value)
+        if (written := _literal(value)) is not None:
+            statement = ast.Assign(statement.targets, written, lineno=1)
+        elif self._random.getstate() != drawn_before:
+            raise Unsplittable("a drawn value that is no literal")
+        self._define(name, statement, partial(_first, value))
         if not _is_hashable(value):
             self._mutable.add(name)
 
@@ -256,6 +258,7 @@ class _Splitter:
             else:
                 found = self._contents(statement.module or "").get(alias.name)
                 self._define(name, statement, None if found is None else partial(_first, found))
+            self._send_definitions([name])  # the program may use it, too
 
     def _contents(self, module: str) -> Mapping[str, Any]:
         """What there is of a module here."""
@@ -270,7 +273,8 @@ class _Splitter:
         if isinstance(last, ast.Return) and last.value and all(map(_is_text, statement.body[:-1])):
             with suppress(Unsplittable):
                 compute = compiled(ast.Lambda(statement.args, last.value), self)
-                self._define(statement.name, statement, compute)
+                return self._define(statement.name, statement, compute)
+        self._send_definitions([statement.name])  # the program may use it, too
 
     def _define(self, name: str, statement: ast.stmt, compute: Compute | None = None) -> None:
         self.programs -= {name}
@@ -355,6 +359,15 @@ def _first(value: Any, run: Run) -> Any:
 
 def _is_text(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def _literal(value: Any) -> ast.expr | None:
+    """`value` as Python writes it down, if that is all of it."""
+    try:
+        written = ast.parse(repr(value), mode="eval").body
+        return written if ast.literal_eval(written) == value else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
 
 
 def _is_hashable(value: Any) -> bool:
