@@ -1,10 +1,9 @@
 """Programs that a model wrote are scored by their tests, and can reach nothing while they run."""
 
 import json
-import os
 import socket
 import threading
-from pathlib import Path
+import time
 
 import pytest
 
@@ -46,7 +45,36 @@ def test_a_program_earns_the_part_of_its_tests_that_it_passes(program, grade):
     assert score(program) == grade
 
 
+WHOLE = ["try:\n    assert add(1, 2) == 3\nexcept OSError:\n    raise"]  # a test that cannot be split
+ALWAYS = "    def {0}(self, *others): return {1}\n"
+AGREES = "class Any:\n" + "".join(ALWAYS.format(f"__{name}__", "True") for name in ("eq", "lt", "le", "contains", "bool"))
+SUMS = ["assert add(20000, 977) == 20977", "assert add(3, 10005) == 10008"]
 CHEATS = {
+    "equals everything": f"{AGREES}def add(a, b): return Any()",
+    "equals everything, in a list": f"{AGREES}def add(a, b): return [Any()]",
+    "is text that equals everything": "class Any(str):\n    def __eq__(self, other): return True\ndef add(a, b): return Any()",
+    "is a number that equals everything": "class Any(int):\n    def __eq__(self, other): return True\ndef add(a, b): return Any()",
+    "says that it is a number": "class Any:\n    __class__ = int\n    def __eq__(self, other): return True\ndef add(a, b): return Any()",
+    "prints as a value": "class Any:\n    def __repr__(self): return '3'\n    __str__ = __repr__\ndef add(a, b): return Any()",
+    "is nan": "def add(a, b): return float('nan')",
+    "writes the mark of a passed test": "import os\nfor d in range(3, 64):\n    try: os.write(d, b'+')\n"
+    "    except OSError: pass\nos._exit(0)",
+    "writes a report": 'import os\nr = b\'{"reports": [{"passed": true, "ended_well": true, "timed_out": false, "said": "[3]"}]}\'\n'
+    "for d in range(64):\n    try: os.write(d, r)\n    except OSError: pass\nos._exit(0)",
+    "looks for what is expected": "import gc, sys\nfound = []\nframe = sys._getframe()\n"
+    "while frame:\n    found += frame.f_locals.values()\n    frame = frame.f_back\n"
+    "found += gc.get_objects()\n"
+    "def add(a, b): return a + b if any(''.join(['209', '77']) in repr(one) for one in found) else None",
+    "changes what compares and hands back": "import builtins, json, operator\nfor m in (builtins, json, operator):\n"
+    "    for n in ('repr', 'isinstance', 'type', 'hex', 'dumps', 'eq'):\n"
+    "        if hasattr(m, n): setattr(m, n, lambda *a, **k: True)\ndef add(a, b): return 0",
+    "passes over asserts": "import builtins\nclass Never(BaseException): pass\nbuiltins.AssertionError = Never\ndef add(a, b): return 0",
+    "leaves while it is asked": "import os\ndef add(a, b): os._exit(0)",
+    "raises the end of the program": "def add(a, b): raise SystemExit(0)",
+    "goes on at the end": "import atexit\natexit.register(lambda: print('[3]'))\ndef add(a, b): return 0",
+    "never ends a list": "import itertools\ndef add(a, b): return itertools.count()",
+    "nests a list for ever": "x = []\nx.append(x)\ndef add(a, b): return x",
+    "floods": "def add(a, b): return 'x' * (1 << 28)",
     "leaves before the tests": "import sys\nsys.exit(0)",
     "leaves hard before the tests": "import os\nos._exit(0)",
     "spins": "while True: pass",
@@ -62,7 +90,58 @@ CHEATS = {
 
 @pytest.mark.parametrize("program", CHEATS.values(), ids=CHEATS)
 def test_a_program_that_does_something_else_earns_nothing(program):
-    assert score(program, seconds=1.0) == 0
+    assert score(program, SUMS, seconds=1.0) == 0
+
+
+@pytest.mark.parametrize("program", [CHEATS[name] for name in CHEATS if "mark" in name or "report" in name or "leaves" in name])
+def test_a_verdict_of_the_programs_own_process_is_not_guessed(program):
+    assert score(program, WHOLE) == 0
+    assert score(program, WHOLE, unlocked=True) == 0
+
+
+def test_a_test_that_cannot_be_split_is_run_as_a_whole():
+    assert score(ADD, WHOLE) == 1
+    assert score("def add(a, b): return 7", WHOLE) == 0
+    assert score(ADD, WHOLE + TESTS) == 1
+
+
+def test_an_expected_output_is_not_in_reach_of_the_program():
+    peeks = "import sys\nf = sys._getframe()\nwhile f.f_back:\n    f = f.f_back\n    print(f.f_locals.get('test', {}).get('output', ''))"
+    assert score(peeks, ECHO) == 0
+
+
+def test_the_name_of_a_function_of_pythons_own_may_be_the_programs():
+    assert score("def sum(a, b): return a * b", ["assert sum(10, 15) == 150"]) == 1
+    assert score("def sum(a, b): return 0", ["assert sum(10, 15) == 150"]) == 0
+
+
+def test_a_program_that_redefines_what_a_test_compares_with_gains_nothing():
+    assert score("def abs(x): return 0\ndef add(a, b): return 7", ["assert abs(add(1, 2) - 3) < 1e-6"]) == 0
+
+
+def test_state_of_one_test_is_not_seen_by_another():
+    counts = "calls = []\ndef add(a, b):\n    calls.append(1)\n    return len(calls)"
+    assert score(counts, ["assert add(1, 2) == 1", "assert add(1, 2) == 1"]) == 1
+
+
+def test_after_a_test_that_takes_too_long_the_others_fail_without_being_run():
+    started = time.monotonic()
+    slow = "def add(a, b):\n    while a == 0: pass\n    return a + b"
+    (reward,) = rewards = code_reward([slow], [[TESTS[0], *TESTS[1:] * 20]], seconds=1.0)
+    assert (reward, rewards.overran) == (1 / 21, 1)
+    assert time.monotonic() - started < 6
+
+
+def test_programs_that_never_end_cost_themselves_and_nobody_else():
+    rewards = code_reward(["while True: pass", "import time\ntime.sleep(1000)", ADD], [TESTS] * 3, seconds=0.5)
+    assert rewards == [0, 0, 1]
+    assert rewards.overran == 2
+
+
+@pytest.mark.slow
+def test_a_program_that_stops_what_watches_it_is_ended_all_the_same():
+    rewards = code_reward(["import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)", ADD], [TESTS] * 2, seconds=0.5)
+    assert rewards == [0, 1]
 
 
 def test_input_and_output_are_compared_word_by_word():
@@ -97,36 +176,25 @@ def test_a_program_changes_no_file_but_its_own(tmp_path):
 
 def test_a_program_sees_neither_other_processes_nor_the_environment(monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
-    assert score(f"import os\nassert 'SECRET_TOKEN' not in os.environ\nassert not os.listdir('/proc')\n{ADD}") == 1
+    assert score(f"import os\nassert 'SECRET_TOKEN' not in os.environ\nassert not os.path.exists('/proc/1/environ')\n{ADD}") == 1
 
 
-def test_what_a_program_started_ends_with_it():
-    started = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(987654)\n"
-    assert score(started + ADD) == 1
-    commands = [path.read_bytes() for path in map(_command, os.listdir("/proc")) if path]
-    assert not any(b"jail.py" in command for command in commands)
+def test_where_there_is_no_sandbox_nothing_is_run_unless_it_is_wanted(monkeypatch, tmp_path):
+    def none():
+        raise RewardError("no sandbox")
 
-
-def _command(process):
-    path = Path("/proc") / process / "cmdline"
-    return path if process.isdecimal() and path.exists() else None
-
-
-def test_where_a_program_cannot_be_locked_up_nothing_is_run_unless_it_is_wanted(monkeypatch, tmp_path):
-    jail = tmp_path / "jail.py"
-    refuses = "def _refused(flags):\n    ctypes.set_errno(1)\n    return -1\n\n\ndef main()"
-    jail.write_text(Path(code.jail.__file__).read_text().replace("_LIBC.unshare(", "_refused(").replace("def main()", refuses))
-    monkeypatch.setattr(code.jail, "__file__", str(jail))
-    with pytest.raises(RewardError, match=r"no namespaces of its own \(unshare: Operation not permitted\), so nothing was run; .*=1$"):
+    monkeypatch.setattr(code.sandboxes, "proven", none)
+    with pytest.raises(RewardError, match="no sandbox"):
         score(ADD)
     assert score(ADD, unlocked=True) == 1
     monkeypatch.setenv(code.UNLOCKED, "1")
     assert score(ADD) == 1
 
 
-def test_a_row_without_tests_is_refused():
-    with pytest.raises(RewardError, match="completion 0 has no tests"):
-        score(ADD, [])
+@pytest.mark.parametrize("tests", [[], "", "[", "[1]", [{"input": "1"}], {"input": "1", "output": "1"}, 3])
+def test_a_row_without_tests_is_refused(tests):
+    with pytest.raises(RewardError, match="code_reward: completion 0.* tests"):
+        score(ADD, tests)
 
 
 def test_the_program_is_the_last_block():

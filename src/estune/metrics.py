@@ -77,9 +77,14 @@ def reward_metrics(scores: Sequence[Scores]) -> Metrics:
 
 
 def failure_metrics(scores: Sequence[Scores]) -> Metrics:
-    """How many rewards were lost because a function failed, and how many of these because it took too long."""
+    """How many rewards were lost because a function failed, and how many answers took too long.
+
+    Timeouts are of two kinds: rewards that were lost to `reward_timeout`, and grades that are a grader's lowest because the
+    answer met the grader's own time limit. The latter are grades like others, so they are no errors.
+    """
     failures = [failure for score in scores for found in score.failures.values() for failure in found.values()]
-    return {"es/reward_errors": len(failures), "es/reward_timeouts": sum(failure.timed_out for failure in failures)}
+    timeouts = sum(failure.timed_out for failure in failures) + sum(score.overran for score in scores)
+    return {"es/reward_errors": len(failures), "es/reward_timeouts": timeouts}
 
 
 def fitness_metrics(fitness: np.ndarray[Any, np.dtype[np.float64]]) -> Metrics:

@@ -17,6 +17,7 @@ from estune.config import ESConfig
 from estune.data import Row, rows_of
 from estune.errors import ConfigError, DataError
 from estune.rewards.functions import RewardFunc, accepted, check_parameters, reward_name
+from estune.rewards.limits import Grades
 from estune.strategy import mix
 
 COLUMN = "task"  # says which part a row belongs to
@@ -198,7 +199,7 @@ class ForTask:
             return returned
         if len(returned) != len(mine):
             raise ValueError(f"{len(returned)} rewards for the {len(mine)} completions of {self.task}; it must return one each")
-        return _spread(returned, mine, size)
+        return Grades(_spread(returned, mine, size), returned.overran if isinstance(returned, Grades) else 0)
 
 
 def shares(weights: Sequence[float], size: int, start: float) -> list[int]:

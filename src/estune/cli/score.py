@@ -44,13 +44,16 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
 
 def _score(functions: list[Any], rows: list[dict[str, Any]], where: str) -> list[float | None]:
     from estune.member import Completion
+    from estune.rewards.limits import overran_line
     from estune.rewards.scoring import Rewards
 
     rewards = Rewards(functions)
     rewards.check([name for name in rows[0] if name not in ("prompt", "completion")])
     answers = [Completion(_text(row["completion"], where, number), [], False) for number, row in enumerate(rows, 1)]
-    total = rewards.score(rows, answers).total
-    return [None if value != value else float(value) for value in total]
+    scores = rewards.score(rows, answers)
+    if scores.overran:
+        print(overran_line(scores.overran), file=sys.stderr)
+    return [None if value != value else float(value) for value in scores.total]
 
 
 def _rows(path: str) -> list[dict[str, Any]]:

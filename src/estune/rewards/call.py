@@ -10,8 +10,10 @@ import inspect
 import math
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from estune.rewards.limits import Grades
 
 Columns = dict[str, list[Any]]
 
@@ -24,19 +26,28 @@ class Call:
     shared: dict[str, Any]
     loggers: tuple[str, ...]  # which of log_extra and log_metric it takes
     count: int
+    seconds: float | None = None  # after which a function that bounds itself is done, whatever `reward_timeout` says
 
     def singly(self) -> "list[Call]":
         """One call a completion."""
-        return [Call({name: [values[i]] for name, values in self.columns.items()}, self.shared, self.loggers, 1) for i in range(self.count)]
+        return [replace(self, columns={name: [values[i]] for name, values in self.columns.items()}, count=1) for i in range(self.count)]
+
+    def allowed(self, timeout: float) -> float:
+        """Seconds that the call may take where `reward_timeout` is `timeout`."""
+        return max(timeout, self.seconds or 0)
 
 
 @dataclass(frozen=True)
 class Returned:
-    """What a call gave: one number a completion, NaN for None, and what the function logged."""
+    """What a call gave: one number a completion, NaN for None, and what the function logged.
+
+    overran: completions at which the function met a time limit of its own, and gave its lowest grade.
+    """
 
     values: list[float]
     metrics: dict[str, float] = field(default_factory=dict)
     extra: dict[str, list[Any]] = field(default_factory=dict)
+    overran: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,8 @@ def _checked(result: Any, call: Call, logged: Returned) -> Answer:
     if isinstance(result, Failure):
         return result
     try:
-        return Returned(_numbers(result, call.count), logged.metrics, logged.extra)
+        overran = result.overran if isinstance(result, Grades) else 0
+        return Returned(_numbers(result, call.count), logged.metrics, logged.extra, overran)
     except ValueError as error:
         return Failure(f"returned {error}; it must return one number (or None) a completion")
 

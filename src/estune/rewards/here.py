@@ -41,7 +41,7 @@ class Here:
             threading.Thread(target=self._serve, args=[self._queue], name="estune-reward", daemon=True).start()
         done: Future[list[Answer]] = Future()
         self._queue.put((calls, done))
-        seconds = self._timeout * -(-len(calls) // self._concurrency)
+        seconds = max(call.allowed(self._timeout) for call in calls) * -(-len(calls) // self._concurrency)
         waiting = asyncio.wrap_future(done)
         if not (await asyncio.wait([waiting], timeout=seconds))[0]:
             self._queue = None

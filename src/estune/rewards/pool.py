@@ -10,7 +10,6 @@ import contextlib
 import inspect
 import logging
 import math
-import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
@@ -25,6 +24,7 @@ from estune.resources import cores
 from estune.rewards.call import Answer, Call, Failure, Returned, source
 from estune.rewards.here import Here
 from estune.rewards.portable import portable
+from estune.rewards.prepare import prepare
 from estune.rewards.process import Refused, Scorer
 from estune.rewards.scorer import Setup
 
@@ -58,6 +58,7 @@ class Outcome:
     failures: dict[int, Failure] = field(default_factory=dict)  # by completion
     metrics: dict[str, float] = field(default_factory=dict)
     extra: dict[str, list[Any]] = field(default_factory=dict)
+    overran: int = 0  # completions at which the function met a time limit of its own
 
 
 class Pool:
@@ -96,6 +97,7 @@ class Pool:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._seats = asyncio.Semaphore(max(1, self._limits.scorers))
+            self._placing = asyncio.Lock()
             # A thread that lives as long as the scorers do: they end with the thread that started them.
             self._thread = threading.Thread(target=_run, args=[self._loop], name="estune-rewards", daemon=True)
             self._thread.start()
@@ -105,7 +107,7 @@ class Pool:
         if index not in self._singly:
             whole = (await self._ask(index, [call]))[0]
             if isinstance(whole, Returned):
-                return Outcome(whole.values, {}, whole.metrics, whole.extra)
+                return Outcome(whole.values, {}, whole.metrics, whole.extra, whole.overran)
             if strict:
                 raise RewardError(f"reward function {self._names[index]} {whole.reason}; mend it and resume the run")
             if call.count == 1:
@@ -126,8 +128,10 @@ class Pool:
         return [one for answers in await asyncio.gather(*(self._ask(index, [call]) for call in calls)) for one in answers]
 
     async def _ask(self, index: int, calls: list[Call]) -> list[Answer]:
-        if index not in self._here and index not in self._portable:
-            self._place(index)
+        async with self._placing:
+            if index not in self._here and index not in self._portable:
+                await asyncio.to_thread(prepare, self._functions[index])
+                self._place(index)
         if index in self._portable:
             try:
                 return await self._elsewhere(index, calls)
@@ -165,7 +169,7 @@ class Pool:
     def _setup(self) -> Setup:
         limits = self._limits
         memory = psutil.virtual_memory().total // 4 if limits.memory is None else int(limits.memory * 2**30)
-        return Setup(os.getpid(), memory, limits.timeout, cores(), limits.concurrency)
+        return Setup(memory, limits.timeout, cores(), limits.concurrency)
 
 
 def _merged(answers: Sequence[Answer]) -> Outcome:
@@ -177,7 +181,8 @@ def _merged(answers: Sequence[Answer]) -> Outcome:
     logged = {name: [one.metrics[name] for one in returned if name in one.metrics] for name in names}
     columns = sorted({name for one in returned for name in one.extra})
     extra = {name: [_first(one, name) for one in answers] for name in columns}
-    return Outcome(values, failures, {name: math.fsum(found) / len(found) for name, found in logged.items()}, extra)
+    overran = sum(one.overran for one in returned)
+    return Outcome(values, failures, {name: math.fsum(found) / len(found) for name, found in logged.items()}, extra, overran)
 
 
 def _is_async(function: Any) -> bool:

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from types import SimpleNamespace
 
-import psutil
-
 from estune.rewards.call import Answer, Call, Failure, timed_out
+from estune.rewards.descendants import end_kept, usage
 from estune.rewards.scorer import FRAME, Request, Response, Setup
 
 logger = logging.getLogger(__name__)
@@ -21,7 +20,7 @@ logger = logging.getLogger(__name__)
 _START = 120  # seconds that a scorer may take to start and to import a function's module
 _LOOK = 1.0  # seconds between looks at the memory of a scorer that is busy
 _HEARD = 64 << 10  # bytes that are shown of what a scorer prints
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from estune.rewards.scorer import main; main()"
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from estune.rewards.scorer import main; main({parent})"
 
 
 class Refused(Exception):
@@ -44,7 +43,7 @@ class Scorer:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
-            _PROGRAM.format(path=sys.path),
+            _PROGRAM.format(path=sys.path, parent=os.getpid()),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -66,7 +65,8 @@ class Scorer:
             frame = pickle.dumps(Request(index, None, [_light(call) for call in calls]))
         except Exception as error:  # a column of something that cannot be pickled
             raise Refused(f"its arguments cannot be sent ({type(error).__name__}: {error})") from None
-        response = await self._exchange(frame, self._setup.timeout * -(-len(calls) // self._setup.concurrency))
+        seconds = max(call.allowed(self._setup.timeout) for call in calls)
+        response = await self._exchange(frame, seconds * -(-len(calls) // self._setup.concurrency))
         if isinstance(response, Failure):
             return [response] * len(calls)
         if response.worn:
@@ -82,10 +82,11 @@ class Scorer:
         self._has.add(index)
 
     async def end(self) -> None:
-        """Kill it and all that descends from it."""
+        """End it and all that descends from it."""
         if self.alive:
             self.alive = False
-            _kill(self._process.pid, ended=self._process.returncode is not None)
+            if self._process.returncode is None:  # else its number may be another's by now
+                end_kept(self._process.pid)
         await self._process.wait()
         self._hearing.cancel()
 
@@ -113,7 +114,7 @@ class Scorer:
             if left <= 0:
                 return timed_out(self._setup.timeout)
             await asyncio.wait([asked], timeout=min(left, _LOOK))
-            if not asked.done() and _memory(self._process.pid) > self._setup.memory:
+            if not asked.done() and usage(self._process.pid, self._setup.memory).memory > self._setup.memory:
                 return Failure(f"took more than {self._setup.memory / 2**30:.3g} GiB of memory with its children (reward_memory)")
         return None
 
@@ -151,37 +152,6 @@ def _light(call: Call) -> Call:
     attributes = {each.name: getattr(state, each.name) for each in fields(state)}
     attributes |= {"log_history": attributes.get("log_history", [])[-1:], "stateful_callbacks": {}}
     return replace(call, shared=call.shared | {"trainer_state": SimpleNamespace(**attributes)})
-
-
-def _kill(pid: int, *, ended: bool) -> None:
-    """SIGKILL to the process, to its group, and, unless it `ended` already, to what descends from it in other sessions."""
-    if not ended:  # else its number may be another's by now
-        with contextlib.suppress(psutil.NoSuchProcess):
-            _kill_descendants(psutil.Process(pid))
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _kill_descendants(root: psutil.Process) -> None:
-    root.suspend()  # so that it starts nothing more
-    for _ in range(20):  # its children may start some meanwhile
-        alive = [child for child in root.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
-        if not alive:
-            return
-        for child in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-
-
-def _memory(pid: int) -> int:
-    """Bytes that the process and its descendants have in memory."""
-    total = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                total += process.memory_info().rss
-    return total
 
 
 def _status(code: int | None) -> str:

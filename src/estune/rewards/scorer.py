@@ -1,7 +1,8 @@
 """The process that calls reward functions, so that nothing that they do reaches the trainer.
 
 It reads requests from its standard input and writes answers to its standard output, both framed and pickled; what a
-function prints goes to standard error. It is started by `process.py` in a session of its own, and ends with its parent.
+function prints goes to standard error. It is started by `process.py` in a session of its own. Its keeper ends it, and all that
+it started, when the trainer is gone.
 """
 
 import asyncio
@@ -9,7 +10,6 @@ import contextlib
 import ctypes
 import os
 import pickle
-import signal
 import struct
 import sys
 import threading
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from estune.rewards.call import Answer, Call, Failure, answer
 
 FRAME = struct.Struct("<Q")
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_PR_SET_CHILD_SUBREAPER = 36
 _LEFT_BEHIND = 64  # threads and children that a scorer may have after a call before it is replaced
 
 
@@ -29,7 +29,6 @@ _LEFT_BEHIND = 64  # threads and children that a scorer may have after a call be
 class Setup:
     """What a scorer is told first."""
 
-    parent: int
     memory: int  # bytes
     timeout: float  # seconds a call
     cores: int
@@ -54,7 +53,11 @@ class Response:
     worn: bool = False
 
 
-def main() -> None:
+def main(parent: int) -> None:
+    if sys.platform == "linux":
+        from estune.rewards.keeper import keep
+
+        keep(parent)
     requests, responses = _streams()
     setup: Setup = pickle.loads(_read(requests) or b"")
     _contain(setup)
@@ -101,13 +104,9 @@ def _write(stream: BinaryIO, data: bytes) -> None:
 
 
 def _contain(setup: Setup) -> None:
-    """End with the parent, keep hold of whatever is started here, take no more memory than is allowed, leave no core file."""
+    """Keep hold of whatever is started here, take no more memory than is allowed, leave no core file."""
     if sys.platform == "linux":
-        control = ctypes.CDLL(None).prctl
-        control(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        control(_PR_SET_CHILD_SUBREAPER, 1)
-        if os.getppid() != setup.parent:  # it ended before this was asked for
-            os._exit(1)
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     with contextlib.suppress(ImportError):  # not on Windows
         import resource
 

@@ -19,6 +19,7 @@ from estune.errors import ConfigError
 from estune.member import Completion, is_token_ids
 from estune.rewards.call import Call, Failure
 from estune.rewards.functions import RewardFunc, accepted, check_parameters, resolve_rewards, reward_name
+from estune.rewards.limits import own_limit
 from estune.rewards.pool import Limits, Outcome, Pool
 
 Row = dict[str, Any]
@@ -35,6 +36,7 @@ class Scores:
     by_function: reward function's name → its rewards (B,), NaN for None and, until `settle`, where it failed.
     metrics, extra: what the functions logged through log_metric and log_extra.
     failures: reward function's name → completion → what went wrong.
+    overran: completions at which a function met a time limit of its own, and gave its lowest grade.
     """
 
     total: NDArray[np.float64]
@@ -42,6 +44,7 @@ class Scores:
     metrics: dict[str, float] = field(default_factory=dict)
     extra: dict[str, list[Any]] = field(default_factory=dict)
     failures: dict[str, dict[int, Failure]] = field(default_factory=dict)
+    overran: int = 0
 
     @property
     def fitness(self) -> float:
@@ -80,7 +83,8 @@ class Pending:
         metrics = {name: value for outcome in found for name, value in outcome.metrics.items()}
         extra = {name: values for outcome in found for name, values in outcome.extra.items()}
         failures = {name: outcome.failures for name, outcome in zip(names, found, strict=True) if outcome.failures}
-        return Scores(self.rewards.weighted(by_function), by_function, metrics, extra, failures)
+        overran = sum(outcome.overran for outcome in found)
+        return Scores(self.rewards.weighted(by_function), by_function, metrics, extra, failures, overran)
 
 
 class Rewards:
@@ -197,7 +201,8 @@ def _call(function: RewardFunc, columns: dict[str, list[Any]], count: int, state
     taken = accepted(function, columns | {"trainer_state": None, "log_extra": None, "log_metric": None})
     shared = {"trainer_state": state} if "trainer_state" in taken else {}
     loggers = tuple(name for name in ("log_extra", "log_metric") if name in taken)
-    return Call({name: values for name, values in columns.items() if name in taken}, shared, loggers, count)
+    given = {name: values for name, values in columns.items() if name in taken}
+    return Call(given, shared, loggers, count, own_limit(function, given))
 
 
 def _unlike(names: list[str]) -> list[str]:

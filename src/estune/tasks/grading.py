@@ -1,8 +1,8 @@
 r"""Whether two mathematical answers are the same, by math-verify, kept from the texts on which it would work for hours.
 
 math-verify stops itself by an alarm signal, which only a process's main thread can set, and whose moment depends on the
-machine's load. It is switched off here: the same text then gets the same grade everywhere. What is known to run away is
-refused by its looks; anything else that hangs is ended from outside, by whoever runs the rewards.
+machine's load. It is switched off here. What is known to run away is refused by its looks; whatever else does is ended with
+the process that it runs in, after seconds of processor time, so that the same text gets the same grade everywhere.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from functools import cache, lru_cache
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 from estune.errors import ConfigError
+from estune.rewards.limited import MOST, Limited
 
 MAX_LENGTH = 400  # the longest answers of MATH and OlympiadBench have some 200 characters
 MAX_DEPTH = 8  # the parser's time grows by the power of the brackets' depth
@@ -32,6 +35,7 @@ _RUNAWAY = re.compile(
 )
 _THOUSANDS = re.compile(r"(?<=\d)(\\[,;: ]| )(?=\d{3}(?!\d))")
 _MIXED = re.compile(r"(?<![\d.])(\d+) (\d+)/(\d+)(?!\d)")
+_NAN = re.compile(r"[\\{}()$+\-\s]*(?:text|mathrm|operatorname)?[{}\s]*nan[}\s]*", re.IGNORECASE)
 _SPACES = re.compile(r"(?<!\w) | (?!\w)")
 
 
@@ -40,17 +44,43 @@ def same_answer(given: str, reference: str) -> bool:
 
     Raises:
         ConfigError: math-verify is not installed.
+        OverLimitError: it keeps sympy busy.
     """
-    verify = _math_verify()[1]
+    if find_spec("math_verify") is None:
+        raise ConfigError('math-verify is needed to grade mathematics; pip install "estune[math]"')
     given, reference = _plain(given), _plain(reference)
+    if _NAN.fullmatch(given) or _NAN.fullmatch(reference):
+        return False  # not a number is no answer
     if _SPACES.sub("", given) == _SPACES.sub("", reference):
         return bool(given)
-    if not (_is_tame(given) and _is_tame(reference)):
-        return False
+    return _is_tame(given) and _is_tame(reference) and bool(_SAME_VALUE(given, reference))
+
+
+_SAME_VALUE = Limited("estune.tasks.grading:same_value", MOST)
+
+
+def same_value() -> Callable[[str, str], bool]:
+    """What compares two tame answers by value, for a process that may be ended in the middle of it."""
     try:
-        return bool(verify(list(_parsed(reference)), list(_parsed(given)), timeout_seconds=None))
-    except Exception:  # sympy raises a little of everything, RecursionError among it
-        return False
+        from math_verify import LatexExtractionConfig, parse, verify
+    except ImportError as error:
+        raise ConfigError(f'math-verify is needed to grade mathematics ({error}); pip install "estune[math]"') from None
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has no time limit: on purpose
+    config = LatexExtractionConfig()
+
+    @lru_cache(maxsize=4096)  # a population answers the same problems, often alike
+    def parsed(text: str) -> tuple[Any, ...]:
+        return tuple(parse(f"${text}$", [config], parsing_timeout=None))
+
+    def same(given: str, reference: str) -> bool:
+        try:
+            return bool(verify(list(parsed(reference)), list(parsed(given)), timeout_seconds=None))
+        except MemoryError:
+            raise
+        except Exception:  # sympy raises a little of everything, RecursionError among it
+            return False
+
+    return same
 
 
 def _plain(text: str) -> str:
@@ -71,19 +101,3 @@ def _depth(text: str) -> int:
         depth += (letter in "{([") - (letter in "})]")
         deepest = max(deepest, depth)
     return deepest
-
-
-@lru_cache(maxsize=4096)  # a population answers the same problems, often alike
-def _parsed(text: str) -> tuple[Any, ...]:
-    parse, _, config = _math_verify()
-    return tuple(parse(f"${text}$", [config], parsing_timeout=None))
-
-
-@cache
-def _math_verify() -> tuple[Any, Any, Any]:
-    try:
-        from math_verify import LatexExtractionConfig, parse, verify
-    except ImportError as error:
-        raise ConfigError(f'math-verify is needed to grade mathematics ({error}); pip install "estune[math]"') from None
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has no time limit: on purpose
-    return parse, verify, LatexExtractionConfig()

@@ -2,7 +2,7 @@
 
 Some verifiers hand the model's answer to `eval`, openly or inside sympy's parser. Here the first read it as a literal
 instead, and the others see it only when it looks like a formula and nothing else: without `Integral`, too, whose
-derivative is the question itself.
+derivative is the question itself. What takes a verifier too long is ended with the process that it runs in, and earns 0.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from estune.errors import ConfigError, DataError
+from estune.rewards.limited import MOST, Limited, graded, most_seconds
+from estune.rewards.limits import bounds_itself
 from estune.tasks.answers import last_block
 from estune.tasks.base import Completion, LogMetric, completion_text, log_mean
 
@@ -44,6 +46,12 @@ _BROKEN = {"game_of_life_halting"}  # its verifier takes any text for the right 
 _BITWISE = re.compile(r"[0-9a-fA-Fx\s()<>&|^~+*-]{1,10000}")
 
 
+# What is no finite number where it is read as one: nan and inf, also as parts of a complex number, and numbers too large.
+_NOT_FINITE = re.compile(r"(?<![\w.])(?:s?nan\d*|inf|infinity)[ij]?(?!\w)", re.IGNORECASE)
+_NUMBER = re.compile(r"\d[\d_]*\.?[\d_]*(?:e[+-]?[\d_]+)?", re.IGNORECASE)
+
+
+@bounds_itself(most_seconds)
 def gym_reward(
     completions: Sequence[Completion],
     entry: Sequence[str],
@@ -53,20 +61,22 @@ def gym_reward(
 ) -> list[float]:
     """Score the last `<answer>` of each completion from 0 to 1 by the verifier of its dataset.
 
-    The metric `correct` is the share of full scores. A verifier that raises on an answer scores it 0.
+    The metric `correct` is the share of full scores. A verifier that raises on an answer or takes too long over it scores it 0.
 
     Raises:
         ConfigError: reasoning-gym is not installed.
         DataError: an entry is not what the dataset made, or there is no such dataset.
     """
-    rows = enumerate(zip(completions, entry, dataset, strict=True))
-    scores = [_score(completion_text(text), decode(one, row), _verifier(name, row), name) for row, (text, one, name) in rows]
+    rows = [(completion_text(text), one, name, row) for row, (text, one, name) in enumerate(zip(completions, entry, dataset, strict=True))]
+    scores = graded(rows, _score)
     log_mean(log_metric, "correct", [float(score >= 1) for score in scores])
     return scores
 
 
-def _score(completion: str, entry: dict[str, Any], verifier: Any, name: str) -> float:
-    block = last_block(completion)
+def _score(completion: str, text: str, name: str, row: int) -> float:
+    entry, block = decode(text, row), last_block(completion)
+    if not _VERIFIED(name, None, None):
+        raise DataError(f"row {row}: reasoning_gym has no dataset {name!r}; estune tasks reasoning_gym lists them")
     if block is None:
         return 0.0
     answer = completion[slice(*block)].strip()
@@ -74,20 +84,56 @@ def _score(completion: str, entry: dict[str, Any], verifier: Any, name: str) -> 
         return 0.0
     if name in _BROKEN:
         return float(answer == str(entry["answer"]))
-    try:
-        score = float(verifier.score_answer(answer, entry))
-    except Exception:  # each verifier has its own ideas of what an answer may be
-        return 0.0
-    return min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
+    return min(max(float(_VERIFIED(name, answer, text)), 0.0), 1.0)
+
+
+def verified() -> Callable[[str, str | None, str | None], float]:
+    """What scores an answer to an entry by its dataset's verifier, for a process that may be ended in the middle of it.
+
+    Without an answer it says whether there is such a dataset.
+    """
+    known = datasets()
+
+    def score(name: str, answer: str | None, entry: str | None) -> float:
+        if answer is None or entry is None:
+            return float(name in known)
+        try:
+            given = float(_verifier(name).score_answer(answer, decode(entry)))
+        except MemoryError:
+            raise
+        except Exception:  # each verifier has its own ideas of what an answer may be
+            return 0.0
+        return given if math.isfinite(given) else 0.0
+
+    return score
+
+
+_VERIFIED = Limited("estune.tasks.gym_scoring:verified", MOST)
 
 
 def _is_tame(answer: str, name: str, entry: dict[str, Any]) -> bool:
     if not answer or len(answer) > MAX_LENGTH:
         return False
+    if not _is_finite(answer, str(entry["answer"])):
+        return False
     if name == "bitwise_arithmetic":
         return _BITWISE.fullmatch(str(entry["metadata"]["problem"])) is not None
     looks = _LOOKS.get(name)
     return looks is None or (looks.fullmatch(answer) is not None and (looks is _SUM or not _POWER.search(answer)))
+
+
+def _is_finite(answer: str, right: str) -> bool:
+    """Whether all that could be read as a number is finite; a word of the right answer is a word, such as a name."""
+    if _NOT_FINITE.search(answer) and not _NOT_FINITE.search(right):
+        return False
+    return all(number in right or math.isfinite(_read(number)) for number in _NUMBER.findall(answer))
+
+
+def _read(number: str) -> float:
+    try:
+        return float(number)
+    except ValueError:  # such as 1__2
+        return 0.0
 
 
 @cache
@@ -106,15 +152,8 @@ def datasets() -> Mapping[str, Any]:
     return DATASETS  # type: ignore[no-any-return]
 
 
-def _verifier(name: str, row: int) -> Any:
-    try:
-        return _verifiers(name)
-    except KeyError:
-        raise DataError(f"row {row}: reasoning_gym has no dataset {name!r}; estune tasks reasoning_gym lists them") from None
-
-
 @cache
-def _verifiers(name: str) -> Any:
+def _verifier(name: str) -> Any:
     kind, config = datasets()[name]
     return kind(config=config(seed=1, size=1))
 

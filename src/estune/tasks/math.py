@@ -13,6 +13,8 @@ from functools import partial
 from typing import Any
 
 from estune.errors import DataError
+from estune.rewards.limited import graded, most_seconds
+from estune.rewards.limits import bounds_itself
 from estune.tasks.answers import last_boxed
 from estune.tasks.base import Completion, LogMetric, Row, Task, completion_text, first_rows, hub_rows, log_mean
 from estune.tasks.grading import same_answer
@@ -21,16 +23,17 @@ INSTRUCTION = r"Please reason step by step, and put your final answer within \bo
 HARD = 3  # the paper learns from MATH's levels 3 to 5
 
 
+@bounds_itself(most_seconds)
 def math_reward(
     completions: Sequence[Completion], answer: Sequence[Any], log_metric: LogMetric | None = None, **columns: Any
 ) -> list[float]:
-    r"""Score each completion 1 where its last \boxed{} holds the answer, else 0.
+    r"""Score each completion 1 where its last \boxed{} holds the answer, else 0, also where sympy would take too long over it.
 
     Raises:
         ConfigError: math-verify is not installed.
     """
-    pairs = zip(completions, answer, strict=True)
-    grades = [float(_is_right(completion_text(completion), answer_text(right))) for completion, right in pairs]
+    pairs = [(completion_text(one), answer_text(right)) for one, right in zip(completions, answer, strict=True)]
+    grades = graded(pairs, _is_right)
     log_mean(log_metric, "correct", grades)
     return grades
 

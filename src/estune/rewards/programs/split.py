@@ -1,0 +1,387 @@
+"""Split a test: the program's process computes what is the program's, the comparison is made here.
+
+`assert f(2) == 4` becomes a step that hands back `f(2)`, and a check here that what came is 4: the 4 never goes where the
+program is. The statements of a test become, in their order, steps for the program's process and checks for ours. A test
+whose verdict only the program's process can give (a loop without end, a helper of the test's own) is Unsplittable.
+"""
+
+import ast
+import builtins
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from random import Random
+from typing import Any
+
+from estune.rewards.programs.bounded import FUNCTIONS, METHODS, MODULES
+from estune.rewards.programs.expression import Compute, Run, compiled, target_names
+from estune.rewards.programs.failed import Failed, Unsplittable
+from estune.rewards.programs.unrolled import Unrolled, bound, literals
+from estune.rewards.programs.values import decoded, plain
+
+_NAN = re.compile(r"\b(is)?nan\b", re.IGNORECASE)
+_DEFINED = re.compile(r"^(?:def|class) +(\w+)|^(\w+) *=(?!=)", re.MULTILINE)
+_DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing for the program's process: run `source` or, with `hand_back`, compute it and hand its value back."""
+
+    source: str
+    hand_back: bool
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a test asks of the program's process, and what is checked of its answers."""
+
+    steps: tuple[Step, ...]
+    checks: tuple[Compute, ...]
+
+    def passed(self, said: str) -> bool:
+        """Whether what the process `said` passes the test."""
+        values = decoded(said)
+        if len(values) != sum(step.hand_back for step in self.steps):
+            return False
+        try:
+            return all(check(Run(values)) for check in self.checks)
+        except Exception:  # a comparison of what cannot be compared fails the test, as it does where a test runs by itself
+            return False
+
+
+@lru_cache(maxsize=4096)  # a population answers the same tests
+def split(test: str, redefined: frozenset[str] = frozenset()) -> Split | None:
+    """`test` as steps and checks, or None where it cannot be split.
+
+    redefined: functions of Python's own whose names the program gives to its own. They are the program's where a test
+    calls nothing else of it, as `assert sum(10, 15) == 6` does; a program that redefines `abs` gains nothing by it.
+    """
+    try:
+        tree = ast.parse(test)
+        made = _split(tree, test, frozenset())
+        return made or _split(tree, test, _innermost(tree, redefined) or _innermost(tree, frozenset(vars(builtins))))
+    except (Unsplittable, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def redefinitions(program: str) -> frozenset[str]:
+    """The names of Python's own functions that `program` seems to define for itself."""
+    names = {name for pair in _DEFINED.findall(program) for name in pair if name}
+    return frozenset(name for name in names if hasattr(builtins, name))
+
+
+def _innermost(tree: ast.AST, redefined: frozenset[str]) -> frozenset[str]:
+    """Those of `redefined` that are called with nothing of `redefined` in their arguments."""
+
+    def called(node: ast.AST) -> set[str]:
+        calls = (each for each in ast.walk(node) if isinstance(each, ast.Call) and isinstance(each.func, ast.Name))
+        return {each.func.id for each in calls if isinstance(each.func, ast.Name)} & redefined
+
+    calls = [each for each in ast.walk(tree) if isinstance(each, ast.Call)]
+    innermost = (each for each in calls if not any(called(argument) for argument in each.args))
+    return frozenset(each.func.id for each in innermost if isinstance(each.func, ast.Name)) & redefined
+
+
+def _split(tree: ast.Module, test: str, programs: frozenset[str]) -> Split | None:
+    splitter = _Splitter(programs, nan=_NAN.search(test) is not None)
+    splitter.run(_inlined(tree.body))
+    if not splitter.checks or not any(step.hand_back for step in splitter.steps):
+        return None
+    return Split(tuple(splitter.steps), tuple(splitter.checks))
+
+
+def _inlined(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
+    """`statements`, with `check(f)` at their end replaced by the body of the `check` that they define, as in HumanEval."""
+    last = statements[-1] if statements else None
+    call = last.value if isinstance(last, ast.Expr) else None
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
+        return list(statements)
+    for at, found in enumerate(statements):
+        if isinstance(found, ast.FunctionDef) and found.name == call.func.id and not found.decorator_list:
+            names = [ast.Name(each.arg, ast.Store()) for each in found.args.args]
+            if len(names) != len(call.args):
+                raise Unsplittable("a call of check that does not fit it")
+            given = [ast.Assign([name], value, lineno=1) for name, value in zip(names, call.args, strict=True)]
+            return [*statements[:at], *statements[at + 1 : -1], *given, *found.body]
+    return list(statements)
+
+
+@dataclass
+class _Splitter:
+    """The statements of one test, one after the other. As a Scope it knows what each name means.
+
+    programs: names that are the program's although they are Python's own, or the test bound to what the program returned.
+    """
+
+    programs: frozenset[str]
+    nan: bool
+    steps: list[Step] = field(default_factory=list)
+    checks: list[Compute] = field(default_factory=list)
+    _here: dict[str, Compute] = field(default_factory=dict)  # names whose values are computed here
+    _there: dict[str, ast.stmt] = field(default_factory=dict)  # names of the test's own that its process may need
+    _sent: set[str] = field(default_factory=set)  # those of them that it has
+    _modules: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    _locals: list[str] = field(default_factory=list)  # variables of comprehensions
+    _mutable: set[str] = field(default_factory=set)  # names of lists and the like that are known here
+    _given: set[str] = field(default_factory=set)  # those of them that a statement gave to the program, which may have changed them
+    _random: Random = field(default_factory=lambda: Random(0))  # a test's own draws are made here, the same ones every time
+
+    def run(self, statements: Sequence[ast.stmt]) -> None:
+        for statement in statements:
+            self._statement(statement)
+
+    # As a Scope
+
+    def known(self, name: str) -> Compute | None:
+        if name in self._locals:
+            return lambda run: run.variables[name]
+        return self._here.get(name)
+
+    def module(self, name: str) -> Mapping[str, Any] | None:
+        return self._modules.get(name)
+
+    def handed_back(self, node: ast.expr) -> Compute | None:
+        changed = isinstance(node, ast.Name) and node.id in self._given
+        if not changed and not self._is_programs(node):
+            return None
+        self._send(node, ast.unparse(node), hand_back=True)
+        at, nan = sum(step.hand_back for step in self.steps) - 1, self.nan
+        return lambda run: plain(run.handed_back[at], nan=nan)
+
+    @contextmanager
+    def local(self, names: Sequence[str]) -> Iterator[None]:
+        self._locals.extend(names)
+        yield
+        del self._locals[len(self._locals) - len(names) :]
+
+    # Statements
+
+    def _statement(self, statement: ast.stmt) -> None:
+        if isinstance(statement, ast.Assert):
+            self._assert(statement)
+        elif isinstance(statement, ast.Assign):
+            self._assign(statement)
+        elif isinstance(statement, ast.Expr):
+            self._expression(statement)
+        elif isinstance(statement, ast.For):
+            self._loop(statement)
+        elif isinstance(statement, (ast.Import, ast.ImportFrom)):
+            self._import(statement)
+        elif isinstance(statement, ast.FunctionDef):
+            self._function(statement)
+        elif isinstance(statement, ast.ClassDef):
+            self._define(statement.name, statement)
+            self._send_definitions([statement.name])
+        elif not isinstance(statement, ast.Pass):
+            raise Unsplittable(type(statement).__name__)
+
+    def _assert(self, statement: ast.Assert) -> None:
+        check = compiled(self._unrolled(statement.test), self)
+        self.checks.append(lambda run: bool(check(run)))
+
+    def _unrolled(self, node: ast.expr) -> ast.expr:
+        unrolled: ast.expr = Unrolled(self._is_programs, self._programs_in, self._known_value).visit(node)
+        return unrolled
+
+    def _known_value(self, node: ast.expr) -> Any:
+        """The value of what can be computed now, before the program has run."""
+        if self._programs_in(node):
+            raise Unsplittable("a loop over what a program returned")
+        try:
+            return compiled(node, self)(Run([]))
+        except Failed as error:
+            raise Unsplittable(str(error)) from None
+
+    def _assign(self, statement: ast.Assign) -> None:
+        if len(statement.targets) != 1:
+            raise Unsplittable("an assignment to several targets")
+        (target,) = statement.targets
+        if self._is_programs(statement.value):
+            self._send(statement, ast.unparse(statement), hand_back=False)
+            self.programs |= frozenset(target_names(target))
+        elif isinstance(target, ast.Name):
+            self._name(target.id, statement)
+        elif isinstance(target, ast.Tuple) and isinstance(statement.value, ast.Tuple):
+            for name, part in list(bound(target, statement.value)):
+                self._statement(ast.Assign([ast.Name(name, ast.Store())], part, lineno=1))
+        elif self._programs_in(statement):
+            raise Unsplittable("an assignment of what a program returned")
+        else:
+            self._send(statement, ast.unparse(statement), hand_back=False)
+            for name in _stored(target):
+                self._define(name, statement)
+                self._sent.add(name)
+
+    def _name(self, name: str, statement: ast.Assign) -> None:
+        """Give a value a name: here if it can be computed here, and in the program's process if that needs it."""
+        if self._programs_in(statement.value):
+            return self._define(name, statement, compiled(statement.value, self))
+        drawn_before = self._random.getstate()
+        try:
+            value = compiled(statement.value, self)(Run([]))
+        except Exception:  # what cannot be computed here is left to the program's process
+            return self._define(name, statement)
+        if (written := _literal(value)) is not None:
+            statement = ast.Assign(statement.targets, written, lineno=1)
+        elif self._random.getstate() != drawn_before:
+            raise Unsplittable("a drawn value that is no literal")
+        self._define(name, statement, partial(_first, value))
+        if not _is_hashable(value):
+            self._mutable.add(name)
+
+    def _expression(self, statement: ast.Expr) -> None:
+        value = statement.value
+        if _is_text(statement) or _is_print(value):
+            return
+        if not self._is_programs(value) and self._programs_in(value):
+            raise Unsplittable("a call with the program in its arguments")
+        self._send(statement, ast.unparse(statement), hand_back=False)
+
+    def _loop(self, statement: ast.For) -> None:
+        """A loop over values that are known here is written out."""
+        if statement.orelse:
+            raise Unsplittable("a loop with an else")
+        for value in literals(self._known_value(statement.iter)):
+            for name, part in bound(statement.target, value):
+                self._statement(ast.Assign([ast.Name(name, ast.Store())], part, lineno=1))
+            self.run(statement.body)
+
+    def _import(self, statement: ast.Import | ast.ImportFrom) -> None:
+        for alias in statement.names:
+            name = alias.asname or alias.name.partition(".")[0]
+            if isinstance(statement, ast.Import):
+                self._define(name, statement)
+                self._modules |= {name: module} if (module := self._contents(alias.name)) else {}
+            else:
+                found = self._contents(statement.module or "").get(alias.name)
+                self._define(name, statement, None if found is None else partial(_first, found))
+            self._send_definitions([name])  # the program may use it, too
+
+    def _contents(self, module: str) -> Mapping[str, Any]:
+        """What there is of a module here."""
+        if module == "random":
+            return {name: getattr(self._random, name) for name in ("choice", "randint", "random", "randrange", "uniform")}
+        return MODULES.get(module, {})
+
+    def _function(self, statement: ast.FunctionDef) -> None:
+        """A function of the test's own; one that only returns an expression may be called here, too."""
+        self._define(statement.name, statement)
+        last = statement.body[-1]
+        if isinstance(last, ast.Return) and last.value and all(map(_is_text, statement.body[:-1])):
+            with suppress(Unsplittable):
+                compute = compiled(ast.Lambda(statement.args, last.value), self)
+                return self._define(statement.name, statement, compute)
+        self._send_definitions([statement.name])  # the program may use it, too
+
+    def _define(self, name: str, statement: ast.stmt, compute: Compute | None = None) -> None:
+        self.programs -= {name}
+        self._here.pop(name, None)
+        self._modules.pop(name, None)
+        for names in (self._sent, self._given, self._mutable):
+            names.discard(name)
+        self._there[name] = statement
+        if compute is not None:
+            self._here[name] = compute
+
+    # What is the program's
+
+    def _is_programs(self, node: ast.expr) -> bool:
+        """Whether `node` is for the program's process: a name, a call or an attribute that begins with one of its names."""
+        if isinstance(node, ast.Name):
+            return self._is_programs_name(node.id)
+        if isinstance(node, ast.Attribute):
+            return self._begins_with_programs(node.value)
+        if not isinstance(node, ast.Call):
+            return False
+        if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS and _is_plain_call(node.func.value):
+            return False  # a method of what a function returned, which is plain here
+        return self._begins_with_programs(node.func)
+
+    def _begins_with_programs(self, node: ast.expr) -> bool:
+        while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
+            node = node.func if isinstance(node, ast.Call) else node.value
+        return isinstance(node, ast.Name) and self._is_programs_name(node.id)
+
+    def _is_programs_name(self, name: str) -> bool:
+        if name in self.programs:
+            return True
+        is_known = name in self._locals or name in self._here or name in self._there or name in FUNCTIONS
+        return not is_known and not hasattr(builtins, name)
+
+    def _programs_in(self, node: ast.AST) -> bool:
+        return any(self._is_programs_name(name) for name in _loaded(node))
+
+    def _send(self, node: ast.AST, source: str, *, hand_back: bool) -> None:
+        """Make a step of `source`, after the definitions of the test's own that it needs."""
+        names = _loaded(node)
+        if set(names) & set(self._locals):
+            raise Unsplittable("a call with the variable of a comprehension")
+        self._send_definitions(names)
+        self.steps.append(Step(source, hand_back))
+        lists = self._mutable & set(names) - self._given
+        if hand_back:
+            self._sent -= lists  # an assert does not change its input: the next one gets it anew
+        else:
+            self._given |= lists
+
+    def _send_definitions(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self._there or name in self._sent:
+                continue
+            statement = self._there[name]
+            self._sent.add(name)
+            needed = _loaded(statement)
+            if self._programs_in(statement) and not isinstance(statement, _DEFINITIONS):
+                raise Unsplittable("a value that was computed here of what the program returned")
+            self._send_definitions(needed)
+            self.steps.append(Step(ast.unparse(statement), hand_back=False))
+
+
+def _loaded(node: ast.AST) -> list[str]:
+    """The names that `node` reads from around it, each once, in their order."""
+    nodes = list(ast.walk(node))
+    own = {name for each in nodes if isinstance(each, ast.comprehension) for name in _stored(each.target)}
+    own |= {each.arg for each in nodes if isinstance(each, ast.arg)}
+    names = (each.id for each in nodes if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load) and each.id not in own)
+    return list(dict.fromkeys(names))
+
+
+def _stored(node: ast.AST) -> list[str]:
+    return [each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)]
+
+
+def _first(value: Any, run: Run) -> Any:
+    return value
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def _literal(value: Any) -> ast.expr | None:
+    """`value` as Python writes it down, if that is all of it."""
+    try:
+        written = ast.parse(repr(value), mode="eval").body
+        return written if ast.literal_eval(written) == value else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _is_print(node: ast.expr) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+
+
+def _is_plain_call(node: ast.expr) -> bool:
+    """Whether `node` calls a function, rather than making an object of a class, whose name begins with a capital."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.func.id[:1].isupper()

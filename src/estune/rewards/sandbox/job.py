@@ -1,0 +1,88 @@
+"""What the launcher is told: the program, its limits and the rights that it gives up, in front of the program's own input."""
+
+import marshal
+import os
+import sys
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+from estune.rewards.sandbox.kinds import Limits
+
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
+LAUNCHER = str(Path(__file__).with_name("launcher.py"))
+_OPEN_FILES = 64
+_BASE = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}  # past a virtual environment
+_SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/etc/ld.so.cache")
+
+
+def interpreter() -> str:
+    """The executable of this interpreter, past the links of a virtual environment."""
+    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+
+
+def readable() -> list[str]:
+    """What a program needs to read: the interpreter, its standard library, and the system's shared libraries."""
+    standard = [sysconfig.get_path(name, vars=_BASE) for name in ("stdlib", "platstdlib")]
+    own = [interpreter(), *standard, *_libraries()]
+    return [path for path in dict.fromkeys([*_SYSTEM, *own]) if os.path.exists(path)]
+
+
+def hidden() -> list[str]:
+    """What lies in `readable` folders and is no part of the standard library: installed packages."""
+    installed = [sysconfig.get_path(name, vars=_BASE) for name in ("purelib", "platlib")]
+    return [path for path in dict.fromkeys(installed) if os.path.isdir(path)]
+
+
+def _libraries() -> list[str]:
+    """The shared libraries of an interpreter that brings its own."""
+    folder = Path(sys.base_prefix, "lib")
+    if str(folder) in _SYSTEM:
+        return []
+    return [str(path) for path in folder.glob("*.so*")]
+
+
+@cache
+def command() -> list[str]:
+    """The interpreter with the launcher in it: isolated, and without what is installed beside the standard library."""
+    return [interpreter(), "-I", "-S", "-c", Path(LAUNCHER).read_text()]
+
+
+def job(
+    source: str,
+    request: bytes,
+    limits: Limits,
+    *,
+    folder: str = "",
+    remount: str = "",
+    other_user: bool = False,
+    seccomp: bytes = b"",
+) -> bytes:
+    """Standard input of the launcher.
+
+    folder: where the program works, if the launcher has to go there; remount: options to mount the working folder with
+    anew; other_user: give up the user id; seccomp: a filter, with which capabilities are given up too.
+    """
+    told = {
+        "source": source,
+        "folder": folder,
+        "remount": remount,
+        "other_user": other_user,
+        "filter": seccomp,
+        "rlimits": _resource_limits(limits),
+    }
+    data = marshal.dumps(told)
+    return len(data).to_bytes(8, "little") + data + request
+
+
+def _resource_limits(limits: Limits) -> list[tuple[str, int]]:
+    return [
+        ("RLIMIT_CPU", int(limits.cpu_seconds) + 1),
+        ("RLIMIT_AS", limits.memory),
+        ("RLIMIT_FSIZE", limits.disk),
+        ("RLIMIT_NPROC", limits.processes),
+        ("RLIMIT_NOFILE", _OPEN_FILES),
+        ("RLIMIT_MEMLOCK", 0),
+        ("RLIMIT_MSGQUEUE", 0),
+        ("RLIMIT_CORE", 0),
+    ]

@@ -1,0 +1,102 @@
+"""The first program inside every sandbox: it gives up what is left of its rights and then becomes the model's program.
+
+It runs as `python -I -S -c <this text>`, so it imports nothing but the standard library, and little of that. The job
+comes first on standard input, in front of what the program reads there itself.
+"""
+
+import builtins
+import ctypes
+import marshal
+import os
+import resource
+import site
+import sys
+import types
+
+_PR_CAPBSET_DROP, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 24, 22, 38, 47
+_CLEAR_ALL, _FILTER = 4, 2
+_CAPABILITIES_V3 = 0x20080522
+_REMOUNT = 0x20 | 0x2 | 0x4  # nosuid, nodev
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    job = marshal.loads(_exactly(int.from_bytes(_exactly(8), "little")))
+    if job["folder"]:
+        os.chdir(job["folder"])
+    if job["remount"]:
+        _checked(_LIBC.mount(b"none", b".", None, _REMOUNT, job["remount"].encode()), "mount")
+    for name, value in job["rlimits"]:
+        _limit(name, value)
+    if job["other_user"]:
+        _become_nobody()
+    if job["filter"]:
+        _give_up_capabilities()
+        _install(job["filter"])
+    _run(job["source"])
+
+
+def _limit(name: str, value: int) -> None:
+    if hasattr(resource, name):  # macOS has fewer
+        kind = getattr(resource, name)
+        most = resource.getrlimit(kind)[1]
+        value = value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(kind, (value, value))
+
+
+def _exactly(size: int) -> bytes:
+    """Bytes from standard input, none of which is read ahead: the rest is the program's."""
+    data = bytearray()
+    while len(data) < size:
+        more = os.read(0, size - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return bytes(data)
+
+
+def _become_nobody() -> None:
+    """Take a user id that nobody has, so that the kernel counts this program's processes apart."""
+    os.setgroups([])
+    for identity in ((1 << 30) + int.from_bytes(os.urandom(3), "little"), 65534):
+        try:
+            os.setresgid(identity, identity, identity)
+            os.setresuid(identity, identity, identity)
+            return
+        except OSError:  # a container that maps few ids
+            continue
+    raise PermissionError("no other user id")
+
+
+def _give_up_capabilities() -> None:
+    _LIBC.prctl(_PR_CAP_AMBIENT, _CLEAR_ALL, 0, 0, 0)
+    for capability in range(64):
+        _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITIES_V3, 0)
+    _checked(_LIBC.capset(header, (ctypes.c_uint32 * 6)()), "capset")
+    _checked(_LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
+def _install(instructions: bytes) -> None:
+    class Program(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+    program = Program(len(instructions) // 8, instructions)
+    _checked(_LIBC.prctl(_PR_SET_SECCOMP, _FILTER, ctypes.byref(program), 0, 0), "seccomp")
+
+
+def _checked(failed: int, what: str) -> None:
+    if failed:
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+
+
+def _run(source: str) -> None:
+    site.setquit()
+    sys.argv[:] = ["program.py"]
+    module = types.ModuleType("__main__")
+    module.__dict__["__builtins__"] = builtins
+    sys.modules["__main__"] = module
+    exec(compile(source, "program.py", "exec"), module.__dict__)
+
+
+main()

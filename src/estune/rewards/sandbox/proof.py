@@ -1,0 +1,103 @@
+"""A sandbox proves itself: a fixed list of attempts is made inside it, and all must fail.
+
+Some are seen from outside: there are a file, a process and sockets as baits, which must stay as they were. Others are
+about amounts, and each is a program by itself, which must not come to the end. All run at the same time.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from estune.rewards.sandbox.baits import baits
+from estune.rewards.sandbox.kinds import Limits, Sandbox, Unusable
+
+_MIB = 1 << 20
+_LIMITS = Limits(seconds=10, cpu_seconds=10, memory=256 * _MIB, processes=16, disk=8 * _MIB)
+_ATTEMPTS = Path(__file__).with_name("attempts.py")
+_TOKEN = b"through"
+
+# Each prints "through" once it has more than it may have, and has kept it for longer than from one look to the next.
+_HOLDERS = """
+import mmap, os, time
+held, holds = os.pipe()
+for n in range(4):
+    if os.fork() == 0:
+        {hold}
+        os.write(holds, b'1')
+        time.sleep(0.4)
+        os._exit(0)
+os.close(holds)
+count = 0
+while count < 3 and (more := os.read(held, 4)):
+    count += len(more)
+time.sleep(0.2)
+if count >= 3:
+    print('through', flush=True)
+"""
+_CHILDREN = _HOLDERS.format(hold="block = b'x' * (96 << 20)")
+_SHARED = _HOLDERS.format(hold="block = mmap.mmap(-1, 96 << 20); [block.write(b'x' * (1 << 20)) for n in range(96)]")
+_MEMFD = """
+import os
+kept = [os.memfd_create('x') for n in range(32)]
+for each in kept:
+    os.write(each, b'x' * (16 << 20))
+print('through', flush=True)
+"""
+_PROCESSES = """
+import os, time
+for n in range(64):
+    if os.fork() == 0:
+        time.sleep(60)
+time.sleep(0.2)
+print('through', flush=True)
+"""
+_DISK = """
+import os, time
+kept = []
+for n in range(8):
+    file = open(str(n), 'wb')
+    if n % 2:
+        os.unlink(str(n))
+    file.write(b'x' * (4 << 20))
+    file.flush()
+    kept.append(file)
+time.sleep(0.2)
+print('through', flush=True)
+"""
+_AMOUNTS = {
+    "take more memory with its children": _CHILDREN,
+    "take more memory by memfd": _MEMFD,
+    "take more memory by shared maps": _SHARED,
+    "start more processes": _PROCESSES,
+    "write more to the disk": _DISK,
+}
+
+
+def prove(sandbox: Sandbox) -> None:
+    """Raises Unusable when `sandbox` doesn't work, or for the first thing that a program could do in it."""
+    with ThreadPoolExecutor(len(_AMOUNTS) + 1) as threads:
+        rights = threads.submit(_prove_rights, sandbox)
+        amounts = {name: threads.submit(sandbox.run, program, b"", _LIMITS) for name, program in _AMOUNTS.items()}
+    rights.result()
+    for name, ended in amounts.items():
+        if _TOKEN in ended.result().output:
+            raise Unusable(_verdict(sandbox, name))
+
+
+def _verdict(sandbox: Sandbox, name: str) -> str:
+    return f"{sandbox.name}: a program in it could {name}"
+
+
+def _prove_rights(sandbox: Sandbox) -> None:
+    with baits() as laid:
+        outcome = sandbox.run(_ATTEMPTS.read_text(), json.dumps(laid.told).encode(), _LIMITS)
+        *through, last = outcome.output.decode(errors="replace").split("\n")[:-1] or [""]
+        if last != "done":
+            raise Unusable(f"{sandbox.name}: programs don't run in it ({_reason(outcome.errors)})")
+        if through := [*through, *laid.taken()]:
+            raise Unusable(_verdict(sandbox, through[0]))
+
+
+def _reason(errors: bytes) -> str:
+    lines = errors.decode(errors="replace").split("\n")
+    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "without a message")

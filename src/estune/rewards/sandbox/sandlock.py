@@ -1,0 +1,50 @@
+"""sandlock: Landlock and seccomp of Linux, for machines that give nobody namespaces.
+
+What it leaves open is closed by the launcher's filter: mounts for root, attributes of files, and calls about other
+processes; and by the supervisor, which bounds the folder on disk.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from estune.rewards.sandbox import job
+from estune.rewards.sandbox.folder import fresh_folder
+from estune.rewards.sandbox.hosted import Host
+from estune.rewards.sandbox.kinds import Limits, Outcome, Unusable
+from estune.rewards.sandbox.seccomp import program_filter
+from estune.rewards.sandbox.supervise import supervise
+
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+
+
+class Sandlock:
+    """Programs under the Python package `sandlock`."""
+
+    name = "sandlock"
+
+    def __init__(self) -> None:
+        found = importlib.util.find_spec("sandlock")
+        if found is None or found.origin is None:
+            raise Unusable("sandlock: the package is not installed")
+        if not (seccomp := program_filter(on_disk=True)):
+            raise Unusable("sandlock: no seccomp filter for this architecture")
+        self._host, self._seccomp = Host(str(Path(found.origin).parents[1])), seccomp
+
+    def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
+        told = job.job(source, request, limits, seccomp=self._seccomp)
+        with fresh_folder() as folder:
+            process = self._host.start({"policy": _policy(folder, limits), "command": job.command()})
+            return supervise(process, told, limits, folder)
+
+
+def _policy(folder: str, limits: Limits) -> dict[str, object]:
+    return {
+        "fs_readable": [*job.readable(), *_DEVICES],
+        "fs_denied": job.hidden(),
+        "fs_writable": [folder],
+        "cwd": folder,
+        "clean_env": True,
+        "env": job.ENVIRONMENT | {"HOME": folder, "TMPDIR": folder},
+        "max_memory": limits.memory,
+        "max_processes": limits.processes,
+    }
