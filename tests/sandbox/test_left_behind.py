@@ -19,10 +19,28 @@ from estune.rewards.sandbox import PROVEN, UNLOCKED, Limits
 from estune.rewards.sandbox.baits import baits
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="keepers are Linux's")
-HOLDS = (
-    "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep({mark})\n    os._exit(0)\ntime.sleep({mark})"
-)
-SERVES = "def serves(completions, **columns):\n    import subprocess, time\n    subprocess.Popen(['sleep', '{mark}'], start_new_session=True)\n    time.sleep(1000)\n"
+HOLDS = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(987654)
+    os._exit(0)
+time.sleep(987654)
+"""
+SERVES = """
+import subprocess, time
+def serves(completions, **columns):
+    subprocess.Popen(["sleep", "{mark}"], start_new_session=True)
+    time.sleep(1000)
+"""
+MOVES = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    time.sleep(987655)
+os.kill(os.getpid(), int(sys.argv[1]))
+"""
 
 
 def running(mark):
@@ -57,8 +75,7 @@ def test_programs_end_with_the_trainer(kind, number, tmp_path):
     if kind != "unlocked":
         made(kind)
     rows = tmp_path / "rows.jsonl"
-    program = HOLDS.format(mark=987654)
-    rows.write_text(json.dumps({"completion": program, "tests": ["assert True"]}))
+    rows.write_text(json.dumps({"completion": HOLDS, "tests": ["assert True"]}))
     environment = os.environ | ({UNLOCKED: "1"} if kind == "unlocked" else {PROVEN: kind})
     command = [sys.executable, "-m", "estune", "score", "--task", "mbpp", "--completions", str(rows)]
     with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as trainer:
@@ -87,13 +104,11 @@ def test_what_a_reward_function_started_ends_with_a_killed_trainer(tmp_path):
 
 def test_a_keeper_ends_what_moved_away_and_ends_as_its_child_did(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(
-        "import os, sys, time\nif os.fork() == 0:\n    os.setsid(); time.sleep(987655)\nos.kill(os.getpid(), int(sys.argv[1]))"
-    )
+    script.write_text(MOVES)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV):
         command = [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid()), str(script), str(int(number))]
         assert subprocess.run(command).returncode == -number
-    assert not [each for each in running(script)]
+    assert not running(script)
 
 
 def test_a_keeper_whose_parent_is_gone_starts_nothing(tmp_path):

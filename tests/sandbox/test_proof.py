@@ -109,11 +109,11 @@ def _seconds(sandbox):
 def test_where_none_passes_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        RewardError, match=r"bwrap is not installed; sandlock: the package is not installed\), so nothing was run; install"
-    ) as raised:
+    with pytest.raises(RewardError) as raised:
         proven()
-    assert "\n" not in str(raised.value)
+    said = str(raised.value)
+    assert "(bubblewrap: bwrap is not installed; sandlock: the package is not installed), so nothing was run; install bubblewrap" in said
+    assert "\n" not in said
 
 
 def test_the_next_is_tried_where_the_first_is_missing(monkeypatch):
