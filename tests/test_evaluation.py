@@ -161,6 +161,13 @@ def test_rewards_of_drawn_answers_that_are_lost_are_counted_too(judged, capsys):
     assert "data.jsonl: 4 rewards were lost" in capsys.readouterr().out
 
 
+def test_answers_that_met_a_graders_time_limit_are_told(judged, capsys):
+    graded = "from estune.rewards.limits import Grades; return Grades([0.0] * len(target), overran=len(target))"
+    assert judged(graded, "--num_generations", 3) == 0
+    assert "data.jsonl: 16 answers met the grader's time limit" in " ".join(capsys.readouterr().out.split())
+    assert all(row["reward"] == 0 for row in read("a.jsonl"))
+
+
 def test_where_most_rewards_are_lost_there_is_no_figure_of_the_rest(judged, capsys):
     assert judged(FAILS_AT_THREE) == 0
     assert "3 rewards were lost" in capsys.readouterr().out

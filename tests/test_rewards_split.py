@@ -226,6 +226,14 @@ def test_a_call_that_raises_fails_only_what_needs_it():
     assert not found.passed('[{"raised": "ValueError"}, {"value": 3}]')
 
 
+def test_a_list_that_an_assert_gives_to_the_program_is_the_tests_own_all_the_same():
+    found = split("numbers = [3, 1]\nassert f(numbers) == sorted(numbers)\nassert f(numbers) == sorted(numbers)")
+    assert found is not None
+    assert [step.source for step in found.steps] == ["numbers = [3, 1]", "f(numbers)"] * 2
+    assert found.passed('[{"value": [1, 3]}, {"value": [1, 3]}]')
+    assert not found.passed('[{"value": [1, 3]}, {"value": []}]')
+
+
 def test_a_list_that_the_program_was_given_is_looked_at_again_where_it_may_have_changed():
     found = split("numbers = [3, 1]\nf(numbers)\nassert numbers == [1, 3]")
     assert found is not None

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from estune.cli.main import main
 from estune.errors import ConfigError, DataError
+from estune.rewards.limited import Limited
+from estune.rewards.limits import Grades
 from estune.tasks import get_task, gym_scoring
 from estune.tasks.gym import gym_names
 from estune.tasks.gym_rows import gym_rows
@@ -202,6 +204,35 @@ def test_a_dataset_that_is_unknown_in_a_row_is_named() -> None:
 
 def test_the_reward_travels_to_other_processes_by_its_name() -> None:
     assert pickle.loads(pickle.dumps(gym_reward)) is gym_reward
+
+
+NOT_FINITE = ["nan", "NaN", "-nan", "nan+nanj", "nani", "inf", "-Infinity", "infi", "1e999", "1e9_99", "9" * 400, "sNaN", "NaN123"]
+
+
+@pytest.mark.parametrize(
+    "name", ["complex_arithmetic", "decimal_arithmetic", "rectangle_count", "coin_flip", "number_format", "simple_equations", "countdown"]
+)
+def test_what_is_no_finite_number_earns_nothing(name: str) -> None:
+    row = first(name)
+    assert [score(row, answer) for answer in NOT_FINITE] == [0] * len(NOT_FINITE)
+    assert [score(row, f"[{answer}, 1]") for answer in NOT_FINITE] == [0] * len(NOT_FINITE)
+
+
+def test_a_word_of_the_right_answer_is_a_word() -> None:
+    assert gym_scoring._is_finite("Nan 3", "Nan 3")
+    assert gym_scoring._is_finite("banana info", "apple")
+    assert not gym_scoring._is_finite("Nan 3", "Anna 3")
+
+
+def test_what_keeps_a_verifier_busy_is_wrong_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = first("countdown")
+    limited = Limited("limited_child:spins_over_answers", 1.0)
+    monkeypatch.setattr(gym_scoring, "_VERIFIED", limited)
+    answer = "<answer>1 + 1</answer>"
+    grades = gym_reward([answer, "no answer"], entry=[row["entry"]] * 2, dataset=["countdown"] * 2)
+    limited.close()
+    assert grades == [0, 0]
+    assert isinstance(grades, Grades) and grades.overran == 1
 
 
 def test_without_reasoning_gym_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

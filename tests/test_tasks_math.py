@@ -6,6 +6,7 @@ import json
 import pickle
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 
 from estune.cli.main import main
 from estune.errors import ConfigError, DataError
-from estune.tasks import TASKS
+from estune.rewards.limited import Limited
+from estune.rewards.limits import Grades
+from estune.tasks import TASKS, grading
 from estune.tasks.answers import last_boxed
 from estune.tasks.math import MATH_TASKS, answer_text, math_reward, problem_rows
 
@@ -223,6 +226,29 @@ def test_an_absurd_answer_is_wrong_and_soon(given: str) -> None:
 @given(st.one_of(st.text(), st.lists(st.sampled_from(BRICKS), max_size=12).map("".join)))
 def test_no_text_makes_the_grader_raise(text: str) -> None:
     assert score(boxed(text), "42") in (0, 1) and score(text, "42") in (0, 1)
+
+
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a comparison take a second of processor time at most."""
+    limited = Limited("estune.tasks.grading:same_value", 1.0)
+    monkeypatch.setattr(grading, "_SAME_VALUE", limited)
+    yield
+    limited.close()
+
+
+@pytest.mark.timeout(60)
+def test_an_answer_that_keeps_sympy_busy_is_wrong_and_counted_and_costs_nobody_else(briefly: None) -> None:
+    busy = boxed(r"(999 \cdot 999 \cdot 999)!")
+    grades = math_reward([boxed("4+1"), busy, boxed(r"\frac{10}{2}"), busy], answer=["5"] * 4)
+    assert grades == [1, 0, 1, 0]
+    assert isinstance(grades, Grades) and grades.overran == 2
+
+
+@pytest.mark.parametrize("given", ["nan", "NaN", r"\text{nan}", r"\mathrm{NaN}", "-nan", r"\frac{0}{0}", r"\infty-\infty"])
+@pytest.mark.parametrize("answer", ["42", "0", "nan", float("nan")])
+def test_nan_is_never_right(given: str, answer: Any) -> None:
+    assert score(boxed(given), answer) == 0
 
 
 def test_it_works_in_any_thread_and_leaves_the_alarm_signal_alone() -> None:

@@ -20,12 +20,14 @@ class Held:
     """An evaluation: `metrics` with the prefix eval_, and one record and one completion a held-out row, or n of each if drawn.
 
     failures: reward function's name → completion → what went wrong.
+    overran: completions at which a grader met its own time limit.
     """
 
     metrics: dict[str, Any]
     records: list[dict[str, Any]]
     completions: list[Completion] = field(default_factory=list)
     failures: dict[str, dict[int, Failure]] = field(default_factory=dict)
+    overran: int = 0
 
 
 def evaluate(
@@ -52,7 +54,7 @@ def evaluate(
     fitness = None if math.isnan(scores.fitness) else scores.fitness
     metrics = {"reward": fitness} | reward_metrics([scores]) | failure_metrics([scores]) | completion_metrics([Tally.of(completions)])
     metrics["runtime"] = time.perf_counter() - started
-    return Held(prefixed(metrics, "eval_"), records(rows, completions, scores), completions, scores.failures)
+    return Held(prefixed(metrics, "eval_"), records(rows, completions, scores), completions, scores.failures, scores.overran)
 
 
 def answers(workers: Evaluator, rows: Sequence[Row], config: ESConfig, version: int, sampling: Sampling | None = None) -> list[Completion]:

@@ -22,6 +22,7 @@ from estune.errors import ConfigError, RewardError
 from estune.evaluation import Held, evaluate
 from estune.member import Sampling
 from estune.model import Model
+from estune.rewards.limits import overran_line
 from estune.rewards.scoring import Rewards
 from estune.tokens import Tokenizer
 
@@ -57,6 +58,12 @@ class Result:
         name, first = each[0]
         count = sum(len(found) for _, found in each)
         return f"{self.exam.name}: {count} rewards were lost; first: {name} {first[min(first)].reason}"
+
+    @property
+    def overran(self) -> str:
+        """What to say of answers that met a grader's time limit; nothing where none did."""
+        count = self.greedy.overran + (self.drawn.overran if self.drawn else 0)
+        return f"{self.exam.name}: {overran_line(count)}" if count else ""
 
     @property
     def rewards(self) -> NDArray[np.float64]:

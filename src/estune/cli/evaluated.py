@@ -61,6 +61,8 @@ def _show_model(screen: Screen, results: Sequence[Result], rules: Rules, *, samp
     for result in results:
         if result.lost:
             screen.say(result.lost)
+        if result.overran:
+            screen.say(result.overran)
     screen.table(model, *report.figures_table(results, rules))
     screen.table(f"{model}, its answers", *report.shape_table(results))
     shown = dict.fromkeys(name for result in results for name in _detail(result))

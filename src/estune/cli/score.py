@@ -44,6 +44,7 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
 
 def _score(functions: list[Any], rows: list[dict[str, Any]], where: str) -> list[float | None]:
     from estune.member import Completion
+    from estune.rewards.limits import overran_line
     from estune.rewards.scoring import Rewards
 
     rewards = Rewards(functions)
@@ -51,8 +52,7 @@ def _score(functions: list[Any], rows: list[dict[str, Any]], where: str) -> list
     answers = [Completion(_text(row["completion"], where, number), [], False) for number, row in enumerate(rows, 1)]
     scores = rewards.score(rows, answers)
     if scores.overran:
-        several = "answers" if scores.overran > 1 else "answer"
-        print(f"{scores.overran} {several} met the grader's time limit and got its lowest grade (es/reward_timeouts)", file=sys.stderr)
+        print(overran_line(scores.overran), file=sys.stderr)
     return [None if value != value else float(value) for value in scores.total]
 
 

@@ -19,6 +19,11 @@ class Grades(list[float]):
         self.overran = overran
 
 
+def overran_line(count: int) -> str:
+    """A line about `count` answers that met a grader's time limit."""
+    return f"{count} answer{'s' * (count > 1)} met the grader's time limit and got its lowest grade (es/reward_timeouts)"
+
+
 def bounds_itself(most_seconds: Callable[..., float]) -> Callable[[_Function], _Function]:
     """Mark a reward function whose calls are over after `most_seconds(**columns)`, whatever it is given."""
 

@@ -17,7 +17,8 @@ from estune.rewards.programs.split import Split, redefinitions, split
 from estune.rewards.sandbox import Limits, Sandbox
 
 _DRIVER = (Path(__file__).parent / "driver.py").read_text(encoding="utf-8")
-_START = 5.0  # seconds that a sandbox and the interpreter in it may take to start
+_START = 10.0  # seconds that a sandbox and the interpreter in it may take to start on a machine that is busy
+_END = 20.0  # seconds that a sandbox may take to end what met a limit
 _OUTPUT = 8 << 20  # bytes that a test may add to the report: its output with all letters escaped
 _REPORT = 64 << 20  # bytes of all tests' together
 
@@ -73,7 +74,7 @@ def grade(program: str, given: Sequence[str | Mapping[str, Any]], seconds: float
 
 def most_seconds(tests: int, seconds: float) -> float:
     """Seconds after which the grade of a program with so many tests is there, whatever it does."""
-    return 2 * _START + tests * (seconds + 1)
+    return 2 * (_START + _END) + tests * (seconds + 1)
 
 
 def _reports(program: str, tests: Sequence[Test], seconds: float, sandbox: Sandbox) -> tuple[list[dict[str, Any]], bool]:

@@ -8,7 +8,7 @@ whose verdict only the program's process can give (a loop without end, a helper 
 import ast
 import builtins
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -126,7 +126,7 @@ class _Splitter:
     _modules: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _locals: list[str] = field(default_factory=list)  # variables of comprehensions
     _mutable: set[str] = field(default_factory=set)  # names of lists and the like that are known here
-    _given: set[str] = field(default_factory=set)  # those of them that the program was given, and may have changed
+    _given: set[str] = field(default_factory=set)  # those of them that a statement gave to the program, which may have changed them
     _random: Random = field(default_factory=lambda: Random(0))  # a test's own draws are made here, the same ones every time
 
     def run(self, statements: Sequence[ast.stmt]) -> None:
@@ -227,7 +227,7 @@ class _Splitter:
         if not same:
             return self._define(name, statement)
         self._define(name, ast.Assign(statement.targets, written, lineno=1), lambda run: value)
-        if not isinstance(value, Hashable):
+        if not _is_hashable(value):
             self._mutable.add(name)
 
     def _expression(self, statement: ast.Expr) -> None:
@@ -316,8 +316,12 @@ class _Splitter:
         if set(names) & set(self._locals):
             raise Unsplittable("a call with the variable of a comprehension")
         self._send_definitions(names)
-        self._given |= self._mutable & set(names)
         self.steps.append(Step(source, hand_back))
+        lists = self._mutable & set(names) - self._given
+        if hand_back:
+            self._sent -= lists  # an assert does not change its input: the next one gets it anew
+        else:
+            self._given |= lists
 
     def _send_definitions(self, names: Sequence[str]) -> None:
         for name in names:
@@ -351,6 +355,14 @@ def _first(value: Any, run: Run) -> Any:
 
 def _is_text(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _is_print(node: ast.expr) -> bool:
