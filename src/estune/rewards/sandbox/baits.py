@@ -41,6 +41,8 @@ def baits() -> Iterator[Baits]:
     with tempfile.TemporaryDirectory(prefix="estune-proof-") as folder, contextlib.ExitStack() as opened:
         file = Path(folder, "file")
         file.write_text(_CONTENT)
+        os.chmod(folder, 0o777)  # nothing but the sandbox stands in the way, whoever the program is
+        os.chmod(file, 0o666)
         abstract = f"\0estune-proof-{os.urandom(8).hex()}"
         listeners = {
             "connect by TCP": _listener(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
@@ -48,6 +50,7 @@ def baits() -> Iterator[Baits]:
             "connect to a unix socket": _listener(socket.AF_UNIX, socket.SOCK_STREAM, f"{folder}/socket"),
             "connect to an abstract unix socket": _listener(socket.AF_UNIX, socket.SOCK_STREAM, abstract),
         }
+        os.chmod(f"{folder}/socket", 0o777)
         for listener in listeners.values():
             opened.enter_context(listener)
         process = opened.enter_context(_sleeper())
