@@ -1,6 +1,7 @@
 """Is this the run that the folder holds? What may differ on resume is listed; all else would change θ in silence."""
 
 import dataclasses
+import secrets
 from typing import Any
 
 from estune import anneal
@@ -13,7 +14,7 @@ from estune.model import Model
 def header(config: ESConfig, model: Model, rewards: list[str], data: str) -> Header:
     """The journal's first line for a run; `data` is the fingerprint of the training rows."""
     settings = without_tokens(vars(config)) | {"reward_functions": rewards, "train_data": data}
-    return Header(FORMAT, model.name, model.center.digest(), settings)
+    return Header(FORMAT, model.name, model.center.digest(), settings, run=secrets.token_hex(16))
 
 
 def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
