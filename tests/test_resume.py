@@ -26,9 +26,9 @@ SETTINGS = {
 
 
 def steps_of(folder):
-    """The journal's steps without what may differ from run to run: the notes with their timings, and so the checksum."""
+    """The journal's steps without what differs from run to run: the notes with their timings, and so the chain and the checksum."""
     records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()[1:]]
-    return [{name: value for name, value in record.items() if name not in ("notes", "checksum")} for record in records]
+    return [{name: value for name, value in record.items() if name not in ("notes", "chain", "checksum")} for record in records]
 
 
 def metrics_of(folder):

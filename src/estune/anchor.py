@@ -21,7 +21,7 @@ class Anchor:
     def check(self) -> None:
         """Raises LostFolderError when the path leads elsewhere, or nowhere."""
         if not self._is_there():
-            raise LostFolderError(f"{self.path}: was {self._fate()} while the run wrote there; it stops here, and can be resumed")
+            raise LostFolderError(f"{self.path}: {self._fate()}; the run stops before it writes there again")
 
     def _is_there(self) -> bool:
         try:
@@ -31,10 +31,15 @@ class Anchor:
 
     def _fate(self) -> str:
         """What happened, as far as the system tells."""
-        if os.fstat(self.descriptor).st_nlink == 0:
-            return "deleted"
+        now = self._now()
+        if now:
+            return f"was moved to {now} while the run was going on, and the run can be resumed there"
+        return f"was {'replaced' if os.path.lexists(self.path) else 'deleted'} while the run was going on"
+
+    def _now(self) -> str | None:
+        """Where the file or folder lies now; None where it is gone, or only Linux could tell."""
         try:
-            now = os.readlink(f"/proc/self/fd/{self.descriptor}")
-        except OSError:  # only Linux has this
-            return "moved or replaced"
-        return f"moved to {now}" if os.path.lexists(now) else "deleted"
+            path = os.readlink(f"/proc/self/fd/{self.descriptor}")
+            return path if os.path.samestat(os.stat(path), os.fstat(self.descriptor)) else None
+        except OSError:
+            return None

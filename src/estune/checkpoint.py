@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from estune import identity
 from estune.durable import in_turn, replaced_folder, sync_tree
 from estune.errors import ModelError
 from estune.light import transformers
@@ -27,7 +28,7 @@ from estune.light import transformers
 logger = logging.getLogger(__name__)
 _INDEX = "model.safetensors.index.json"
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*")
-_NOT_COPIED = ("trainer_state.json",)
+_NOT_COPIED = ("trainer_state.json", identity.NAME)  # what they say is true of the base alone
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def resolve(model: str, revision: str | None = None, *, trust_remote_code: bool 
     Without `weights` a hub's model is fetched without them: its config is there, and its tokenizer.
 
     Raises:
-        ModelError: there is no such model, or the hub cannot be reached.
+        ModelError: there is no such model, the hub cannot be reached, or a checkpoint of estune's has other weights than it says.
     """
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
@@ -108,6 +109,8 @@ def resolve(model: str, revision: str | None = None, *, trust_remote_code: bool 
             raise ModelError(f"{model}: no such file")
         return _converted(path.resolve())
     if path.is_dir():
+        if weights:
+            identity.check_sealed(path.resolve())
         return path.resolve()
     if path.exists():
         raise ModelError(f"{model}: is neither a folder nor a .gguf file")

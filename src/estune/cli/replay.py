@@ -37,6 +37,7 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
 
     from rich.progress import track
 
+    from estune.identity import Identity, run_digest
     from estune.model import Model
     from estune.resources import check_disk
 
@@ -44,8 +45,9 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     check_disk(output.parent, model.saved_bytes(), "the checkpoint", setting="output")
     for _ in track(journal.replay(model.center, step), "replaying", total=step):
         pass
-    model.write(output)
-    print(f"step {step} of {options.run} is in {output}; θ's digest is {model.center.digest()}")
+    digest = model.center.digest()
+    model.write(output, Identity(run_digest(journal.header), step, digest))
+    print(f"step {step} of {options.run} is in {output}; θ's digest is {digest}")
     return 0
 
 
