@@ -216,7 +216,7 @@ class RunFolder:
         """What the evaluation of `step` answered; None where there was none, or its file is damaged."""
         try:
             rows = [json.loads(line) for line in self._completions(step).read_bytes().splitlines()]
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         return rows if all(isinstance(row, dict) and {"prompt", "completion", "reward"} <= set(row) for row in rows) else None
 
