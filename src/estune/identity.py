@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from estune.config import MAY_CHANGE_ON_RESUME, RunConfig
-from estune.errors import ModelError
+from estune.errors import JournalError, ModelError
 from estune.lines import signed, verified
-from estune.records import Header
+from estune.records import Header, read
 
 NAME = "estune.json"
+JOURNAL = "journal.jsonl"
 _CHUNK = 1 << 22
 Stamp = tuple[str, int, int, int]  # a file's name, inode, size and time of change
 
@@ -36,7 +37,8 @@ class Identity:
 def run_digest(header: Header) -> str:
     """A name for the run that two undisturbed runs share: a digest of θ₀'s and of the settings on which θ depends."""
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    fixed = {name: value for name, value in header.config.items() if name not in MAY_CHANGE_ON_RESUME and value != defaults.get(name)}
+    config = json.loads(json.dumps(header.config))  # as it is once it was written and read
+    fixed = {name: value for name, value in config.items() if name not in MAY_CHANGE_ON_RESUME and value != defaults.get(name)}
     return hashlib.blake2b(json.dumps([header.digest, fixed], sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -56,7 +58,11 @@ def fault(folder: Path, identity: Identity | None = None) -> str | None:
 
 
 def check_sealed(folder: Path) -> None:
-    """Compare the weights in `folder` with what it says of them, if it does; raises ModelError."""
+    """Compare a checkpoint with what it says of itself, if it does, and with the journal beside it, if there is one.
+
+    Raises:
+        ModelError: it has other weights, or is another θ than the journal has for its step.
+    """
     if (folder / NAME).is_file() and (wrong := _checked(folder, _stamps(folder))):
         raise ModelError(
             f"{folder}: it is not the checkpoint that was written there ({wrong}); resume its run or estune replay to have it again, "
@@ -66,12 +72,29 @@ def check_sealed(folder: Path) -> None:
 
 @lru_cache(maxsize=64)
 def _checked(folder: Path, stamps: tuple[Stamp, ...]) -> str | None:
-    """`fault`, found out once for files that stay as they are."""
-    return fault(folder)
+    """What is wrong, found out once for files that stay as they are."""
+    return fault(folder) or _disowned(folder)
+
+
+def _disowned(folder: Path) -> str | None:
+    """Why the journal beside a sealed checkpoint does not have its θ; None where it does, or does not tell."""
+    path, record = folder.parent / JOURNAL, _sealed(folder)
+    try:
+        journal = read(path, path.read_bytes())
+    except (OSError, JournalError):
+        return None
+    if record is None or not 0 < record["step"] <= len(journal.steps):
+        return None
+    digest = journal.steps[record["step"] - 1].digest
+    if record["run"] != run_digest(journal.header):
+        return f"{path} is of another run"
+    return f"{path} has another θ for step {record['step']}" if digest not in (None, record["theta"]) else None
 
 
 def _stamps(folder: Path) -> tuple[Stamp, ...]:
-    stats = [(path.name, path.stat()) for path in [*_weights(folder), folder / NAME]]
+    beside = folder.parent / JOURNAL
+    paths = [*_weights(folder), folder / NAME, *([beside] if beside.is_file() else [])]
+    stats = [(path.name, path.stat()) for path in paths]
     return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 

@@ -16,7 +16,7 @@ from estune.anchor import Anchor
 from estune.center import Center
 from estune.durable import sync
 from estune.errors import JournalError, LostFolderError
-from estune.records import FORMAT, Header, Step, header_line, read_header, read_step, step_line, whole
+from estune.records import FORMAT, Header, Step, header_line, read, step_line, whole
 
 __all__ = ["FORMAT", "Header", "Journal", "Step", "exists"]
 NAME = "journal.jsonl"
@@ -57,15 +57,11 @@ class Journal:
             data = path.read_bytes()
         except OSError as error:
             raise JournalError(f"{path}: cannot be read ({error.strerror}); is {folder} the folder of a run?") from None
-        lines = data[: whole(data)].splitlines(keepends=True)
-        if not lines:
-            raise JournalError(f"{path}: has no whole line, so nothing was run here; delete it to start afresh")
-        header, size = read_header(path, lines[0]), sum(map(len, lines))
-        steps = [read_step(path, n, lines[n - 1], header, lines[n - 2]) for n in range(2, len(lines) + 1)]
-        if repair and size < len(data):
-            os.truncate(path, size)
+        found = read(path, data)
+        if repair and found.size < len(data):
+            os.truncate(path, found.size)
             sync(path)
-        return cls(path, header, steps, lines[-1], size, anchor)
+        return cls(path, found.header, found.steps, found.last_line, found.size, anchor)
 
     @property
     def last(self) -> int:

@@ -57,6 +57,26 @@ class Step:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Record:
+    """All that a journal's bytes hold; `size` of them are whole lines, the last of which is `last_line`."""
+
+    header: Header
+    steps: list[Step]
+    last_line: bytes
+    size: int
+
+
+def read(path: Path, data: bytes) -> Record:
+    """What the bytes of the journal at `path` say, without a torn last line. Raises JournalError."""
+    lines = data[: whole(data)].splitlines(keepends=True)
+    if not lines:
+        raise JournalError(f"{path}: has no whole line, so nothing was run here; delete it to start afresh")
+    header = _read_header(path, lines[0])
+    steps = [_read_step(path, n, lines[n - 1], header, lines[n - 2]) for n in range(2, len(lines) + 1)]
+    return Record(header, steps, lines[-1], sum(map(len, lines)))
+
+
 def header_line(header: Header) -> str:
     """The first line of a journal."""
     return signed(_json(header))
@@ -67,7 +87,7 @@ def step_line(step: Step, header: Header, before: bytes) -> str:
     return signed(_json(step)) if header.format == 1 else chained(_json(step), before)
 
 
-def read_header(path: Path, line: bytes) -> Header:
+def _read_header(path: Path, line: bytes) -> Header:
     """The record of the first line. Raises JournalError."""
     record = _parse(path, 1, line)
     if record.get("format") not in READ:
@@ -78,7 +98,7 @@ def read_header(path: Path, line: bytes) -> Header:
     return header
 
 
-def read_step(path: Path, number: int, line: bytes, header: Header, before: bytes) -> Step:
+def _read_step(path: Path, number: int, line: bytes, header: Header, before: bytes) -> Step:
     """The record of line `number`, which is to follow the line `before`. Raises JournalError."""
     record = _parse(path, number, line)
     link = record.pop(CHAIN, None) if header.format > 1 else None

@@ -10,7 +10,7 @@ from typing import Any
 
 from estune import anneal
 from estune.config import MAY_CHANGE_ON_RESUME, ESConfig, RunConfig
-from estune.errors import ConfigError
+from estune.errors import ConfigError, JournalError
 from estune.folder import RunFolder
 from estune.journal import FORMAT, Header, Journal
 from estune.model import Model
@@ -28,7 +28,11 @@ def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
 
     Raises:
         ConfigError: something differs that may not.
+        JournalError: a line lacks what a resume needs and a replay does not.
     """
+    for step in journal.steps:
+        if not isinstance(step.notes.get("metrics"), dict):
+            raise JournalError(f"{journal.path}: line {step.step + 1} lacks its notes of metrics, from which a resume goes on")
     before = journal.header
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     for name in sorted(set(before.config) | set(now.config)):
