@@ -103,14 +103,19 @@ def resolve(model: str, revision: str | None = None, *, trust_remote_code: bool 
     Raises:
         ModelError: there is no such model, the hub cannot be reached, or a checkpoint of estune's has other weights than it says.
     """
+    folder = _found(model, revision, trust_remote_code, weights)
+    if weights:
+        identity.check_sealed(folder)
+    return folder
+
+
+def _found(model: str, revision: str | None, trust_remote_code: bool, weights: bool) -> Path:
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"{model}: no such file")
         return _converted(path.resolve())
     if path.is_dir():
-        if weights:
-            identity.check_sealed(path.resolve())
         return path.resolve()
     if path.exists():
         raise ModelError(f"{model}: is neither a folder nor a .gguf file")

@@ -17,10 +17,9 @@ from typing import Any
 from estune.config import MAY_CHANGE_ON_RESUME, RunConfig
 from estune.errors import JournalError, ModelError
 from estune.lines import signed, verified
-from estune.records import Header, read
+from estune.records import FILE, Header, read
 
 NAME = "estune.json"
-JOURNAL = "journal.jsonl"
 _CHUNK = 1 << 22
 Stamp = tuple[str, int, int, int]  # a file's name, inode, size and time of change
 
@@ -78,7 +77,7 @@ def _checked(folder: Path, stamps: tuple[Stamp, ...]) -> str | None:
 
 def _disowned(folder: Path) -> str | None:
     """Why the journal beside a sealed checkpoint does not have its θ; None where it does, or does not tell."""
-    path, record = folder.parent / JOURNAL, _sealed(folder)
+    path, record = folder.parent / FILE, _sealed(folder)
     try:
         journal = read(path, path.read_bytes())
     except (OSError, JournalError):
@@ -92,7 +91,7 @@ def _disowned(folder: Path) -> str | None:
 
 
 def _stamps(folder: Path) -> tuple[Stamp, ...]:
-    beside = folder.parent / JOURNAL
+    beside = folder.parent / FILE
     paths = [*_weights(folder), folder / NAME, *([beside] if beside.is_file() else [])]
     stats = [(path.name, path.stat()) for path in paths]
     return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)

@@ -16,10 +16,9 @@ from estune.anchor import Anchor
 from estune.center import Center
 from estune.durable import sync
 from estune.errors import JournalError, LostFolderError
-from estune.records import FORMAT, Header, Step, header_line, read, step_line, whole
+from estune.records import FILE, FORMAT, Header, Step, header_line, read, step_line, whole
 
 __all__ = ["FORMAT", "Header", "Journal", "Step", "exists"]
-NAME = "journal.jsonl"
 
 
 @dataclass
@@ -36,8 +35,8 @@ class Journal:
     @classmethod
     def create(cls, folder: Path, header: Header) -> "Journal":
         """Start a journal in `folder`; it is there, whole, when this returns."""
-        path, line = folder / NAME, header_line(header).encode()
-        scratch = path.with_name(f".{NAME}.tmp")
+        path, line = folder / FILE, header_line(header).encode()
+        scratch = path.with_name(f".{FILE}.tmp")
         scratch.write_bytes(line)
         sync(scratch)
         scratch.rename(path)
@@ -51,7 +50,7 @@ class Journal:
         Raises:
             JournalError: there is none, a line is damaged, out of order or of another run, or holds a field this version doesn't know.
         """
-        path = folder / NAME
+        path = folder / FILE
         anchor = _anchored(path) if repair and path.is_file() else None
         try:
             data = path.read_bytes()
@@ -126,7 +125,7 @@ class Journal:
 
 def exists(folder: Path) -> bool:
     """Whether `folder` holds a run from which something can be resumed."""
-    path = folder / NAME
+    path = folder / FILE
     return path.is_file() and whole(path.read_bytes()) > 0
 
 

@@ -17,6 +17,7 @@ from estune.errors import JournalError
 from estune.lines import CHAIN, chained, follows, signed, verified
 from estune.strategy import seed_of
 
+FILE = "journal.jsonl"
 FORMAT = 2  # of new runs
 READ = (1, 2)
 R = TypeVar("R", "Header", "Step")
