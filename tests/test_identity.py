@@ -250,13 +250,15 @@ def test_no_command_uses_a_checkpoint_whose_weights_are_not_its_own(run, mini, r
     assert resolve(str(checkpoint)) == checkpoint
 
 
-def test_a_checkpoint_that_the_journal_beside_it_contradicts_is_not_evaluated(make_trainer, run, mini, refused, tmp_path):
+def test_a_checkpoint_that_the_journal_beside_it_contradicts_is_not_evaluated(make_trainer, run, refused, tmp_path, capsys):
     task = ["--task", "conciseness", "--engine", "fake"]
     make_trainer(output_dir=str(tmp_path / "chance"), reward_funcs=by_chance).train()
     shutil.copy(tmp_path / "chance" / "journal.jsonl", run / "journal.jsonl")
+    capsys.readouterr()
     assert "journal.jsonl has another θ for step 4" in refused("eval", "--model", run / "checkpoint-4", *task)
     make_trainer(output_dir=str(tmp_path / "seed"), seed=5).train()
     shutil.copy(tmp_path / "seed" / "journal.jsonl", run / "journal.jsonl")
+    capsys.readouterr()
     assert "journal.jsonl is of another run" in refused("eval", "--model", run / "checkpoint-4", *task)
 
 

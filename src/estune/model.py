@@ -95,7 +95,7 @@ class Model:
             f"{weights} {amount(self._engine_bytes())}"
         )
 
-    def write(self, target: Path, identity: Identity | None, state: Callable[[Path], None] = lambda folder: None) -> None:
+    def write(self, target: Path, identity: Identity | None = None, state: Callable[[Path], None] = lambda folder: None) -> None:
         """Write θ as a checkpoint with the base's names, dtypes and files, which says which θ it is; `state` may add files to it."""
 
         def value(name: str) -> torch.Tensor:

@@ -9,12 +9,14 @@ model runs only with --trust_remote_code.
 """
 
 import argparse
+import logging
 from pathlib import Path
 
 from estune.config import RunConfig, build, nearest
 from estune.errors import ConfigError
 from estune.trust import one_line
 
+logger = logging.getLogger(__name__)
 SUMMARY = "rebuild the model of a step from a run's journal"
 
 
@@ -45,7 +47,7 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     config = build(RunConfig, settings | typed | {"engine": "fake"})
     if not options.model:
         revision = f" at revision {config.model_revision}" if config.model_revision else ""
-        print(one_line(f"the base model, as the journal of {options.run} names it: {model_name}{revision}"), flush=True)
+        logger.info("%s", one_line(f"the base model, as the journal of {options.run} names it: {model_name}{revision}"))
 
     from rich.progress import track
 
