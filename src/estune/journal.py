@@ -81,8 +81,12 @@ class Journal:
         line = step_line(step, self.header, self._last_line).encode()
         self.check_own()
         assert self._anchor is not None
-        _write(self._anchor.descriptor, line)
-        os.fsync(self._anchor.descriptor)
+        try:
+            _write(self._anchor.descriptor, line)
+            os.fsync(self._anchor.descriptor)
+        except OSError:
+            os.ftruncate(self._anchor.descriptor, self._size)  # the disk is full: no part of a line stays
+            raise
         self._last_line = line
         self._size += len(line)
         self.steps.append(step)
