@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from test_journal import lines_of, written
 from test_resume import assert_same, interrupted, steps_of
 
 from estune import anneal, strategy
@@ -103,13 +104,10 @@ def test_a_warm_up_alone_does_not_keep_a_run_from_being_made_longer(make_trainer
 
 
 def test_a_run_that_was_begun_before_a_setting_existed_had_its_default(make_trainer):
-    from test_journal import signed
-
     folder = interrupted(make_trainer)
-    first, *rest = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
-    header = json.loads(first)
-    del header["checksum"], header["config"]["weight_decay"], header["config"]["lr_scheduler_type"], header["config"]["fitness"]
-    (folder / "journal.jsonl").write_text(signed(header) + "".join(rest))
+    header, *steps = lines_of(folder)
+    del header["config"]["weight_decay"], header["config"]["lr_scheduler_type"], header["config"]["fitness"]
+    (folder / "journal.jsonl").write_text("".join(written([header, *steps])))
     assert make_trainer().train(resume_from_checkpoint=True).global_step == 4
 
 

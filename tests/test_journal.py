@@ -41,6 +41,18 @@ def signed(record):
     return f'{body[:-1]}, "checksum": "{hashlib.blake2b(body.encode(), digest_size=8).hexdigest()}"}}\n'
 
 
+def written(records):
+    """The lines of a journal of format 2, made by the contract: each chained to the one before."""
+    lines = []
+    for record in records:
+        record = {name: value for name, value in record.items() if name not in ("chain", "checksum")}
+        if lines:
+            link = hashlib.blake2b((lines[-1] + json.dumps(record)).encode(), digest_size=16).hexdigest()
+            record |= {"chain": link}
+        lines.append(signed(record))
+    return lines
+
+
 @pytest.fixture
 def journal(tmp_path):
     made = Journal.create(tmp_path, header())
@@ -66,7 +78,8 @@ def lines_of(folder):
 
 def test_a_line_about_the_run_then_one_line_a_step(run, mini):
     first, *steps = lines_of(run)
-    assert first["format"] == 1
+    assert first["format"] == 2
+    assert len(bytes.fromhex(first["run"])) == 16
     assert first["model"] == str(mini)
     assert len(bytes.fromhex(first["digest"])) == 16
     assert first["config"]["sigma"] == 0.02
@@ -249,16 +262,16 @@ def test_no_coefficients_at_all_are_a_step_without_an_update(journal):
     assert Journal.open(rewritten(journal, 3, coefficients=[])).steps[1].coefficients == []
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None, True])
 def test_another_format_is_refused(journal, version):
-    with pytest.raises(JournalError, match="format"):
+    with pytest.raises(JournalError, match="reads formats 1 and 2|line 1 has a wrong format"):
         Journal.open(rewritten(journal, 1, format=version))
 
 
 def test_a_newer_format_is_said_before_its_steps_are_judged(journal):
     rewritten(journal, 2, momentum=0.9)
-    with pytest.raises(JournalError, match="reads format 1"):
-        Journal.open(rewritten(journal, 1, format=2, momentum=0.9))
+    with pytest.raises(JournalError, match="reads formats 1 and 2"):
+        Journal.open(rewritten(journal, 1, format=3, momentum=0.9))
 
 
 def test_lines_that_are_json_but_no_record_are_refused(tmp_path, journal):

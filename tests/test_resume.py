@@ -26,9 +26,9 @@ SETTINGS = {
 
 
 def steps_of(folder):
-    """The journal's steps without what may differ from run to run: the notes with their timings, and so the checksum."""
+    """The journal's steps without what differs from run to run: the notes with their timings, and so the chain and the checksum."""
     records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()[1:]]
-    return [{name: value for name, value in record.items() if name not in ("notes", "checksum")} for record in records]
+    return [{name: value for name, value in record.items() if name not in ("notes", "chain", "checksum")} for record in records]
 
 
 def metrics_of(folder):
@@ -288,14 +288,15 @@ if {where!r} == "saving":
     from estune import checkpoint
     checkpoint.sync_tree = lambda path: die()
 if {where!r} == "journal":
-    whole = journal._line
-    def torn(record):
-        if record.get("step") == 3:
+    whole = journal.step_line
+    def torn(step, header, before):
+        line = whole(step, header, before)
+        if step.step == 3:
             with open(os.path.join({run!r}, "journal.jsonl"), "a") as file:
-                file.write(whole(record)[:100])
+                file.write(line[:100])
             die()
-        return whole(record)
-    journal._line = torn
+        return line
+    journal.step_line = torn
 
 settings = dict(output_dir={run!r}, engine="fake", population_size=4, max_steps=4, save_steps=2, sigma=0.02)
 ESTrainer({model!r}, mortal, ESConfig(**settings), rows[:2], rows[2:4]).train()

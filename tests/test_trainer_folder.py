@@ -30,7 +30,7 @@ def test_a_checkpoint_holds_one_safetensors_file_and_what_the_base_had(make_trai
     trainer = make_trainer()
     trainer.train()
     names = {path.name for path in (folder_of(trainer) / "checkpoint-4").iterdir()}
-    assert names == {path.name for path in mini.iterdir()} | {"trainer_state.json"}
+    assert names == {path.name for path in mini.iterdir()} | {"trainer_state.json", "estune.json"}
     assert [name for name in names if name.endswith((".safetensors", ".bin", ".pt"))] == ["model.safetensors"]
 
 

@@ -34,6 +34,7 @@ from estune.journal import Journal, Step
 from estune.noise import stream
 from estune.noise.kernels import update
 from estune.parameters import layout
+from estune.trust import one_line
 
 Row = dict[str, float | None]
 COLUMNS = ("step", "σ", "α", "promised", "gained", "spread", "drop", "slope", "dimension", "distance", "cosine", "KL")
@@ -45,20 +46,22 @@ def main() -> int:
     try:
         journal = Journal.open(folder)
         config = journal.header.config
-        trusted = bool(config["trust_remote_code"])
-        base = open_checkpoint(resolve(journal.header.model, config["model_revision"], trust_remote_code=trusted))
-        names = layout(base, trust_remote_code=trusted).targets(config["target_parameters"])
+        print(one_line(f"the base model, as the journal names it: {journal.header.model}"), file=sys.stderr)
+        trusted = options.trust_remote_code
+        base = open_checkpoint(resolve(journal.header.model, config.get("model_revision"), trust_remote_code=trusted))
+        names = layout(base, trust_remote_code=trusted).targets(config.get("target_parameters"))
     except EstuneError as error:
         print(error, file=sys.stderr)
         return 2
-    raw = config["prompt_shaping"] is None
-    rows = [_told(step, antithetic=config["antithetic"], raw=raw) for step in journal.steps]
+    raw = config.get("prompt_shaping") is None
+    rows = [_told(step, antithetic=bool(config.get("antithetic")), raw=raw) for step in journal.steps]
     size = _root_mean_square(base, names)
     for count, (row, cosine) in enumerate(zip(rows, _cosines(journal.steps, base, names), strict=True), 1):
         row |= {"distance": travelled(journal.steps[:count]) / size, "cosine": cosine}
     if options.kl:
         try:
-            for row, kl in zip(rows, _divergences(folder, journal, options.kl, settings), strict=True):
+            trust = ["--trust_remote_code", "true" if trusted else "false"]  # never what the run's own config.yaml says
+            for row, kl in zip(rows, _divergences(folder, journal, options.kl, settings, trust), strict=True):
                 row["KL"] = kl
         except subprocess.CalledProcessError as error:
             return error.returncode  # it said why
@@ -71,6 +74,7 @@ def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", help="a run's folder, with its journal.jsonl")
     parser.add_argument("--kl", type=int, default=0, metavar="N", help="draw N answers a held-out prompt from every step's model")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the base model")
     return parser
 
 
@@ -120,15 +124,17 @@ def _root_mean_square(base: Checkpoint, names: list[str]) -> float:
     return math.sqrt(math.fsum(float(tensor.square().sum()) for tensor in tensors) / sum(tensor.numel() for tensor in tensors))
 
 
-def _divergences(run: Path, journal: Journal, count: int, settings: list[str]) -> Iterator[float]:
+def _divergences(run: Path, journal: Journal, count: int, settings: list[str], trust: list[str]) -> Iterator[float]:
     """KL to the base, a token, of the models after each step, which `estune replay` makes and `estune eval` measures."""
     estune = [sys.executable, "-m", "estune"]
     for step in range(1, journal.last + 1):
         with tempfile.TemporaryDirectory(dir=run) as scratch:
             model, figures = str(Path(scratch) / "model"), Path(scratch) / "figures.json"
-            subprocess.run([*estune, "replay", str(run), "--step", str(step), "--output", model], check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [*estune, "replay", str(run), "--step", str(step), "--output", model, *trust], check=True, stdout=subprocess.DEVNULL
+            )
             words = ["--config", str(run / "config.yaml"), "--model", model, "--base", journal.header.model, "--kl"]
-            words += ["--num_generations", str(count), "--figures", str(figures), *settings]
+            words += ["--num_generations", str(count), "--figures", str(figures), *settings, *trust]
             subprocess.run([*estune, "eval", *words], check=True, stdout=subprocess.DEVNULL)
             yield next(row["kl a token"] for row in json.loads(figures.read_text()) if row["model"] == model)
 

@@ -6,11 +6,12 @@ every device and for any number of threads.
 """
 
 import hashlib
+import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from estune.checkpoint import Checkpoint
 from estune.durable import replaced_file
 from estune.errors import EngineError, JournalError, ModelError
+from estune.identity import Identity
 from estune.member import Member
 from estune.noise import kernels, stream
 from estune.resources import cores
@@ -30,6 +32,8 @@ from estune.streaming import Staging
 _JOB = 1 << 21  # elements that one thread takes at a time: several small parameters, or a part of a large one
 _AHEAD = 1 << 25  # elements that may be under way beyond those being handed out, at most: what threads need is two jobs each
 _DEVICE_JOB, _DEVICE_AHEAD = 1 << 27, 1 << 28  # the same of θ on a device, where a job is one launch for each parameter
+
+_IDENTITY = "estune"  # the key of a snapshot's metadata
 
 Destination = Callable[[str], torch.Tensor]
 Written = tuple[str, kernels.Finite]  # a parameter, and whether what was written of it is finite
@@ -198,10 +202,11 @@ class Center:
         squares = self._pool.map(lambda theta: float(theta.double().square().sum()), parts)
         return math.sqrt(math.fsum(squares) / sum(theta.numel() for theta in parts))
 
-    def save(self, path: Path) -> None:
-        """Write θ in fp32, durably."""
-        with replaced_file(path) as scratch:
-            save_file(self.theta, scratch, metadata={"version": str(self.version)})
+    def save(self, path: Path, identity: Identity | None = None) -> None:
+        """Write θ in fp32, durably, and which θ it is."""
+        identity = identity or Identity("", self.version, self.digest())
+        with replaced_file(path) as scratch:  # one key alone: safetensors writes several in an order that varies
+            save_file(self.theta, scratch, metadata={_IDENTITY: json.dumps(asdict(identity))})
 
     def restore(self, path: Path) -> None:
         """Read θ and its version from a file that `save` wrote.
@@ -217,7 +222,7 @@ class Center:
                     if (stored.dtype, stored.shape) != (theta.dtype, theta.shape):
                         raise ValueError(f"{name} has another shape or dtype")  # copy_ would broadcast and convert
                     theta.copy_(stored)
-                self._wrote(int(file.metadata()["version"]))
+                self._wrote(_version(file.metadata()))
         except Exception as error:  # safetensors raises several kinds
             raise JournalError(f"{path}: not a snapshot of this model's θ ({error})") from None
 
@@ -255,6 +260,20 @@ class Center:
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)  # who reads θ next may do so in another stream
         self._state[0] = 2 * version
+
+
+def snapshot_identity(path: Path) -> Identity | None:
+    """Which θ a snapshot says that it is; None where it is damaged, or of a version that did not say so."""
+    try:
+        with safe_open(path, "pt") as file:
+            return Identity(**json.loads(file.metadata()[_IDENTITY]))
+    except Exception:  # safetensors raises several kinds
+        return None
+
+
+def _version(metadata: Mapping[str, str]) -> int:
+    """The step of a snapshot; `version` is what earlier versions wrote."""
+    return int(json.loads(metadata[_IDENTITY])["step"] if _IDENTITY in metadata else metadata["version"])
 
 
 def _batches(theta: Mapping[str, torch.Tensor], most: int) -> list[_Batch]:

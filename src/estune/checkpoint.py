@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from estune import identity
 from estune.durable import in_turn, replaced_folder, sync_tree
 from estune.errors import ModelError
 from estune.light import transformers
@@ -27,7 +28,7 @@ from estune.light import transformers
 logger = logging.getLogger(__name__)
 _INDEX = "model.safetensors.index.json"
 _COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*")
-_NOT_COPIED = ("trainer_state.json",)
+_NOT_COPIED = ("trainer_state.json", identity.NAME)  # what they say is true of the base alone
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,15 @@ def resolve(model: str, revision: str | None = None, *, trust_remote_code: bool 
     Without `weights` a hub's model is fetched without them: its config is there, and its tokenizer.
 
     Raises:
-        ModelError: there is no such model, or the hub cannot be reached.
+        ModelError: there is no such model, the hub cannot be reached, or a checkpoint of estune's has other weights than it says.
     """
+    folder = _found(model, revision, trust_remote_code, weights)
+    if weights:
+        identity.check_sealed(folder)
+    return folder
+
+
+def _found(model: str, revision: str | None, trust_remote_code: bool, weights: bool) -> Path:
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():

@@ -149,6 +149,9 @@ class ESConfig:
             object.__setattr__(self, name, value)
         if self.antithetic and self.population_size % 2:
             raise ConfigError(f"population_size: antithetic members come in pairs, so {self.population_size} must be even")
+        for name in ("model_init_kwargs", "engine_kwargs"):
+            if "trust_remote_code" in (getattr(self, name) or {}):
+                raise ConfigError(f"{name}: trust_remote_code is a setting of its own; give that instead")
         _check_schedules(self)
         _check_fitness(self)
         if self.workers != "ray" and self.num_workers not in (None, 1):

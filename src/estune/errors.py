@@ -39,3 +39,7 @@ class ResourceError(InputError, OSError):
 
 class EngineError(EstuneError, RuntimeError):
     """An engine did not take the weights it was given, or failed to generate."""
+
+
+class LostFolderError(EstuneError, RuntimeError):
+    """A run's folder, or its journal, was renamed, deleted or replaced while it ran."""

@@ -1,101 +1,66 @@
 """The record of a run: a text file from which, with the base model, θ can be had again at any step, bit for bit.
 
-`journal.jsonl` begins with a line about the run, then has one line a step. A step counts once its line is on the
+`journal.jsonl` begins with a line about the run, then has one line a step (records.py). A step counts once its line is on the
 disk, so a run that was killed at any moment is resumed by applying the lines that are there. Each line carries a
-checksum. A torn last line is what a kill leaves behind, and is dropped; damage anywhere else is an error.
+checksum, and a digest that chains it to the line before. A torn last line is what a kill leaves behind, and is dropped;
+damage anywhere else, or a line that does not follow from the one before, is an error.
 """
 
-import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from estune.anchor import Anchor
 from estune.center import Center
 from estune.durable import sync
-from estune.errors import JournalError
-from estune.lines import signed, verified
+from estune.errors import JournalError, LostFolderError
+from estune.records import FILE, FORMAT, Header, Step, header_line, read, step_line, whole
 
-FORMAT = 1
-NAME = "journal.jsonl"
-R = TypeVar("R", "Header", "Step")
+__all__ = ["FORMAT", "Header", "Journal", "Step", "exists"]
 
 
-@dataclass(frozen=True)
-class Header:
-    """The first line: which run this is. `digest` is that of θ₀; `notes` hold what does not bear on θ."""
-
-    format: int
-    model: str
-    digest: str
-    config: dict[str, Any]
-    notes: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One line a step. `coefficients` are the fp32 numbers that multiplied ε, one a seed, empty when nothing moved;
-    `rewards` one fitness a member, None for one that was left out; `decay` is the fp32 d by which θ first drew nearer to θ₀,
-    None where it did not; `digest` is θ's after steps that save; `task_rewards` are those of a mixture's tasks, by which a
-    curriculum goes on; `control` is what a step found out about its size (control.py), from which the next one begins."""
-
-    step: int
-    seeds: list[int]
-    coefficients: list[float]
-    rewards: list[float | None]
-    sigma: float
-    noise: str
-    decay: float | None = None
-    task_rewards: dict[str, float | None] | None = None
-    digest: str | None = None
-    control: dict[str, Any] | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
+@dataclass
 class Journal:
-    """A journal on disk and what it holds."""
+    """A journal on disk and what it holds. Only one that was created, or opened to go on with it, is appended to."""
 
     path: Path
     header: Header
     steps: list[Step]
+    _last_line: bytes
+    _size: int
+    _anchor: Anchor | None = None
 
     @classmethod
     def create(cls, folder: Path, header: Header) -> "Journal":
         """Start a journal in `folder`; it is there, whole, when this returns."""
-        path = folder / NAME
-        scratch = path.with_name(f".{NAME}.tmp")
-        scratch.write_text(_line(asdict(header)), encoding="utf-8")
+        path, line = folder / FILE, header_line(header).encode()
+        scratch = path.with_name(f".{FILE}.tmp")
+        scratch.write_bytes(line)
         sync(scratch)
         scratch.rename(path)
         sync(folder)
-        return cls(path, header, [])
+        return cls(path, header, [], line, len(line), _anchored(path))
 
     @classmethod
     def open(cls, folder: Path, *, repair: bool = False) -> "Journal":
-        """Read the journal in `folder`, without a torn last line; `repair` cuts that off the file too.
+        """Read the journal in `folder`, without a torn last line; `repair` cuts that off the file too, to go on with it.
 
         Raises:
-            JournalError: there is none, a line is damaged or out of order, or holds a field this version doesn't know.
+            JournalError: there is none, a line is damaged, out of order or of another run, or holds a field this version doesn't know.
         """
-        path = folder / NAME
+        path = folder / FILE
+        anchor = _anchored(path) if repair and path.is_file() else None
         try:
             data = path.read_bytes()
         except OSError as error:
             raise JournalError(f"{path}: cannot be read ({error.strerror}); is {folder} the folder of a run?") from None
-        whole = data[: _whole(data)]
-        records = [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
-        if not records:
-            raise JournalError(f"{path}: has no whole line, so nothing was run here; delete it to start afresh")
-        header = _header(path, records[0])
-        steps = [_record(Step, path, number, record) for number, record in enumerate(records[1:], 2)]
-        for number, step in enumerate(steps, 1):
-            _check_step(path, number, step)
-        if repair and len(whole) < len(data):
-            os.truncate(path, len(whole))
+        found = read(path, data)
+        if repair and found.size < len(data):
+            os.truncate(path, found.size)
             sync(path)
-        return cls(path, header, steps)
+        return cls(path, found.header, found.steps, found.last_line, found.size, anchor)
 
     @property
     def last(self) -> int:
@@ -108,12 +73,31 @@ class Journal:
         return self.steps[-1].control if self.steps else None
 
     def append(self, step: Step) -> None:
-        """Add a step, on disk when this returns."""
-        with self.path.open("ab") as file:
-            file.write(_line(asdict(step)).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        """Add a step, on disk when this returns.
+
+        Raises:
+            LostFolderError: the file is no longer this journal, or somebody else wrote to it.
+        """
+        line = step_line(step, self.header, self._last_line).encode()
+        self.check_own()
+        assert self._anchor is not None
+        try:
+            _write(self._anchor.descriptor, line)
+            os.fsync(self._anchor.descriptor)
+        except OSError:
+            os.ftruncate(self._anchor.descriptor, self._size)  # the disk is full: no part of a line stays
+            raise
+        self._last_line = line
+        self._size += len(line)
         self.steps.append(step)
+
+    def check_own(self) -> None:
+        """Raises LostFolderError when the path leads to another file, or the file has other lines than this run wrote."""
+        if self._anchor is None:
+            raise JournalError(f"{self.path}: was opened to be read, not to go on with it")
+        self._anchor.check()
+        if os.fstat(self._anchor.descriptor).st_size != self._size:
+            raise LostFolderError(f"{self.path}: was changed by somebody else while the run wrote there; it stops here")
 
     def replay(self, center: Center, until: int) -> Iterator[int]:
         """Apply the steps after θ's version up to `until`, yielding each one's number; digests on the way are checked.
@@ -133,61 +117,27 @@ class Journal:
         """Compare θ's digest with the one that the journal has for its version, if it has one; raises JournalError."""
         if not 0 <= center.version <= self.last:
             raise JournalError(f"{self.path}: has {self.last} steps, but θ is said to be at step {center.version}")
-        wanted = self.header.digest if center.version == 0 else self.steps[center.version - 1].digest
+        wanted = self.digest(center.version)
         if wanted and center.digest() != wanted:
             whose = "the base model is not the one that" if center.version == 0 else f"θ at step {center.version} is not what"
             raise JournalError(f"{self.path}: {whose} this run had (digest {wanted})")
 
+    def digest(self, step: int) -> str | None:
+        """θ's digest after `step`, where the journal has it."""
+        return self.header.digest if step == 0 else self.steps[step - 1].digest
+
 
 def exists(folder: Path) -> bool:
     """Whether `folder` holds a run from which something can be resumed."""
-    path = folder / NAME
-    return path.is_file() and _whole(path.read_bytes()) > 0
+    path = folder / FILE
+    return path.is_file() and whole(path.read_bytes()) > 0
 
 
-def _line(record: dict[str, Any]) -> str:
-    return signed(json.dumps({name: value for name, value in record.items() if value is not None}, allow_nan=False))
+def _anchored(path: Path) -> Anchor:
+    return Anchor(path, os.O_RDWR | os.O_APPEND)
 
 
-def _whole(data: bytes) -> int:
-    """How many bytes of a journal are whole lines: the last line is torn if it does not end, or does not check."""
-    end = data.rfind(b"\n") + 1
-    if end < len(data) or end == 0:
-        return end
-    start = data.rfind(b"\n", 0, end - 1) + 1
-    return end if verified(data[start:end]) is not None else start
-
-
-def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    record = verified(line)
-    if record is None:
-        raise JournalError(f"{path}: line {number} is damaged; restore the file from a copy")
-    return record
-
-
-def _header(path: Path, record: dict[str, Any]) -> Header:
-    if record.get("format") != FORMAT:
-        raise JournalError(f"{path}: has format {record.get('format')}; this version of estune reads format {FORMAT}")
-    return _record(Header, path, 1, record)
-
-
-def _check_step(path: Path, number: int, step: Step) -> None:
-    if step.step != number:
-        raise JournalError(f"{path}: line {number + 1} is of step {step.step}, where step {number} belongs")
-    if step.coefficients and len(step.coefficients) != len(step.seeds):
-        raise JournalError(f"{path}: line {number + 1} has {len(step.coefficients)} coefficients for {len(step.seeds)} seeds")
-    if step.decay and not step.coefficients:
-        raise JournalError(f"{path}: line {number + 1} has a decay without coefficients; a step that updates nothing decays nothing")
-
-
-def _record(kind: type[R], path: Path, number: int, record: dict[str, Any]) -> R:
-    known = {each.name for each in fields(kind)}
-    if unknown := sorted(set(record) - known):
-        raise JournalError(
-            f"{path}: line {number} has a field {unknown[0]!r} that this version of estune does not know; "
-            "it may change θ, so use the version that wrote it"
-        )
-    try:
-        return kind(**record)
-    except TypeError as error:
-        raise JournalError(f"{path}: line {number} lacks a field ({error})") from None
+def _write(descriptor: int, data: bytes) -> None:
+    """All of it: a system call may take a part only."""
+    while data:
+        data = data[os.write(descriptor, data) :]

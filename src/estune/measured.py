@@ -75,14 +75,17 @@ def _line(record: Record) -> str:
 
 def _record(line: bytes) -> Record | None:
     record = verified(line) or _unsigned(line)
-    return record if record is not None and type(record.get("step")) is int else None
+    return record if record is not None and type(record.get("step")) is int and _is_figures(record) else None
 
 
 def _unsigned(line: bytes) -> Record | None:
-    """The record of a line that never had a checksum: all its values are numbers, where one that had has some text."""
+    """The record of a line that never had a checksum: one that had has text."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    numbers = isinstance(record, dict) and all(value is None or isinstance(value, (int, float)) for value in record.values())
-    return record if numbers else None
+    return record if isinstance(record, dict) and _is_figures(record) else None
+
+
+def _is_figures(record: Record) -> bool:
+    return all(value is None or isinstance(value, (int, float)) for value in record.values())

@@ -18,6 +18,7 @@ from estune.checkpoint import Checkpoint, open_checkpoint, resolve
 from estune.config import ESConfig, RunConfig
 from estune.durable import disk_errors, sync_tree
 from estune.errors import ConfigError, ModelError
+from estune.identity import Identity, seal
 from estune.journal import exists
 from estune.member import Prompt
 from estune.parameters import Layout, layout
@@ -94,8 +95,8 @@ class Model:
             f"{weights} {amount(self._engine_bytes())}"
         )
 
-    def write(self, target: Path, state: Callable[[Path], None] = lambda folder: None) -> None:
-        """Write θ as a checkpoint with the base's names, dtypes and files; `state` may add files to it."""
+    def write(self, target: Path, identity: Identity | None = None, state: Callable[[Path], None] = lambda folder: None) -> None:
+        """Write θ as a checkpoint with the base's names, dtypes and files, which says which θ it is; `state` may add files to it."""
 
         def value(name: str) -> torch.Tensor:
             kept = self.layout.aliases.get(name, name)
@@ -108,6 +109,8 @@ class Model:
             if self._tokenizer is not None:
                 self._tokenizer.save_pretrained(folder)
             state(folder)
+            if identity is not None:
+                seal(folder, identity)
 
         self.checkpoint.write(target, value, extra)
 

@@ -74,8 +74,10 @@ def _empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     except ModelError:
         raise
     except Exception as error:  # whatever a wrong config makes transformers raise
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{folder}: transformers cannot build this model ({reason})") from None
+        reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason and not trust_remote_code:
+            raise ModelError(f"{folder}: comes with code of its own; read it, and add --trust_remote_code true if it may run") from None
+        raise ModelError(f"{folder}: transformers cannot build this model ({reason[:200]})") from None
     model.tie_weights()
     return model
 

@@ -1,19 +1,26 @@
-"""Is this the run that the folder holds? What may differ on resume is listed; all else would change θ in silence."""
+"""Is this the run that the folder holds? What may differ on resume is listed; all else would change θ in silence.
+
+Then θ is brought to the journal's last step, and checkpoints that are not what the journal says are written again.
+"""
 
 import dataclasses
+import secrets
+from collections.abc import Callable
 from typing import Any
 
 from estune import anneal
 from estune.config import MAY_CHANGE_ON_RESUME, ESConfig, RunConfig
-from estune.errors import ConfigError
+from estune.errors import ConfigError, JournalError
+from estune.folder import RunFolder
 from estune.journal import FORMAT, Header, Journal
 from estune.model import Model
+from estune.schedule import best_step, trainer_state
 
 
 def header(config: ESConfig, model: Model, rewards: list[str], data: str) -> Header:
     """The journal's first line for a run; `data` is the fingerprint of the training rows."""
     settings = without_tokens(vars(config)) | {"reward_functions": rewards, "train_data": data}
-    return Header(FORMAT, model.name, model.center.digest(), settings)
+    return Header(FORMAT, model.name, model.center.digest(), settings, run=secrets.token_hex(16))
 
 
 def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
@@ -21,7 +28,11 @@ def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
 
     Raises:
         ConfigError: something differs that may not.
+        JournalError: a line lacks what a resume needs and a replay does not.
     """
+    for step in journal.steps:
+        if not isinstance(step.notes.get("metrics"), dict):
+            raise JournalError(f"{journal.path}: line {step.step + 1} lacks its notes of metrics, from which a resume goes on")
     before = journal.header
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     for name in sorted(set(before.config) | set(now.config)):
@@ -40,6 +51,25 @@ def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
         raise ConfigError(f"model: {now.model} does not have the weights that the run in {journal.path.parent} began with")
     if journal.last > now.config["max_steps"]:
         raise ConfigError(f"max_steps: the run in {journal.path.parent} has {journal.last} steps already; give at least that many")
+
+
+def restore(folder: RunFolder, model: Model, journal: Journal, config: ESConfig, say: Callable[[str], None]) -> None:
+    """Bring θ to the journal's last step; write the newest and the best checkpoint again unless they are what the journal says.
+
+    Raises:
+        JournalError: a line of metrics that decides the best checkpoint is damaged, or θ is not what the journal says.
+    """
+    folder.measured.mend(journal, config, folder.evaluated)
+    logged = {record["step"]: record for record in folder.measured.read()}
+    for step in folder.doubtful(best_step(config, logged, journal.last)):
+        folder.bring_near(model, step)
+        for _ in journal.replay(model.center, step):
+            pass
+        folder.save_checkpoint(step, model, trainer_state(config, logged, step))
+    folder.bring_near(model, journal.last)
+    say(f"resuming {folder.path} after step {journal.last}, from θ of step {model.center.version}")
+    for step in journal.replay(model.center, journal.last):
+        say(f"replayed step {step} of {journal.last}")
 
 
 def without_tokens(settings: dict[str, Any]) -> dict[str, Any]:

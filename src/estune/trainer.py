@@ -8,7 +8,7 @@ The interface is that of TRL's trainers. What an engine, a tracker or a reward d
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from estune.control import Plan
 from estune.data import digest as data_digest
 from estune.data import rows_of
 from estune.distance import distance, travelled
-from estune.durable import held
 from estune.errors import ConfigError, DataError
 from estune.evaluation import Held, evaluate
 from estune.folder import RunFolder
@@ -37,7 +36,7 @@ from estune.mixture import Mixture
 from estune.model import Model
 from estune.population import Mishap, Population, Scored
 from estune.resources import check_disk
-from estune.resume import check_resumable, header
+from estune.resume import check_resumable, header, restore
 from estune.rewards.scoring import Rewards
 from estune.schedule import best_metric, best_step, evaluates, plateaued, saves, trainer_state
 from estune.search import Found, search
@@ -112,7 +111,7 @@ class ESTrainer:
             self.model.workers.serve()
             return TrainOutput(self.model.center.version, {})
         check_disk(self.folder.path, self.folder.needs(self.model), "the checkpoints and the snapshot of θ")
-        with held(self.folder.path, "output_dir"):
+        with self.folder.held():
             if not resume:
                 self.folder.check_fresh()
             self.screen.say(self.model.describe())
@@ -161,7 +160,8 @@ class ESTrainer:
     def save_model(self, output_dir: str | None = None) -> None:
         """Write θ as it is now as a checkpoint that transformers and vLLM load; default `output_dir/final`."""
         if self.model.leads:
-            self.model.write(Path(output_dir) if output_dir else self.folder.path / "final")
+            with nullcontext() if output_dir else self.folder.writing():
+                self.model.write(Path(output_dir or self.folder.path / "final"), self.folder.identity(self.model))
 
     def push_to_hub(self, commit_message: str = "End of training") -> str:
         """Upload θ as it is now, with the model card, to `hub_model_id`; returns the commit's address."""
@@ -193,14 +193,10 @@ class ESTrainer:
             self.folder.check_fresh()
             write_config(self.folder.path, self.args)
             self.folder.measured.clear()
-            return Journal.create(self.folder.path, now)
-        journal = Journal.open(self.folder.path, repair=True)
+            return self.folder.begin(now)
+        journal = self.folder.go_on()
         check_resumable(journal, now, self.args)
-        self.folder.restore(self.model, journal)
-        self.screen.say(f"resuming {self.folder.path} after step {journal.last}, from θ of step {self.model.center.version}")
-        for step in journal.replay(self.model.center, journal.last):
-            self.screen.say(f"replayed step {step} of {journal.last}")
-        self.folder.measured.mend(journal, self.args, self.folder.evaluated)
+        restore(self.folder, self.model, journal, self.args, self.screen.say)
         return journal
 
     def _train(self, journal: Journal, trackers: Trackers) -> TrainOutput:
@@ -213,7 +209,7 @@ class ESTrainer:
             self.screen.start(journal.last)
             while journal.last < self.args.max_steps and not self._stopping(journal.last):
                 stop.check()
-                journal.append(self._step(journal, stop))
+                self.folder.append(self._step(journal, stop))
                 self._after(journal, trackers)
             self.screen.stop()
             if journal.last > begun:
@@ -357,7 +353,7 @@ class ESTrainer:
             if step < self.args.max_steps:
                 self.screen.samples(f"held out, step {step}", held.records)
         self._logged[step] = {"step": step} | metrics
-        self.folder.measured.append(self._logged[step])
+        self.folder.log(self._logged[step])
         if step % self.args.logging_steps == 0 or evaluates(self.args, step):
             trackers.log({name: value for name, value in metrics.items() if value is not None}, step)
             self.callbacks.state.log_history.append(self._logged[step])
@@ -383,7 +379,8 @@ class ESTrainer:
             self.screen.say(f"θ is that of the best checkpoint, step {best}")
         last = self._logged.get(step, {})  # nothing when a callback ended the training before it began
         figures = {name: value for name, value in last.items() if name.startswith("eval_") and name != "eval_runtime"}
-        write_card(self.folder.path, self.args, self.model.name, step, figures)
+        with self.folder.writing():
+            write_card(self.folder.path, self.args, self.model.name, step, figures)
         if self.args.push_to_hub:
             self.screen.say(f"pushed to {self.push_to_hub()}")
         return TrainOutput(step, {name: value for name, value in last.items() if name != "step"})

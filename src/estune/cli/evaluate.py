@@ -125,7 +125,7 @@ def _exams(options: argparse.Namespace, unknown: list[str], config: RunConfig) -
         return [] if options.lm_eval and not data else [_exam(config)]
     if data and len(names) > 1:
         raise ConfigError(f"tasks: {data} stands in for a task's own data, so give one task with it")
-    return [_exam(read(argparse.Namespace(**vars(options) | {"task": name}), unknown)) for name in names]
+    return [_exam(read(argparse.Namespace(**vars(options) | {"task": name}), unknown, quietly=True)) for name in names]
 
 
 def _exam(config: RunConfig) -> "Exam":

@@ -4,14 +4,19 @@
   estune replay out --step 40 --output out-40 --model /elsewhere/base-model
 
 A run is its base model and its journal: seeds and coefficients, some kilobytes a step. No prompt is generated.
+The journal may be somebody else's: the base model that it names is shown before it is fetched, and code that comes with that
+model runs only with --trust_remote_code.
 """
 
 import argparse
+import logging
 from pathlib import Path
 
-from estune.config import ESConfig, build, nearest
+from estune.config import RunConfig, build, nearest
 from estune.errors import ConfigError
+from estune.trust import one_line
 
+logger = logging.getLogger(__name__)
 SUMMARY = "rebuild the model of a step from a run's journal"
 
 
@@ -20,32 +25,43 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", metavar="K", help="the step to rebuild, 0 for the base model; default the last")
     parser.add_argument("--output", metavar="DIR", required=True, help="where to write the checkpoint; must not exist")
     parser.add_argument("--model", metavar="MODEL", help="where the base model is now, if it has moved")
+    parser.add_argument(
+        "--trust_remote_code", metavar="true|false", nargs="?", const="true", help="run code that comes with the base model"
+    )
 
 
 def run(options: argparse.Namespace, unknown: list[str]) -> int:
     from estune.journal import Journal
 
     if unknown:
-        raise ConfigError(f"unknown option {unknown[0]!r}{nearest(unknown[0], ['step', 'output', 'model'])}")
+        raise ConfigError(f"unknown option {unknown[0]!r}{nearest(unknown[0], ['step', 'output', 'model', 'trust_remote_code'])}")
     journal = Journal.open(Path(options.run))
     step = _step(options.step, journal.last)
     output = Path(options.output)
     if output.exists():
         raise ConfigError(f"output: {output} exists already; choose another")
-    settings = {name: journal.header.config.get(name) for name in ("target_parameters", "trust_remote_code")}
-    config = build(ESConfig, settings | {"engine": "fake"})
+    said = journal.header.config
+    model_name = options.model or journal.header.model
+    typed = {"trust_remote_code": options.trust_remote_code} if options.trust_remote_code else {}
+    settings = {"target_parameters": said.get("target_parameters"), "model_revision": None if options.model else said.get("model_revision")}
+    config = build(RunConfig, settings | typed | {"engine": "fake"})
+    if not options.model:
+        revision = f" at revision {config.model_revision}" if config.model_revision else ""
+        logger.info("%s", one_line(f"the base model, as the journal of {options.run} names it: {model_name}{revision}"))
 
     from rich.progress import track
 
+    from estune.identity import Identity, run_digest
     from estune.model import Model
     from estune.resources import check_disk
 
-    model = Model(options.model or journal.header.model, config, None, {})
+    model = Model(model_name, config, None, {})
     check_disk(output.parent, model.saved_bytes(), "the checkpoint", setting="output")
     for _ in track(journal.replay(model.center, step), "replaying", total=step):
         pass
-    model.write(output)
-    print(f"step {step} of {options.run} is in {output}; θ's digest is {model.center.digest()}")
+    digest = model.center.digest()
+    model.write(output, Identity(run_digest(journal.header), step, digest))
+    print(f"step {step} of {options.run} is in {output}; θ's digest is {digest}")
     return 0
 
 

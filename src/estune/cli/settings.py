@@ -2,15 +2,19 @@
 
 import argparse
 import dataclasses
+import logging
 import typing
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from estune import trust
 from estune.config import ESConfig, RunConfig, build, nearest
 from estune.errors import ConfigError
 from estune.tasks import get_task
+
+logger = logging.getLogger(__name__)
 
 _GROUPS = {
     "model, data and rewards": "model_name_or_path",
@@ -39,11 +43,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{field.name}", **_flag(field, hints[field.name]))
 
 
-def read(options: argparse.Namespace, unknown: list[str]) -> RunConfig:
-    """The config that the command line asks for.
+def read(options: argparse.Namespace, unknown: list[str], *, quietly: bool = False) -> RunConfig:
+    """The config that the command line asks for; unless `quietly`, what files would have run or fetched is said.
 
     Raises:
-        ConfigError: a flag or key is unknown, a value wrong, or a file cannot be read.
+        ConfigError: a flag or key is unknown, a value wrong, or a file cannot be read, or one of a run's folder names code in it.
     """
     names = [field.name for field in dataclasses.fields(RunConfig)]
     if unknown:
@@ -54,10 +58,23 @@ def read(options: argparse.Namespace, unknown: list[str]) -> RunConfig:
     settings: dict[str, Any] = {}
     for _, values in files:
         settings |= values
+    for path, values in files:
+        _check_trust(Path(path), {name: value for name, value in values.items() if name not in flags}, settings | flags, quietly)
     try:
         return _config(settings | flags)
     except ConfigError as error:
         raise _naming_its_file(error, files) from None
+
+
+def _check_trust(path: Path, values: dict[str, Any], settings: dict[str, Any], quietly: bool) -> None:
+    """Say what a file would have run or fetched, and refuse code in a run's folder that was not allowed; raises ConfigError."""
+    trusted = trust.typed(settings.get("trust_remote_code"))
+    if not quietly and trusted and trust.typed(values.get("trust_remote_code")):
+        logger.info("%s: turns trust_remote_code on, so that code which comes with the model runs", path)
+    if trust.of_a_run(path):
+        for line in [] if quietly else trust.loads(values):
+            logger.info("%s: %s", path, line)
+        trust.check_modules(values, path.parent, trusted=trusted)
 
 
 def _config(settings: dict[str, Any]) -> RunConfig:

@@ -28,8 +28,9 @@ class RewardModel:
         self.__name__ = source.rstrip("/").rpartition("/")[2]
         try:
             folder = resolve(source)
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)  # never a pickle
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            never = {"use_safetensors": True, "trust_remote_code": False}  # neither a pickle nor code of its own, and no question
+            model = AutoModelForSequenceClassification.from_pretrained(folder, **never)
         except (EstuneError, OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:240]
             raise ConfigError(f"reward_funcs: {source} cannot be loaded as a reward model ({reason})") from None
