@@ -8,6 +8,7 @@ import torch
 from estune.checkpoint import resolve
 from estune.engines.transformers import default_device
 from estune.errors import ConfigError, EstuneError
+from estune.visible import one_line
 
 _BATCH = 16  # sequences at a time
 
@@ -31,8 +32,7 @@ class RewardModel:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)  # never a pickle
         except (EstuneError, OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:240]
-            raise ConfigError(f"reward_funcs: {source} cannot be loaded as a reward model ({reason})") from None
+            raise ConfigError(f"reward_funcs: {source} cannot be loaded as a reward model ({one_line(error, 240)})") from None
         if model.config.num_labels != 1:
             raise ConfigError(f"reward_funcs: {source} has {model.config.num_labels} labels; a reward model has one")
         if self._tokenizer.pad_token is None:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import psutil
 
 from estune.errors import RewardError
+from estune.moments import mean
 from estune.resources import cores
 from estune.rewards.call import Answer, Call, Failure, Returned, source
 from estune.rewards.here import Here
@@ -177,7 +178,11 @@ def _merged(answers: Sequence[Answer]) -> Outcome:
     logged = {name: [one.metrics[name] for one in returned if name in one.metrics] for name in names}
     columns = sorted({name for one in returned for name in one.extra})
     extra = {name: [_first(one, name) for one in answers] for name in columns}
-    return Outcome(values, failures, {name: math.fsum(found) / len(found) for name, found in logged.items()}, extra)
+    return Outcome(values, failures, {name: _average(found) for name, found in logged.items()}, extra)
+
+
+def _average(numbers: Sequence[float]) -> float:
+    return mean(numbers) if all(map(math.isfinite, numbers)) else math.nan
 
 
 def _is_async(function: Any) -> bool:
