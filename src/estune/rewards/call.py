@@ -189,7 +189,8 @@ def _number(index: int, value: Any) -> float:
 
 
 def _single(value: Any) -> Any:
-    """The element of an array of one element; any other value as it is."""
+    """The element of an array of one element, without its gradient; any other value as it is."""
+    value = value.detach() if hasattr(value, "detach") else value
     while getattr(value, "ndim", 0) and len(value) == 1:
         value = value[0]
     return value
