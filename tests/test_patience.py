@@ -69,6 +69,7 @@ def test_a_late_tick_counts_as_far_as_this_process_computed(passed, computed, co
     assert patience._counted(passed, computed) == pytest.approx(counted)
 
 
+@pytest.mark.slow
 def test_a_trainer_that_is_stopped_and_continued_loses_no_reward():
     child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
     totals = []
