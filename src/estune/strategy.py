@@ -46,7 +46,7 @@ def tell(config: ESConfig, fitness: Fitness, step: int = 1, alpha: float | None 
     if not weights.any():
         return []
     alpha = anneal.alpha(config, step) if alpha is None else alpha
-    with np.errstate(over="ignore"):  # with reward_shaping none rewards may be too large for fp32
+    with np.errstate(over="ignore", invalid="ignore"):  # with reward_shaping none rewards may be too large for fp32
         if config.antithetic:
             weights = weights[0::2] - weights[1::2]
         return [float(c) for c in (alpha / int((~np.isnan(fitness)).sum()) * weights).astype(np.float32)]

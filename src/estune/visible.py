@@ -80,10 +80,8 @@ def wrap_streams() -> None:
 
 @contextmanager
 def clean_streams() -> Iterator[None]:
-    """Clean whatever is printed in the block."""
+    """Clean whatever is printed in the block, and the traceback that Python prints if an error leaves it."""
     before = sys.stdout, sys.stderr
     wrap_streams()
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
+    yield
+    sys.stdout, sys.stderr = before
