@@ -1,8 +1,8 @@
-"""Means and deviations of finite numbers of any size: 1e308 beside -1e308, or 5e-324, is a reward like another.
+"""Means and deviations of finite numbers of any size: 1e308 or 5e-324 is a reward like another.
 
-Squares and sums of such numbers overflow or vanish. Where that can happen the numbers are first divided by a power of
-two, which changes no digit, and the result is multiplied by it again. Ordinary numbers are left as they are, so that
-their results are the same to the last bit as without this module.
+Squares and sums of such numbers overflow or vanish. Where that can happen the numbers are first
+divided by a power of two, which changes no digit, and the result is multiplied by it again.
+Ordinary numbers are left as they are, so that their results keep their bits.
 """
 
 import math
@@ -14,19 +14,19 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
-_ORDINARY = 400  # below 2 to this power and above its inverse neither squares nor long sums are in danger
+_ORDINARY = 400  # between 2**-400 and 2**400 neither squares nor long sums are in danger
 LARGEST = float(np.finfo(np.float64).max)
 
 
 def exponent(*arrays: ArrayLike) -> int:
-    """The power of two by which to divide `arrays` before squaring: 0 for ordinary numbers. NaN and ∞ don't count."""
+    """The power of two by which to divide `arrays`, 0 for ordinary ones; NaN and ∞ don't count."""
     largest = max((_largest(np.asarray(array, np.float64)) for array in arrays), default=0.0)
     power = math.frexp(largest)[1] if largest else 0
     return power if abs(power) > _ORDINARY else 0
 
 
 def divided(array: ArrayLike, power: int) -> Array:
-    """`array` ÷ 2**power: ∞ or 0 where a double holds no such number. The array itself where the power is 0."""
+    """`array` ÷ 2**power, ∞ or 0 where a double holds no such number; unchanged if power is 0."""
     numbers = np.asarray(array, np.float64)
     if not power:
         return numbers
@@ -36,7 +36,7 @@ def divided(array: ArrayLike, power: int) -> Array:
 
 
 def scaled(statistic: Callable[[Array], Any], values: ArrayLike) -> float:
-    """`statistic(values)`, where that grows with the values as a mean or a standard deviation does."""
+    """`statistic(values)`, which must scale as the values do: a mean, a standard deviation."""
     power = exponent(values)
     return float(divided(statistic(divided(values, power)), -power))
 

@@ -1,8 +1,9 @@
 """What models, data, files and reward functions say is shown as text, never as commands to a terminal or a pager.
 
-A control character can clear the screen, rename the window or overwrite a line; a bidirectional override shows text in
-another order than it has. Both are left out of whatever a person reads, on either stream and in files such as
-`reward_error.txt`. Files for programs (JSON, Parquet) keep the exact text, escaped.
+A control character can clear the screen, rename the window or overwrite a line; a bidirectional
+override shows text in another order than it has. Both are left out of whatever a person reads, on
+either stream and in files such as `reward_error.txt`. Files for programs (JSON, Parquet) keep the
+exact text, escaped.
 """
 
 import sys
@@ -11,20 +12,28 @@ from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]  # C0 without \n and \t, DEL, C1
-_DIRECTIONS = [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x2070)]  # marks, overrides, isolates
+_DIRECTIONS = [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x2070)]
 _SEPARATORS = [0x2028, 0x2029]  # of lines and paragraphs
-_HIDDEN = dict.fromkeys(map(chr, [*_CONTROLS, *_DIRECTIONS]), "") | dict.fromkeys(map(chr, _SEPARATORS), " ")
-_HALVES = dict.fromkeys(map(chr, range(0xD800, 0xE000)), "?")  # surrogates: a file name's odd bytes, half a character
-_TABLE = str.maketrans(_HIDDEN | _HALVES | {"\n": "\n", "\t": "\t"})
+_SURROGATES = range(0xD800, 0xE000)  # half a character, or a byte of a file name that is no text
+_TABLE: dict[int, str] = {
+    **dict.fromkeys([*_CONTROLS, *_DIRECTIONS], ""),
+    **dict.fromkeys(_SEPARATORS, " "),
+    **dict.fromkeys(_SURROGATES, "?"),
+    ord("\n"): "\n",
+    ord("\t"): "\t",
+}
 
 
 def clean(text: str) -> str:
-    """`text` without the characters that a terminal would obey; line ends, tabs and all that is visible stay."""
+    """`text` without what a terminal would obey; line ends, tabs and all that is visible stay."""
     return text.translate(_TABLE)
 
 
 def one_line(text: object, most: int | None = None) -> str:
-    """The text of an object as one clean line, cut off after `most` characters; an object without a text is named."""
+    """The text of an object as one clean line of at most `most` characters.
+
+    Of an object that has no text, its type is named.
+    """
     try:
         line = clean(" ".join(str(text).split()))
     except BaseException as error:  # a __str__ of the user's, or an int of too many digits
@@ -44,8 +53,9 @@ def _kind(thing: object) -> str:
 class CleanStream:
     """A text stream that shows only clean text, with question marks for what its encoding lacks.
 
-    A progress bar begins each write with a carriage return. A terminal gets that one; a file gets a line end instead.
-    rich, which writes control sequences of its own making, finds the stream below by `rich_proxied_file`.
+    A progress bar begins each write with a carriage return. A terminal gets that one; a file gets a
+    line end instead. rich, which writes control sequences of its own making, finds the stream below
+    by `rich_proxied_file`.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -80,7 +90,7 @@ def wrap_streams() -> None:
 
 @contextmanager
 def clean_streams() -> Iterator[None]:
-    """Clean whatever is printed in the block, and the traceback that Python prints if an error leaves it."""
+    """Clean whatever is printed in the block, and the traceback of an error that leaves it."""
     before = sys.stdout, sys.stderr
     wrap_streams()
     yield

@@ -1,8 +1,9 @@
-"""Waiting for a limited time in which the time that this process was stopped does not count.
+"""Waiting for a limited time, in which the time that this process was stopped does not count.
 
-After Ctrl-Z and fg, a breakpoint or a suspended container the clock has moved on, but a reward function has not had that
-time, or its answer has not been read. So patience runs out in short ticks. A tick that took much longer than it should
-was spent stopped, unless this process computed meanwhile: then a thread of it kept this one waiting.
+After Ctrl-Z and fg, a breakpoint or a suspended container the clock has moved on, but a reward
+function has not had that time, or its answer has not been read. So patience runs out in short ticks.
+A tick that took much longer than it should was spent stopped, unless this process computed
+meanwhile: then one of its threads kept this one waiting.
 """
 
 import asyncio
@@ -23,5 +24,5 @@ async def done_within(future: "asyncio.Future[Any]", seconds: float) -> bool:
 
 
 def _counted(passed: float, computed: float) -> float:
-    """How many of the seconds that `passed` in a tick count, if this process computed for some of them."""
+    """How many of the seconds that `passed` in a tick count; it `computed` for some of them."""
     return passed if passed < _LATE else min(passed, _TICK + computed)

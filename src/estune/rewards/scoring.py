@@ -18,6 +18,7 @@ from estune.config import ESConfig
 from estune.errors import ConfigError, RewardError
 from estune.member import Completion, is_token_ids
 from estune.moments import mean
+from estune.rewards import sums
 from estune.rewards.call import Call, Failure
 from estune.rewards.functions import RewardFunc, accepted, check_parameters, resolve_rewards, reward_name
 from estune.rewards.pool import Limits, Outcome, Pool
@@ -25,7 +26,6 @@ from estune.rewards.pool import Limits, Outcome, Pool
 Row = dict[str, Any]
 OnError = Literal["lowest", "zero", "drop", "raise"]
 
-_BEYOND = "which makes the weighted sum of the rewards larger than a double can be; return smaller numbers or lower its weight"
 _MOST_FAILED = 0.5  # part of a member's completions whose rewards may be lost; with more the member is left out
 
 
@@ -82,12 +82,12 @@ class Pending:
         by_function = {name: np.array(outcome.values, np.float64) for name, outcome in zip(names, found, strict=True)}
         metrics = {name: value for outcome in found for name, value in outcome.metrics.items()}
         extra = {name: values for outcome in found for name, values in outcome.extra.items()}
-        failures = {name: dict(outcome.failures) for name, outcome in zip(names, found, strict=True)}
-        total = self.rewards.summed(by_function, failures)
-        failures = {name: failed for name, failed in failures.items() if failed}
+        by_function, beyond = sums.within_range(by_function, self.rewards.weights)
+        by_name = zip(names, found, strict=True)
+        failures = {name: failed for name, one in by_name if (failed := one.failures | beyond[name])}
         if self.strict and failures:
             raise _raised(failures)
-        return Scores(total, by_function, metrics, extra, failures)
+        return Scores(self.rewards.weighted(by_function), by_function, metrics, extra, failures)
 
 
 class Rewards:
@@ -157,38 +157,8 @@ class Rewards:
         return [self._settled(score, lowest) for score in scores]
 
     def weighted(self, by_function: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        """The weighted sum (B,) of the functions' rewards, NaN where no function gave a number or a double cannot hold the sum."""
-        total = self._sums(by_function)
-        total[~np.isfinite(total)] = np.nan
-        return total
-
-    def summed(self, by_function: dict[str, NDArray[np.float64]], failures: dict[str, dict[int, Failure]]) -> NDArray[np.float64]:
-        """The weighted sum (B,). Where a double cannot hold it, the largest reward counts as failed, and is taken out of both."""
-        total = self._sums(by_function)
-        while (beyond := np.flatnonzero(np.isinf(total))).size:
-            for i in map(int, beyond):
-                name, reward = self._largest(by_function, i)
-                failures[name][i] = Failure(f"returned {reward:g}, {_BEYOND}")
-                by_function[name][i] = np.nan
-            total = self._sums(by_function)
-        return total
-
-    def _sums(self, by_function: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        """The weighted sums (B,), NaN where there is nothing to sum, ±∞ where the sum or a part of it is too large."""
-        stacked = np.stack(list(by_function.values()))  # (functions, B)
-        with np.errstate(over="ignore", invalid="ignore"):
-            weighted = stacked * np.array(self.weights)[:, None]
-            total = np.nansum(weighted, axis=0)
-        total[np.isinf(weighted).any(axis=0)] = np.inf  # ∞ − ∞ would pass for no number
-        total[np.isnan(stacked).all(axis=0)] = np.nan
-        return total  # type: ignore[no-any-return]
-
-    def _largest(self, by_function: dict[str, NDArray[np.float64]], index: int) -> tuple[str, float]:
-        """The function whose weighted reward for a completion is the largest, and that reward."""
-        with np.errstate(over="ignore"):
-            parts = [abs(by_function[name][index] * weight) for name, weight in zip(self.names, self.weights, strict=True)]
-        name = self.names[int(np.nanargmax(parts))]
-        return name, float(by_function[name][index])
+        """The weighted sum (B,) of the functions' rewards, NaN where there is none."""
+        return sums.weighted(by_function, self.weights)
 
     def close(self) -> None:
         """End the processes in which functions are called; another call starts them anew."""
