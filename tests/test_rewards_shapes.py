@@ -228,3 +228,18 @@ def test_figures_that_functions_log_are_json_whatever_they_are():
     figures = logged_metrics([scores, scores])
     assert figures == {"inf": None, "nan": None, "large": 1.7e308, "fine": 2.0, "7": 1.0}
     json.dumps(figures, allow_nan=False)
+
+
+def test_what_a_function_logs_and_the_trainer_cannot_read_is_a_failure_of_that_function():
+    def judge(completions, log_extra):
+        class Unreadable:
+            def __reduce__(self):
+                return int, ("no number",)
+
+        log_extra("x", [Unreadable()] * len(completions))
+        return [1.0] * len(completions)
+
+    rewards = Rewards([judge], None, Limits(workers=1, timeout=20))
+    with pytest.raises(RewardError, match="judge logged something that cannot be received .ValueError: invalid literal"):
+        rewards.score(ROWS, ANSWERS)
+    rewards.close()

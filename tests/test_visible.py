@@ -167,6 +167,7 @@ def test_names_and_values_in_refusals_are_clean(refused, tmp_path):
         ["train", "--config", "keys.yaml"],
         ["train", "--config", "values.yaml"],
         ["train", "--config", f"none{bad}.yaml"],
+        ["train", "--config", "bytes\udc9b.yaml"],
         ["train", f"--{bad}", "1"],
         ["score", "--task", "countdown", "--completions", f"file{bad}.jsonl"],
         ["replay", bad, "--output", "x"],
