@@ -13,29 +13,38 @@ from estune.rewards import patience
 from estune.rewards.patience import done_within
 
 CHILD = """
-import sys, time
+import asyncio, time
 from estune.member import Completion
 from estune.rewards.pool import Limits
 from estune.rewards.scoring import Rewards
-seen = []
-def elsewhere(completions):
+
+kept = []
+
+def elsewhere(completions, prompts):
     import time
-    time.sleep(1.0)
+    time.sleep(2 * prompts[0])  # goes on while the trainer is stopped, and ends after that
     return [1.0]
-def here(completions):
-    seen.append(1)
-    time.sleep(1.0)
+
+def here(completions, prompts):
+    kept.append(1)
+    for _ in range(int(prompts[0] * 100)):
+        time.sleep(0.01)
     return [1.0]
-async def waits(completions):
-    import asyncio
-    for _ in range(100): await asyncio.sleep(0.01)
+
+async def awaited_here(completions, prompts):
+    kept.append(1)
+    for _ in range(int(prompts[0] * 100)):
+        await asyncio.sleep(0.01)
     return [1.0]
-for function in (elsewhere, here, waits):
-    rewards = Rewards([function], None, Limits(workers=1, timeout=2.0))
-    rewards.score([{"prompt": ""}], [Completion("", [1], False)])
+
+def score(rewards, seconds):
+    return rewards.score([{"prompt": seconds}], [Completion("", [1], False)], first=False).total[0]
+
+for function in (elsewhere, here, awaited_here):
+    rewards = Rewards([function], None, Limits(workers=1, timeout=2.0), "drop")
+    score(rewards, 0)
     print("go", flush=True)
-    found = rewards.score([{"prompt": ""}], [Completion("", [1], False)], first=False)
-    print("total", found.total[0], flush=True)
+    print("total", score(rewards, 1.6), flush=True)
     rewards.close()
 """
 
