@@ -1,6 +1,7 @@
 """What a run says of itself in its folder: `config.yaml`, which reruns it, and `README.md`, a model card."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from estune.config import ESConfig, RunConfig
 from estune.durable import write_text
 from estune.resume import without_tokens
 from estune.tasks import get_task
+from estune.visible import clean, one_line, table_cell
 
 _FROM_PYTHON = "# Made from Python, where model, data and rewards were given as objects: add them to rerun this.\n"
 
@@ -25,21 +27,27 @@ def write_config(folder: Path, config: ESConfig) -> None:
         and field.name != "resume_from_checkpoint"
     }
     text = yaml.safe_dump(without_tokens(differing), sort_keys=False, allow_unicode=True)
+    if clean(text) != text:  # the settings have to stay as they are, so what would be hidden is escaped
+        text = yaml.safe_dump(without_tokens(differing), sort_keys=False)
     write_text(folder / "config.yaml", ("" if isinstance(config, RunConfig) else _FROM_PYTHON) + text)
 
 
 def write_card(folder: Path, config: ESConfig, model: str, step: int, figures: Mapping[str, Any]) -> None:
     """Write the model card; `figures` are the evaluation metrics to show."""
-    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in figures.items() if isinstance(value, (int, float)))
+    rows = "\n".join(f"| {table_cell(name)} | {value:.4g} |" for name, value in figures.items() if isinstance(value, (int, float)))
     table = f"\n| metric | value |\n|---|---|\n{rows}\n" if rows else ""
+    name = one_line(model)
     auto = config.learning_rate == "auto"
     alpha = "α and σ found step by step" if auto else f"α = {config.alpha:g}"
-    write_text(folder / "README.md", _CARD.format(model=model, config=config, alpha=alpha, step=step, table=table))
+    write_text(
+        folder / "README.md",
+        _CARD.format(name=json.dumps(name, ensure_ascii=False), model=name, config=config, alpha=alpha, step=step, table=table),
+    )
 
 
 _CARD = """---
 library_name: transformers
-base_model: "{model}"
+base_model: {name}
 tags: [estune, evolution-strategies]
 ---
 

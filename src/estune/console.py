@@ -1,7 +1,7 @@
 """What a person sees: a progress bar on a terminal, plain lines elsewhere, tables of completions.
 
 Model output is text, never markup: rich would take `[/think]` for a tag of its own, and a terminal would obey
-control characters, so the first is switched off and the second are stripped.
+control characters, so the first is switched off and visible.py leaves out the second.
 """
 
 import logging
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from estune.config import ESConfig
 from estune.member import Prompt
+from estune.visible import clean, wrap_streams
 
 if TYPE_CHECKING:
     from estune.workers.base import Status  # which brings torch with it
@@ -58,6 +59,7 @@ class Screen:
             total = (self._config.max_steps - done) * per_step
             self._progress.add_task(f"step {done + 1}/{self._config.max_steps}", total=total, reward="starting")
             self._progress.start()
+            wrap_streams()  # rich has put its own in their place, to print above the bar
 
     def member(self, step: int, done: int, workers: "Status") -> None:
         """Of `step`'s members `done` are evaluated and scored. Of several workers it says how many are alive, and beside the
@@ -132,11 +134,6 @@ class Screen:
         """`text` as it may be shown here: what the stream cannot write becomes a question mark."""
         encoding = self._console.encoding
         return Text(clean(text).encode(encoding, "replace").decode(encoding))
-
-
-def clean(text: str) -> str:
-    """`text` without the control characters that a terminal would obey; line ends and tabs stay."""
-    return "".join(c for c in text if c in "\n\t" or (ord(c) >= 32 and not 127 <= ord(c) < 160))
 
 
 def prompt_text(prompt: Prompt) -> str:

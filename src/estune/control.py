@@ -20,7 +20,7 @@ Pure functions of the config and the journal.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 from estune import anneal
 from estune.config import ESConfig
 from estune.errors import ConfigError
+from estune.moments import divided, exponent
+from estune.moments import mean as exact_mean
 
 Totals = NDArray[np.float64]  # (N, B), NaN where a completion has no reward
 Rewards = NDArray[np.float64]  # (B,)
@@ -105,7 +107,7 @@ class Control:
     alpha: float
     tried: list[float]
     gains: list[float | None]
-    predicted: float
+    predicted: float | None
     drop: float | None
     next_alpha: float | None
     next_sigma: float
@@ -115,6 +117,24 @@ class Control:
     def gain(self) -> float:
         """What the update gained on the prompts of its own step."""
         return 0.0 if not self.alpha else (self.gains[self.tried.index(self.alpha)] or 0.0)
+
+
+def comparable(told: Told, candidates: Sequence[Rewards]) -> tuple[Told, list[Rewards], int]:
+    """The same rewards ÷ 2**power, and the power, so that their differences and squares are doubles too; 0 for ordinary ones."""
+    power = exponent(told.totals, told.center, *candidates)
+    smaller = replace(told, totals=divided(told.totals, power), center=divided(told.center, power)) if power else told
+    return smaller, [divided(candidate, power) for candidate in candidates], power
+
+
+def times(control: Control, power: int) -> Control:
+    """The control in rewards that are 2**power larger; a figure that a double cannot hold is None."""
+    gains = [_times(gain, power) for gain in control.gains]
+    return replace(control, gains=gains, predicted=_times(control.predicted, power), drop=_times(control.drop, power))
+
+
+def _times(figure: float | None, power: int) -> float | None:
+    larger = math.nan if figure is None else float(divided(figure, -power))
+    return larger if math.isfinite(larger) else None
 
 
 def plan(config: ESConfig, step: int, before: dict[str, Any] | None, weights: Callable[[], float]) -> Plan:
@@ -208,7 +228,7 @@ def _expected(now: Plan, told: Told) -> float:
 
 def _mean(rewards: Rewards) -> float:
     there = _present(rewards)
-    return math.fsum(there) / there.size if there.size else math.nan
+    return exact_mean(there)
 
 
 def _present(rewards: Rewards) -> Rewards:

@@ -4,9 +4,14 @@ Each is also the standard library's kind, so that code which knows nothing of es
 `InputError` is the user's to mend: the command line prints it as one line and exits with status 2.
 """
 
+from estune.visible import clean
+
 
 class EstuneError(Exception):
-    """The root of estune's own errors."""
+    """The root of estune's own errors. The message is clean, whatever names and values it quotes."""
+
+    def __str__(self) -> str:
+        return clean(super().__str__())
 
 
 class InputError(EstuneError, ValueError):

@@ -9,7 +9,7 @@ from typing import Any
 from estune.config import ESConfig
 from estune.console import prompt_text
 from estune.member import Completion, Member, Sampling
-from estune.metrics import Tally, completion_metrics, failure_metrics, prefixed, reward_metrics
+from estune.metrics import Tally, as_json, completion_metrics, failure_metrics, logged_metrics, prefixed, reward_metrics
 from estune.rewards.call import Failure
 from estune.rewards.scoring import Rewards, Row, Scores
 from estune.workers.base import Evaluator
@@ -52,9 +52,10 @@ def evaluate(
     finite = all(completion.finite for completion in completions)
     scores = rewards.score(rows, completions, state, first=first) if finite else rewards.none(len(rows))
     fitness = None if math.isnan(scores.fitness) else scores.fitness
-    metrics = {"reward": fitness} | reward_metrics([scores]) | failure_metrics([scores]) | completion_metrics([Tally.of(completions)])
-    metrics["runtime"] = time.perf_counter() - started
-    return Held(prefixed(metrics, "eval_"), records(rows, completions, scores), completions, scores.failures, scores.overran)
+    own = {"reward": fitness} | reward_metrics([scores]) | failure_metrics([scores]) | completion_metrics([Tally.of(completions)])
+    own["runtime"] = time.perf_counter() - started
+    metrics = own | logged_metrics([scores]) | own  # the run's own come first, and win
+    return Held(prefixed(as_json(metrics), "eval_"), records(rows, completions, scores), completions, scores.failures, scores.overran)
 
 
 def answers(workers: Evaluator, rows: Sequence[Row], config: ESConfig, version: int, sampling: Sampling | None = None) -> list[Completion]:
@@ -73,5 +74,5 @@ def records(rows: Sequence[Row], completions: Sequence[Completion], scores: Scor
         columns = {name: value for name, value in row.items() if name != "prompt"}
         extra = {name: values[i] for name, values in scores.extra.items() if i < len(values)}
         shown = {"prompt": prompt_text(row["prompt"]), "completion": completion.text, "reward": reward}
-        listed.append(shown | columns | extra)
+        listed.append(shown | columns | extra | shown)  # these three come first, and win
     return listed

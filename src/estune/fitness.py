@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estune.config import ESConfig
+from estune.moments import LARGEST, divided, exponent
+from estune.moments import mean as exact_mean
 
 Totals = NDArray[np.float64]  # (N, B), NaN where a completion has no reward
 Fitness = NDArray[np.float64]  # (N,), NaN for a member that is left out
@@ -30,7 +32,7 @@ def fitness_of(config: ESConfig, totals: Totals) -> Fitness:
 
 def mean(totals: Totals) -> Fitness:
     """The mean over the completions that got a number."""
-    return np.array([_mean(row[~np.isnan(row)]) for row in totals])
+    return np.array([exact_mean(row[~np.isnan(row)]) for row in totals])
 
 
 def centered(totals: Totals) -> Fitness:
@@ -39,9 +41,11 @@ def centered(totals: Totals) -> Fitness:
     Where every member has a reward for every prompt this shifts all fitness alike, so that z-scores and ranks stay as
     they are. It matters where rewards are missing: a member is no longer favoured for lacking the hard prompts.
     """
-    average = _of_columns(totals, lambda column: math.fsum(column) / column.size)
+    average = _of_columns(totals, exact_mean)
     rows = [(row[there], average[there]) for row, there in zip(totals, ~np.isnan(totals), strict=True)]
-    return np.array([_mean(np.concatenate([own, -others]), own.size) for own, others in rows])
+    differences = np.array([exact_mean(np.concatenate([own, -others]), own.size) for own, others in rows])
+    fitness: Fitness = np.clip(differences, -LARGEST, LARGEST)  # 1.7e308 can lie further from a mean than a double reaches
+    return fitness
 
 
 def standardized(totals: Totals) -> Fitness:
@@ -50,7 +54,8 @@ def standardized(totals: Totals) -> Fitness:
     Every prompt then weighs alike whatever its scale, as in GRPO (Shao et al. 2024, https://arxiv.org/abs/2402.03300); so
     prompts that nearly all or nearly none solve weigh more than in the mean (Liu et al. 2025, https://arxiv.org/abs/2503.20783).
     """
-    average = _of_columns(totals, lambda column: math.fsum(column) / column.size)
+    totals = np.stack([divided(column, exponent(column)) for column in totals.T], axis=1)  # a column's scale does not matter
+    average = _of_columns(totals, exact_mean)
     spread = _of_columns(totals, _deviation)
     with np.errstate(divide="ignore", invalid="ignore"):
         shaped = np.where(spread == 0, 0.0, (totals - average) / spread)
@@ -92,11 +97,6 @@ def _pass(n: int, c: int, k: int) -> Fraction:
     return 1 - Fraction(math.comb(n - c, k), math.comb(n, k))
 
 
-def _mean(values: NDArray[np.float64], count: int | None = None) -> float:
-    count = values.size if count is None else count
-    return math.fsum(values) / count if count else math.nan
-
-
 def _of_columns(totals: Totals, statistic: Callable[[NDArray[np.float64]], float]) -> NDArray[np.float64]:
     """A number for each prompt (B,) from the rewards that it got; NaN where it got none."""
     columns = [column[~np.isnan(column)] for column in totals.T]
@@ -107,5 +107,5 @@ def _deviation(column: NDArray[np.float64]) -> float:
     """The population standard deviation; exactly 0 when all are equal, which its rounding need not give."""
     if column.max() == column.min():
         return 0.0
-    average = math.fsum(column) / column.size
+    average = exact_mean(column)
     return math.sqrt(math.fsum((column - average) ** 2) / column.size)

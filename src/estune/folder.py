@@ -29,6 +29,7 @@ from estune.identity import Identity, fault, run_digest
 from estune.journal import Header, Journal, Step, exists
 from estune.measured import Measured
 from estune.model import Model
+from estune.visible import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -241,9 +242,16 @@ class RunFolder:
 
 
 def json_lines(rows: list[dict[str, Any]]) -> str:
-    """One JSON object a line; NaN, which JSON has not, becomes null."""
-    plain = [json.loads(json.dumps(row, default=str), parse_constant=lambda word: None) for row in rows]
+    """One JSON object per line. NaN and infinity become null; what JSON cannot express becomes its text."""
+    plain = [{str(name): _plain(value) for name, value in row.items()} for row in rows]
     return "".join(json.dumps(row) + "\n" for row in plain)
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, default=str), parse_constant=lambda word: None)
+    except Exception:  # a dictionary with tuples as keys, an int of 5,000 digits, a __str__ that fails
+        return one_line(value)
 
 
 def _numbered(folder: Path, prefix: str, suffix: str) -> list[int]:

@@ -53,7 +53,7 @@ class Measured:
         lost = [step for step in range(journal.last) if step not in kept]
         if damaged := [number for number, line in enumerate(self._lines(), 1) if line.endswith(b"\n") and _record(line) is None]:
             self._report(damaged[0], [step for step in lost if evaluated(step)], config)
-        kept |= {step: {"step": step} | journal.steps[step - 1].notes["metrics"] for step in lost if step}
+        kept |= {step: {"step": step} | journal.steps[step - 1].notes["metrics"] | {"step": step} for step in lost if step}
         write_text(self.path, "".join(_line(kept[step]) for step in sorted(kept)))
 
     def _report(self, number: int, evaluations: list[int], config: ESConfig) -> None:
@@ -70,7 +70,7 @@ class Measured:
 
 
 def _line(record: Record) -> str:
-    return signed(json.dumps(record))
+    return signed(json.dumps(record, allow_nan=False))
 
 
 def _record(line: bytes) -> Record | None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estune.member import Completion
+from estune.moments import scaled
 from estune.rewards.scoring import Scores
 
 Metrics = dict[str, float | int | None]
@@ -63,17 +64,29 @@ def completion_metrics(tallies: Sequence[Tally]) -> Metrics:
 
 
 def reward_metrics(scores: Sequence[Scores]) -> Metrics:
-    """Mean and spread of each reward function over all completions, and the mean of what functions logged."""
+    """Mean and spread of each reward function over all completions."""
     metrics: Metrics = {}
     for name in scores[0].by_function:
         values = np.concatenate([score.by_function[name] for score in scores])
         values = values[~np.isnan(values)]
-        metrics[f"rewards/{name}/mean"] = float(values.mean()) if values.size else None
-        metrics[f"rewards/{name}/std"] = float(values.std()) if values.size else None
-    for name in sorted({name for score in scores for name in score.metrics}):
-        mean = float(np.mean([score.metrics[name] for score in scores if name in score.metrics]))
-        metrics[name] = mean if math.isfinite(mean) else None  # JSON knows no NaN
+        metrics[f"rewards/{name}/mean"] = scaled(np.mean, values) if values.size else None
+        metrics[f"rewards/{name}/std"] = scaled(np.std, values) if values.size else None
     return metrics
+
+
+def logged_metrics(scores: Sequence[Scores]) -> Metrics:
+    """The mean of what reward functions logged; None where that is no number. A name of the run's own is the run's."""
+    metrics: Metrics = {}
+    for name in sorted({name for score in scores for name in score.metrics}):
+        values = [score.metrics[name] for score in scores if name in score.metrics]
+        metrics[name] = scaled(np.mean, values) if all(map(math.isfinite, values)) else None
+    return metrics
+
+
+def as_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """`metrics` with None for NaN and infinity, which JSON cannot express."""
+    infinite = {name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)}
+    return {name: None if name in infinite else value for name, value in metrics.items()}
 
 
 def failure_metrics(scores: Sequence[Scores]) -> Metrics:
@@ -93,8 +106,8 @@ def fitness_metrics(fitness: np.ndarray[Any, np.dtype[np.float64]]) -> Metrics:
     if not there.size:
         return {"reward": None, "reward_std": None, "es/reward_best": None, "es/reward_worst": None, "frac_reward_zero_std": 1.0}
     return {
-        "reward": float(there.mean()),
-        "reward_std": float(there.std()),
+        "reward": scaled(np.mean, there),
+        "reward_std": scaled(np.std, there),
         "es/reward_best": float(there.max()),
         "es/reward_worst": float(there.min()),
         "es/members_left_out": int(fitness.size - there.size),

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from estune.config import ESConfig
 from estune.data import Row, rows_of
 from estune.errors import ConfigError, DataError
+from estune.moments import mean
+from estune.rewards.call import is_list
 from estune.rewards.functions import RewardFunc, accepted, check_parameters, reward_name
 from estune.rewards.limits import Grades
 from estune.strategy import mix
@@ -195,7 +197,7 @@ class ForTask:
 
     def _all(self, returned: Any, mine: list[int], size: int) -> Any:
         """`returned` at its places among all; what is no list goes on as it is, to be refused with its name."""
-        if isinstance(returned, (str, bytes, dict)) or not hasattr(returned, "__len__"):
+        if not is_list(returned):
             return returned
         if len(returned) != len(mine):
             raise ValueError(f"{len(returned)} rewards for the {len(mine)} completions of {self.task}; it must return one each")
@@ -234,4 +236,4 @@ def _spread(values: Sequence[Any], mine: Sequence[int], size: int) -> list[Any]:
 
 def _mean(rewards: NDArray[np.float64]) -> float | None:
     there = rewards[~np.isnan(rewards)]
-    return math.fsum(there) / there.size if there.size else None
+    return mean(there) if there.size else None

@@ -12,6 +12,7 @@ from estune.metrics import Tally
 from estune.rewards.call import Failure
 from estune.rewards.scoring import Pending, Rewards, Row, Scores
 from estune.timeline import Timeline
+from estune.visible import clean
 from estune.workers.base import Evaluation
 
 _MANY = 256  # members whose completions may wait for their rewards before engines have to wait too
@@ -38,7 +39,7 @@ class Mishap:
     completion: str
 
     def __str__(self) -> str:
-        return (
+        return clean(
             f"reward function {self.function} {self.failure.reason}\n\nprompt:\n{self.prompt}\n\ncompletion:\n{self.completion}\n\n"
             f"{self.failure.details}"
         )

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from estune import statistics
 from estune.divergence import Divergence
 from estune.evaluation import Held
-from estune.metrics import Tally
+from estune.metrics import Tally, as_json
+from estune.moments import divided, exponent, scaled
 from estune.statistics import Estimate
 from estune.suite import Result
 
@@ -77,8 +78,11 @@ def compare(base: Result, tuned: Result, rules: Rules) -> list[Comparison]:
     for measure, (before, after) in pairs.items():
         both = ~np.isnan(before) & ~np.isnan(after)
         before, after = before[both], after[both]
-        test = statistics.sign_flip(after - before, seed=rules.seed)
-        found.append(Comparison(measure, _mean(before), _mean(after), statistics.mean(after - before, seed=rules.seed), test))
+        power = exponent(before, after)
+        differences = divided(after, power) - divided(before, power)
+        test = statistics.sign_flip(differences, seed=rules.seed)
+        difference = statistics.mean(differences, seed=rules.seed).times(power)
+        found.append(Comparison(measure, _mean(before), _mean(after), difference, test))
     return found
 
 
@@ -144,7 +148,7 @@ def flat(result: Result, rules: Rules, compared: Sequence[Comparison], moved: Di
         row |= {f"{other.measure} difference low": about.low, f"{other.measure} difference high": about.high}
     if moved:
         row |= {"kl": moved.per_completion, "kl error": moved.error, "kl a token": moved.per_token, "kl a token error": moved.token_error}
-    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+    return as_json(row)
 
 
 def records(result: Result) -> list[dict[str, Any]]:
@@ -176,7 +180,7 @@ def _row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _mean(values: Any) -> float:
     array = np.asarray(values, np.float64)
     array = array[~np.isnan(array)]
-    return float(array.mean()) if array.size else math.nan
+    return scaled(np.mean, array) if array.size else math.nan
 
 
 def _number(value: float) -> str:

@@ -1,5 +1,7 @@
 """One step's search: the population, and with `learning_rate: auto` the sizes of update that are tried before one is made."""
 
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +13,11 @@ from estune.config import ESConfig
 from estune.control import Control, Plan, Rewards, Told, Totals
 from estune.fitness import Fitness, fitness_of
 from estune.member import Member
+from estune.moments import mean
 from estune.population import Scored
 
+logger = logging.getLogger(__name__)
+_LARGEST = float(np.finfo(np.float32).max) / 8  # Σ|cₙ| of an update: no ε is larger than 8
 Evaluate = Callable[[list[Member]], list[Scored]]  # evaluates some more; returns all that this step has, in their order
 
 
@@ -46,7 +51,7 @@ class Found:
             "learning_rate": self.control.alpha,
             "es/gain": self.control.gain,
             "es/gain_predicted": self.control.predicted,
-            "es/center_reward": None if self.center is None or np.isnan(self.center).all() else float(np.nanmean(self.center)),
+            "es/center_reward": None if self.center is None or np.isnan(self.center).all() else mean(self.center[~np.isnan(self.center)]),
             "es/drop": self.control.drop,
             "es/refused": int(bool(self.control.tried) and not self.control.alpha),
         }
@@ -63,17 +68,31 @@ def search(config: ESConfig, step: int, plan: Plan, seeds: list[int], center: Re
     totals = np.stack([one.scores.total for one in population])
     fitness = fitness_of(config, totals)
     if not auto:
-        return Found(population, [], totals, fitness, strategy.tell(config, fitness, step))
+        return Found(population, [], totals, fitness, _bounded(step, strategy.tell(config, fitness, step)))
     center = scored[count].scores.total if center is None else center
     unit = strategy.tell(config, fitness, alpha=1.0)
     told = Told(totals, unit, center, sum(member.finite for member in population))
     tried: list[float] = []
     candidates: list[Rewards] = []
-    while (size := control.next_size(plan, told, tried, candidates)) is not None:
+    while (size := control.next_size(plan, *_sizes(told, tried, candidates))) is not None:
         scored = evaluate([Member.candidate(seeds, strategy.tell(config, fitness, alpha=size), config.noise, step - 1)])
         tried.append(size)
         candidates = [one.scores.total for one in scored[first:]]
-    taken = control.best(center, candidates)
-    learned = control.learned(config, plan, told, tried, candidates, taken)
+    smaller, compared, power = control.comparable(told, candidates)
+    taken = control.best(smaller.center, compared)
+    learned = control.times(control.learned(config, plan, smaller, tried, compared, taken), power)
     made = strategy.tell(config, fitness, alpha=learned.alpha) if learned.alpha else []
     return Found(population, scored[count:], totals, fitness, made, learned, center if taken is None else candidates[taken])
+
+
+def _sizes(told: Told, tried: list[float], candidates: list[Rewards]) -> tuple[Told, list[float], list[Rewards]]:
+    smaller, compared, _ = control.comparable(told, candidates)
+    return smaller, tried, compared
+
+
+def _bounded(step: int, coefficients: list[float]) -> list[float]:
+    """The coefficients, or none where an update by them could be more than fp32 holds: θ would be infinite from then on."""
+    if math.fsum(map(abs, coefficients)) <= _LARGEST:
+        return coefficients
+    logger.warning("step %d: its rewards and learning_rate make an update larger than fp32 holds, so θ stays; make them smaller", step)
+    return []

@@ -12,6 +12,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from estune.moments import divided, exponent, scaled
+
 Array = NDArray[np.float64]
 _RESAMPLES = 10_000
 _AT_ONCE = 1 << 22  # numbers drawn at a time
@@ -26,6 +28,10 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    def times(self, power: int) -> "Estimate":
+        """The estimate times 2**power."""
+        return Estimate(*(float(divided(figure, -power)) for figure in (self.value, self.low, self.high)))
 
 
 @dataclass(frozen=True)
@@ -65,17 +71,19 @@ def mean(values: ArrayLike, *, seed: int = 0) -> Estimate:
     there = _known(values)
     if not there.size:
         return Estimate(math.nan, math.nan, math.nan)
+    power = exponent(there)
+    there = divided(there, power)
     rng = np.random.default_rng(seed)
     draw = partial(_bootstrap, there, rng)
     means = np.concatenate([draw(size) for size in _chunks(_RESAMPLES, there.size)])
     low, high = np.quantile(means, (0.025, 0.975))
-    return Estimate(float(there.mean()), float(low), float(high))
+    return Estimate(float(there.mean()), float(low), float(high)).times(power)
 
 
 def standard_error(values: ArrayLike) -> float:
     """Of the mean of `values`, (P,): s ÷ √P with P − 1 below s; NaN below two values."""
     there = _known(values)
-    return float(there.std(ddof=1) / math.sqrt(there.size)) if there.size > 1 else math.nan
+    return scaled(lambda known: known.std(ddof=1) / math.sqrt(known.size), there) if there.size > 1 else math.nan
 
 
 def sign_flip(differences: ArrayLike, *, seed: int = 0, draws: int = 100_000) -> Test:
@@ -85,7 +93,7 @@ def sign_flip(differences: ArrayLike, *, seed: int = 0, draws: int = 100_000) ->
     Up to 16 others all patterns are tried; beyond, `draws` random ones, and p = (hits + 1) ÷ (draws + 1), never 0.
     """
     there = _known(differences)
-    there = there[there != 0]
+    there = divided(there[there != 0], exponent(there))
     seen = abs(float(there.sum())) * (1 - 1e-12)  # sums of the same numbers in another order count as equal
     if there.size <= _EXACT:
         patterns = np.arange(2**there.size)[:, None] >> np.arange(there.size) & 1

@@ -40,15 +40,16 @@ def tell(config: ESConfig, fitness: Fitness, step: int = 1, alpha: float | None 
     """The coefficients cₙ = fp32(α/N · R̃ₙ) of `step`, one a seed, which multiply ε; empty when there is nothing to learn.
 
     N and R̃ are over the members that have a fitness; one without (NaN) gets 0. A pair's coefficient is
-    fp32(α/N · (R̃₊ − R̃₋)). α is the schedule's unless given.
+    fp32(α/N · (R̃₊ − R̃₋)), ±∞ where that is too large. α is the schedule's unless given.
     """
     weights = shaped(config, fitness)
     if not weights.any():
         return []
-    if config.antithetic:
-        weights = weights[0::2] - weights[1::2]
     alpha = anneal.alpha(config, step) if alpha is None else alpha
-    return [float(c) for c in (alpha / int((~np.isnan(fitness)).sum()) * weights).astype(np.float32)]
+    with np.errstate(over="ignore", invalid="ignore"):  # with reward_shaping none rewards may be too large for fp32
+        if config.antithetic:
+            weights = weights[0::2] - weights[1::2]
+        return [float(c) for c in (alpha / int((~np.isnan(fitness)).sum()) * weights).astype(np.float32)]
 
 
 def shaped(config: ESConfig, fitness: Fitness) -> Fitness:

@@ -31,7 +31,7 @@ from estune.folder import RunFolder
 from estune.hub import push
 from estune.journal import Journal, Step, exists
 from estune.member import Member
-from estune.metrics import completion_metrics, failure_metrics, fitness_metrics, reward_metrics
+from estune.metrics import as_json, completion_metrics, failure_metrics, fitness_metrics, logged_metrics, reward_metrics
 from estune.mixture import Mixture
 from estune.model import Model
 from estune.population import Mishap, Population, Scored
@@ -249,7 +249,7 @@ class ESTrainer:
         task_rewards = self.mixture.earned(rows, found.totals) if self.mixture else None
         same = not self.mixture and len(rows) == len(self.train_rows)  # prompts at the next step
         learned = found.record(same_prompts=same)
-        notes = {"metrics": metrics}
+        notes = {"metrics": as_json(metrics)}
         return Step(step, seeds, coefficients, rewards, plan.sigma, config.noise, decay or None, task_rewards, digest, learned, notes)
 
     def _batch(self, journal: Journal) -> list[int]:
@@ -315,7 +315,7 @@ class ESTrainer:
         members, everyone = found.members, [*found.members, *found.others]
         new = int(sum(one.tally.lengths.sum() for one in everyone))
         before = journal.steps[-1].notes["metrics"] if journal.steps else {}
-        return (
+        own = (
             fitness_metrics(np.array([member.scores.fitness for member in members]))
             | reward_metrics([member.scores for member in members])
             | failure_metrics([one.scores for one in everyone])
@@ -328,6 +328,7 @@ class ESTrainer:
             | {"es/load_seconds": sum(one.load_seconds for one in everyone)}
             | {"es/tokens_per_second": new / max(evaluating, 1e-9)}  # of all workers together
         )
+        return own | logged_metrics([member.scores for member in members]) | own  # the run's own come first, and win
 
     def _after(self, journal: Journal, trackers: Trackers) -> None:
         """What follows the last whole step: evaluation, metrics, checkpoint. What was done before a kill is not repeated."""
@@ -352,7 +353,7 @@ class ESTrainer:
             self.screen.evaluation(step, held.metrics)
             if step < self.args.max_steps:
                 self.screen.samples(f"held out, step {step}", held.records)
-        self._logged[step] = {"step": step} | metrics
+        self._logged[step] = {"step": step} | metrics | {"step": step}
         self.folder.log(self._logged[step])
         if step % self.args.logging_steps == 0 or evaluates(self.args, step):
             trackers.log({name: value for name, value in metrics.items() if value is not None}, step)

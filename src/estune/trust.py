@@ -46,7 +46,7 @@ def check_modules(settings: Mapping[str, Any], folder: Path, *, trusted: bool) -
 
 def one_line(value: Any) -> str:
     """What a file says, as it may be shown on a line."""
-    from estune.console import clean
+    from estune.visible import clean
 
     return " ".join(clean(str(value)).split())
 

@@ -13,6 +13,7 @@ from estune.rewards import prepare, sandbox
 from estune.rewards.sandbox import PROVEN, UNLOCKED, Limits, proven, unlocked
 from estune.rewards.sandbox.kinds import Unusable
 from estune.rewards.sandbox.proof import prove
+from estune.rewards.sandbox.seccomp import program_filter
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ from estune.harness import harness
 from estune.member import Sampling
 from estune.report import Comparison, Rules
 from estune.suite import Exam, Result, divergences, examine
+from estune.visible import clean
 
 Compared = dict[str, dict[str, list[Comparison]]]  # model → task → comparisons with the base
 _MODELS_WITH_SAMPLES = 2  # with more, their answers are left to the file
@@ -117,7 +118,7 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
     writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
+    return clean(text.getvalue())
 
 
 def _error(value: Any) -> str:

@@ -13,6 +13,7 @@ from typing import NoReturn
 from estune import __version__
 from estune.cli import compare, evaluate, new_task, plan, replay, score, tasks, train
 from estune.errors import EstuneError, InputError
+from estune.visible import clean_streams, one_line
 
 _COMMANDS = {
     "train": train,
@@ -38,10 +39,15 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    with clean_streams():
+        return _logged(sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _logged(arguments: list[str]) -> int:
     logging.basicConfig(format="estune: %(message)s", level=logging.WARNING, handlers=[_ToStderr()])
     logging.getLogger("estune").setLevel(logging.INFO)
     try:
-        return _run(sys.argv[1:] if arguments is None else list(arguments))
+        return _run(arguments)
     except InputError as error:
         return _ended(error, 2)
     except EstuneError as error:
@@ -63,7 +69,8 @@ class _ToStderr(logging.Handler):
     """Writes to whatever standard error is by then: a progress bar takes its place, to print above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        lines = self.format(record).splitlines() or [""]
+        print("\n  ".join(lines), file=sys.stderr)  # a message cannot forge the beginning of another
 
 
 def _run(arguments: list[str]) -> int:
@@ -93,5 +100,5 @@ def _run(arguments: list[str]) -> int:
 
 
 def _ended(why: object, status: int) -> int:
-    print(f"estune: {' '.join(str(why).split())}", file=sys.stderr)
+    print(f"estune: {one_line(why)}", file=sys.stderr)
     return status

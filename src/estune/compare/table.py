@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from estune.compare.methods import METHODS
+from estune.visible import one_line, table_cell
 
 Result = Mapping[str, Any]
 Comparison = Mapping[str, Any]
@@ -90,11 +91,11 @@ def differences(comparison: Comparison) -> list[str]:
 
 def markdown(comparison: Comparison) -> str:
     """The whole of compare.md."""
-    lines = [f"# {title(comparison)}", ""]
+    lines = [f"# {one_line(title(comparison))}", ""]
     for head, rows in (results_table(comparison), answers_table(comparison)):
         lines += [_line(head), _line(["---"] * len(head)), *map(_line, rows), ""]
     lines += [*(f"- {note}" for note in notes(comparison)), "", "What differs:", ""]
-    return "\n".join([*lines, *(f"- {line}" for line in differences(comparison))]) + "\n"
+    return "\n".join([*lines, *(f"- {one_line(line)}" for line in differences(comparison))]) + "\n"
 
 
 def title(comparison: Comparison) -> str:
@@ -187,4 +188,4 @@ def _short(value: float) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(map(table_cell, cells)) + " |"

@@ -9,11 +9,14 @@ import functools
 import inspect
 import math
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from estune.rewards.limits import Grades
+from estune.rewards.patience import done_within
+from estune.visible import clean, one_line
 
 Columns = dict[str, list[Any]]
 
@@ -76,8 +79,8 @@ def _begin(function: Callable[..., Any], call: Call) -> tuple[Any, Returned]:
     """What the function returned, a Failure, or something to be awaited; and what it logged or will log."""
     logged = Returned([])
     loggers = {
-        "log_extra": lambda column, values: logged.extra.__setitem__(column, list(values)),
-        "log_metric": lambda name, value: logged.metrics.__setitem__(name, float(value)),
+        "log_extra": lambda column, values: logged.extra.__setitem__(str(column), list(values)),
+        "log_metric": lambda name, value: logged.metrics.__setitem__(str(name), float(value)),
     }
     try:
         return function(**call.columns, **call.shared, **{name: loggers[name] for name in call.loggers}), logged
@@ -102,8 +105,7 @@ async def _awaited(
 
 async def _within(function: Callable[..., Any], result: Awaitable[Any], timeout: float) -> Any:
     task = asyncio.ensure_future(result)
-    done, _ = await asyncio.wait([task], timeout=timeout)
-    if not done:
+    if not await done_within(task, timeout):
         task.cancel()
         return timed_out(timeout)
     try:
@@ -121,9 +123,19 @@ def failure_of(function: Callable[..., Any], error: BaseException) -> Failure:
     """What `error`, which `function` raised, says, and in which of the user's own lines."""
     lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     own = [(file, line) for file, line in lines if file == source(function)]
-    file, number = (own or lines)[-1]  # the user's own line, rather than one in a library that it called
-    said = " ".join(str(error).split())[:300]
-    return Failure(f"raised {type(error).__name__}: {said} at {file}:{number}", "".join(traceback.format_exception(error)))
+    file, number = (own or lines or [("an unknown file", 0)])[-1]  # the user's own line, rather than one in a library that it called
+    return Failure(f"raised {_said(error)} at {clean(file)}:{number}", _details(error))
+
+
+def _said(error: BaseException) -> str:
+    return f"{clean(type(error).__name__)}: {one_line(error, 300)}"
+
+
+def _details(error: BaseException) -> str:
+    try:
+        return clean("".join(traceback.format_exception(error)))
+    except BaseException as another:  # the text of an exception is made by its own code, which can fail
+        return _said(another)
 
 
 def source(function: Callable[..., Any]) -> str | None:
@@ -138,39 +150,65 @@ def source(function: Callable[..., Any]) -> str | None:
 def _checked(result: Any, call: Call, logged: Returned) -> Answer:
     if isinstance(result, Failure):
         return result
+    wanted = "it must return one number (or None) a completion"
     try:
         overran = result.overran if isinstance(result, Grades) else 0
         return Returned(_numbers(result, call.count), logged.metrics, logged.extra, overran)
-    except ValueError as error:
-        return Failure(f"returned {error}; it must return one number (or None) a completion")
+    except _NotRewards as error:
+        return Failure(f"returned {error}; {wanted}")
+    except BaseException as error:  # the value's own code, which runs when it is read, can raise anything
+        return Failure(f"returned {_shown(result)}, which cannot be read ({_said(error)}); {wanted}", _details(error))
+
+
+class _NotRewards(Exception):
+    """Says what was returned instead of rewards."""
 
 
 def _numbers(values: Any, count: int) -> list[float]:
-    """The returned values as numbers, NaN for None; ValueError says what was returned instead."""
-    if not _is_list(values):
-        raise ValueError(_shown(values))
+    """The returned values as numbers, NaN for None, by their position; raises _NotRewards."""
+    if not is_list(values):
+        raise _NotRewards(_shown(values))
     if len(values) != count:
-        raise ValueError(f"{len(values)} rewards for {count} completion{'s' * (count != 1)}")
-    return [_number(i, values[i]) for i in range(count)]
+        raise _NotRewards(f"{len(values)} rewards for {count} completion{'s' * (count != 1)}")
+    listed = list(islice(_by_position(values), count))
+    if len(listed) != count:
+        raise _NotRewards(f"a {type(values).__name__} that says that it has {count} rewards and has {len(listed)}")
+    return [_number(i, value) for i, value in enumerate(listed)]
 
 
-def _is_list(values: Any) -> bool:
-    single = isinstance(values, (str, bytes, dict)) or getattr(values, "ndim", 1) == 0  # ndim: of an array or a tensor
+def is_list(values: Any) -> bool:
+    """Whether `values` is a list, an array or anything else with one value after the other."""
+    single = isinstance(values, (str, bytes, Mapping)) or getattr(values, "ndim", 1) == 0  # ndim: of an array or a tensor
     return not single and hasattr(values, "__len__") and hasattr(values, "__getitem__")
+
+
+def _by_position(values: Any) -> Any:
+    """A pandas object is indexed by its labels, and a table iterated by its columns; its array is neither."""
+    return iter(values.to_numpy() if hasattr(values, "to_numpy") else values)
 
 
 def _number(index: int, value: Any) -> float:
     if value is None:
         return math.nan
     try:
-        number = math.nan if isinstance(value, (str, bytes)) else float(value)
+        number = math.nan if isinstance(value, (str, bytes)) else float(_single(value))
     except Exception:  # a tensor of several numbers raises RuntimeError, 10**400 OverflowError
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{_shown(value)} for completion {index}")
+        raise _NotRewards(f"{_shown(value)} for completion {index}")
     return number
 
 
+def _single(value: Any) -> Any:
+    """The element of an array of one element, without its gradient; any other value as it is."""
+    value = value.detach() if hasattr(value, "detach") else value
+    while getattr(value, "ndim", 0) and len(value) == 1:
+        value = value[0]
+    return value
+
+
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+    try:
+        return one_line(repr(value), 60)
+    except BaseException as error:  # an int of too many digits, or a __repr__ of the user's
+        return f"a {clean(type(value).__name__)} without a text ({clean(type(error).__name__)})"

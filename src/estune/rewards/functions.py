@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from estune.errors import ConfigError, RewardError
+from estune.visible import one_line
 
 RewardFunc = Callable[..., Any]
 
@@ -106,7 +107,7 @@ def _imported(path: str) -> RewardFunc:
         with _working_folder_importable():
             function = getattr(importlib.import_module(module_name), name)
     except (Exception, SystemExit) as error:  # importing runs the user's module, which can raise anything
-        raise ConfigError(f"reward_funcs: cannot import {path} ({type(error).__name__}: {error})") from None
+        raise ConfigError(f"reward_funcs: cannot import {path} ({type(error).__name__}: {one_line(error)})") from None
     if not callable(function):
         raise ConfigError(f"reward_funcs: {path} is a {type(function).__name__}, not a function")
     return function  # type: ignore[no-any-return]

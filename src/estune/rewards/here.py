@@ -10,7 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from estune.rewards.call import Answer, Call, answer, timed_out
+from estune.rewards.call import Answer, Call, answer, failure_of, timed_out
+from estune.rewards.patience import done_within
 
 _Queue = queue.SimpleQueue["tuple[list[Call], Future[list[Answer]]] | None"]
 
@@ -43,7 +44,7 @@ class Here:
         self._queue.put((calls, done))
         seconds = max(call.allowed(self._timeout) for call in calls) * -(-len(calls) // self._concurrency)
         waiting = asyncio.wrap_future(done)
-        if not (await asyncio.wait([waiting], timeout=seconds))[0]:
+        if not await done_within(waiting, seconds):
             self._queue = None
             return [timed_out(self._timeout)] * len(calls)
         return await waiting
@@ -54,6 +55,6 @@ class Here:
             calls, done = request
             try:
                 done.set_result(answer(self._function, calls, loop, limit=self._concurrency, timeout=self._timeout))
-            except BaseException as error:  # not the function's, whose errors are answers
-                done.set_exception(error)
+            except BaseException as error:  # such as SystemExit in an async function, which ends the loop that waits for it
+                done.set_result([failure_of(self._function, error)] * len(calls))
         loop.close()

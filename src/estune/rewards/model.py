@@ -8,6 +8,7 @@ import torch
 from estune.checkpoint import resolve
 from estune.engines.transformers import default_device
 from estune.errors import ConfigError, EstuneError
+from estune.visible import one_line
 
 _BATCH = 16  # sequences at a time
 
@@ -32,8 +33,7 @@ class RewardModel:
             never = {"use_safetensors": True, "trust_remote_code": False}  # neither a pickle nor code of its own, and no question
             model = AutoModelForSequenceClassification.from_pretrained(folder, **never)
         except (EstuneError, OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:240]
-            raise ConfigError(f"reward_funcs: {source} cannot be loaded as a reward model ({reason})") from None
+            raise ConfigError(f"reward_funcs: {source} cannot be loaded as a reward model ({one_line(error, 240)})") from None
         if model.config.num_labels != 1:
             raise ConfigError(f"reward_funcs: {source} has {model.config.num_labels} labels; a reward model has one")
         if self._tokenizer.pad_token is None:

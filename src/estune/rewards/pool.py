@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import psutil
 
 from estune.errors import RewardError
+from estune.moments import mean
 from estune.resources import cores
 from estune.rewards.call import Answer, Call, Failure, Returned, source
 from estune.rewards.here import Here
@@ -182,7 +183,11 @@ def _merged(answers: Sequence[Answer]) -> Outcome:
     columns = sorted({name for one in returned for name in one.extra})
     extra = {name: [_first(one, name) for one in answers] for name in columns}
     overran = sum(one.overran for one in returned)
-    return Outcome(values, failures, {name: math.fsum(found) / len(found) for name, found in logged.items()}, extra, overran)
+    return Outcome(values, failures, {name: _average(found) for name, found in logged.items()}, extra, overran)
+
+
+def _average(numbers: Sequence[float]) -> float:
+    return mean(numbers) if all(map(math.isfinite, numbers)) else math.nan
 
 
 def _is_async(function: Any) -> bool:

@@ -16,6 +16,8 @@ from typing import Any
 
 import cloudpickle
 
+from estune.visible import one_line
+
 # What does not change, or is the same in every process.
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, Fraction, Decimal, re.Pattern, PurePath)
 _CONSTANTS = (*_PLAIN, type, types.ModuleType, types.BuiltinFunctionType)
@@ -29,7 +31,7 @@ def portable(function: Callable[..., Any]) -> bytes | str:
         data: bytes = cloudpickle.dumps(function)  # by value where it is a lambda, a closure, or of a script or notebook
         return data
     except Exception as error:  # whatever the objects that it refers to raise when they are pickled
-        return f"it cannot be sent to another process ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        return f"it cannot be sent to another process ({type(error).__name__}: {one_line(error, 120)})"
 
 
 def _mutable(thing: Any, seen: set[int]) -> str:

@@ -1,6 +1,7 @@
 """The trainer's end of a scorer's process: start it, ask it, and end it with all that it started."""
 
 import asyncio
+import codecs
 import contextlib
 import logging
 import os
@@ -13,7 +14,9 @@ from types import SimpleNamespace
 
 from estune.rewards.call import Answer, Call, Failure, timed_out
 from estune.rewards.descendants import end_kept, usage
+from estune.rewards.patience import done_within
 from estune.rewards.scorer import FRAME, Request, Response, Setup
+from estune.visible import clean, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ class Scorer:
         try:
             frame = pickle.dumps(Request(index, None, [_light(call) for call in calls]))
         except Exception as error:  # a column of something that cannot be pickled
-            raise Refused(f"its arguments cannot be sent ({type(error).__name__}: {error})") from None
+            raise Refused(f"its arguments cannot be sent ({type(error).__name__}: {one_line(error, 200)})") from None
         seconds = max(call.allowed(self._setup.timeout) for call in calls)
         response = await self._exchange(frame, seconds * -(-len(calls) // self._setup.concurrency))
         if isinstance(response, Failure):
@@ -105,24 +108,25 @@ class Scorer:
         await self.end()
         return failure or Failure(f"ended the process that it was called in ({status})")
 
-    async def _watched(self, asked: "asyncio.Future[Response]", seconds: float) -> Failure | None:
+    async def _watched(self, asked: "asyncio.Future[Response | Failure]", seconds: float) -> Failure | None:
         """Wait for `asked`; a Failure when it has to be given up."""
-        clock = asyncio.get_running_loop().time
-        until = clock() + seconds
-        while not asked.done():
-            left = until - clock()
-            if left <= 0:
-                return timed_out(self._setup.timeout)
-            await asyncio.wait([asked], timeout=min(left, _LOOK))
-            if not asked.done() and usage(self._process.pid, self._setup.memory).memory > self._setup.memory:
+        while seconds > 0:
+            if await done_within(asked, min(seconds, _LOOK)):
+                return None
+            if usage(self._process.pid, self._setup.memory).memory > self._setup.memory:
                 return Failure(f"took more than {self._setup.memory / 2**30:.3g} GiB of memory with its children (reward_memory)")
-        return None
+            seconds -= _LOOK
+        return timed_out(self._setup.timeout)
 
-    async def _asked(self, frame: bytes) -> Response:
+    async def _asked(self, frame: bytes) -> Response | Failure:
         await self._send(frame)
         assert self._process.stdout is not None
         head = await self._process.stdout.readexactly(FRAME.size)
-        response: Response = pickle.loads(await self._process.stdout.readexactly(*FRAME.unpack(head)))
+        data = await self._process.stdout.readexactly(*FRAME.unpack(head))
+        try:
+            response: Response = pickle.loads(data)
+        except BaseException as error:  # what the function logged runs its own code when it is read
+            return Failure(f"logged something that cannot be received ({type(error).__name__}: {one_line(error, 200)})")
         return response
 
     async def _send(self, frame: bytes) -> None:
@@ -134,10 +138,10 @@ class Scorer:
     async def _hear(self) -> None:
         """Show what functions print, up to a limit, and take the rest off their hands."""
         assert self._process.stderr is not None
-        heard = 0
+        heard, text = 0, codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in two reads
         while data := await self._process.stderr.read(1 << 16):
             if heard < _HEARD:
-                print(data[: _HEARD - heard].decode(errors="replace"), end="", file=sys.stderr)
+                print(clean(text.decode(data[: _HEARD - heard])), end="", file=sys.stderr)
                 heard += len(data)
                 if heard >= _HEARD:
                     logger.warning("a reward function prints much; no more of it is shown from this process")

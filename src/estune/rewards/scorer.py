@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from estune.rewards.call import Answer, Call, Failure, answer
+from estune.visible import one_line
 
 FRAME = struct.Struct("<Q")
 _PR_SET_CHILD_SUBREAPER = 36
@@ -68,7 +69,7 @@ def main(parent: int) -> None:
         try:
             _write(responses, pickle.dumps(response))
         except Exception as error:  # what the function logged
-            said = f"logged something that cannot be sent ({type(error).__name__}: {error})"
+            said = f"logged something that cannot be sent ({type(error).__name__}: {one_line(error, 200)})"
             _write(responses, pickle.dumps(Response([Failure(said)] * len(response.answers))))
 
 
@@ -77,7 +78,7 @@ def _respond(request: Request, functions: dict[int, Callable[..., Any]], setup: 
         try:
             functions[request.index] = pickle.loads(request.function)
         except BaseException as error:  # it runs the user's module
-            return Response([], refused=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            return Response([], refused=f"{type(error).__name__}: {one_line(error, 200)}")
     _allow(setup)
     with _place_kept():
         answers = answer(functions[request.index], request.calls, loop, limit=setup.concurrency, timeout=setup.timeout)

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estune.config import ESConfig
-from estune.errors import ConfigError
+from estune.errors import ConfigError, RewardError
 from estune.member import Completion, is_token_ids
+from estune.moments import mean
+from estune.rewards import sums
 from estune.rewards.call import Call, Failure
 from estune.rewards.functions import RewardFunc, accepted, check_parameters, resolve_rewards, reward_name
 from estune.rewards.limits import own_limit
@@ -50,7 +52,7 @@ class Scores:
     def fitness(self) -> float:
         """The mean over the completions that got a number; NaN when none did, and the member is left out."""
         scored = self.total[~np.isnan(self.total)]
-        return math.fsum(scored) / scored.size if scored.size else math.nan
+        return mean(scored)
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Pending:
 
     outcomes: "list[Future[Outcome]]"
     rewards: "Rewards"
+    strict: bool  # whether a failure is raised
 
     def done(self) -> bool:
         return all(outcome.done() for outcome in self.outcomes)
@@ -82,7 +85,11 @@ class Pending:
         by_function = {name: np.array(outcome.values, np.float64) for name, outcome in zip(names, found, strict=True)}
         metrics = {name: value for outcome in found for name, value in outcome.metrics.items()}
         extra = {name: values for outcome in found for name, values in outcome.extra.items()}
-        failures = {name: outcome.failures for name, outcome in zip(names, found, strict=True) if outcome.failures}
+        by_function, beyond = sums.within_range(by_function, self.rewards.weights)
+        by_name = zip(names, found, strict=True)
+        failures = {name: failed for name, one in by_name if (failed := one.failures | beyond[name])}
+        if self.strict and failures:
+            raise _raised(failures)
         overran = sum(outcome.overran for outcome in found)
         return Scores(self.rewards.weighted(by_function), by_function, metrics, extra, failures, overran)
 
@@ -132,7 +139,7 @@ class Rewards:
         strict = self._on_error == "raise" or (first and self._on_error == "lowest")
         keywords = _columns(rows, completions)
         calls = [_call(function, keywords, len(rows), state) for function in self.functions]
-        return Pending([self._pool.submit(index, call, strict=strict) for index, call in enumerate(calls)], self)
+        return Pending([self._pool.submit(index, call, strict=strict) for index, call in enumerate(calls)], self, strict)
 
     def none(self, count: int) -> Scores:
         """The scores of a member that is left out: none for any of its `count` completions."""
@@ -154,11 +161,8 @@ class Rewards:
         return [self._settled(score, lowest) for score in scores]
 
     def weighted(self, by_function: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        """The weighted sum (B,) of the functions' rewards, NaN where no function gave a number."""
-        stacked = np.stack(list(by_function.values()))  # (functions, B)
-        total = np.nansum(stacked * np.array(self.weights)[:, None], axis=0)
-        total[np.isnan(stacked).all(axis=0)] = np.nan
-        return total  # type: ignore[no-any-return]
+        """The weighted sum (B,) of the functions' rewards, NaN where there is none."""
+        return sums.weighted(by_function, self.weights)
 
     def close(self) -> None:
         """End the processes in which functions are called; another call starts them anew."""
@@ -175,6 +179,11 @@ class Rewards:
         if len(lost) > _MOST_FAILED * total.size:
             total[:] = np.nan
         return replace(scores, total=total, by_function=by_function)
+
+
+def _raised(failures: dict[str, dict[int, Failure]]) -> RewardError:
+    name, failed = next(iter(failures.items()))
+    return RewardError(f"reward function {name} {failed[min(failed)].reason}; mend it and resume the run")
 
 
 def _lowest(values: Sequence[NDArray[np.float64]]) -> float:
