@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from estune.data import digest, has_split, load_rows, rows_of
+from estune.data import has_split, load_rows, rows_of
 from estune.errors import DataError
+from estune.fingerprint import digest
 
 ROWS = [{"prompt": f"question {i}", "target": str(i)} for i in range(3)]
 CHAT = [{"role": "user", "content": "hi"}]

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from estune.config import ESConfig, RunConfig
-from estune.durable import write_text
+from estune.own import write_own
 from estune.resume import without_tokens
 from estune.tasks import get_task
 
@@ -25,7 +25,7 @@ def write_config(folder: Path, config: ESConfig) -> None:
         and field.name != "resume_from_checkpoint"
     }
     text = yaml.safe_dump(without_tokens(differing), sort_keys=False, allow_unicode=True)
-    write_text(folder / "config.yaml", ("" if isinstance(config, RunConfig) else _FROM_PYTHON) + text)
+    write_own(folder / "config.yaml", ("" if isinstance(config, RunConfig) else _FROM_PYTHON) + text, "# {}")
 
 
 def write_card(folder: Path, config: ESConfig, model: str, step: int, figures: Mapping[str, Any]) -> None:
@@ -34,7 +34,8 @@ def write_card(folder: Path, config: ESConfig, model: str, step: int, figures: M
     table = f"\n| metric | value |\n|---|---|\n{rows}\n" if rows else ""
     auto = config.learning_rate == "auto"
     alpha = "α and σ found step by step" if auto else f"α = {config.alpha:g}"
-    write_text(folder / "README.md", _CARD.format(model=model, config=config, alpha=alpha, step=step, table=table))
+    text = _CARD.format(model=model, config=config, alpha=alpha, step=step, table=table)
+    write_own(folder / "README.md", text, "\n<!-- {} -->")
 
 
 _CARD = """---

@@ -33,9 +33,10 @@ class RunFolder:
         self.path = Path(config.output_dir)
         self.measured = Measured(self.path / "metrics.jsonl")
         self._config = config
+        self._models: set[Path] = set()  # folders that models were saved to
 
-    def check_fresh(self) -> None:
-        """Refuse a folder that holds a run already, or a run's checkpoints; raises ConfigError."""
+    def check_fresh(self, base: Path) -> None:
+        """Refuse a folder that holds a run already, files that a run would replace, or the base model; raises ConfigError."""
         if exists(self.path):
             raise ConfigError(
                 f"output_dir: {self.path} holds a run already; add --resume_from_checkpoint true to go on with it, or choose another"
@@ -44,6 +45,25 @@ class RunFolder:
             raise ConfigError(
                 f"output_dir: {self.path} holds checkpoint-{there[-1]}, but no journal of its run; move it away, or choose another"
             )
+        if other := self._in_the_way():
+            raise ConfigError(f"output_dir: {self.path} holds {other}, which a run would replace; move it away, or choose another")
+        if self.path.resolve() == base:
+            raise ConfigError(f"output_dir: {self.path} is the folder of the base model; choose another")
+
+    def model_folder(self, wanted: str | None) -> Path:
+        """Where to write the model that `save_model` is asked for: `final` unless `wanted` names a folder that is new or empty.
+
+        Raises:
+            ConfigError: something else is there.
+        """
+        final = self.path / "final"
+        target = Path(wanted) if wanted else final
+        if target.resolve() in (self.path.resolve(), final.resolve()):  # trainers of other libraries save beside their logs
+            return final
+        if target.resolve() not in self._models and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+            raise ConfigError(f"output_dir: {target} exists already; give save_model a new folder")
+        self._models.add(target.resolve())
+        return target
 
     def checkpoint(self, step: int) -> Path:
         return self.path / f"checkpoint-{step}"
@@ -109,6 +129,13 @@ class RunFolder:
         except (OSError, ValueError):
             return None
         return rows if all(isinstance(row, dict) and {"prompt", "completion", "reward"} <= set(row) for row in rows) else None
+
+    def _in_the_way(self) -> str | None:
+        """What is there under a name that a run uses, and was not written by one that ended before its journal began."""
+        if self.measured.foreign():
+            return "metrics.jsonl"
+        patterns = ("theta/step-*.safetensors", "completions/step-*.jsonl", "final/*")
+        return next((str(path.relative_to(self.path)) for pattern in patterns for path in self.path.glob(pattern)), None)
 
     def _completions(self, step: int) -> Path:
         return self.path / "completions" / f"step-{step}.jsonl"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from estune.config import ESConfig
 from estune.data import Row, rows_of
 from estune.errors import ConfigError, DataError
-from estune.rewards.functions import RewardFunc, accepted, check_parameters, reward_name
+from estune.rewards.functions import NOT_PASSED, RewardFunc, accepted, check_parameters, reward_name
 from estune.strategy import mix
 
 COLUMN = "task"  # says which part a row belongs to
@@ -213,7 +213,7 @@ def _checked(part: Part) -> list[Row]:
     if COLUMN in rows[0]:
         raise DataError(f"datasets: {part.name}: has a column {COLUMN!r}, which a mixture needs for itself; rename it")
     for function in part.reward_funcs:
-        check_parameters(function, [name for name in rows[0] if name != "prompt"])
+        check_parameters(function, [name for name in rows[0] if name not in NOT_PASSED])
     return rows
 
 

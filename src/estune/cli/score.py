@@ -47,7 +47,7 @@ def _score(functions: list[Any], rows: list[dict[str, Any]], where: str) -> list
     from estune.rewards.scoring import Rewards
 
     rewards = Rewards(functions)
-    rewards.check([name for name in rows[0] if name not in ("prompt", "completion")])
+    rewards.check([name for name in rows[0] if name != "prompt"])
     answers = [Completion(_text(row["completion"], where, number), [], False) for number, row in enumerate(rows, 1)]
     total = rewards.score(rows, answers).total
     return [None if value != value else float(value) for value in total]

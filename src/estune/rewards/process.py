@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from types import SimpleNamespace
 
+import cloudpickle
 import psutil
 
 from estune.rewards.call import Answer, Call, Failure, timed_out
@@ -63,8 +64,8 @@ class Scorer:
         if index not in self._has:
             await self._teach(index, function)
         try:
-            frame = pickle.dumps(Request(index, None, [_light(call) for call in calls]))
-        except Exception as error:  # a column of something that cannot be pickled
+            frame = cloudpickle.dumps(Request(index, None, [_light(call) for call in calls]))
+        except Exception as error:  # a column of something that cannot be pickled; cloudpickle sends classes of the user's script, too
             raise Refused(f"its arguments cannot be sent ({type(error).__name__}: {error})") from None
         response = await self._exchange(frame, self._setup.timeout * -(-len(calls) // self._setup.concurrency))
         if isinstance(response, Failure):
