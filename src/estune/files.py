@@ -159,8 +159,8 @@ def _fields(text: str, name: str) -> Iterator[list[str]]:
 
 
 def _parquet(data: bytes, name: str) -> list[Any]:
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
     from datasets import Dataset
 
     try:
