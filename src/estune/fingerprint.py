@@ -43,7 +43,7 @@ def digest(rows: Rows, what: str = "train_dataset") -> str:
 
 def recorded_or_new(recorded: Any, rows: Rows, new: str) -> str:
     """`recorded`, a run's fingerprint, where an earlier version of estune gave it to these rows; else `new`."""
-    return str(recorded) if recorded == _earlier(rows) else new
+    return str(recorded) if recorded and recorded == _earlier(rows) else new
 
 
 def _earlier(rows: Rows) -> str | None:

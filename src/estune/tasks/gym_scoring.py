@@ -49,9 +49,11 @@ _LOOKS = {
     "kakurasu": re.compile(r"[01\s,\[\]]+"),
     "polynomial_equations": re.compile(rf"{_REAL}(?:,{_REAL})*"),
     "quantum_lock": re.compile(r"[A-Ca-c\s,→>-]+"),
+    "rubiks_cube": re.compile(r"[A-Za-z']+\d*(?:\s+[A-Za-z']+\d*)*"),
+    "rush_hour": re.compile(r"[A-Z][+-]\d+(?:[\s,;]+[A-Z][+-]\d+)*"),
     "sokoban": re.compile(r"[UDLR\s,]+"),
     "survo": re.compile(r"[\d\s]+"),
-    "tower_of_hanoi": re.compile(r"(?:[-*\d.) \t]*Move disk \d+ from Peg \d+ to Peg \d+[ \t.,;]*(?:\n\s*|\Z))+"),
+    "tower_of_hanoi": re.compile(r"(?:[-*\d.) \t]*Move disk \d+ from Peg \d+ to Peg \d+[ \t.,;]*(?:[\r\n]+|\Z))+"),
 }
 # Verifiers that compare as much as the right answer has: what is longer earns in proportion, as in reasoning-gym's own default.
 _PREFIX = {"figlet_font", "knights_knaves", "letter_jumble", "spell_backward", "time_intervals", "word_sorting"}
