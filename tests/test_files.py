@@ -224,3 +224,16 @@ def test_types_of_parquet_stay(tmp_path):
     row = {"prompt": "a", "day": datetime.date(1969, 7, 20), "price": Decimal("1.10"), "data": b"\x00", "none": None}
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
     assert load_rows(str(tmp_path / "a.parquet"), "train") == [row]
+
+
+def test_sound_reaches_rewards_as_bytes_without_a_decoder(tmp_path):
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    features = datasets.Features(prompt=datasets.Value("string"), sound=datasets.Audio())
+    table = pyarrow.table({"prompt": ["a"], "sound": [{"bytes": b"RIFF", "path": None}]}, schema=features.arrow_schema)
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    rows = [{"prompt": "a", "sound": {"bytes": b"RIFF"}}]
+    assert load_rows(str(tmp_path / "a.parquet"), "train") == rows
+    assert rows_of(datasets.Dataset(table), "train_dataset") == rows

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from uuid import UUID
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -82,6 +83,9 @@ KINDS = {
     "deque": (collections.deque, [1], [2]),
     "array.array": (lambda numbers: array.array("i", numbers), [1], [2]),
     "not a number": (float, "nan", "inf"),
+    "missing times of pandas": (pd.Timestamp, "NaT", "2024-01-01"),
+    "nanoseconds": (pd.Timestamp, 1, 2),
+    "missing value of pandas": (lambda value: pd.array(value, dtype="Int64")[0], [None], [1]),
     "sign of zero": (float, 0.0, -0.0),
     "huge integer": (lambda power: 10**power, 6000, 6001),
     "kind of number": (lambda value: value, 1, 1.0),

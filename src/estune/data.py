@@ -33,7 +33,7 @@ def rows_of(dataset: Any, what: str) -> list[Row]:
     """
     rows = _listed(dataset, what)
     if strange := next((row for row in rows if not isinstance(row, Mapping)), None):
-        raise DataError(f"{what}: must be rows that map columns to values, such as one split of a dataset; it has {strange!r:.60}")
+        raise DataError(f"{what}: must be rows that map columns to values, such as one split of a dataset; it has {_shown(strange)}")
     _check_columns(rows, what)
     return [_checked_at(row, f"{what}: row {index}") for index, row in enumerate(rows)]
 
@@ -85,6 +85,7 @@ def warn_of_columns_not_shown(rows: Sequence[Row]) -> None:
 def _listed(dataset: Any, what: str) -> list[Any]:
     """All rows; a stream is read up to a limit, since it may have no end."""
     try:
+        dataset = files.undecoded(dataset)
         rows = list(dataset if hasattr(dataset, "__len__") else itertools.islice(dataset, _MOST + 1))
     except Exception as error:  # whatever a stream raises, or a dataset whose pictures or sound cannot be decoded
         reason = " ".join(str(error).split())[:240]
@@ -159,8 +160,12 @@ def _mapping(row: Any) -> Row:
     if isinstance(row, DataError):  # what a file has in a row's place
         raise row
     if not isinstance(row, Mapping):
-        raise DataError(f"is not an object with columns, but {row!r:.60}")
+        raise DataError(f"is not an object with columns, but {_shown(row)}")
     return dict(row)
+
+
+def _shown(value: Any) -> str:
+    return f"{' '.join(repr(value).split()):.60}"
 
 
 def _same_columns(rows: Sequence[Row]) -> list[Row]:

@@ -64,12 +64,20 @@ def decoded(data: bytes, name: str) -> str:
         raise DataError(f"{name}: cannot be read (line {line} is not {encoding}: {error.reason}); save the file as UTF-8") from None
 
 
-def without_added_keys(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def without_added_keys(rows: Iterable[Any]) -> list[Any]:
     """Rows out of Arrow without the keys that it added to mappings in them.
 
     Arrow gives every mapping of a column the keys of all of them, and the value None where there was none.
     """
-    return [{name: _without_none(value) for name, value in row.items()} for row in rows]
+    return [_row(row) if isinstance(row, Mapping) else row for row in undecoded(rows)]
+
+
+def undecoded(dataset: Any) -> Any:
+    """A dataset whose sound and videos are bytes: decoders have no content to compare, and need packages that training does not."""
+    for name, feature in (getattr(dataset, "features", None) or {}).items():
+        if type(feature).__name__ in ("Audio", "Video") and feature.decode:
+            dataset = dataset.cast_column(name, type(feature)(decode=False))
+    return dataset
 
 
 def parsed(text: str, name: str) -> Iterator[Any]:
@@ -168,6 +176,10 @@ def _parquet(data: bytes, name: str) -> list[Any]:
     except Exception as error:  # pyarrow and datasets raise many kinds on a damaged file
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{name}: cannot be read ({type(error).__name__}: {reason})") from None
+
+
+def _row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _without_none(value) for name, value in row.items()}
 
 
 def _without_none(value: Any) -> Any:

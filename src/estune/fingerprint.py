@@ -96,6 +96,8 @@ def _plain(value: Any) -> Any:
     """`value` in JSON's kinds, others as a mapping with one marked key."""
     if is_dataclass(value) and not isinstance(value, type):
         return _object(value, {each.name: getattr(value, each.name) for each in fields(value)})
+    if _is_a(value, "pandas._libs.missing", "NAType"):
+        return _tagged("missing", None)
     if _is_a(value, "torch", "Tensor"):
         return _tensor(value)
     if _is_a(value, "PIL.Image", "Image"):
@@ -143,7 +145,7 @@ def _(value: date | time) -> Any:
 
 @_plain.register(datetime)
 def _(value: datetime) -> Any:
-    return _tagged("datetime", [value.isoformat(), value.fold, value.tzname()])
+    return _tagged("datetime", [value.isoformat(), value.fold])
 
 
 @_plain.register(bytes)
