@@ -87,3 +87,12 @@ def test_of_the_hub_all_is_fetched_but_other_formats_and_code_that_is_not_truste
     assert ("model.safetensors" in fetched) == weights
     assert ("modeling_own.py" in fetched) == trusted
     assert not {"pytorch_model.bin", "consolidated.00.pth", "onnx/model.onnx", "model-q4.gguf"} & fetched
+
+
+def test_the_base_of_a_model_given_as_an_object_has_the_files_of_where_it_was_loaded_from(make_trainer, mini, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder = filled(shutil.copytree(mini, tmp_path / "own"))
+    trainer = make_trainer(model=AutoModelForCausalLM.from_pretrained(folder))
+    assert set(GO_ALONG) <= files_of(folder_of(trainer) / "base")
+    assert "model.safetensors.index.json" not in files_of(folder_of(trainer) / "base")

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from estune.companions import FORMATS, INDEX, companions
+from estune.companions import FORMATS, INDEX, copy_companions
 from estune.durable import in_turn, replaced_folder, sync_tree
 from estune.errors import ModelError
 from estune.light import transformers
@@ -61,7 +60,7 @@ class Checkpoint:
                 tensors = {name: self._rounded(name, value(name)) for name in names}
                 save_file(tensors, folder / file, metadata={"format": "pt"})
                 (folder / file).chmod(0o644)
-            self._copy_rest(folder)
+            copy_companions(self.folder, folder)
             extra(folder)
             sync_tree(folder)
 
@@ -70,11 +69,6 @@ class Checkpoint:
         if rounded.dtype != value.dtype and not bool(torch.isfinite(rounded).all()):
             raise ModelError(f"{name} overflows {rounded.dtype}, the base checkpoint's dtype; start from one in bfloat16 or float32")
         return rounded
-
-    def _copy_rest(self, folder: Path) -> None:
-        for path in companions(self.folder):
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.folder / path, folder / path)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

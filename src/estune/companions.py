@@ -5,6 +5,7 @@ It is told by what is left out, since nobody can list the files that a tokenizer
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,14 @@ _OF_A_RUN = re.compile(
 def companions(folder: Path) -> list[Path]:
     """The files that go along with the weights in `folder`, relative to it, in order."""
     return sorted(_files(folder, folder))
+
+
+def copy_companions(source: Path, target: Path, but: str = "") -> None:
+    """Copy them to `target`, except what is there already, and except the file `but`."""
+    for path in companions(source):
+        if path != Path(but) and not (target / path).exists():
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / path, target / path)
 
 
 def _files(folder: Path, root: Path) -> Iterator[Path]:

@@ -22,7 +22,7 @@ Row = dict[str, Any]
 Adapt = Callable[..., Iterable[Mapping[str, Any]]]
 _MOST = 1_000_000  # rows of a stream, which may have no end
 _NOT_SHOWN = ("tools", "chat_template_kwargs", "image", "images")  # columns that TRL's trainers give to the model
-_EXPANDED = set("*?[]#%:")  # characters that datasets takes for patterns and addresses
+_EXPANDED = set("*?[]#%:\n")  # characters that datasets takes for patterns and addresses
 
 
 def rows_of(dataset: Any, what: str) -> list[Row]:

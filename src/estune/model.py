@@ -15,7 +15,7 @@ import torch
 from estune import workers
 from estune.center import Center
 from estune.checkpoint import Checkpoint, open_checkpoint, resolve
-from estune.companions import companions
+from estune.companions import INDEX, companions, copy_companions
 from estune.config import ESConfig, RunConfig
 from estune.durable import replaced_folder, sync_tree
 from estune.errors import ConfigError, ModelError
@@ -167,10 +167,13 @@ def _located(source: Any, config: ESConfig, tokenizer: Any) -> tuple[str, Path]:
     if folder.is_dir():  # a run that was begun lives by its base, and what else may be there is not overwritten
         _check_same(source, folder)
     else:
-        tokenizer = tokenizer or _tokenizer_of(source, config)
+        origin = None if tokenizer else _origin(source, config)  # a tokenizer of its own code may save less than it reads
+        tokenizer = tokenizer or _tokenizer_of(origin, config)
         with replaced_folder(folder) as scratch:
             tokenizer.save_pretrained(scratch)
             source.save_pretrained(scratch)
+            if origin:
+                copy_companions(origin, scratch, but=INDEX)
             sync_tree(scratch)
     return str(folder), folder
 
@@ -186,10 +189,14 @@ def _check_same(source: Any, folder: Path) -> None:
             )
 
 
-def _tokenizer_of(source: Any, config: ESConfig) -> Any:
-    from transformers import AutoTokenizer
-
+def _origin(source: Any, config: ESConfig) -> Path:
+    """The folder that the model was loaded from, without the hub's weights."""
     if not source.name_or_path:
         raise ModelError("processing_class: the model was not loaded from anywhere, so give the tokenizer that belongs to it")
-    folder = resolve(source.name_or_path, trust_remote_code=config.trust_remote_code)
+    return resolve(source.name_or_path, trust_remote_code=config.trust_remote_code, weights=False)
+
+
+def _tokenizer_of(folder: Path | None, config: ESConfig) -> Any:
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
