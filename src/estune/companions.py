@@ -1,6 +1,7 @@
-"""What goes along with a model's weights: config, tokenizer, code, licence, whatever the folder holds that is not weights.
+"""The files that go along with a model's weights: config, tokenizer, code, licence, anything else.
 
-It is told by what is left out, since nobody can list the files that a tokenizer of a model's own code reads.
+Weights are recognised and left out, rather than the others listed: nobody can list the files that a
+tokenizer with code of its own reads.
 """
 
 import os
@@ -11,14 +12,16 @@ from pathlib import Path
 
 INDEX = "model.safetensors.index.json"
 FORMATS = (  # endings of weights, and of what other trainers keep of theirs
-    *("safetensors", "bin", "pt", "pth", "ckpt", "h5", "hdf5", "msgpack", "ot", "pkl", "pickle", "npz", "npy", "distcp"),
-    *("gguf", "ggml", "llamafile", "onnx", "onnx_data", "onnx.data", "tflite", "mlmodel", "nemo", "engine", "dduf"),
+    *("safetensors", "bin", "pt", "pth", "ckpt", "h5", "hdf5", "msgpack", "ot", "distcp", "nemo"),
+    *("gguf", "ggml", "llamafile", "onnx", "onnx_data", "onnx.data", "tflite", "mlmodel", "engine"),
+    *("pkl", "pickle", "npz", "npy", "dduf"),
 )
 _WEIGHTS = re.compile(rf".*\.({'|'.join(map(re.escape, FORMATS))})(\.index\.json)?", re.IGNORECASE)
 _VOCABULARY = re.compile(r"(?!.*safetensors).*(vocab|token|merges)", re.IGNORECASE)
-_OF_ANOTHER = ("trainer_state.json", "adapter_config.json")  # nothing without the files that are left out
+_USELESS = ("trainer_state.json", "adapter_config.json")  # without the files that are left out
 _OF_A_RUN = re.compile(
-    r"journal\.jsonl|metrics\.jsonl|profile-\d+\.json|reward_error\.txt|(estune-)?config\.yaml|(estune-)?README\.md|completions|theta|final|base"
+    r"(journal|metrics)\.jsonl|profile-\d+\.json|reward_error\.txt|completions|theta|final|base"
+    r"|(estune-)?(config\.yaml|README\.md)"
 )
 
 
@@ -52,4 +55,6 @@ def _files(folder: Path, root: Path) -> Iterator[Path]:
 def _goes_along(path: Path) -> bool:
     if path == Path(INDEX):
         return True
-    return path.name not in _OF_ANOTHER and (not _WEIGHTS.fullmatch(path.name) or bool(_VOCABULARY.match(path.name)))
+    if path.name in _USELESS:
+        return False
+    return not _WEIGHTS.fullmatch(path.name) or bool(_VOCABULARY.match(path.name))

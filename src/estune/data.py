@@ -1,4 +1,4 @@
-"""Datasets: rows with a `prompt` and any further columns, from a hub id, a folder, a file, or what Python gives."""
+"""Datasets: rows with a `prompt` and any further columns, from the hub, a folder, a file, or Python."""
 
 import inspect
 import itertools
@@ -21,30 +21,40 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 Adapt = Callable[..., Iterable[Mapping[str, Any]]]
 _MOST = 1_000_000  # rows of a stream, which may have no end
-_NOT_SHOWN = ("tools", "chat_template_kwargs", "image", "images")  # columns that TRL's trainers give to the model
+_NOT_SHOWN = ("tools", "chat_template_kwargs", "image", "images")  # TRL's trainers use these
 _EXPANDED = set("*?[]#%:\n")  # characters that datasets takes for patterns and addresses
 
 
 def rows_of(dataset: Any, what: str) -> list[Row]:
-    """The rows of a `datasets.Dataset` or a list of mappings, checked; `what` names the data in errors.
+    """Return the rows of a `datasets.Dataset` or a list of mappings, checked.
+
+    `what` names the data in errors.
 
     Raises:
-        DataError: no rows, no `prompt` column, rows of unlike columns, or a prompt that is neither text, token ids nor messages.
+        DataError: there are no rows, no column `prompt`, rows with other columns, or a prompt that
+            is neither text, token ids nor messages.
     """
     rows = _listed(dataset, what)
     if strange := next((row for row in rows if not isinstance(row, Mapping)), None):
-        raise DataError(f"{what}: must be rows that map columns to values, such as one split of a dataset; it has {_shown(strange)}")
+        wanted = "must be rows that map columns to values, such as one split of a dataset"
+        raise DataError(f"{what}: {wanted}; it has {_shown(strange)}")
     _check_columns(rows, what)
     return [_checked_at(row, f"{what}: row {index}") for index, row in enumerate(rows)]
 
 
-def load_rows(name: str, split: str, config: str | None = None, adapt: Adapt | None = None) -> list[Row]:
-    """The rows of a split of a dataset named as `dataset_name` is; `adapt` makes a task's columns of the file's own.
+def load_rows(
+    name: str,
+    split: str,
+    config: str | None = None,
+    adapt: Adapt | None = None,
+) -> list[Row]:
+    """Return the rows of a split of the dataset that `dataset_name` names.
 
-    Rows that cannot be used are left out, which a line in the log says.
+    `adapt` makes a task's columns of the dataset's own. Rows that cannot be used are left out, and
+    a line in the log says so.
 
     Raises:
-        DataError: there is no such dataset or split, it cannot be read, or most of its rows cannot be used.
+        DataError: there is no such dataset or split, it cannot be read, or most rows are unusable.
     """
     try:
         with _quiet():
@@ -54,12 +64,12 @@ def load_rows(name: str, split: str, config: str | None = None, adapt: Adapt | N
         return usable(rows, _checked, name)
     except DataError:
         raise
-    except Exception as error:  # offline, not found, gated, unknown split, damaged file: each its own kind
+    except Exception as error:  # offline, gated, unknown split, damaged: each has its own kind
         raise _not_loaded(name, split, error) from None
 
 
 def has_split(name: str, split: str) -> bool:
-    """Whether a local folder or file, or a hub dataset, has this split; a single file has only 'train'."""
+    """Whether a dataset has this split; a single file has only 'train'."""
     path = Path(name).expanduser()
     if path.is_file() or (path / "dataset_info.json").is_file():
         return split == "train"
@@ -72,7 +82,7 @@ def has_split(name: str, split: str) -> bool:
 
 
 def warn_of_columns_not_shown(rows: Sequence[Row]) -> None:
-    """Log a line for each column that TRL's trainers would give to the model, which sees nothing but `prompt` here."""
+    """Log a line for each column that TRL's trainers would give to the model, but estune does not."""
     for name in _NOT_SHOWN:
         if any(row.get(name) is not None for row in rows):
             logger.warning(
@@ -86,12 +96,15 @@ def _listed(dataset: Any, what: str) -> list[Any]:
     """All rows; a stream is read up to a limit, since it may have no end."""
     try:
         dataset = files.undecoded(dataset)
-        rows = list(dataset if hasattr(dataset, "__len__") else itertools.islice(dataset, _MOST + 1))
-    except Exception as error:  # whatever a stream raises, or a dataset whose pictures or sound cannot be decoded
-        reason = " ".join(str(error).split())[:240]
-        raise DataError(f"{what}: its rows cannot be read ({type(error).__name__}: {reason})") from error
-    if len(rows) > _MOST and not hasattr(dataset, "__len__"):
-        raise DataError(f"{what}: a stream of more than {_MOST:,} rows, which are all kept in memory; give its first ones, as by .take(n)")
+        endless = not hasattr(dataset, "__len__")
+        rows = list(itertools.islice(dataset, _MOST + 1) if endless else dataset)
+    except Exception as error:  # a stream may raise anything, and so may a picture
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"
+        raise DataError(f"{what}: its rows cannot be read ({reason})") from error
+    if endless and len(rows) > _MOST:
+        raise DataError(
+            f"{what}: a stream of more than {_MOST:,} rows, which are all kept in memory; give its first ones, for example with .take(n)",
+        )
     return files.without_added_keys(rows) if getattr(dataset, "features", None) else rows
 
 
@@ -101,11 +114,15 @@ def _check_columns(rows: Sequence[Mapping[str, Any]], what: str) -> None:
         raise DataError(f"{what}: has no rows")
     for index, row in enumerate(rows):
         if other := [name for name in row if not isinstance(name, str)]:
-            raise DataError(f"{what}: row {index}: a column's name must be text; it has {other[0]!r}")
+            raise DataError(
+                f"{what}: row {index}: a column's name must be text; it has {other[0]!r}",
+            )
         if row.keys() != rows[0].keys():
-            raise DataError(f"{what}: row {index} has the columns {_names(row)}, row 0 has {_names(rows[0])}")
+            both = f"row {index} has the columns {_names(row)}, row 0 has {_names(rows[0])}"
+            raise DataError(f"{what}: {both}")
     if "prompt" not in rows[0]:
-        raise DataError(f"{what}: has no column 'prompt'; its columns are {_names(rows[0]) or 'none'}")
+        columns = _names(rows[0]) or "none"
+        raise DataError(f"{what}: has no column 'prompt'; its columns are {columns}")
 
 
 def _names(row: Mapping[str, Any]) -> str:
@@ -126,9 +143,12 @@ def _checked(row: Mapping[str, Any]) -> Row:
     if isinstance(prompt, list):
         prompt = [each.item() if hasattr(each, "item") else each for each in prompt]
     if not _is_prompt(prompt):
-        raise DataError("the prompt is neither text nor a list of messages with role and content, nor one of token ids")
+        raise DataError(
+            "the prompt is neither text nor a list of messages with role and content, nor one of token ids",
+        )
     if not all(map(_is_unicode, _texts(prompt))):
-        raise DataError("the prompt holds half of a character, an unpaired surrogate such as \\ud800")
+        half = "half of a character, an unpaired surrogate such as \\ud800"
+        raise DataError(f"the prompt holds {half}")
     return dict(row) | {"prompt": prompt}
 
 
@@ -145,7 +165,8 @@ def _is_prompt(prompt: Any) -> bool:
 def _texts(prompt: Any) -> list[str]:
     if isinstance(prompt, str):
         return [prompt]
-    return [message["content"] for message in prompt if isinstance(message, dict) and isinstance(message["content"], str)]
+    contents = [message["content"] for message in prompt if isinstance(message, dict)]
+    return [content for content in contents if isinstance(content, str)]
 
 
 def _is_unicode(text: str) -> bool:
@@ -207,12 +228,13 @@ def _of_folder(folder: Path, name: str, split: str, config: str | None) -> list[
     found = _data_files(folder, config)
     paths = [Path(path) for path in found.get(split, [])]
     if paths and all(map(files.is_data_file, paths)):
-        return [row for path in paths for row in files.read(path, f"{name}/{path.relative_to(folder)}")]
+        names = {path: f"{name}/{path.relative_to(folder)}" for path in paths}
+        return [row for path in paths for row in files.read(path, names[path])]
     return files.without_added_keys(load_dataset(str(folder), config, split=split))
 
 
 def _data_files(folder: Path, config: str | None = None) -> dict[str, list[str]]:
-    """Split → its files, as datasets finds them: by their names, or as the folder's README.md says."""
+    """Return split → its files, as datasets finds them: by name, or as the folder's README.md says."""
     from datasets import load_dataset_builder
 
     found = load_dataset_builder(str(folder), config).config.data_files or {}
@@ -246,7 +268,8 @@ def _not_loaded(name: str, split: str, error: Exception) -> DataError:
     reason = " ".join(str(cause).split())[:240]
     if "corresponds to no data" in reason:
         return DataError(f"{name}: has no rows")
-    return DataError(f"{name}: the split {split!r} cannot be loaded ({type(cause).__name__}: {reason}); check the name and the split")
+    why = f"the split {split!r} cannot be loaded ({type(cause).__name__}: {reason})"
+    return DataError(f"{name}: {why}; check the name and the split")
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Local data files, read as they are written: what the file says is what a reward function gets.
 
-Text stays text, in CSV all of it, and JSON's numbers stay JSON's. No type is inferred, no path expanded, nothing cached.
-Parquet has types of its own; its rows are read through datasets, which knows pictures and class labels.
+Text stays text, in CSV all of it, and JSON's numbers stay JSON's. No type is inferred, no path
+expanded, nothing cached. Parquet has types of its own; its rows are read through datasets, which
+knows pictures and class labels.
 """
 
 import csv
@@ -36,13 +37,16 @@ def is_data_file(path: Path) -> bool:
 
 
 def read(path: Path, name: str) -> list[Any]:
-    """The rows of a file, as mappings; what it has in the place of a mapping is given as it is. `name` stands in errors.
+    """Return the rows of a file as mappings, and anything else that it has in their place.
+
+    `name` names the file in errors.
 
     Raises:
         DataError: the file is damaged, or of a kind that is not known.
     """
     if not is_data_file(path):
-        raise DataError(f"{name}: a data file must end in {', '.join(ENDINGS)}, or in one of these and .gz")
+        endings = ", ".join(ENDINGS)
+        raise DataError(f"{name}: a data file must end in {endings}, or in one of these and .gz")
     data = _bytes(path, name)
     if _ending(path) == ".parquet":
         return _parquet(data, name)
@@ -56,24 +60,29 @@ def decoded(data: bytes, name: str) -> str:
     Raises:
         DataError: it is in another encoding.
     """
-    encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8")
+    declared = (encoding for mark, encoding in _MARKS.items() if data.startswith(mark))
+    encoding = next(declared, "utf-8")
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{name}: cannot be read (line {line} is not {encoding}: {error.reason}); save the file as UTF-8") from None
+        where = f"line {data.count(bytes([10]), 0, error.start) + 1}"
+        why = f"{where} is not {encoding}: {error.reason}"
+        raise DataError(f"{name}: cannot be read ({why}); save the file as UTF-8") from None
 
 
 def without_added_keys(rows: Iterable[Any]) -> list[Any]:
-    """Rows out of Arrow without the keys that it added to mappings in them.
+    """Return rows that come from Arrow without the keys that it added to mappings in them.
 
-    Arrow gives every mapping of a column the keys of all of them, and the value None where there was none.
+    Arrow gives every mapping in a column the keys of all of them, with None where a key was missing.
     """
     return [_row(row) if isinstance(row, Mapping) else row for row in undecoded(rows)]
 
 
 def undecoded(dataset: Any) -> Any:
-    """A dataset whose sound and videos are bytes: decoders have no content to compare, and need packages that training does not."""
+    """Return the dataset with sound and videos as bytes.
+
+    Decoders have no content to compare, and need packages that training does not.
+    """
     for name, feature in (getattr(dataset, "features", None) or {}).items():
         if type(feature).__name__ in ("Audio", "Video") and feature.decode:
             dataset = dataset.cast_column(name, type(feature)(decode=False))
@@ -81,10 +90,10 @@ def undecoded(dataset: Any) -> Any:
 
 
 def parsed(text: str, name: str) -> Iterator[Any]:
-    """The JSON values that stand one after the other in `text`.
+    """Yield the JSON values that follow one another in `text`.
 
     Raises:
-        DataError: what stands somewhere is not JSON, names a key twice, or is a number beyond those of a computer.
+        DataError: something is not JSON, names a key twice, or is a number that a float cannot hold.
     """
     decoder = json.JSONDecoder(object_pairs_hook=_mapping, parse_float=_number)
     position = _SPACE.match(text).end()  # type: ignore[union-attr]
@@ -92,31 +101,35 @@ def parsed(text: str, name: str) -> Iterator[Any]:
         try:
             value, end = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
-            raise DataError(f"{name}: cannot be read (line {error.lineno}: {error.msg}, column {error.colno})") from None
+            where = f"line {error.lineno}: {error.msg}, column {error.colno}"
+            raise DataError(f"{name}: cannot be read ({where})") from None
         except (ValueError, RecursionError) as error:  # ValueError: also an integer of 5,000 digits
-            line = text.count("\n", 0, position) + 1
+            where = f"the JSON from line {text.count(chr(10), 0, position) + 1} on"
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise DataError(f"{name}: cannot be read (the JSON from line {line} on: {reason})") from None
+            raise DataError(f"{name}: cannot be read ({where}: {reason})") from None
         yield value
         position = _SPACE.match(text, end).end()  # type: ignore[union-attr]
 
 
 def _ending(path: Path) -> str:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    return suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
+    return Path(path.stem if _is_packed(path) else path.name).suffix.lower()
+
+
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
 
 
 def _bytes(path: Path, name: str) -> bytes:
     try:
         data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix.lower() == ".gz" else data
+        return gzip.decompress(data) if _is_packed(path) else data
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise DataError(f"{name}: cannot be read ({reason})") from None
 
 
 def _json(text: str, name: str) -> list[Any]:
-    """The rows of JSON lines, of an array of objects, of `{"data": [...]}`, or the one row of an object."""
+    """Return the rows of JSON lines, an array of objects, `{"data": [...]}`, or a single object."""
     values = list(parsed(text, name))
     if len(values) > 1:
         return values
@@ -130,7 +143,8 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in one object")
     return mapping
 
 
@@ -142,16 +156,19 @@ def _number(text: str) -> float:
 
 
 def _csv(text: str, name: str) -> Iterator[Any]:
-    """Mappings of text; in the place of a line without exactly one field per column, the error that it is."""
+    """Yield mappings of text, and a DataError in place of a line without one field per column."""
     lines = _fields(text, name)
     columns = next(lines, [])
     if twice := next((column for column in columns if columns.count(column) > 1), None):
         raise DataError(f"{name}: has two columns {twice!r}; rename one")
     if "prompt" not in columns and len(columns) == 1 and re.search("[;\t|]", columns[0]):
-        raise DataError(f"{name}: its first line is {columns[0]!r:.100}; columns must be separated by commas")
+        first = f"its first line is {columns[0]!r:.100}"
+        raise DataError(f"{name}: {first}; columns must be separated by commas")
     for fields in lines:
-        whole = len(fields) == len(columns)
-        yield dict(zip(columns, fields, strict=True)) if whole else DataError(f"has {len(fields)} fields for {len(columns)} columns")
+        if len(fields) == len(columns):
+            yield dict(zip(columns, fields, strict=True))
+        else:
+            yield DataError(f"has {len(fields)} fields for {len(columns)} columns")
 
 
 def _fields(text: str, name: str) -> Iterator[list[str]]:
@@ -185,6 +202,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
 def _without_none(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_none(one) for key, one in value.items() if one is not None}
-    if isinstance(value, list) and isinstance(next((one for one in value if one is not None), None), (Mapping, list)):
-        return [_without_none(one) for one in value]
+    if isinstance(value, list):  # Arrow's lists hold values of one type
+        first = next((one for one in value if one is not None), None)
+        return [_without_none(one) for one in value] if isinstance(first, (Mapping, list)) else value
     return value

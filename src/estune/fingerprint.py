@@ -1,8 +1,9 @@
 """A fingerprint of training rows, by which a resumed run knows that its data are the same.
 
-It depends on what the rows hold and on nothing else: no memory address, no order of a set, no abbreviation of an array.
-Rows of plain JSON have the fingerprint that earlier versions gave them, so that their runs can be resumed.
-What has no content that can be compared, such as a lambda, is refused before a run begins.
+It depends on what the rows hold and on nothing else: no memory address, no order of a set, no
+abbreviated array. Rows of plain JSON have the fingerprint that earlier versions gave them, so that
+their runs can be resumed. What has no content to compare, such as a lambda, is refused before a run
+begins.
 """
 
 import hashlib
@@ -42,15 +43,18 @@ def digest(rows: Rows, what: str = "train_dataset") -> str:
 
 
 def recorded_or_new(recorded: Any, rows: Rows, new: str) -> str:
-    """`recorded`, a run's fingerprint, where an earlier version of estune gave it to these rows; else `new`."""
+    """Return `recorded`, a run's fingerprint, if an earlier version gave it to `rows`; else `new`."""
     return str(recorded) if recorded and recorded == _earlier(rows) else new
 
 
 def _earlier(rows: Rows) -> str | None:
-    """What versions computed that wrote values outside JSON as `str` does: an image's address, say, but dates are stable."""
+    """Return what earlier versions computed. They used `str` for values that are not JSON.
+
+    That is stable for dates, say, but not for pictures, whose `str` holds an address.
+    """
     try:
         return _hashed(json.dumps(row, sort_keys=True, default=str) for row in rows)
-    except (TypeError, ValueError, RecursionError):  # those versions could not begin a run with such rows
+    except (TypeError, ValueError, RecursionError):  # no run could begin with such rows
         return None
 
 
@@ -66,7 +70,8 @@ def _text(row: Mapping[str, Any], where: str) -> str:
             return text
     except (TypeError, ValueError, RecursionError):
         pass
-    return _dumped({name: _column(value, f"{where}: column {name!r}") for name, value in row.items()})
+    columns = {name: f"{where}: column {name!r}" for name in row}
+    return _dumped({name: _column(value, columns[name]) for name, value in row.items()})
 
 
 def _column(value: Any, where: str) -> Any:
@@ -74,10 +79,10 @@ def _column(value: Any, where: str) -> Any:
         return _plain(value)
     except RecursionError:
         raise DataError(f"{where} is nested too deeply, or in itself") from None
-    except Exception as error:  # also what a picture or an object of another library raises when it is read
+    except Exception as error:  # also what a picture or another library's object raises when read
         raise DataError(
-            f"{where} holds {_reason(error)}; a resumed run could not tell that the data are the same. "
-            "Make it text, numbers, lists or mappings, or drop the column"
+            f"{where} holds {_reason(error)}; a resumed run could not tell that the data are the "
+            "same. Make it text, numbers, lists or mappings, or drop the column"
         ) from None
 
 
@@ -101,8 +106,10 @@ def _plain(value: Any) -> Any:
     if _is_a(value, "torch", "Tensor"):
         return _tensor(value)
     if _is_a(value, "PIL.Image", "Image"):
-        return _tagged("picture", [value.mode, value.size, value.getpalette(), _bytes(value.tobytes())])
-    raise _Unknown(f"an object of type {type(value).__qualname__}, whose content cannot be compared")
+        pixels = _bytes(value.tobytes())
+        return _tagged("picture", [value.mode, value.size, value.getpalette(), pixels])
+    kind = type(value).__qualname__
+    raise _Unknown(f"an object of type {kind}, whose content cannot be compared")
 
 
 @_plain.register(type(None))
@@ -190,7 +197,8 @@ def _(value: Set) -> Any:  # type: ignore[type-arg]
 def _(value: Mapping) -> Any:  # type: ignore[type-arg]
     if all(type(key) is str and not key.startswith(_MARK) for key in value):
         return {key: _plain(one) for key, one in value.items()}
-    return _tagged("mapping", sorted((_dumped(_plain(key)), _dumped(_plain(one))) for key, one in value.items()))
+    pairs = [(_dumped(_plain(key)), _dumped(_plain(one))) for key, one in value.items()]
+    return _tagged("mapping", sorted(pairs))
 
 
 @_plain.register(np.ndarray)
@@ -205,7 +213,8 @@ def _tensor(value: Any) -> Any:
     import torch
 
     flat = value.detach().cpu().to_dense().contiguous().reshape(-1)
-    return _tagged("tensor", [str(value.dtype), list(value.shape), _bytes(flat.view(torch.uint8).numpy().tobytes())])
+    content = flat.view(torch.uint8).numpy().tobytes()
+    return _tagged("tensor", [str(value.dtype), list(value.shape), _bytes(content)])
 
 
 def _object(value: Any, content: Mapping[str, Any]) -> Any:
@@ -213,7 +222,7 @@ def _object(value: Any, content: Mapping[str, Any]) -> Any:
 
 
 def _is_a(value: Any, module: str, name: str) -> bool:
-    """Whether `value` is of a class of a library that need not be imported: if it is not, nothing is of its classes."""
+    """Whether `value` is an instance of a class whose library may not be imported here."""
     return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))
 
 

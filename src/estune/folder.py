@@ -36,7 +36,11 @@ class RunFolder:
         self._models: set[Path] = set()  # folders that models were saved to
 
     def check_fresh(self, base: Path) -> None:
-        """Refuse a folder that holds a run already, files that a run would replace, or the base model; raises ConfigError."""
+        """Refuse a folder that holds a run, the base model, or files that a run would replace.
+
+        Raises:
+            ConfigError: it does.
+        """
         if exists(self.path):
             raise ConfigError(
                 f"output_dir: {self.path} holds a run already; add --resume_from_checkpoint true to go on with it, or choose another"
@@ -51,16 +55,17 @@ class RunFolder:
             raise ConfigError(f"output_dir: {self.path} is the folder of the base model; choose another")
 
     def model_folder(self, wanted: str | None) -> Path:
-        """Where to write the model that `save_model` is asked for: `final` unless `wanted` names a folder that is new or empty.
+        """Return where `save_model` writes: `wanted`, which must be new or empty, or `final`.
 
         Raises:
             ConfigError: something else is there.
         """
         final = self.path / "final"
         target = Path(wanted) if wanted else final
-        if target.resolve() in (self.path.resolve(), final.resolve()):  # trainers of other libraries save beside their logs
-            return final
-        if target.resolve() not in self._models and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        if target.resolve() == self.path.resolve():  # as scripts for TRL do: there it lies beside the logs
+            target = final
+        ours = target.resolve() in self._models or target.resolve() == final.resolve()
+        if target.exists() and not ours and (not target.is_dir() or any(target.iterdir())):
             raise ConfigError(f"output_dir: {target} exists already; give save_model a new folder")
         self._models.add(target.resolve())
         return target
@@ -131,11 +136,14 @@ class RunFolder:
         return rows if all(isinstance(row, dict) and {"prompt", "completion", "reward"} <= set(row) for row in rows) else None
 
     def _in_the_way(self) -> str | None:
-        """What is there under a name that a run uses, and was not written by one that ended before its journal began."""
+        """Return what is there under a name that a run uses, if no run of this trainer left it."""
         if self.measured.foreign():
             return "metrics.jsonl"
-        patterns = ("theta/step-*.safetensors", "completions/step-*.jsonl", "final/*")
-        return next((str(path.relative_to(self.path)) for pattern in patterns for path in self.path.glob(pattern)), None)
+        patterns = ["theta/step-*.safetensors", "completions/step-*.jsonl"]
+        patterns += ["profile-*.json"] * self._config.profile
+        patterns += ["final/*"] * ((self.path / "final").resolve() not in self._models)
+        found = (path for pattern in patterns for path in self.path.glob(pattern))
+        return next((str(path.relative_to(self.path)) for path in found), None)
 
     def _completions(self, step: int) -> Path:
         return self.path / "completions" / f"step-{step}.jsonl"

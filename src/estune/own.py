@@ -1,6 +1,7 @@
-"""Text files that a person may have written, too, such as README.md: estune replaces only what it wrote itself.
+"""Files under names that people use too, such as README.md: estune replaces only what it wrote.
 
-The last line of such a file is a comment with a checksum of the rest, so that a file that somebody edited is left alone, too.
+The last line of such a file is a comment with a checksum of the rest, so that a file which somebody
+has edited since is left alone, too.
 """
 
 import hashlib
@@ -15,16 +16,25 @@ logger = logging.getLogger(__name__)
 
 
 def write_own(path: Path, text: str, comment: str) -> None:
-    """Write `text` to `path`, or if that is not estune's, to a name beside it; `comment` makes a comment of a line, as `# {}`."""
+    """Write `text` to `path`, or if that is somebody's, to another name beside it.
+
+    `comment` turns a line into a comment of the file's language, for example `# {}`.
+    """
     target = next(name for name in _names(path) if not name.exists() or is_own(name))
     if target != path:
-        logger.warning("%s was not written by estune and stays as it is; what would be there is in %s", path, target.name)
-    write_text(target, text + comment.format(f"written by estune, checksum {_checksum(text)}") + "\n")
+        logger.warning(
+            "%s was not written by estune and stays as it is; the run's is %s",
+            path,
+            target.name,
+        )
+    mark = f"written by estune, checksum {_checksum(text)}"
+    write_text(target, f"{text}{comment.format(mark)}\n")
 
 
 def own(path: Path) -> Path | None:
     """The file that `write_own` wrote for `path` last, if it is there."""
-    return next((name for name in itertools.takewhile(Path.exists, _names(path)) if is_own(name)), None)
+    there = itertools.takewhile(Path.exists, _names(path))
+    return next(filter(is_own, there), None)
 
 
 def is_own(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: one odd row does not refuse a file of thousands, but it never goes without a word."""
+"""Rows that cannot be used: one of them does not refuse a file of thousands, but is always named."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -7,15 +7,18 @@ from typing import Any
 from estune.errors import DataError
 
 logger = logging.getLogger(__name__)
+Row = dict[str, Any]
 
 
-def usable(rows: Iterable[Any], make: Callable[[Any], dict[str, Any]], what: str) -> list[dict[str, Any]]:
-    """What `make` makes of each row, without the rows that it refuses, which a line in the log counts and the first of which it names.
+def usable(rows: Iterable[Any], make: Callable[[Any], Row], what: str) -> list[Row]:
+    """Return what `make` makes of each row, without the rows that it refuses.
+
+    A line in the log counts those and names the first.
 
     Raises:
-        DataError: it refuses more than half of the rows, so that the fault is likely to be elsewhere.
+        DataError: it refuses more than half of the rows, so the fault is probably elsewhere.
     """
-    made: list[dict[str, Any]] = []
+    made: list[Row] = []
     refused: list[str] = []
     for index, row in enumerate(rows):
         try:
@@ -24,7 +27,9 @@ def usable(rows: Iterable[Any], make: Callable[[Any], dict[str, Any]], what: str
             refused.append(f"row {index}: {error}")
     total = len(made) + len(refused)
     if len(refused) > len(made):
-        raise DataError(f"{what}: {refused[0]}" + (f" ({len(refused)} of {total:,} rows cannot be used)" if total > 1 else ""))
+        counted = f" ({len(refused)} of {total:,} rows cannot be used)" if total > 1 else ""
+        raise DataError(f"{what}: {refused[0]}{counted}")
     if refused:
-        logger.warning("%s: %d of %s rows left out; the first is %s", what, len(refused), f"{total:,}", refused[0])
+        counted = f"{len(refused):,} of {total:,} rows left out"
+        logger.warning("%s: %s; the first is %s", what, counted, refused[0])
     return made
