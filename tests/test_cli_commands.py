@@ -238,8 +238,15 @@ def test_a_completions_file_that_cannot_be_read_is_named(refused):
     assert "missing.jsonl: cannot be read (No such file or directory)" in refused(
         "score", "--task", "countdown", "--completions", "missing.jsonl"
     )
-    Path("binary.jsonl").write_bytes(b"\xff\xfe")
+    Path("binary.jsonl").write_bytes(b"\x80\xff")
     assert "binary.jsonl: cannot be read" in refused("score", "--task", "countdown", "--completions", "binary.jsonl")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_part_of_the_completions(encoding, capsys):
+    Path("answers.jsonl").write_text(json.dumps(BARE), encoding=encoding)
+    assert main(["score", "--task", "countdown", "--completions", "answers.jsonl"]) == 0
+    assert capsys.readouterr().out == "1.05\n"
 
 
 def test_score_of_an_unknown_task_names_the_nearest(refused):

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from estune.data import digest, has_split, load_rows, rows_of
+from estune.data import has_split, load_rows, rows_of
 from estune.errors import DataError
+from estune.fingerprint import digest
 
 ROWS = [{"prompt": f"question {i}", "target": str(i)} for i in range(3)]
 CHAT = [{"role": "user", "content": "hi"}]
@@ -247,3 +248,113 @@ def test_any_file_gives_rows_or_one_line(tmp_path, content, ending):
         refused = f"{path}: " if all("prompt" in row for row in rows) else "rows without a prompt"
     assert refused.startswith(f"{path}: ")
     assert "\n" not in refused
+
+
+# what Python gives
+
+
+def test_a_stream_without_an_end_is_refused(monkeypatch):
+    import itertools
+
+    monkeypatch.setattr("estune.data._MOST", 100)
+    with pytest.raises(DataError, match=r"train_dataset: a stream of more than 100 rows, .* \.take\(n\)"):
+        rows_of(({"prompt": str(i)} for i in itertools.count()), "train_dataset")
+    assert len(rows_of(({"prompt": str(i)} for i in range(100)), "train_dataset")) == 100
+
+
+def test_what_a_stream_raises_is_one_line():
+    def stream():
+        yield {"prompt": "a"}
+        raise OSError("the server\nwent away")
+
+    with pytest.raises(DataError, match=r"train_dataset: its rows cannot be read \(OSError: the server went away\)"):
+        rows_of(stream(), "train_dataset")
+
+
+def test_a_column_is_named_by_text():
+    with pytest.raises(DataError, match="train_dataset: row 1: a column's name must be text; it has 5"):
+        rows_of([{"prompt": "a"}, {"prompt": "b", 5: 1}], "train_dataset")
+
+
+@pytest.mark.parametrize("kind", ["array", "list of numpy's integers", "tensor", "text of numpy"])
+def test_prompts_of_numpy_and_torch_are_prompts(kind):
+    import numpy as np
+    import torch
+
+    given = {"array": np.array([1, 2]), "tensor": torch.tensor([1, 2]), "text of numpy": np.str_("a")}
+    [row] = rows_of([{"prompt": given.get(kind, list(np.array([1, 2])))}], "train_dataset")
+    assert row["prompt"] == ("a" if kind == "text of numpy" else [1, 2])
+    assert {type(each) for each in row["prompt"]} <= {int, str}
+
+
+@pytest.mark.parametrize("name", ["tools", "image"])
+def test_a_column_that_trl_would_show_to_the_model_is_named(name, make_trainer, caplog):
+    rows = [{"prompt": "what is red", "target": "x", name: [{"type": "function"}]}]
+    make_trainer(train_dataset=rows, eval_dataset=None)
+    [line] = [line for line in caplog.messages if "column" in line]
+    assert f"the dataset's column {name!r} is not shown to the model" in line
+
+
+def test_a_column_of_nothing_is_not_named(make_trainer, caplog):
+    make_trainer(train_dataset=[{"prompt": "what is red", "target": "x", "tools": None}], eval_dataset=None)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("name", ["prompts", "completions", "completion_ids", "trainer_state", "log_metric", "self"])
+def test_a_column_named_like_what_reward_functions_are_called_with_is_left_out_and_named(name, make_trainer, caplog):
+    seen = []
+
+    class Reward:
+        def __call__(self, completions, trainer_state=None, log_metric=None, **columns):
+            seen.append(columns.get(name))
+            return [0.0] * len(completions)
+
+    rows = [{"prompt": "what is red", name: "mine"}]
+    make_trainer(train_dataset=rows, eval_dataset=None, reward_funcs=Reward(), max_steps=1).train()
+    assert seen and all(value != ["mine"] for value in seen)
+    assert f"the dataset's column {name!r} does not reach reward functions" in caplog.text
+
+
+def test_a_reward_function_of_a_column_that_is_not_passed_is_refused(make_trainer):
+    from estune.errors import RewardError
+
+    def reward(completions, completion):
+        return [0.0] * len(completions)
+
+    with pytest.raises(RewardError, match="nothing provides its parameter 'completion'"):
+        make_trainer(train_dataset=[{"prompt": "what is red", "completion": "x"}], reward_funcs=reward, eval_dataset=None)
+
+
+# a run goes on with the same data
+
+
+def test_a_run_on_pictures_and_sets_can_be_resumed(make_trainer):
+    from PIL import Image
+
+    def rows(word):
+        return [{"prompt": "what is red", "target": "x", "image": Image.new("RGB", (2, 2)), "ok": set(word)}]
+
+    make_trainer(train_dataset=rows("abcdef"), max_steps=1).train()
+    assert make_trainer(train_dataset=rows("fedcba"), max_steps=2).train(resume_from_checkpoint=True).global_step == 2
+
+
+def test_a_run_of_an_earlier_version_can_be_resumed_and_other_data_not(make_trainer, monkeypatch):
+    import datetime
+
+    from estune.errors import ConfigError
+    from estune.fingerprint import _earlier
+
+    rows = [{"prompt": "what is red", "target": "x", "day": datetime.date(2024, 1, 5)}]
+    with monkeypatch.context() as earlier:
+        earlier.setattr("estune.trainer.digest", _earlier)
+        make_trainer(train_dataset=rows, max_steps=1).train()
+    assert make_trainer(train_dataset=rows, max_steps=2).train(resume_from_checkpoint=True).global_step == 2
+    other = [rows[0] | {"day": datetime.date(2024, 1, 6)}]
+    with pytest.raises(ConfigError, match="train_data: the rows differ from those that the run in .* was started with"):
+        make_trainer(train_dataset=other, max_steps=2).train(resume_from_checkpoint=True)
+
+
+def test_data_without_content_are_refused_before_a_model_is_loaded(make_trainer):
+    rows = [{"prompt": "what is red", "target": "x", "check": lambda text: 0}]
+    with pytest.raises(DataError, match="train_dataset: row 0: column 'check' holds an object of type function"):
+        make_trainer(model="no/such/model/here", train_dataset=rows)

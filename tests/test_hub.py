@@ -35,7 +35,7 @@ def test_the_model_and_its_card_are_uploaded(tiny, tmp_path, rows, monkeypatch):
     run = trainer(tiny, tmp_path, rows)
     run.train()
     assert run.push_to_hub() == "https://hub/commit"
-    assert Hub.uploads == [("someone/mine", "README.md"), ("someone/mine", str(tmp_path / "mine" / "final"))]
+    assert Hub.uploads == [("someone/mine", str(tmp_path / "mine" / "final")), ("someone/mine", "README.md")]
 
 
 def test_a_refusal_says_where_the_model_is(tiny, tmp_path, rows):

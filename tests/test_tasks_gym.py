@@ -21,7 +21,7 @@ from estune.rewards.limits import Grades
 from estune.tasks import get_task, gym_scoring
 from estune.tasks.gym import gym_names
 from estune.tasks.gym_rows import gym_rows
-from estune.tasks.gym_scoring import decode, encode, gym_reward
+from estune.tasks.gym_scoring import datasets, decode, encode, gym_reward
 
 pytest.importorskip("reasoning_gym")
 
@@ -74,6 +74,47 @@ def test_the_datasets_own_answer_earns_the_full_reward_and_no_answer_none(name: 
         if name not in WITHOUT_ANSWER:
             assert score(row, right(row)) == 1 and score(row, f"\n {right(row)} \n") == 1
         assert gym_reward([right(row)], entry=[row["entry"]], dataset=[name]) == [0]
+
+
+SKIPPING = [  # datasets whose verifiers read a part of an answer, and skip the rest
+    *("advanced_geometry", "figlet_font", "fraction_simplification", "gsm_symbolic", "kakurasu", "knights_knaves", "letter_jumble"),
+    *("polynomial_equations", "quantum_lock", "sokoban", "spell_backward", "survo", "time_intervals", "tower_of_hanoi", "word_sorting"),
+]
+
+
+def verified(name: str, answer: str, entry: dict[str, Any]) -> float:
+    [value] = gym_reward([f"<answer>{answer}</answer>"], entry=[encode(entry)], dataset=[name])
+    return value
+
+
+@cache
+def made(name: str) -> list[dict[str, Any]]:
+    """The first entries of a dataset that have an answer, made here."""
+    kind, config = datasets()[name]
+    dataset = kind(config=config(seed=3, size=4))
+    return [entry for entry in (dataset[i] for i in range(4)) if entry["answer"]]
+
+
+@pytest.mark.parametrize("name", SKIPPING)
+def test_what_stands_behind_a_right_answer_is_not_paid_for(name: str) -> None:
+    more = "and anything else that comes to mind, " * 20
+    for entry in made(name):
+        answer = str(entry["answer"])
+        assert verified(name, answer, entry) == 1
+        assert max(verified(name, text, entry) for text in (f"{answer} {more}", f"{answer}\n{more}", f"{answer}, {more}")) < 0.25
+
+
+@pytest.mark.slow
+def test_no_verifier_pays_for_a_long_text_behind_the_right_answer() -> None:
+    more = " and anything else" * 200
+    paid = {name: max((verified(name, f"{entry['answer']}{more}", entry) for entry in made(name)), default=0) for name in gym_names()}
+    assert {name: value for name, value in paid.items() if value > 0.25} == {}
+
+
+@pytest.mark.parametrize(("text", "earned"), [("1150", 1), ("1,150", 1), ("$1150.00", 1), ("-1150", 0), ("1150 or 1151", 0), ("1151", 0)])
+def test_an_answer_of_gsm_symbolic_is_one_number_with_its_sign(text: str, earned: float) -> None:
+    entry = made("gsm_symbolic")[0] | {"answer": "1150"}
+    assert verified("gsm_symbolic", text, entry) == earned
 
 
 @pytest.mark.slow

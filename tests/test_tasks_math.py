@@ -346,9 +346,32 @@ def test_rows_of_prompt_and_answer_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize(
     "row", [{"problem": "1+1?"}, {"answer": "2"}, {"problem": "", "answer": "2"}, {"problem": "?", "solution": "no box"}]
 )
-def test_a_row_without_problem_or_answer_is_named(row: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match=r"row 1: needs a problem .* its columns are"):
-        problem_rows([{"problem": "1+1?", "answer": "2"}, row])
+def test_a_row_without_problem_or_answer_is_left_out_and_named(row: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    assert [made["answer"] for made in problem_rows([{"problem": "1+1?", "answer": "2"}, row], "rows.jsonl")] == ["2"]
+    [line] = caplog.messages
+    assert line.startswith("rows.jsonl: 1 of 2 rows left out; the first is row 1: needs a problem (prompt, problem or question) and its")
+
+
+def test_rows_most_of_which_have_no_answer_are_refused() -> None:
+    with pytest.raises(DataError, match=r"row 1: needs a problem .* \(2 of 3 rows cannot be used\)"):
+        problem_rows([{"problem": "1+1?", "answer": "2"}, {"problem": "a"}, {"problem": "b"}])
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        (r"It is $\boxed{2}$.", "2"),
+        (r"It is $\boxed {2}$.", "2"),
+        (r"It is $\boxed 2$.", "2"),
+        (r"It is $\boxed\frac{1}{3}$.", r"\frac{1}{3}"),
+        (r"\[ \boxed \sqrt{2} \]", r"\sqrt{2}"),
+        (r"\(\boxed{1}\), no, \(\boxed -3\)", "-3"),
+        (r"So \boxed 12 is it.", "12"),
+        (r"So \boxed 12. That is $x$.", "12"),
+    ],
+)
+def test_a_solution_may_box_its_answer_without_braces(solution: str, answer: str) -> None:
+    assert problem_rows([{"problem": "?", "solution": solution}])[0]["answer"] == answer
 
 
 @pytest.mark.parametrize(("answer", "text"), [("a #### 42", "42"), (27.0, "27"), (0.5, "0.5"), (["1", "2"], "1, 2"), (" 7 ", "7")])

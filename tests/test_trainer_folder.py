@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from estune import ESConfig
 from estune.config import build
 from estune.durable import held, in_turn
-from estune.errors import ConfigError
+from estune.errors import ConfigError, ModelError
+from estune.lines import signed
 
 # Checkpoints
 
@@ -183,9 +185,91 @@ def test_checkpoints_without_a_journal_are_not_taken_for_this_run(make_trainer):
 def test_metrics_of_an_abandoned_start_do_not_stay(make_trainer):
     trainer = make_trainer()
     folder_of(trainer).mkdir()
-    (folder_of(trainer) / "metrics.jsonl").write_text('{"step": 1, "reward": 77}\n')
+    (folder_of(trainer) / "metrics.jsonl").write_text(signed('{"step": 1, "reward": 77}'))
     trainer.train()
     assert [line["step"] for line in metrics_of(trainer)] == [1, 2, 3, 4]
+
+
+# What is there already
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "theta/step-3.safetensors", "completions/step-1.jsonl", "final/model.safetensors"])
+def test_a_file_that_a_run_would_replace_is_refused_and_stays(name, make_trainer):
+    trainer = make_trainer()
+    path = folder_of(trainer) / name
+    path.parent.mkdir(parents=True)
+    path.write_text('{"step": 1, "loss": 0.5}\n')
+    with pytest.raises(ConfigError, match=f"holds {name}, which a run would replace; move it away, or choose another"):
+        trainer.train()
+    assert path.read_text() == '{"step": 1, "loss": 0.5}\n'
+    assert not (folder_of(trainer) / "journal.jsonl").exists()
+
+
+def test_a_readme_and_a_config_of_the_user_stay_and_the_runs_stand_beside_them(make_trainer, caplog):
+    trainer = make_trainer()
+    folder_of(trainer).mkdir()
+    for name in ("README.md", "config.yaml"):
+        (folder_of(trainer) / name).write_text("# mine\n")
+    trainer.train()
+    for name in ("README.md", "config.yaml"):
+        assert (folder_of(trainer) / name).read_text() == "# mine\n"
+        assert any(f"{name} was not written by estune and stays as it is" in line for line in caplog.messages)
+    assert "fine-tuned by evolution strategies" in (folder_of(trainer) / "estune-README.md").read_text()
+    assert yaml.safe_load((folder_of(trainer) / "estune-config.yaml").read_text())["population_size"] == 4
+
+
+def test_a_card_that_the_user_edited_stays_when_the_run_goes_on(make_trainer):
+    make_trainer(max_steps=2).train()
+    card = folder_of(make_trainer()) / "README.md"
+    edited = card.read_text().replace("# ", "# My ")
+    card.write_text(edited)
+    make_trainer(max_steps=4).train(resume_from_checkpoint=True)
+    assert card.read_text() == edited
+    assert "4 steps" in card.with_name("estune-README.md").read_text()
+
+
+def test_a_run_that_goes_on_replaces_its_own_card(make_trainer):
+    make_trainer(max_steps=2).train()
+    trainer = make_trainer(max_steps=4)
+    trainer.train(resume_from_checkpoint=True)
+    assert "4 steps" in (folder_of(trainer) / "README.md").read_text()
+    assert not list(folder_of(trainer).glob("estune-*"))
+
+
+def test_the_base_models_folder_is_no_place_for_a_run(make_trainer, mini):
+    before = {path.name: path.read_bytes() for path in mini.iterdir()}
+    with pytest.raises(ConfigError, match="is the folder of the base model; choose another"):
+        make_trainer(output_dir=str(mini)).train()
+    assert {path.name: path.read_bytes() for path in mini.iterdir() if path.name != ".lock"} == before
+
+
+def test_a_folder_named_base_that_holds_another_model_stays(make_trainer, mini, tiny):
+    model = AutoModelForCausalLM.from_pretrained(mini)
+    shutil.copytree(tiny, folder_of(make_trainer()) / "base")
+    with pytest.raises(ModelError, match="does not have the weights in .*base"):
+        make_trainer(model=model)
+    assert (folder_of(make_trainer()) / "base" / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
+
+
+def test_save_model_replaces_nothing_but_what_it_saved(make_trainer, tmp_path, tiny):
+    trainer = make_trainer()
+    trainer.train()
+    copy = tmp_path / "mine"
+    shutil.copytree(tiny, copy)
+    with pytest.raises(ConfigError, match="mine exists already; give save_model a new folder"):
+        trainer.save_model(str(copy))
+    assert (copy / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
+    for _ in range(2):
+        trainer.save_model(str(tmp_path / "new"))
+    assert same(weights_of(tmp_path / "new"), trainer.model.center.theta)
+
+
+def test_save_model_into_the_runs_folder_as_in_trl_leaves_the_run_there(make_trainer):
+    trainer = make_trainer()
+    trainer.train()
+    trainer.save_model(trainer.args.output_dir)
+    assert (folder_of(trainer) / "journal.jsonl").is_file()
+    assert same(weights_of(folder_of(trainer) / "final"), trainer.model.center.theta)
 
 
 def test_config_yaml_gives_the_same_settings_again(make_trainer):

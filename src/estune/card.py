@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from estune.config import ESConfig, RunConfig
-from estune.durable import write_text
+from estune.own import write_own
 from estune.resume import without_tokens
 from estune.tasks import get_task
 from estune.visible import clean, one_line, table_cell
@@ -29,7 +29,7 @@ def write_config(folder: Path, config: ESConfig) -> None:
     text = yaml.safe_dump(without_tokens(differing), sort_keys=False, allow_unicode=True)
     if clean(text) != text:  # the settings have to stay as they are, so what would be hidden is escaped
         text = yaml.safe_dump(without_tokens(differing), sort_keys=False)
-    write_text(folder / "config.yaml", ("" if isinstance(config, RunConfig) else _FROM_PYTHON) + text)
+    write_own(folder / "config.yaml", ("" if isinstance(config, RunConfig) else _FROM_PYTHON) + text, "# {}")
 
 
 def write_card(folder: Path, config: ESConfig, model: str, step: int, figures: Mapping[str, Any]) -> None:
@@ -39,10 +39,9 @@ def write_card(folder: Path, config: ESConfig, model: str, step: int, figures: M
     name = one_line(model)
     auto = config.learning_rate == "auto"
     alpha = "α and σ found step by step" if auto else f"α = {config.alpha:g}"
-    write_text(
-        folder / "README.md",
-        _CARD.format(name=json.dumps(name, ensure_ascii=False), model=name, config=config, alpha=alpha, step=step, table=table),
-    )
+    heading = json.dumps(name, ensure_ascii=False)
+    text = _CARD.format(name=heading, model=name, config=config, alpha=alpha, step=step, table=table)
+    write_own(folder / "README.md", text, "\n<!-- {} -->")
 
 
 _CARD = """---

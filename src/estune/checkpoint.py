@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,14 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from estune import identity
+from estune.companions import FORMATS, INDEX, copy_companions
 from estune.durable import in_turn, replaced_folder, sync_tree
 from estune.errors import ModelError
 from estune.light import transformers
 
 logger = logging.getLogger(__name__)
-_INDEX = "model.safetensors.index.json"
-_COPIED = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "LICENSE*")
-_NOT_COPIED = ("trainer_state.json", identity.NAME)  # what they say is true of the base alone
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Checkpoint:
                 tensors = {name: self._rounded(name, value(name)) for name in names}
                 save_file(tensors, folder / file, metadata={"format": "pt"})
                 (folder / file).chmod(0o644)
-            self._copy_rest(folder)
+            copy_companions(self.folder, folder)
             extra(folder)
             sync_tree(folder)
 
@@ -73,12 +70,6 @@ class Checkpoint:
         if rounded.dtype != value.dtype and not bool(torch.isfinite(rounded).all()):
             raise ModelError(f"{name} overflows {rounded.dtype}, the base checkpoint's dtype; start from one in bfloat16 or float32")
         return rounded
-
-    def _copy_rest(self, folder: Path) -> None:
-        for pattern in _COPIED:
-            for path in self.folder.glob(pattern):
-                if path.name not in _NOT_COPIED:
-                    shutil.copyfile(path, folder / path.name)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -125,14 +116,19 @@ def _found(model: str, revision: str | None, trust_remote_code: bool, weights: b
 
 
 def _weight_files(folder: Path) -> list[str]:
-    if (folder / _INDEX).is_file():
+    if (folder / INDEX).is_file():
         try:
-            files = sorted(set(json.loads((folder / _INDEX).read_text())["weight_map"].values()))
+            files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
             if outside := [file for file in files if Path(file).name != file]:
                 raise ValueError(f"{outside[0]} is not in this folder")  # it would be written outside the target, too
-            return files
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{folder / _INDEX}: not an index of weight files ({error}); get the model's files again") from None
+            raise ModelError(f"{folder / INDEX}: not an index of weight files ({error}); get the model's files again") from None
+        if "model.safetensors" not in files and (folder / "model.safetensors").is_file():
+            raise ModelError(
+                f"{folder}: has two sets of weights, model.safetensors and the {len(files)} files of {INDEX}; "
+                "libraries differ in which they read, so move one of them away"
+            )
+        return files
     if (folder / "model.safetensors").is_file():
         return ["model.safetensors"]
     if list(folder.glob("*.bin")) or list(folder.glob("*.pt*")):
@@ -161,9 +157,11 @@ def _dtype(folder: Path, tensor: str, name: str) -> torch.dtype:
 def _downloaded(model: str, revision: str | None, trust_remote_code: bool, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.safetensors"] * weights + ["*.json", "*.jinja", "*.model", "*.txt", "LICENSE*"] + ["*.py"] * trust_remote_code
+    unwanted = [f"*.{ending}" for ending in FORMATS if ending != "safetensors"]
+    unwanted += ["*/*.safetensors"] if weights else ["*.safetensors"]
+    unwanted += [] if trust_remote_code else ["*.py"]
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(model, revision=revision, ignore_patterns=unwanted))
     except Exception as error:  # the hub's client raises a dozen kinds: offline, not found, gated, bad name
         reason = " ".join(str(error).split())[:160]
         raise ModelError(

@@ -103,8 +103,8 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """`sync` a folder and the files in it."""
-    for path in folder.iterdir():
+    """`sync` a folder and all that is in it."""
+    for path in folder.rglob("*"):
         sync(path)
     sync(folder)
 

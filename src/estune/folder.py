@@ -43,6 +43,7 @@ class RunFolder:
         self._config = config
         self._anchor: Anchor | None = None
         self._journal: Journal | None = None
+        self._models: set[Path] = set()  # folders that models were saved to
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -82,8 +83,12 @@ class RunFolder:
         self._journal = Journal.open(self.path, repair=True)
         return self._journal
 
-    def check_fresh(self) -> None:
-        """Refuse a folder that holds a run already, or a run's checkpoints; raises ConfigError."""
+    def check_fresh(self, base: Path) -> None:
+        """Refuse a folder that holds a run, the base model, or files that a run would replace.
+
+        Raises:
+            ConfigError: it does.
+        """
         if exists(self.path):
             raise ConfigError(
                 f"output_dir: {self.path} holds a run already; add --resume_from_checkpoint true to go on with it, or choose another"
@@ -92,6 +97,26 @@ class RunFolder:
             raise ConfigError(
                 f"output_dir: {self.path} holds checkpoint-{there[-1]}, but no journal of its run; move it away, or choose another"
             )
+        if other := self._in_the_way():
+            raise ConfigError(f"output_dir: {self.path} holds {other}, which a run would replace; move it away, or choose another")
+        if self.path.resolve() == base:
+            raise ConfigError(f"output_dir: {self.path} is the folder of the base model; choose another")
+
+    def model_folder(self, wanted: str | None) -> Path:
+        """Return where `save_model` writes: `wanted`, which must be new or empty, or `final`.
+
+        Raises:
+            ConfigError: something else is there.
+        """
+        final = self.path / "final"
+        target = Path(wanted) if wanted else final
+        if target.resolve() == self.path.resolve():  # as scripts for TRL do: there it lies beside the logs
+            target = final
+        ours = target.resolve() in self._models or target.resolve() == final.resolve()
+        if target.exists() and not ours and (not target.is_dir() or any(target.iterdir())):
+            raise ConfigError(f"output_dir: {target} exists already; give save_model a new folder")
+        self._models.add(target.resolve())
+        return target
 
     def checkpoint(self, step: int) -> Path:
         return self.path / f"checkpoint-{step}"
@@ -220,6 +245,16 @@ class RunFolder:
         except (OSError, ValueError, RecursionError):
             return None
         return rows if all(isinstance(row, dict) and {"prompt", "completion", "reward"} <= set(row) for row in rows) else None
+
+    def _in_the_way(self) -> str | None:
+        """Return what is there under a name that a run uses, if no run of this trainer left it."""
+        if self.measured.foreign():
+            return "metrics.jsonl"
+        patterns = ["theta/step-*.safetensors", "completions/step-*.jsonl"]
+        patterns += ["profile-*.json"] * self._config.profile
+        patterns += ["final/*"] * ((self.path / "final").resolve() not in self._models)
+        found = (path for pattern in patterns for path in self.path.glob(pattern))
+        return next((str(path.relative_to(self.path)) for path in found), None)
 
     def _completions(self, step: int) -> Path:
         return self.path / "completions" / f"step-{step}.jsonl"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from estune.config import ESConfig
 from estune.errors import ConfigError
+from estune.own import own
 
 
 def push(folder: Path, config: ESConfig, message: str) -> str:
@@ -18,9 +19,10 @@ def push(folder: Path, config: ESConfig, message: str) -> str:
     api = HfApi()
     try:
         repository = api.create_repo(repository, exist_ok=True).repo_id
-        if (folder / "README.md").is_file():
-            api.upload_file(path_or_fileobj=str(folder / "README.md"), path_in_repo="README.md", repo_id=repository)
-        return str(api.upload_folder(repo_id=repository, folder_path=str(folder / "final"), commit_message=message))
+        commit = api.upload_folder(repo_id=repository, folder_path=str(folder / "final"), commit_message=message)
+        if card := own(folder / "README.md"):  # after the folder, which has the base model's
+            api.upload_file(path_or_fileobj=str(card), path_in_repo="README.md", repo_id=repository)
+        return str(commit)
     except Exception as error:  # no token, no network, no right to write: each its own kind
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"hub_model_id: {repository} could not be pushed to ({reason}); the model is in {folder / 'final'}") from None

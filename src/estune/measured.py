@@ -39,6 +39,10 @@ class Measured:
             file.flush()
             os.fsync(file.fileno())
 
+    def foreign(self) -> bool:
+        """Whether the file holds lines that estune did not write."""
+        return any(verified(line) is None for line in self._lines())
+
     def clear(self) -> None:
         """Begin an empty file."""
         write_text(self.path, "")

@@ -18,7 +18,7 @@ from estune.data import Row, rows_of
 from estune.errors import ConfigError, DataError
 from estune.moments import mean
 from estune.rewards.call import is_list
-from estune.rewards.functions import RewardFunc, accepted, check_parameters, reward_name
+from estune.rewards.functions import NOT_PASSED, RewardFunc, accepted, check_parameters, reward_name
 from estune.rewards.limits import Grades
 from estune.strategy import mix
 
@@ -216,7 +216,7 @@ def _checked(part: Part) -> list[Row]:
     if COLUMN in rows[0]:
         raise DataError(f"datasets: {part.name}: has a column {COLUMN!r}, which a mixture needs for itself; rename it")
     for function in part.reward_funcs:
-        check_parameters(function, [name for name in rows[0] if name != "prompt"])
+        check_parameters(function, [name for name in rows[0] if name not in NOT_PASSED])
     return rows
 
 

@@ -15,11 +15,11 @@ import torch
 from estune import workers
 from estune.center import Center
 from estune.checkpoint import Checkpoint, open_checkpoint, resolve
+from estune.companions import INDEX, companions, copy_companions
 from estune.config import ESConfig, RunConfig
-from estune.durable import disk_errors, sync_tree
+from estune.durable import replaced_folder, sync_tree
 from estune.errors import ConfigError, ModelError
 from estune.identity import Identity, seal
-from estune.journal import exists
 from estune.member import Prompt
 from estune.parameters import Layout, layout
 from estune.placement import Place, place
@@ -78,7 +78,9 @@ class Model:
 
     def saved_bytes(self) -> int:
         """Bytes of one checkpoint."""
-        return sum(math.prod(stored.shape) * stored.dtype.itemsize for stored in self.checkpoint.tensors.values())
+        folder = self.checkpoint.folder
+        weights = sum(math.prod(stored.shape) * stored.dtype.itemsize for stored in self.checkpoint.tensors.values())
+        return weights + sum((folder / path).stat().st_size for path in companions(folder))
 
     def theta_bytes(self) -> int:
         """Bytes of θ in fp32."""
@@ -165,14 +167,17 @@ def _located(source: Any, config: ESConfig, tokenizer: Any) -> tuple[str, Path]:
     if not hasattr(source, "save_pretrained"):
         raise ModelError(f"model: {source!r} is neither a hub id, a folder, a .gguf file nor a transformers model")
     folder = Path(config.output_dir) / "base"
-    if exists(folder.parent) and folder.is_dir():  # a run that was begun lives by its base, so that is only compared
+    if folder.is_dir():  # a run that was begun lives by its base, and what else may be there is not overwritten
         _check_same(source, folder)
     else:
-        tokenizer = tokenizer or _tokenizer_of(source, config)
-        with disk_errors(folder):
-            tokenizer.save_pretrained(folder)
-            source.save_pretrained(folder)
-        sync_tree(folder)
+        origin = None if tokenizer else _origin(source, config)  # a tokenizer of its own code may save less than it reads
+        tokenizer = tokenizer or _tokenizer_of(origin, config)
+        with replaced_folder(folder) as scratch:
+            tokenizer.save_pretrained(scratch)
+            source.save_pretrained(scratch)
+            if origin:
+                copy_companions(origin, scratch, but=INDEX)
+            sync_tree(scratch)
     return str(folder), folder
 
 
@@ -182,15 +187,19 @@ def _check_same(source: Any, folder: Path) -> None:
         new, old = open_checkpoint(Path(scratch)), open_checkpoint(folder)
         if new.tensors != old.tensors or not all(torch.equal(new.read(name), old.read(name)) for name in new.tensors):
             raise ModelError(
-                f"model: it does not have the weights that the run in {folder.parent} began with, which are in {folder}; "
+                f"model: it does not have the weights in {folder}, with which a run in {folder.parent} began; "
                 "give those, or choose another output_dir"
             )
 
 
-def _tokenizer_of(source: Any, config: ESConfig) -> Any:
-    from transformers import AutoTokenizer
-
+def _origin(source: Any, config: ESConfig) -> Path:
+    """The folder that the model was loaded from, without the hub's weights."""
     if not source.name_or_path:
         raise ModelError("processing_class: the model was not loaded from anywhere, so give the tokenizer that belongs to it")
-    folder = resolve(source.name_or_path, trust_remote_code=config.trust_remote_code)
+    return resolve(source.name_or_path, trust_remote_code=config.trust_remote_code, weights=False)
+
+
+def _tokenizer_of(folder: Path | None, config: ESConfig) -> Any:
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)

@@ -11,6 +11,7 @@ from typing import Any
 from estune import anneal
 from estune.config import MAY_CHANGE_ON_RESUME, ESConfig, RunConfig
 from estune.errors import ConfigError, JournalError
+from estune.fingerprint import Rows, recorded_or_new
 from estune.folder import RunFolder
 from estune.journal import FORMAT, Header, Journal
 from estune.model import Model
@@ -21,6 +22,12 @@ def header(config: ESConfig, model: Model, rewards: list[str], data: str) -> Hea
     """The journal's first line for a run; `data` is the fingerprint of the training rows."""
     settings = without_tokens(vars(config)) | {"reward_functions": rewards, "train_data": data}
     return Header(FORMAT, model.name, model.center.digest(), settings, run=secrets.token_hex(16))
+
+
+def as_recorded(now: Header, before: Header, rows: Rows) -> Header:
+    """`now` with the fingerprint that an earlier version of estune gave to the same `rows`, if `before` has that."""
+    data = recorded_or_new(before.config.get("train_data"), rows, now.config["train_data"])
+    return dataclasses.replace(now, config=now.config | {"train_data": data})
 
 
 def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
@@ -37,6 +44,11 @@ def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     for name in sorted(set(before.config) | set(now.config)):
         had, has = (header.config.get(name, defaults.get(name)) for header in (before, now))
+        if name == "train_data" and had != has:
+            raise ConfigError(
+                f"train_data: the rows differ from those that the run in {journal.path.parent} was started with "
+                f"(fingerprint {had}, now {has}); give the same data again, or choose another output_dir"
+            )
         if name not in MAY_CHANGE_ON_RESUME and had != has:
             raise ConfigError(
                 f"{name}: the run in {journal.path.parent} has {had!r}, not {has!r}; give the same again, or choose another output_dir"

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,11 @@ from estune.card import write_card, write_config
 from estune.config import ESConfig
 from estune.console import Screen
 from estune.control import Plan
-from estune.data import digest as data_digest
-from estune.data import rows_of
+from estune.data import rows_of, warn_of_columns_not_shown
 from estune.distance import distance, travelled
 from estune.errors import ConfigError, DataError
 from estune.evaluation import Held, evaluate
+from estune.fingerprint import digest
 from estune.folder import RunFolder
 from estune.hub import push
 from estune.journal import Journal, Step, exists
@@ -36,7 +35,7 @@ from estune.mixture import Mixture
 from estune.model import Model
 from estune.population import Mishap, Population, Scored
 from estune.resources import check_disk
-from estune.resume import check_resumable, header, restore
+from estune.resume import as_recorded, check_resumable, header, restore
 from estune.rewards.scoring import Rewards
 from estune.schedule import best_metric, best_step, evaluates, plateaued, saves, trainer_state
 from estune.search import Found, search
@@ -87,6 +86,8 @@ class ESTrainer:
         self.eval_rows = rows_of(eval_dataset, "eval_dataset") if eval_dataset is not None else []
         self.mixture = train_dataset if isinstance(train_dataset, Mixture) else None
         self._check()
+        self._data = [*self.train_rows, *(self.mixture.plan if self.mixture else [])]
+        self._fingerprint = digest(self._data)
         datasets = {"train_dataset": self.train_rows, "eval_dataset": self.eval_rows}
         prompts = {name: [row["prompt"] for row in rows] for name, rows in datasets.items()}
         self.model = Model(model, self.args, processing_class, prompts)
@@ -113,7 +114,7 @@ class ESTrainer:
         check_disk(self.folder.path, self.folder.needs(self.model), "the checkpoints and the snapshot of θ")
         with self.folder.held():
             if not resume:
-                self.folder.check_fresh()
+                self.folder.check_fresh(self.model.checkpoint.folder)
             self.screen.say(self.model.describe())
             if self.model.place.why:
                 self.screen.say(self.model.place.why)
@@ -161,7 +162,7 @@ class ESTrainer:
         """Write θ as it is now as a checkpoint that transformers and vLLM load; default `output_dir/final`."""
         if self.model.leads:
             with nullcontext() if output_dir else self.folder.writing():
-                self.model.write(Path(output_dir or self.folder.path / "final"), self.folder.identity(self.model))
+                self.model.write(self.folder.model_folder(output_dir), self.folder.identity(self.model))
 
     def push_to_hub(self, commit_message: str = "End of training") -> str:
         """Upload θ as it is now, with the model card, to `hub_model_id`; returns the commit's address."""
@@ -175,6 +176,7 @@ class ESTrainer:
         config = self.args
         for rows in filter(None, (self.train_rows, self.eval_rows)):
             self.rewards.check([name for name in rows[0] if name != "prompt"])
+            warn_of_columns_not_shown(rows)
         if (config.eval_strategy != "no" or config.eval_on_start) and not self.eval_rows:
             raise DataError("eval_strategy: evaluation needs held-out data; give an eval_dataset, or eval_strategy no")
         check_trackers(config.report_to)
@@ -186,16 +188,14 @@ class ESTrainer:
         if self._begun:  # an earlier `train` of this trainer, which may have ended anywhere, moved θ
             self.model.center.reset(self.model.checkpoint)
         self._begun = True
-        now = header(
-            self.args, self.model, self.rewards.names, data_digest([*self.train_rows, *(self.mixture.plan if self.mixture else [])])
-        )
+        now = header(self.args, self.model, self.rewards.names, self._fingerprint)
         if not exists(self.folder.path):
-            self.folder.check_fresh()
+            self.folder.check_fresh(self.model.checkpoint.folder)
             write_config(self.folder.path, self.args)
             self.folder.measured.clear()
             return self.folder.begin(now)
         journal = self.folder.go_on()
-        check_resumable(journal, now, self.args)
+        check_resumable(journal, as_recorded(now, journal.header, self._data), self.args)
         restore(self.folder, self.model, journal, self.args, self.screen.say)
         return journal
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from estune.config import nearest
 from estune.errors import ConfigError, DataError
+from estune.files import decoded
 
 SUMMARY = "grade completions from a file"
 
@@ -48,7 +49,7 @@ def _score(functions: list[Any], rows: list[dict[str, Any]], where: str) -> list
     from estune.rewards.scoring import Rewards
 
     rewards = Rewards(functions)
-    rewards.check([name for name in rows[0] if name not in ("prompt", "completion")])
+    rewards.check([name for name in rows[0] if name != "prompt"])
     answers = [Completion(_text(row["completion"], where, number), [], False) for number, row in enumerate(rows, 1)]
     scores = rewards.score(rows, answers)
     if scores.overran:
@@ -58,7 +59,7 @@ def _score(functions: list[Any], rows: list[dict[str, Any]], where: str) -> list
 
 def _rows(path: str) -> list[dict[str, Any]]:
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        text = sys.stdin.read().removeprefix("\ufeff") if path == "-" else decoded(Path(path).read_bytes(), path)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     rows = [_row(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]

@@ -16,6 +16,9 @@ RewardFunc = Callable[..., Any]
 # What every reward function is offered beside the dataset's columns, as in TRL.
 OFFERED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
+# Columns that no reward function gets: `prompt` and `completion` as in TRL, others since their names mean something else in the call.
+NOT_PASSED = ("prompt", "completion", "self", *OFFERED)
+
 
 def resolve_rewards(given: Any) -> list[RewardFunc]:
     """One reward function or a list of them, each a callable, a built-in name, a dotted path, or a reward model's hub id or folder.
@@ -74,6 +77,11 @@ def accepted(function: RewardFunc, keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resolve(one: RewardFunc | str) -> RewardFunc:
+    if hasattr(one, "save_pretrained"):  # of transformers: a model or a tokenizer
+        raise ConfigError(
+            f"reward_funcs: a {type(one).__name__} object is no reward function; save it and its tokenizer with save_pretrained "
+            "and give the folder's path, or a hub id"
+        )
     if callable(one):
         return one
     if not isinstance(one, str):

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from types import SimpleNamespace
 
+import cloudpickle
+
 from estune.rewards.call import Answer, Call, Failure, timed_out
 from estune.rewards.descendants import end_kept, usage
 from estune.rewards.patience import done_within
@@ -65,8 +67,8 @@ class Scorer:
         if index not in self._has:
             await self._teach(index, function)
         try:
-            frame = pickle.dumps(Request(index, None, [_light(call) for call in calls]))
-        except Exception as error:  # a column of something that cannot be pickled
+            frame = cloudpickle.dumps(Request(index, None, [_light(call) for call in calls]))
+        except Exception as error:  # a column of something that cannot be pickled; cloudpickle sends classes of the user's script, too
             raise Refused(f"its arguments cannot be sent ({type(error).__name__}: {one_line(error, 200)})") from None
         seconds = max(call.allowed(self._setup.timeout) for call in calls)
         response = await self._exchange(frame, seconds * -(-len(calls) // self._setup.concurrency))

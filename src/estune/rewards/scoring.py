@@ -5,6 +5,7 @@ column as a list, async functions, `None` for "does not apply". How functions ar
 """
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -20,9 +21,11 @@ from estune.member import Completion, is_token_ids
 from estune.moments import mean
 from estune.rewards import sums
 from estune.rewards.call import Call, Failure
-from estune.rewards.functions import RewardFunc, accepted, check_parameters, resolve_rewards, reward_name
+from estune.rewards.functions import NOT_PASSED, OFFERED, RewardFunc, accepted, check_parameters, resolve_rewards, reward_name
 from estune.rewards.limits import own_limit
 from estune.rewards.pool import Limits, Outcome, Pool
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 OnError = Literal["lowest", "zero", "drop", "raise"]
@@ -131,8 +134,10 @@ class Rewards:
 
     def check(self, columns: Sequence[str]) -> None:
         """Check every function's parameters against the dataset's columns; raises RewardError."""
+        if hidden := [name for name in columns if name in (*OFFERED, "self")]:
+            logger.warning("the dataset's column %r does not reach reward functions, which get something else by that name", hidden[0])
         for function in self.functions:
-            check_parameters(function, columns)
+            check_parameters(function, [name for name in columns if name not in NOT_PASSED])
 
     def submit(self, rows: Sequence[Row], completions: Sequence[Completion], state: Any = None, *, first: bool = False) -> Pending:
         """Begin to score the completions that answer `rows`. In the `first` batch a failure is a bug, and raised."""
@@ -196,7 +201,7 @@ def _columns(rows: Sequence[Row], completions: Sequence[Completion]) -> dict[str
     """What has one value a completion."""
     texts = [completion.text for completion in completions]
     conversational = [not isinstance(prompt := row.get("prompt", ""), str) and not is_token_ids(prompt) for row in rows]
-    columns = {name: [row[name] for row in rows] for name in rows[0] if name not in ("prompt", "completion")}
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name not in NOT_PASSED}
     return columns | {
         "prompts": [row.get("prompt") for row in rows],
         "completions": [

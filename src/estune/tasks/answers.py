@@ -5,8 +5,12 @@ By position only, so that any text takes linear time: a regular expression would
 
 from __future__ import annotations
 
+import re
+
 OPEN = "<answer>"
 CLOSE = "</answer>"
+_SPACED = re.compile(r"\\boxed\s+\{")
+_FORMULA_END = re.compile(r"\$|\\\)|\\\]|[.;](?=\s)")
 
 
 def last_block(text: str) -> tuple[int, int] | None:
@@ -30,3 +34,15 @@ def last_boxed(text: str) -> str | None:
         if depth == 0:
             return rest[:end]
     return None
+
+
+def boxed_argument(text: str) -> str | None:
+    r"""Return what the last \boxed holds: in braces, or without them what follows, as in `$\boxed 2$` or `$\boxed\frac{1}{3}$`."""
+    text = _SPACED.sub(r"\\boxed{", text)
+    _, found, rest = text.rpartition(r"\boxed")
+    if not found or rest.startswith("{"):
+        return last_boxed(text)
+    formula, *after = _FORMULA_END.split(rest, maxsplit=1)
+    if not after:  # then only the first word is certain to belong to the answer
+        formula = next(iter(formula.split()), "")
+    return formula.strip().rstrip(".,;") or None

@@ -24,7 +24,7 @@ class Task:
     `train` and `test` take the number of rows wanted (None: the task's own size) and always return the same
     rows, in fresh objects. `defaults` are config fields that suit the task; the user's own settings win.
     `source` says where rows that are not made here come from. `adapt` turns the rows of a user's own dataset into the
-    task's columns.
+    task's columns; if it has a parameter `what`, that is the dataset's name for messages.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Task:
     reward_funcs: tuple[RewardFunc, ...]
     defaults: Mapping[str, Any]
     source: str = ""
-    adapt: Callable[[Iterable[Mapping[str, Any]]], Iterable[Mapping[str, Any]]] | None = None
+    adapt: Callable[..., Iterable[Mapping[str, Any]]] | None = None
 
 
 def completion_text(completion: Completion) -> str:
@@ -53,7 +53,7 @@ def first_rows(rows: Sequence[Row], count: int | None, what: str) -> list[Row]:
     return list(rows[:count])
 
 
-def hub_rows(task: str, hub: str, split: str, config: str | None, adapt: Callable[[Iterable[Mapping[str, Any]]], Any]) -> list[Row]:
+def hub_rows(task: str, hub: str, split: str, config: str | None, adapt: Callable[..., Any]) -> list[Row]:
     """Return a hub dataset's rows in a task's columns; where it cannot be had, a DataError that tells the way without a network."""
     from estune.data import load_rows
 

@@ -9,6 +9,7 @@ from typing import Any
 from estune.errors import DataError
 from estune.rewards.code import code_reward
 from estune.tasks.base import Row, Task, first_rows, hub_rows
+from estune.usable import usable
 
 _MBPP = "google-research-datasets/mbpp"
 _HUMANEVAL = "openai/openai_humaneval"
@@ -17,13 +18,15 @@ _HUMANEVAL = "openai/openai_humaneval"
 def program_rows(rows: Iterable[Mapping[str, Any]], what: str = "the data") -> list[Row]:
     """Return rows of `prompt` and `tests`, from these or from the columns of MBPP (text or prompt, test_list) or HumanEval.
 
+    Rows without a problem or without tests are left out, which a line says.
+
     Raises:
-        DataError: a row has no problem or no tests.
+        DataError: most rows have no problem or no tests.
     """
-    return [_program_row(row, f"{what}: row {index}") for index, row in enumerate(rows)]
+    return usable(rows, _program_row, what)
 
 
-def _program_row(row: Mapping[str, Any], where: str) -> Row:
+def _program_row(row: Mapping[str, Any]) -> Row:
     if {"prompt", "tests"} <= set(row):
         return {"prompt": row["prompt"], "tests": row["tests"]}
     if {"prompt", "test", "entry_point"} <= set(row):
@@ -31,9 +34,9 @@ def _program_row(row: Mapping[str, Any], where: str) -> Row:
         return _asked(asked, [f"{row['test']}\ncheck({row['entry_point']})"])
     problem, tests = row.get("text") or row.get("prompt"), row.get("test_list")
     if not problem or not tests:
-        raise DataError(f"{where}: needs prompt and tests, or the columns of MBPP or HumanEval; it has {', '.join(row)}")
+        raise DataError(f"needs prompt and tests, or the columns of MBPP or HumanEval; it has {', '.join(row)}")
     if not _texts(tests) or not _texts(row.get("test_imports") or []):
-        raise DataError(f"{where}: test_list and test_imports must be lists of texts")
+        raise DataError("test_list and test_imports must be lists of texts")
     setup = "\n".join(row.get("test_imports") or []) or str(row.get("test_setup_code") or "")
     asked = f"{problem}\nAnswer with a block of Python that passes such tests:\n\n{tests[0]}"
     return _asked(asked, [f"{setup}\n{test}" if setup else test for test in tests])

@@ -3,6 +3,9 @@
 Some verifiers hand the model's answer to `eval`, openly or inside sympy's parser. Here the first read it as a literal
 instead, and the others see it only when it looks like a formula and nothing else: without `Integral`, too, whose
 derivative is the question itself. What takes a verifier too long is ended with the process that it runs in, and earns 0.
+
+Other verifiers skip what they do not know, so that they would pay for anything around a right answer. These see only answers
+in the form that the question asks for, or the score shrinks with what is too much.
 """
 
 from __future__ import annotations
@@ -35,13 +38,28 @@ _NAMES = "exp|log|ln|sqrt|sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|
 _FORMULA = re.compile(rf"(?:(?<![\w.])(?:(?:{_NAMES})(?=\()|pi\b|[a-zA-Z]\b(?!\())|[0-9](?![0-9]{{12}})|[-+/() .*^]){{1,2000}}")
 # Powers that may not end: of powers, and with an exponent of four digits.
 _POWER = re.compile(r"(?:\*\*|\^)[\s(+-]*(?:[0-9]{4}|\w+[\s)]*(?:\*\*|\^))")
+_REAL = r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*"
 _LOOKS = {
     "countdown": _SUM,
     "puzzle24": _SUM,
     "simple_integration": _FORMULA,
     "intermediate_integration": _FORMULA,
     "polynomial_multiplication": _FORMULA,
+    # Verifiers that read the beginning of an answer, or the characters in it that they know.
+    "advanced_geometry": re.compile(r"[^,]*(?:,[^,]*)?"),
+    "fraction_simplification": re.compile(r"[\s$]*(?:\\d?frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d+\s*/\s*\d+)[\s$]*"),
+    "kakurasu": re.compile(r"[01\s,\[\]]+"),
+    "polynomial_equations": re.compile(rf"{_REAL}(?:,{_REAL})*"),
+    "quantum_lock": re.compile(r"[A-Ca-c\s,→>-]+"),
+    "rubiks_cube": re.compile(r"[A-Za-z']+\d*(?:\s+[A-Za-z']+\d*)*"),
+    "rush_hour": re.compile(r"[A-Z][+-]\d+(?:[\s,;]+[A-Z][+-]\d+)*"),
+    "sokoban": re.compile(r"[UDLR\s,]+"),
+    "survo": re.compile(r"[\d\s]+"),
+    "tower_of_hanoi": re.compile(r"(?:[-*\d.) \t]*Move disk \d+ from Peg \d+ to Peg \d+[ \t.,;]*(?:[\r\n]+|\Z))+"),
 }
+# Verifiers that compare as much as the right answer has: what is longer earns in proportion, as in reasoning-gym's own default.
+_PREFIX = {"figlet_font", "knights_knaves", "letter_jumble", "spell_backward", "time_intervals", "word_sorting"}
+_NUMBERS = {"gsm_symbolic"}  # its verifier takes the first digits of any text, without their sign
 _BROKEN = {"game_of_life_halting"}  # its verifier takes any text for the right one; compared as text here
 _BITWISE = re.compile(r"[0-9a-fA-Fx\s()<>&|^~+*-]{1,10000}")
 
@@ -84,7 +102,10 @@ def _score(completion: str, text: str, name: str, row: int) -> float:
         return 0.0
     if name in _BROKEN:
         return float(answer == str(entry["answer"]))
-    return min(max(float(_VERIFIED(name, answer, text)), 0.0), 1.0)
+    if name in _NUMBERS:
+        return float(_real(answer) == _real(str(entry["answer"])) is not None)
+    score = min(max(float(_VERIFIED(name, answer, text)), 0.0), 1.0)
+    return score * _share(answer, str(entry["answer"])) if name in _PREFIX else score
 
 
 def verified() -> Callable[[str, str | None, str | None], float]:
@@ -109,6 +130,17 @@ def verified() -> Callable[[str, str | None, str | None], float]:
 
 
 _VERIFIED = Limited("estune.tasks.gym_scoring:verified", MOST)
+
+
+def _share(answer: str, right: str) -> float:
+    """How much of an answer there would be if it were as long as the right one, without spaces."""
+    return min(1.0, len("".join(right.split())) / len("".join(answer.split())))
+
+
+def _real(text: str) -> float | None:
+    """The number that a text is, with `$` and commas between thousands; None where it is no number."""
+    plain = re.sub(r"(?<=\d),(?=\d{3})", "", text.strip().removeprefix("$").removesuffix("."))
+    return float(plain) if re.fullmatch(_REAL, plain) else None
 
 
 def _is_tame(answer: str, name: str, entry: dict[str, Any]) -> bool:

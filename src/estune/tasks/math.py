@@ -15,9 +15,10 @@ from typing import Any
 from estune.errors import DataError
 from estune.rewards.limited import graded, most_seconds
 from estune.rewards.limits import bounds_itself
-from estune.tasks.answers import last_boxed
+from estune.tasks.answers import boxed_argument, last_boxed
 from estune.tasks.base import Completion, LogMetric, Row, Task, completion_text, first_rows, hub_rows, log_mean
 from estune.tasks.grading import same_answer
+from estune.usable import usable
 
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."  # what Qwen2.5-Math was trained with
 HARD = 3  # the paper learns from MATH's levels 3 to 5
@@ -59,20 +60,20 @@ def problem_rows(rows: Iterable[Mapping[str, Any]], what: str = "the data") -> l
     r"""Return rows of `prompt`, `answer` and, where there are any, `level` and `subject`.
 
     The problem may be called prompt, problem or question. The answer is in answer or final_answer, after GSM8K's `####`,
-    or in the last \boxed{} of the solution.
+    or in the last \boxed{} of the solution. Rows without a problem or an answer are left out, which a line says.
 
     Raises:
-        DataError: a row has no problem or no answer.
+        DataError: most rows have no problem or no answer.
     """
-    return [_problem_row(row, f"{what}: row {index}") for index, row in enumerate(rows)]
+    return usable(rows, _problem_row, what)
 
 
-def _problem_row(row: Mapping[str, Any], where: str) -> Row:
+def _problem_row(row: Mapping[str, Any]) -> Row:
     problem = next((row[name] for name in ("prompt", "problem", "question") if row.get(name)), None)
     answer = next((answer_text(row[name]) for name in ("answer", "final_answer") if row.get(name) is not None), None)
-    answer = answer or last_boxed(str(row.get("solution", "")))
+    answer = answer or boxed_argument(str(row.get("solution") or ""))
     if not problem or not answer:
-        raise DataError(f"{where}: needs a problem (prompt, problem or question) and its answer; its columns are {', '.join(row)}")
+        raise DataError(f"needs a problem (prompt, problem or question) and its answer; its columns are {', '.join(row)}")
     prompt = problem if "prompt" in row else [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": problem}]
     extra = {name: row[name] for name in ("level", "subject") if name in row}
     return {"prompt": prompt, "answer": answer, **extra}

@@ -1,0 +1,242 @@
+"""A fingerprint of training rows, by which a resumed run knows that its data are the same.
+
+It depends on what the rows hold and on nothing else: no memory address, no order of a set, no
+abbreviated array. Rows of plain JSON have the fingerprint that earlier versions gave them, so that
+their runs can be resumed. What has no content to compare, such as a lambda, is refused before a run
+begins.
+"""
+
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import fields, is_dataclass
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from functools import singledispatch
+from pathlib import PurePath
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from pydantic import BaseModel
+
+from estune.errors import DataError
+
+Rows = Sequence[Mapping[str, Any]]
+_MARK = "\0"  # begins a key that stands for a kind that JSON does not have
+_LONG = 10_000  # bits; Python refuses to write much longer integers in decimal
+
+
+def digest(rows: Rows, what: str = "train_dataset") -> str:
+    """The fingerprint of `rows`; `what` names the data in errors.
+
+    Raises:
+        DataError: a value has no content that could be compared.
+    """
+    return _hashed(_text(row, f"{what}: row {index}") for index, row in enumerate(rows))
+
+
+def recorded_or_new(recorded: Any, rows: Rows, new: str) -> str:
+    """Return `recorded`, a run's fingerprint, if an earlier version gave it to `rows`; else `new`."""
+    return str(recorded) if recorded and recorded == _earlier(rows) else new
+
+
+def _earlier(rows: Rows) -> str | None:
+    """Return what earlier versions computed. They used `str` for values that are not JSON.
+
+    That is stable for dates, say, but not for pictures, whose `str` holds an address.
+    """
+    try:
+        return _hashed(json.dumps(row, sort_keys=True, default=str) for row in rows)
+    except (TypeError, ValueError, RecursionError):  # no run could begin with such rows
+        return None
+
+
+def _hashed(texts: Any) -> str:
+    return hashlib.blake2b("\n".join(texts).encode(), digest_size=16).hexdigest()
+
+
+def _text(row: Mapping[str, Any], where: str) -> str:
+    """The row as canonical JSON."""
+    try:
+        text = json.dumps(row, sort_keys=True, allow_nan=False)
+        if json.loads(text) == row:  # so it holds nothing but JSON's own kinds
+            return text
+    except (TypeError, ValueError, RecursionError):
+        pass
+    columns = {name: f"{where}: column {name!r}" for name in row}
+    return _dumped({name: _column(value, columns[name]) for name, value in row.items()})
+
+
+def _column(value: Any, where: str) -> Any:
+    try:
+        return _plain(value)
+    except RecursionError:
+        raise DataError(f"{where} is nested too deeply, or in itself") from None
+    except Exception as error:  # also what a picture or another library's object raises when read
+        raise DataError(
+            f"{where} holds {_reason(error)}; a resumed run could not tell that the data are the "
+            "same. Make it text, numbers, lists or mappings, or drop the column"
+        ) from None
+
+
+class _Unknown(Exception):
+    """A value whose content cannot be compared."""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, _Unknown):
+        return str(error)
+    return f"what cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+
+
+@singledispatch
+def _plain(value: Any) -> Any:
+    """`value` in JSON's kinds, others as a mapping with one marked key."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _object(value, {each.name: getattr(value, each.name) for each in fields(value)})
+    if _is_a(value, "pandas._libs.missing", "NAType"):
+        return _tagged("missing", None)
+    if _is_a(value, "torch", "Tensor"):
+        return _tensor(value)
+    if _is_a(value, "PIL.Image", "Image"):
+        pixels = _bytes(value.tobytes())
+        return _tagged("picture", [value.mode, value.size, value.getpalette(), pixels])
+    kind = type(value).__qualname__
+    raise _Unknown(f"an object of type {kind}, whose content cannot be compared")
+
+
+@_plain.register(type(None))
+@_plain.register(bool)
+def _(value: Any) -> Any:
+    return value
+
+
+@_plain.register
+def _(value: str) -> Any:
+    return str(value)
+
+
+@_plain.register
+def _(value: int) -> Any:
+    return int(value) if value.bit_length() < _LONG else _tagged("int", hex(value))
+
+
+@_plain.register
+def _(value: float) -> Any:
+    return float(value) if math.isfinite(value) else _tagged("float", str(float(value)))
+
+
+@_plain.register(complex)
+@_plain.register(Decimal)
+@_plain.register(Fraction)
+@_plain.register(PurePath)
+@_plain.register(UUID)
+@_plain.register(range)
+@_plain.register(timedelta)
+def _(value: Any) -> Any:
+    return _tagged(type(value).__name__, str(value))
+
+
+@_plain.register(date)
+@_plain.register(time)
+def _(value: date | time) -> Any:
+    return _tagged("date", [value.isoformat(), getattr(value, "fold", 0)])
+
+
+@_plain.register(datetime)
+def _(value: datetime) -> Any:
+    return _tagged("datetime", [value.isoformat(), value.fold])
+
+
+@_plain.register(bytes)
+@_plain.register(bytearray)
+@_plain.register(memoryview)
+def _(value: Any) -> Any:
+    return _tagged("bytes", _bytes(value))
+
+
+@_plain.register
+def _(value: re.Pattern) -> Any:  # type: ignore[type-arg]
+    return _tagged("pattern", [_plain(value.pattern), value.flags])
+
+
+@_plain.register
+def _(value: Enum) -> Any:
+    return _tagged("enum", [_name_of(type(value)), value.name])
+
+
+@_plain.register
+def _(value: SimpleNamespace) -> Any:
+    return _object(value, vars(value))
+
+
+@_plain.register
+def _(value: BaseModel) -> Any:
+    return _object(value, dict(value))
+
+
+@_plain.register
+def _(value: Sequence) -> Any:  # type: ignore[type-arg]
+    plain = [_plain(one) for one in value]
+    return plain if isinstance(value, list) else _tagged("sequence", plain)
+
+
+@_plain.register
+def _(value: Set) -> Any:  # type: ignore[type-arg]
+    return _tagged("set", sorted(_dumped(_plain(one)) for one in value))
+
+
+@_plain.register
+def _(value: Mapping) -> Any:  # type: ignore[type-arg]
+    if all(type(key) is str and not key.startswith(_MARK) for key in value):
+        return {key: _plain(one) for key, one in value.items()}
+    pairs = [(_dumped(_plain(key)), _dumped(_plain(one))) for key, one in value.items()]
+    return _tagged("mapping", sorted(pairs))
+
+
+@_plain.register(np.ndarray)
+@_plain.register(np.generic)
+def _(value: Any) -> Any:
+    array = np.asarray(value)
+    content = _plain(array.tolist()) if array.dtype.hasobject else _bytes(array.tobytes())
+    return _tagged("array", [str(array.dtype), array.shape, content])
+
+
+def _tensor(value: Any) -> Any:
+    import torch
+
+    flat = value.detach().cpu().to_dense().contiguous().reshape(-1)
+    content = flat.view(torch.uint8).numpy().tobytes()
+    return _tagged("tensor", [str(value.dtype), list(value.shape), _bytes(content)])
+
+
+def _object(value: Any, content: Mapping[str, Any]) -> Any:
+    return _tagged("object", [_name_of(type(value)), _plain(dict(content))])
+
+
+def _is_a(value: Any, module: str, name: str) -> bool:
+    """Whether `value` is an instance of a class whose library may not be imported here."""
+    return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _bytes(value: Any) -> str:
+    return hashlib.blake2b(value, digest_size=16).hexdigest()
+
+
+def _tagged(kind: str, content: Any) -> dict[str, Any]:
+    return {_MARK + kind: content}
+
+
+def _dumped(plain: Any) -> str:
+    return json.dumps(plain, sort_keys=True)
