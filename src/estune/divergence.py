@@ -18,6 +18,7 @@ from estune.config import ESConfig
 from estune.engines.transformers import engine_dtype, load_model
 from estune.member import Completion, Prompt
 from estune.statistics import standard_error
+from estune.stops import Stops
 from estune.tokens import Tokenizer
 
 Pair = tuple[Prompt, Completion]
@@ -44,7 +45,8 @@ class Likelihood:
         self._tokenizer = Tokenizer(folder, config)
         dtype = torch.float32 if config.dtype == "auto" else engine_dtype(config)
         self._model = load_model(folder, config, dtype)
-        self._end = sorted(self._tokenizer.ends(self._model.generation_config))
+        known = len(self._model.get_input_embeddings().weight)
+        self._end = sorted(token for token in self._tokenizer.ends(self._model.generation_config) if token < known)
 
     def of(self, pairs: Sequence[Pair], stop: Sequence[str]) -> list[NDArray[np.float64]]:
         """For each prompt and completion, the log-probability of each token, (T,), the end included where it was chosen."""
@@ -65,7 +67,7 @@ class Likelihood:
 
     def _ended(self, completion: Completion, stop: Sequence[str]) -> bool:
         """Whether the model chose to end it."""
-        stopped = stop and any(word in self._tokenizer.decode(completion.ids) for word in stop)
+        stopped = Stops(self._tokenizer.inner, stop).found(completion.ids)
         return bool(self._end) and not completion.clipped and not stopped
 
 

@@ -3,9 +3,11 @@
 Everything that can be known from headers alone is checked before a weight is read.
 """
 
+import logging
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,12 @@ from estune.member import Prompt
 from estune.parameters import Layout, layout
 from estune.placement import Place, place
 from estune.resources import amount, check_memory
+from estune.seams import guarded
 from estune.workers.base import Workers
-from estune.workers.ranks import Ranks
+from estune.workers.ranks import ranks_for
 from estune.workers.source import Source
+
+logger = logging.getLogger(__name__)
 
 
 class Model:
@@ -43,7 +48,7 @@ class Model:
     """
 
     def __init__(self, source: Any, config: ESConfig, tokenizer: Any, prompts: Mapping[str, Sequence[Prompt]]) -> None:
-        self._ranks = Ranks() if config.workers == "accelerate" else None
+        self._ranks = ranks_for(config.workers)
         self.leads = self._ranks is None or self._ranks.leads
         self.name, folder = self._in_turn(partial(_located, source, config, tokenizer))
         self.checkpoint: Checkpoint = open_checkpoint(folder)
@@ -106,7 +111,8 @@ class Model:
 
         def extra(folder: Path) -> None:
             if self._tokenizer is not None:
-                self._tokenizer.save_pretrained(folder)
+                with guarded(ModelError, "processing_class: the tokenizer cannot be saved"), disk_errors(folder):
+                    self._tokenizer.save_pretrained(folder)
             state(folder)
 
         self.checkpoint.write(target, value, extra)
@@ -161,21 +167,54 @@ def _located(source: Any, config: ESConfig, tokenizer: Any) -> tuple[str, Path]:
         return str(source), resolve(str(source), revision, trust_remote_code=config.trust_remote_code)
     if not hasattr(source, "save_pretrained"):
         raise ModelError(f"model: {source!r} is neither a hub id, a folder, a .gguf file nor a transformers model")
+    if hasattr(source, "peft_config"):
+        raise ModelError("model: it carries an adapter, such as LoRA's, and estune tunes whole models; give model.merge_and_unload()")
     folder = Path(config.output_dir) / "base"
     if exists(folder.parent) and folder.is_dir():  # a run that was begun lives by its base, so that is only compared
         _check_same(source, folder)
     else:
         tokenizer = tokenizer or _tokenizer_of(source, config)
-        with disk_errors(folder):
-            tokenizer.save_pretrained(folder)
-            source.save_pretrained(folder)
+        _save(source, tokenizer, folder)
         sync_tree(folder)
     return str(folder), folder
 
 
+def _save(source: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model of transformers, and its tokenizer where there is one, to `folder`."""
+    with guarded(ModelError, f"model: transformers cannot write it to {folder}"), disk_errors(folder):
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        with _valid_generation_config(source):
+            source.save_pretrained(folder)
+
+
+@contextmanager
+def _valid_generation_config(source: Any) -> Iterator[None]:
+    """Keep no more than the end tokens of a generation config that transformers refuses to save; greedy answers need no more."""
+    own = getattr(source, "generation_config", None)
+    if own is None or _is_valid(own):
+        yield
+        return
+    logger.warning("the model's generation config is not valid, so only its special tokens are kept: greedy answers use no more of it")
+    tokens = {name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    source.generation_config = type(own)(**tokens)
+    try:
+        yield
+    finally:
+        source.generation_config = own
+
+
+def _is_valid(generation_config: Any) -> bool:
+    try:
+        generation_config.validate(strict=True)
+        return True
+    except Exception:  # transformers has several kinds for it
+        return False
+
+
 def _check_same(source: Any, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        source.save_pretrained(scratch)
+        _save(source, None, Path(scratch))
         new, old = open_checkpoint(Path(scratch)), open_checkpoint(folder)
         if new.tensors != old.tensors or not all(torch.equal(new.read(name), old.read(name)) for name in new.tensors):
             raise ModelError(
@@ -187,7 +226,8 @@ def _check_same(source: Any, folder: Path) -> None:
 def _tokenizer_of(source: Any, config: ESConfig) -> Any:
     from transformers import AutoTokenizer
 
-    if not source.name_or_path:
+    if not getattr(source, "name_or_path", ""):
         raise ModelError("processing_class: the model was not loaded from anywhere, so give the tokenizer that belongs to it")
     folder = resolve(source.name_or_path, trust_remote_code=config.trust_remote_code)
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    with guarded(ModelError, f"processing_class: no tokenizer could be loaded from {folder}", "give the tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)

@@ -31,6 +31,7 @@ from estune.errors import ConfigError, EngineError, ModelError
 from estune.member import Completion, Member, Prompt, Sampling
 from estune.parameters import Layout
 from estune.resources import cores, give_back, keep_freed
+from estune.seams import guarded
 from estune.shared import Address
 from estune.tokens import Tokenizer
 
@@ -56,15 +57,18 @@ class VLLMEngine:
     def __init__(self, checkpoint: Checkpoint, layout: Layout, config: ESConfig, tokenizer: Any = None) -> None:
         self._checkpoint, self._aliases = checkpoint, layout.aliases
         self._tokenizer = Tokenizer(checkpoint.folder, config, tokenizer)
-        self._stop = config.stop or []
+        self._stop = list(dict.fromkeys(config.stop or []))
         self._ranks = config.vllm_tensor_parallel_size
         self._attached: Address | Center | None = None
         self._llm = _built(checkpoint, config)
-        self._end = self._tokenizer.ends(_generation_config(checkpoint.folder))
+        with guarded(EngineError, f"vLLM {_version()} does not say what model it loaded"):
+            self._context_length = int(self._llm.llm_engine.model_config.max_model_len)
+            self._vocabulary = int(self._llm.llm_engine.model_config.get_vocab_size())
+        self._end = {token for token in self._tokenizer.ends() if token < self._vocabulary}
 
     @property
     def context_length(self) -> int:
-        return int(self._llm.llm_engine.model_config.max_model_len)
+        return self._context_length
 
     def load(self, center: Center, member: Member) -> None:
         self._attach(center)
@@ -84,12 +88,14 @@ class VLLMEngine:
                 raise EngineError(f"vLLM took {taken[name]:,} of the {theta.numel():,} weights in {name}")
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        return [len(ids) for ids in self._tokenizer.encode(prompts)]
+        return [len(ids) for ids in self._tokenizer.encode(prompts, self._vocabulary)]
 
     def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int, sampling: Sampling | None = None) -> list[Completion]:
-        encoded = self._tokenizer.encode(prompts)
+        encoded = self._tokenizer.encode(prompts, self._vocabulary)
         budget = min(max_completion_length, self.context_length - max(map(len, encoded), default=0))
         settings = {"temperature": 0.0, "max_tokens": budget, "stop": self._stop, "stop_token_ids": sorted(self._end)}
+        settings |= {"ignore_eos": True}  # it would end on what it takes for end tokens by itself; ours are all in stop_token_ids
+        settings |= {"skip_special_tokens": not self._tokenizer.stops.special}  # else it does not see stop strings that name one
         each = [settings] * len(encoded)
         if sampling:  # one request a sample, with a seed of its own; they share the prompt's cache
             drawn = settings | {"temperature": sampling.temperature, "top_p": sampling.top_p}
@@ -127,7 +133,9 @@ class VLLMEngine:
 
     def _reset_cache(self) -> None:
         """Within one member the cache is worth having, since prompts share beginnings; it must not outlive its weights."""
-        if not self._llm.reset_prefix_cache():
+        with guarded(EngineError, "vLLM failed to empty its prefix cache"):
+            empty = self._llm.reset_prefix_cache()
+        if not empty:
             raise EngineError("vLLM kept its prefix cache, which holds what other weights computed; a request is still running")
 
     def _attach(self, center: Center) -> None:
@@ -295,6 +303,8 @@ def _built(checkpoint: Checkpoint, config: ESConfig) -> Any:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload  # noqa: F401
     except ImportError as error:
         raise ConfigError(_unusable(error)) from None
+    except Exception as error:  # an installation that does not fit the machine or the other packages
+        raise ConfigError(f"engine: vLLM {_version()} cannot be imported ({_reason(error)})") from error
     try:
         with _unseen("llvmlite.binding.ffi"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -358,15 +368,6 @@ def _unseen(module: str) -> Iterator[None]:
     finally:
         if hidden is not None:
             sys.modules[module] = hidden
-
-
-def _generation_config(folder: Path) -> Any:
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(folder)
-    except OSError:  # there need not be one
-        return None
 
 
 def _version() -> str:

@@ -8,6 +8,7 @@ import torch
 from estune.checkpoint import resolve
 from estune.engines.transformers import default_device
 from estune.errors import ConfigError, EstuneError
+from estune.seams import guarded
 
 _BATCH = 16  # sequences at a time
 
@@ -28,11 +29,11 @@ class RewardModel:
         self.__name__ = source.rstrip("/").rpartition("/")[2]
         try:
             folder = resolve(source)
+        except EstuneError as error:
+            raise ConfigError(f"reward_funcs: {source} cannot be loaded as a reward model ({error})") from error
+        with guarded(ConfigError, f"reward_funcs: {source} cannot be loaded as a reward model"):
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)  # never a pickle
-        except (EstuneError, OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:240]
-            raise ConfigError(f"reward_funcs: {source} cannot be loaded as a reward model ({reason})") from None
         if model.config.num_labels != 1:
             raise ConfigError(f"reward_funcs: {source} has {model.config.num_labels} labels; a reward model has one")
         if self._tokenizer.pad_token is None:
