@@ -17,17 +17,17 @@ class Stops:
     def __init__(self, tokenizer: Any, strings: Sequence[str]) -> None:
         special = _special_tokens(tokenizer) if strings else set()
         self._tokenizer = tokenizer
-        self._strings = list(strings)
+        self.strings = list(strings)
         self.special = [string for string in strings if any(token in string for token in special)]
         self.window = max((len(string.encode()) for string in strings), default=0) + 4  # each token adds a byte, but for special ones
 
     def __bool__(self) -> bool:
-        return bool(self._strings)
+        return bool(self.strings)
 
     def found(self, ids: list[int]) -> bool:
         """Whether there is a stop string in the text of `ids`."""
-        return bool(self._strings) and (
-            _any_in(self._strings, decoded(self._tokenizer, ids))
+        return bool(self.strings) and (
+            _any_in(self.strings, decoded(self._tokenizer, ids))
             or (bool(self.special) and _any_in(self.special, decoded(self._tokenizer, ids, special=True)))
         )
 
@@ -40,7 +40,7 @@ class Stops:
     def before(self, ids: list[int]) -> str:
         """The text before the first stop string of `ids`, without special tokens."""
         text = decoded(self._tokenizer, ids)
-        cuts = [text[:at] for string in self._strings if (at := text.find(string)) >= 0]
+        cuts = [text[:at] for string in self.strings if (at := text.find(string)) >= 0]
         if self.special:
             shown = decoded(self._tokenizer, ids, special=True)
             cuts += [self._cut(ids, shown, at) for string in self.special if (at := shown.find(string)) >= 0]
@@ -53,7 +53,8 @@ class Stops:
             return len(decoded(self._tokenizer, ids[:count], special=True))
 
         whole = bisect.bisect_right(range(len(ids)), at, key=length) - 1
-        return decoded(self._tokenizer, ids[:whole]) + shown[length(whole) : at]
+        plain = decoded(self._tokenizer, ids[whole : whole + 1])  # of a special token nothing, but perhaps a space before it
+        return decoded(self._tokenizer, ids[:whole]) + (shown[length(whole) : at] if plain else "")
 
 
 def decoded(tokenizer: Any, ids: list[int], *, special: bool = False) -> str:

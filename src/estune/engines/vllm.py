@@ -57,7 +57,6 @@ class VLLMEngine:
     def __init__(self, checkpoint: Checkpoint, layout: Layout, config: ESConfig, tokenizer: Any = None) -> None:
         self._checkpoint, self._aliases = checkpoint, layout.aliases
         self._tokenizer = Tokenizer(checkpoint.folder, config, tokenizer)
-        self._stop = list(dict.fromkeys(config.stop or []))
         self._ranks = config.vllm_tensor_parallel_size
         self._attached: Address | Center | None = None
         self._llm = _built(checkpoint, config)
@@ -93,9 +92,10 @@ class VLLMEngine:
     def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int, sampling: Sampling | None = None) -> list[Completion]:
         encoded = self._tokenizer.encode(prompts, self._vocabulary)
         budget = min(max_completion_length, self.context_length - max(map(len, encoded), default=0))
-        settings = {"temperature": 0.0, "max_tokens": budget, "stop": self._stop, "stop_token_ids": sorted(self._end)}
+        stops = self._tokenizer.stops
+        settings = {"temperature": 0.0, "max_tokens": budget, "stop": stops.strings, "stop_token_ids": sorted(self._end)}
         settings |= {"ignore_eos": True}  # it would end on what it takes for end tokens by itself; ours are all in stop_token_ids
-        settings |= {"skip_special_tokens": not self._tokenizer.stops.special}  # else it does not see stop strings that name one
+        settings |= {"skip_special_tokens": not stops.special}  # else it does not see stop strings that name one
         each = [settings] * len(encoded)
         if sampling:  # one request a sample, with a seed of its own; they share the prompt's cache
             drawn = settings | {"temperature": sampling.temperature, "top_p": sampling.top_p}
