@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from estune import gguf_tokens
-from estune.durable import in_turn, replaced_folder, sync_tree
-from estune.errors import ModelError
+from estune.durable import disk_errors, in_turn, replaced_folder, sync_tree
+from estune.errors import ModelError, ResourceError
 from estune.light import transformers
 from estune.seams import guarded
 
@@ -64,7 +64,8 @@ class Checkpoint:
             for file in sorted({stored.file for stored in self.tensors.values()}):
                 names = [name for name, stored in self.tensors.items() if stored.file == file]
                 tensors = {name: self._rounded(name, value(name)) for name in names}
-                save_file(tensors, folder / file, metadata={"format": "pt"})
+                with guarded(ResourceError, f"{target}: safetensors cannot write {file}"), disk_errors(folder / file):
+                    save_file(tensors, folder / file, metadata={"format": "pt"})
                 (folder / file).chmod(0o644)
             self._copy_rest(folder)
             extra(folder)
@@ -143,13 +144,10 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def _header(folder: Path, name: str) -> Iterator[tuple[str, Stored]]:
-    try:
-        with safe_open(folder / name, "pt") as file:
-            for tensor in file.keys():  # noqa: SIM118 - not a mapping
-                part = file.get_slice(tensor)
-                yield tensor, Stored(name, _dtype(folder, tensor, part.get_dtype()), tuple(part.get_shape()))
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{folder / name}: not a whole safetensors file ({error})") from None
+    with guarded(ModelError, f"{folder / name}: not a whole safetensors file"), safe_open(folder / name, "pt") as file:
+        for tensor in file.keys():  # noqa: SIM118 - not a mapping
+            part = file.get_slice(tensor)
+            yield tensor, Stored(name, _dtype(folder, tensor, part.get_dtype()), tuple(part.get_shape()))
 
 
 def _dtype(folder: Path, tensor: str, name: str) -> torch.dtype:

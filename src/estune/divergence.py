@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from estune.config import ESConfig
 from estune.engines.transformers import engine_dtype, load_model
+from estune.errors import EngineError
 from estune.member import Completion, Prompt
+from estune.seams import guarded
 from estune.statistics import standard_error
 from estune.stops import Stops
 from estune.tokens import Tokenizer
@@ -58,7 +60,8 @@ class Likelihood:
         new = completion.ids
         ids = torch.tensor([prompt + new], device=self._model.device)
         kept = {"logits_to_keep": len(new) + 1} if self._model._supports_logits_to_keep() else {}
-        logits = self._model(input_ids=ids, **kept).logits[0, -len(new) - 1 :]  # (T + 1, V); the last row is what follows
+        with guarded(EngineError, "the model failed to read a completion for its KL"):
+            logits = self._model(input_ids=ids, **kept).logits[0, -len(new) - 1 :]  # (T + 1, V); the last row is what follows
         found = logits.float().log_softmax(-1)
         each = found[:-1].gather(1, ids[0, len(prompt) :, None])[:, 0]
         if ended:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from estune.config import ESConfig
 from estune.errors import ConfigError
+from estune.seams import guarded
 
 
 def push(folder: Path, config: ESConfig, message: str) -> str:
@@ -15,12 +16,9 @@ def push(folder: Path, config: ESConfig, message: str) -> str:
     from huggingface_hub import HfApi
 
     repository = config.hub_model_id or folder.resolve().name
-    api = HfApi()
-    try:
+    with guarded(ConfigError, f"hub_model_id: {repository} could not be pushed to", f"the model is in {folder / 'final'}"):
+        api = HfApi()
         repository = api.create_repo(repository, exist_ok=True).repo_id
         if (folder / "README.md").is_file():
             api.upload_file(path_or_fileobj=str(folder / "README.md"), path_in_repo="README.md", repo_id=repository)
         return str(api.upload_folder(repo_id=repository, folder_path=str(folder / "final"), commit_message=message))
-    except Exception as error:  # no token, no network, no right to write: each its own kind
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"hub_model_id: {repository} could not be pushed to ({reason}); the model is in {folder / 'final'}") from None

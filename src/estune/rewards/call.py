@@ -50,6 +50,11 @@ class Failure:
 
 Answer = Returned | Failure
 
+_NO_ALARM = (
+    "it sets an alarm signal, which works in a main thread alone, but it is called in a thread, since it carries state along; "
+    "write it as a plain function, or turn the time limit off (math-verify: parsing_timeout=None, timeout_seconds=None)"
+)
+
 
 def answer(
     function: Callable[..., Any], calls: Sequence[Call], loop: asyncio.AbstractEventLoop, limit: int, timeout: float
@@ -111,8 +116,14 @@ def failure_of(function: Callable[..., Any], error: BaseException) -> Failure:
     lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     own = [(file, line) for file, line in lines if file == source(function)]
     file, number = (own or lines)[-1]  # the user's own line, rather than one in a library that it called
-    said = " ".join(str(error).split())[:300]
+    said = _NO_ALARM if _needs_alarm(error) else " ".join(str(error).split())[:300]
     return Failure(f"raised {type(error).__name__}: {said} at {file}:{number}", "".join(traceback.format_exception(error)))
+
+
+def _needs_alarm(error: BaseException) -> bool:
+    """Whether a function tried to set an alarm signal in a thread: Python's words for it, and math-verify's."""
+    said = str(error)
+    return isinstance(error, ValueError) and ("signal only works in main thread" in said or "usage of signal.alarm" in said)
 
 
 def source(function: Callable[..., Any]) -> str | None:
