@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import subprocess
 import sys
 
@@ -10,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from estune import config as config_module
-from estune.config import ESConfig, RunConfig, build
+from estune.config import ESConfig, RunConfig, build, nearest
 from estune.errors import ConfigError, EstuneError, InputError
+
+NAMES = [field.name for field in dataclasses.fields(RunConfig)]
 
 
 def refusal(kind=ESConfig, where="", **values) -> str:
@@ -221,3 +224,44 @@ def test_any_mapping_gives_a_config_or_one_line_that_names_a_setting(values):
         assert set(values) <= set(NAMES)
         assert result.population_size >= 2
         assert 0 < result.sigma < math.inf
+
+
+# settings that people know from TRL
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("use_vllm", "set engine: vllm"),
+        ("num_train_epochs", "max_steps"),
+        ("per_device_train_batch_size", "set batch_size"),
+        ("num_generations", "set population_size"),
+        ("beta", "no KL term"),
+        ("temperature", "greedily"),
+        ("bf16", "set dtype: bfloat16"),
+        ("gradient_checkpointing", "no gradients"),
+        ("max_prompt_length", "prompts are never cut"),
+        ("save_strategy", "set save_steps"),
+        ("use_peft", "target_parameters"),
+    ],
+)
+def test_a_setting_of_trl_is_answered_with_estunes_own(name, said):
+    for word in (name, f"--{name}", f"--{name.replace('_', '-')}"):
+        assert said in nearest(word, NAMES)
+    with pytest.raises(ConfigError, match=said):
+        build(ESConfig, {name: 1})
+
+
+def test_every_setting_that_an_answer_to_trls_names_exists_and_none_of_trls_is_one_here():
+    from estune import trl_names
+
+    for name, said in trl_names._SAID.items():
+        assert name not in NAMES
+        for word in re.findall(r"[a-z]+(?:_[a-z]+)+", re.sub(r"\{.*?\}|--\S+", "", said)):
+            assert word in NAMES, word
+
+
+@pytest.mark.parametrize("path", ["out/checkpoint-2", "checkpoint-2", "/abs/out", "..\\out"])
+def test_a_path_to_resume_from_is_answered_with_how_runs_resume(path):
+    with pytest.raises(ConfigError, match="is true or false, not a path: a run goes on from the journal in its output_dir"):
+        ESConfig(resume_from_checkpoint=path)

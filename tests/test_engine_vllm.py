@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_model
+from transformers import AutoTokenizer
 from vllm_child import SETTINGS, SHAPE, TEXT, updated
 
 import estune.engines.vllm as module
@@ -22,11 +23,13 @@ from estune.member import Member
 from estune.noise import kernels
 from estune.noise import torch as by_torch
 from estune.parameters import layout
+from estune.stops import Stops
 from estune.tasks import get_task
 
 pytestmark = pytest.mark.vllm
 BASE = Member(0, 1, 0.0, "iid", 0)
 MEMBERS = [BASE, Member(1, 1, 0.02, "iid", 0), Member(1, -1, 0.02, "iid", 0), Member(2**64 - 1, 1, 0.05, "correlated", 0)]
+SPECIAL = ["a", "to", "was", "when", "how", "sky", "red", "cat", "one", "three", "x", "z"]
 CHAT = [{"role": "user", "content": "what is red"}]
 
 
@@ -48,10 +51,15 @@ def tied(tmp_path_factory) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def untied(tmp_path_factory) -> SimpleNamespace:
-    """With several tokens that end a completion."""
+    """With several tokens that end a completion, one of them named by the config alone, and words that are special tokens."""
     folder = make_model(tmp_path_factory.mktemp("untied"), tied=False, seed=1, **SHAPE)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
+    tokenizer.save_pretrained(folder)
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": [1, 10]}))
     file = folder / "generation_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [1, 5, 6, 10]}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [1, 5, 6]}))
     return place(folder)
 
 
@@ -112,12 +120,24 @@ def test_a_completion_ends_before_the_first_stop_string(tied, monkeypatch):
     whole = same(tied, ["cat"])[0]
     word = whole.text.split()[2]
     for engine in (tied.engine, tied.reference):
-        monkeypatch.setattr(engine, "_stop", [word])
-        monkeypatch.setattr(engine._tokenizer, "_stop", [word])
+        monkeypatch.setattr(engine._tokenizer, "stops", Stops(engine._tokenizer.inner, [word]))
     cut = same(tied)[1]
     assert cut.text == whole.text[: whole.text.index(word)]
     assert not cut.clipped
     assert len(cut.ids) < len(whole.ids)
+
+
+def test_a_stop_string_that_names_a_special_token_ends_a_completion_on_both_engines(untied, monkeypatch):
+    load(untied, BASE)
+    tokens = untied.engine._tokenizer.inner.convert_ids_to_tokens
+    answers = same(untied, budget=40)
+    ids, at = next((one.ids, i) for one in answers for i, token in enumerate(one.ids) if tokens(token) in SPECIAL and i)
+    word = tokens(ids[at])
+    assert all(word not in one.text for one in answers)
+    for engine in (untied.engine, untied.reference):
+        monkeypatch.setattr(engine._tokenizer, "stops", Stops(engine._tokenizer.inner, [word]))
+    cut = next(one for one in same(untied, budget=40) if one.ids == ids[: at + 1])
+    assert not cut.clipped
 
 
 def test_an_answer_that_the_budget_cut_is_marked(untied):

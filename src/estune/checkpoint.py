@@ -10,22 +10,23 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from estune import identity
+from estune import gguf_tokens, identity
 from estune.companions import FORMATS, INDEX, copy_companions
-from estune.durable import in_turn, replaced_folder, sync_tree
-from estune.errors import ModelError
+from estune.durable import disk_errors, in_turn, replaced_folder, sync_tree
+from estune.errors import ModelError, ResourceError
 from estune.light import transformers
+from estune.seams import guarded
 
 logger = logging.getLogger(__name__)
+_ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Checkpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor `name` in the file's own dtype."""
-        with safe_open(self.folder / self.tensors[name].file, "pt") as file:
+        path = self.folder / self.tensors[name].file
+        with guarded(ModelError, f"{path}: {name} cannot be read"), safe_open(path, "pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor
 
@@ -59,7 +61,8 @@ class Checkpoint:
             for file in sorted({stored.file for stored in self.tensors.values()}):
                 names = [name for name, stored in self.tensors.items() if stored.file == file]
                 tensors = {name: self._rounded(name, value(name)) for name in names}
-                save_file(tensors, folder / file, metadata={"format": "pt"})
+                with guarded(ResourceError, f"{target}: safetensors cannot write {file}"), disk_errors(folder / file):
+                    save_file(tensors, folder / file, metadata={"format": "pt"})
                 (folder / file).chmod(0o644)
             copy_companions(self.folder, folder)
             extra(folder)
@@ -78,6 +81,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         ModelError: there are no safetensors weights, or a file of them is damaged or missing.
     """
+    if (folder / _ADAPTER).is_file():
+        whole = (folder / "config.json").is_file()
+        otherwise = f", or take {_ADAPTER} away where the weights are merged already" if whole else ""
+        raise ModelError(
+            f"{folder}: holds an adapter, such as LoRA's ({_ADAPTER}), and estune tunes whole models; "
+            f"merge it into its base first (merge_and_unload, then save_pretrained){otherwise}"
+        )
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json, so this is not a model folder")
     tensors: dict[str, Stored] = {}
@@ -137,13 +147,10 @@ def _weight_files(folder: Path) -> list[str]:
 
 
 def _header(folder: Path, name: str) -> Iterator[tuple[str, Stored]]:
-    try:
-        with safe_open(folder / name, "pt") as file:
-            for tensor in file.keys():  # noqa: SIM118 - not a mapping
-                part = file.get_slice(tensor)
-                yield tensor, Stored(name, _dtype(folder, tensor, part.get_dtype()), tuple(part.get_shape()))
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{folder / name}: not a whole safetensors file ({error})") from None
+    with guarded(ModelError, f"{folder / name}: not a whole safetensors file"), safe_open(folder / name, "pt") as file:
+        for tensor in file.keys():  # noqa: SIM118 - not a mapping
+            part = file.get_slice(tensor)
+            yield tensor, Stored(name, _dtype(folder, tensor, part.get_dtype()), tuple(part.get_shape()))
 
 
 def _dtype(folder: Path, tensor: str, name: str) -> torch.dtype:
@@ -175,7 +182,8 @@ def _converted(path: Path) -> Path:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
     cache = Path(os.environ.get("ESTUNE_CACHE", "~/.cache/estune")).expanduser()
-    target = cache / "gguf" / f"{path.stem}-{digest.hexdigest()[:16]}"
+    adds_bos = "-bos" if gguf_tokens.adds(path, "bos") else ""  # earlier versions converted these without
+    target = cache / "gguf" / f"{path.stem}-{digest.hexdigest()[:16]}{adds_bos}"
     if not (target / "config.json").is_file():
         with in_turn(target.parent):
             _convert_once(path, target)
@@ -186,17 +194,8 @@ def _convert_once(path: Path, target: Path) -> None:
     if (target / "config.json").is_file():  # by a process that was waited for
         return
     logger.info("converting %s into a checkpoint, once, in %s", path.name, target)
-    with replaced_folder(target) as folder, _refused(path):
+    with replaced_folder(target) as folder, guarded(ModelError, f"{path}: transformers cannot convert this .gguf"):
         _convert(path, folder)
-
-
-@contextmanager
-def _refused(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # gguf and transformers raise many kinds on a damaged or unknown file
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path}: transformers cannot convert this .gguf ({type(error).__name__}: {reason})") from None
 
 
 def _convert(path: Path, folder: Path) -> None:
@@ -204,6 +203,7 @@ def _convert(path: Path, folder: Path) -> None:
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     model = library.AutoModelForCausalLM.from_pretrained(**source, quantization_config=library.GgufConfig(dequantize=True))
     tokenizer = library.AutoTokenizer.from_pretrained(**source)
+    gguf_tokens.honour(path, tokenizer)
     if model.generation_config is None:
         model.generation_config = library.GenerationConfig.from_model_config(model.config)
     model.save_pretrained(folder)

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from estune import trl_names
 from estune.errors import ConfigError
 
 
@@ -154,6 +155,8 @@ class ESConfig:
                 raise ConfigError(f"{name}: trust_remote_code is a setting of its own; give that instead")
         _check_schedules(self)
         _check_fitness(self)
+        if "" in (self.stop or []):
+            raise ConfigError("stop: an empty string would end every completion before its first token; leave it out, or give some text")
         if self.workers != "ray" and self.num_workers not in (None, 1):
             more = "choose workers: ray" if self.workers == "local" else "accelerate launch --num_processes says how many"
             raise ConfigError(f"num_workers: workers: {self.workers} has one engine in each process, not {self.num_workers}; {more}")
@@ -271,7 +274,9 @@ def build(kind: type[C], values: dict[str, Any], where: str = "") -> C:
 
 
 def nearest(word: str, words: list[str]) -> str:
-    """'; did you mean …?' when some known word is near, else where to look."""
+    """What to say of an unknown word: what it is called here, '; did you mean …?' when some known word is near, else where to look."""
+    if said := trl_names.known(word):
+        return f"; {said}"
     close = difflib.get_close_matches(word.lstrip("-"), words, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else "; see --help for the settings there are"
 
@@ -288,6 +293,10 @@ def _checked(kind: type, field: dataclasses.Field[Any], value: Any) -> Any:
         raise ConfigError(f"{field.name}: must be a number; it is {value}")
     if isinstance(value, (str, int, float)) and "list" in str(field.type):
         value = [value]  # one is as good as a list of one
+    if field.name == "resume_from_checkpoint" and _is_path(value):
+        raise ConfigError(
+            f"resume_from_checkpoint: is true or false, not a path: a run goes on from the journal in its output_dir; it is {value!r}"
+        )
     try:
         value = _adapters(kind)[field.name].validate_python(value)
     except ValidationError as error:
@@ -297,6 +306,10 @@ def _checked(kind: type, field: dataclasses.Field[Any], value: Any) -> Any:
         if isinstance(number, (int, float)) and not isinstance(number, bool):
             _check_limits(field, number)
     return value
+
+
+def _is_path(value: Any) -> bool:
+    return not isinstance(value, bool) and any(sign in str(value) for sign in ("/", "\\", "checkpoint-"))
 
 
 def _is_number(field: dataclasses.Field[Any]) -> bool:

@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 
 from estune.config import ESConfig
 from estune.engines.transformers import engine_dtype, load_model
+from estune.errors import EngineError
 from estune.member import Completion, Prompt
+from estune.seams import guarded
 from estune.statistics import standard_error
+from estune.stops import Stops
 from estune.tokens import Tokenizer
 
 Pair = tuple[Prompt, Completion]
@@ -44,7 +47,8 @@ class Likelihood:
         self._tokenizer = Tokenizer(folder, config)
         dtype = torch.float32 if config.dtype == "auto" else engine_dtype(config)
         self._model = load_model(folder, config, dtype)
-        self._end = sorted(self._tokenizer.ends(self._model.generation_config))
+        known = len(self._model.get_input_embeddings().weight)
+        self._end = sorted(token for token in self._tokenizer.ends(self._model.generation_config) if token < known)
 
     def of(self, pairs: Sequence[Pair], stop: Sequence[str]) -> list[NDArray[np.float64]]:
         """For each prompt and completion, the log-probability of each token, (T,), the end included where it was chosen."""
@@ -56,7 +60,8 @@ class Likelihood:
         new = completion.ids
         ids = torch.tensor([prompt + new], device=self._model.device)
         kept = {"logits_to_keep": len(new) + 1} if self._model._supports_logits_to_keep() else {}
-        logits = self._model(input_ids=ids, **kept).logits[0, -len(new) - 1 :]  # (T + 1, V); the last row is what follows
+        with guarded(EngineError, "the model failed to read a completion for its KL"):
+            logits = self._model(input_ids=ids, **kept).logits[0, -len(new) - 1 :]  # (T + 1, V); the last row is what follows
         found = logits.float().log_softmax(-1)
         each = found[:-1].gather(1, ids[0, len(prompt) :, None])[:, 0]
         if ended:
@@ -65,7 +70,7 @@ class Likelihood:
 
     def _ended(self, completion: Completion, stop: Sequence[str]) -> bool:
         """Whether the model chose to end it."""
-        stopped = stop and any(word in self._tokenizer.decode(completion.ids) for word in stop)
+        stopped = Stops(self._tokenizer.inner, stop).found(completion.ids)
         return bool(self._end) and not completion.clipped and not stopped
 
 

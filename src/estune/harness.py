@@ -9,6 +9,7 @@ from typing import Any
 from estune.checkpoint import resolve
 from estune.config import RunConfig
 from estune.errors import ConfigError, DataError
+from estune.seams import guarded, reason
 
 Row = dict[str, Any]  # model, task, metric, value, stderr
 
@@ -21,20 +22,21 @@ def harness(model: str, tasks: Sequence[str], config: RunConfig, include_path: s
         DataError: it failed, for example since a dataset cannot be fetched.
     """
     manager = _manager(include_path)
-    unknown = [task for task in tasks if not manager.match_tasks([task])]
+    with guarded(ConfigError, f"lm-eval: it cannot look for {', '.join(tasks)}"):
+        unknown = [task for task in tasks if not manager.match_tasks([task])]
     if unknown:
         raise ConfigError(f"lm-eval: it has no task {unknown[0]!r}; lm-eval ls tasks lists them, --lm-eval-include-path adds a folder")
     folder = resolve(model, config.model_revision, trust_remote_code=config.trust_remote_code)
-    import lm_eval
+    with guarded(ConfigError, "lm-eval: it cannot be imported"):
+        import lm_eval
 
     try:
         found = lm_eval.simple_evaluate(
             **_model(str(folder), config), tasks=list(tasks), task_manager=manager, limit=config.max_eval_samples, bootstrap_iters=1000
         )
     except Exception as error:  # datasets, hub, model, memory: each its own kind
-        reason = " ".join(str(error).split())[:240]
         raise DataError(
-            f"lm-eval: {', '.join(tasks)} cannot be run ({type(error).__name__}: {reason}); "
+            f"lm-eval: {', '.join(tasks)} cannot be run ({reason(error)}); "
             "its data come from the hub: without a network, use tasks whose data are local files"
         ) from error
     return [row for task, values in sorted(found["results"].items()) for row in _rows(model, task, values)]
@@ -45,7 +47,10 @@ def _manager(include_path: str | None) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise ConfigError('lm-eval: it is not installed; pip install "estune[lm-eval]"') from None
-    return TaskManager(include_path=include_path)
+    except Exception as error:  # an installation that does not fit the others
+        raise ConfigError(f"lm-eval: it cannot be imported ({reason(error)})") from error
+    with guarded(ConfigError, "lm-eval: its tasks cannot be listed", "look into --lm-eval-include-path"):
+        return TaskManager(include_path=include_path)
 
 
 def _model(folder: str, config: RunConfig) -> dict[str, Any]:

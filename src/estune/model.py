@@ -3,9 +3,11 @@
 Everything that can be known from headers alone is checked before a weight is read.
 """
 
+import logging
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,19 @@ from estune.center import Center
 from estune.checkpoint import Checkpoint, open_checkpoint, resolve
 from estune.companions import INDEX, companions, copy_companions
 from estune.config import ESConfig, RunConfig
-from estune.durable import replaced_folder, sync_tree
+from estune.durable import disk_errors, replaced_folder, sync_tree
 from estune.errors import ConfigError, ModelError
 from estune.identity import Identity, seal
 from estune.member import Prompt
 from estune.parameters import Layout, layout
 from estune.placement import Place, place
 from estune.resources import amount, check_memory
+from estune.seams import guarded
 from estune.workers.base import Workers
-from estune.workers.ranks import Ranks
+from estune.workers.ranks import ranks_for
 from estune.workers.source import Source
+
+logger = logging.getLogger(__name__)
 
 
 class Model:
@@ -44,7 +49,7 @@ class Model:
     """
 
     def __init__(self, source: Any, config: ESConfig, tokenizer: Any, prompts: Mapping[str, Sequence[Prompt]]) -> None:
-        self._ranks = Ranks() if config.workers == "accelerate" else None
+        self._ranks = ranks_for(config.workers)
         self.leads = self._ranks is None or self._ranks.leads
         self.name, folder = self._in_turn(partial(_located, source, config, tokenizer))
         self.checkpoint: Checkpoint = open_checkpoint(folder)
@@ -109,7 +114,8 @@ class Model:
 
         def extra(folder: Path) -> None:
             if self._tokenizer is not None:
-                self._tokenizer.save_pretrained(folder)
+                with guarded(ModelError, "processing_class: the tokenizer cannot be saved"), disk_errors(folder):
+                    self._tokenizer.save_pretrained(folder)
             state(folder)
             if identity is not None:
                 seal(folder, identity)
@@ -166,6 +172,8 @@ def _located(source: Any, config: ESConfig, tokenizer: Any) -> tuple[str, Path]:
         return str(source), resolve(str(source), revision, trust_remote_code=config.trust_remote_code)
     if not hasattr(source, "save_pretrained"):
         raise ModelError(f"model: {source!r} is neither a hub id, a folder, a .gguf file nor a transformers model")
+    if hasattr(source, "peft_config"):
+        raise ModelError("model: it carries an adapter, such as LoRA's, and estune tunes whole models; give model.merge_and_unload()")
     folder = Path(config.output_dir) / "base"
     if folder.is_dir():  # a run that was begun lives by its base, and what else may be there is not overwritten
         _check_same(source, folder)
@@ -173,17 +181,49 @@ def _located(source: Any, config: ESConfig, tokenizer: Any) -> tuple[str, Path]:
         origin = None if tokenizer else _origin(source, config)  # a tokenizer of its own code may save less than it reads
         tokenizer = tokenizer or _tokenizer_of(origin, config)
         with replaced_folder(folder) as scratch:
-            tokenizer.save_pretrained(scratch)
-            source.save_pretrained(scratch)
+            _save(source, tokenizer, scratch)
             if origin:
                 copy_companions(origin, scratch, but=INDEX)
             sync_tree(scratch)
     return str(folder), folder
 
 
+def _save(source: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model of transformers, and its tokenizer where there is one, to `folder`."""
+    with guarded(ModelError, f"model: transformers cannot write it to {folder}"), disk_errors(folder):
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        with _valid_generation_config(source):
+            source.save_pretrained(folder)
+
+
+@contextmanager
+def _valid_generation_config(source: Any) -> Iterator[None]:
+    """Keep no more than the end tokens of a generation config that transformers refuses to save; greedy answers need no more."""
+    own = getattr(source, "generation_config", None)
+    if own is None or _is_valid(own):
+        yield
+        return
+    logger.warning("the model's generation config is not valid, so only its special tokens are kept: greedy answers use no more of it")
+    tokens = {name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    source.generation_config = type(own)(**tokens)
+    try:
+        yield
+    finally:
+        source.generation_config = own
+
+
+def _is_valid(generation_config: Any) -> bool:
+    try:
+        generation_config.validate(strict=True)
+        return True
+    except Exception:  # transformers has several kinds for it
+        return False
+
+
 def _check_same(source: Any, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        source.save_pretrained(scratch)
+        _save(source, None, Path(scratch))
         new, old = open_checkpoint(Path(scratch)), open_checkpoint(folder)
         if new.tensors != old.tensors or not all(torch.equal(new.read(name), old.read(name)) for name in new.tensors):
             raise ModelError(
@@ -194,7 +234,7 @@ def _check_same(source: Any, folder: Path) -> None:
 
 def _origin(source: Any, config: ESConfig) -> Path:
     """The folder that the model was loaded from, without the hub's weights."""
-    if not source.name_or_path:
+    if not getattr(source, "name_or_path", ""):
         raise ModelError("processing_class: the model was not loaded from anywhere, so give the tokenizer that belongs to it")
     return resolve(source.name_or_path, trust_remote_code=config.trust_remote_code, weights=False)
 
@@ -202,4 +242,5 @@ def _origin(source: Any, config: ESConfig) -> Path:
 def _tokenizer_of(folder: Path | None, config: ESConfig) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    with guarded(ModelError, f"processing_class: no tokenizer could be loaded from {folder}", "give the tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)

@@ -15,6 +15,7 @@ import torch
 from estune.checkpoint import Checkpoint
 from estune.errors import ConfigError, ModelError
 from estune.light import transformers
+from estune.seams import guarded
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout
         ModelError: no causal LM, quantised, unknown to transformers, incomplete, or laid out otherwise in memory.
     """
     model = _empty_model(checkpoint, trust_remote_code)
-    inside = dict(model.named_parameters(remove_duplicate=False))
-    rename = _renaming(model)
+    with guarded(ModelError, f"{checkpoint.folder}: transformers does not say how this model is laid out"):
+        inside = dict(model.named_parameters(remove_duplicate=False))
+        rename = _renaming(model)
+        embedding = _embedding(model)
     renamed = {name: rename(name) for name in checkpoint.tensors}
     found = {name: inside_name for name, inside_name in renamed.items() if inside_name in inside}
     _check_shapes(checkpoint, found, inside)
-    in_model, aliases = _once_each(checkpoint, found, inside, _embedding(model))
+    in_model, aliases = _once_each(checkpoint, found, inside, embedding)
     covered = {id(inside[name]) for name in in_model.values()}
     if missing := [name for name, parameter in inside.items() if id(parameter) not in covered]:
         raise ModelError(f"{checkpoint.folder}: its files lack {len(missing)} parameters, {missing[0]} among them")
@@ -64,21 +67,19 @@ def matches(patterns: list[str], name: str) -> bool:
 
 
 def _empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
-
     folder = checkpoint.folder
     try:
-        config = transformers().AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        _check_config(checkpoint, config)
-        with torch.device("meta"):
-            model = transformers().AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except ModelError:
+        with guarded(ModelError, f"{folder}: transformers cannot build this model"):
+            config = transformers().AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            _check_config(checkpoint, config)
+            with torch.device("meta"):
+                model = transformers().AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model.tie_weights()
+    except ModelError as error:
+        if "trust_remote_code" in str(error.__cause__) and not trust_remote_code:
+            why = "comes with code of its own; read it, and add --trust_remote_code true if it may run"
+            raise ModelError(f"{folder}: {why}") from error.__cause__
         raise
-    except Exception as error:  # whatever a wrong config makes transformers raise
-        reason = " ".join(str(error).split())
-        if "trust_remote_code" in reason and not trust_remote_code:
-            raise ModelError(f"{folder}: comes with code of its own; read it, and add --trust_remote_code true if it may run") from None
-        raise ModelError(f"{folder}: transformers cannot build this model ({reason[:200]})") from None
-    model.tie_weights()
     return model
 
 

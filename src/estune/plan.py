@@ -12,6 +12,7 @@ from estune.config import ESConfig
 from estune.errors import ConfigError, ModelError
 from estune.light import transformers
 from estune.parameters import matches
+from estune.seams import guarded
 
 Parts = dict[str, int]  # what → bytes
 
@@ -71,13 +72,11 @@ def shape_of(model: str, config: ESConfig, revision: str | None = None) -> Shape
 
     path, trusted = Path(model), config.trust_remote_code
     folder = path.parent if path.name == "config.json" else resolve(model, revision, trust_remote_code=trusted, weights=False)
-    try:
+    with guarded(ModelError, f"{model}: its config cannot be had", "or give --parameters"):
         found = transformers().AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         with torch.device("meta"):
             empty = transformers().AutoModelForCausalLM.from_config(found, trust_remote_code=trusted)
         empty.tie_weights()
-    except Exception as error:  # whatever a wrong config makes transformers raise
-        raise ModelError(f"{model}: its config cannot be had ({' '.join(str(error).split())[:200]}); or give --parameters") from None
     sizes = {name: parameter.numel() for name, parameter in empty.named_parameters()}
     patterns = config.target_parameters
     tuned = sum(size for name, size in sizes.items() if patterns is None or matches(patterns, name))

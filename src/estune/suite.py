@@ -24,6 +24,7 @@ from estune.member import Sampling
 from estune.model import Model
 from estune.rewards.limits import overran_line
 from estune.rewards.scoring import Rewards
+from estune.seams import guarded
 from estune.tokens import Tokenizer
 
 Key = tuple[str, str]  # model, task
@@ -110,6 +111,8 @@ def divergences(results: Sequence[Result], base: str) -> dict[Key, Divergence]:
     """
     moved = {_key(one): Divergence(0.0, 0.0, 0.0, 0.0) for one in results}
     others = [one for one in results if one.model != base]
+    if not others:
+        return moved
     _check_vocabulary([base, *(one.model for one in others)], results[0].exam.config)
     at_base = _likelihoods(base, others)
     for model in dict.fromkeys(one.model for one in others):
@@ -134,7 +137,8 @@ def _drawn_pairs(result: Result) -> list[tuple[Any, Any]]:
 
 def _check_vocabulary(models: Sequence[str], config: RunConfig) -> None:
     folders = [resolve(model, config.model_revision, trust_remote_code=config.trust_remote_code) for model in models]
-    first, *others = [Tokenizer(folder, config).inner.get_vocab() for folder in folders]
+    with guarded(ConfigError, "kl: the tokenizers cannot be compared"):
+        first, *others = [Tokenizer(folder, config).inner.get_vocab() for folder in folders]
     for model, vocabulary in zip(models[1:], others, strict=True):
         if vocabulary != first:
             raise ConfigError(

@@ -6,6 +6,7 @@ from typing import Any
 
 from estune.config import ESConfig
 from estune.errors import ConfigError
+from estune.seams import guarded
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +57,11 @@ class Trackers:
 
 def check_trackers(names: list[str] | None) -> None:
     """Raise ConfigError for a tracker that is unknown or whose package is missing."""
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+    with guarded(ConfigError, "report_to: accelerate, whose trackers these are, cannot be used"):
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-    available = {str(getattr(name, "value", name)) for name in get_available_trackers()}
-    known = {str(getattr(name, "value", name)) for name in LOGGER_TYPE_TO_CLASS}
+        available = {str(getattr(name, "value", name)) for name in get_available_trackers()}
+        known = {str(getattr(name, "value", name)) for name in LOGGER_TYPE_TO_CLASS}
     for name in names or []:
         if name == "none" or name in available:
             continue

@@ -8,8 +8,11 @@ import sys
 import threading
 import time
 
+import pytest
 import test_reward_functions
 from test_reward_functions import ANSWERS, ROWS, scored
+
+from estune.errors import RewardError
 
 rewards = test_reward_functions.rewards
 
@@ -76,3 +79,28 @@ def test_a_column_that_cannot_be_sent_keeps_the_function_here(rewards, caplog):
 
     assert rewards(judge).score(rows, ANSWERS).total[0] == os.getpid()
     assert any("its arguments cannot be sent" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("words", ["signal only works in main thread of the main interpreter", "due to usage of signal.alarm() in timeout"])
+def test_a_function_called_here_that_needs_an_alarm_signal_is_told_the_way_out(rewards, words):
+    seen = []
+
+    def judge(completions):
+        seen.append(completions)
+        raise ValueError(words)
+
+    with pytest.raises(RewardError, match="write it as a plain function, or turn the time limit off .*parsing_timeout=None"):
+        rewards(judge).score(ROWS[: len(ANSWERS)], ANSWERS, first=True)
+
+
+def test_a_function_called_here_is_warned_of_math_verifys_time_limits(rewards, caplog, monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", object())
+    seen = []
+
+    def judge(completions):
+        seen.append(completions)
+        return [0.0] * len(completions)
+
+    with caplog.at_level(logging.INFO, "estune"):
+        scored(rewards(judge))
+    assert any("math-verify's own time limits fail there" in record.getMessage() for record in caplog.records)

@@ -1,18 +1,21 @@
 """`estune`: choose a command, run it, and turn whatever ends it into an exit status.
 
 0 done; 1 failed, and can be resumed; 2 the input is wrong, one line says what; 130 Ctrl-C; 143 SIGTERM.
+`--debug`, or ESTUNE_TRACEBACK=1 in the environment, adds the traceback with all causes.
 """
 
 import argparse
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 from estune import __version__
 from estune.cli import compare, evaluate, new_task, plan, replay, score, tasks, train
 from estune.errors import EstuneError, InputError
+from estune.seams import reason
 from estune.visible import clean_streams, one_line
 
 _COMMANDS = {
@@ -48,21 +51,49 @@ def _logged(arguments: list[str]) -> int:
     logging.getLogger("estune").setLevel(logging.INFO)
     try:
         return _run(arguments)
-    except InputError as error:
-        return _ended(error, 2)
-    except EstuneError as error:
-        return _ended(error, 1)
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, Exception) and _debugging(arguments):
+            _show(error)
+        return _status(error)
+
+
+def _status(error: BaseException) -> int:
+    """Say in one line why the command ended; the exit status."""
+    if isinstance(error, EstuneError):
+        return _ended(error, 2 if isinstance(error, InputError) else 1)
+    if isinstance(error, KeyboardInterrupt):
         return _ended("stopped by Ctrl-C; the run can be resumed with --resume_from_checkpoint true", 130)
-    except BrokenPipeError:  # the reader of a pipe, such as head, went away
+    if isinstance(error, BrokenPipeError):  # the reader of a pipe, such as head, went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except SystemExit as ended:
-        if ended.code == 143:
+    if isinstance(error, SystemExit):
+        if error.code == 143:
             return _ended("stopped by SIGTERM; the run can be resumed with --resume_from_checkpoint true", 143)
-        return ended.code if isinstance(ended.code, int) else _ended(ended.code, 1) if ended.code else 0
-    except OSError as error:
+        return error.code if isinstance(error.code, int) else _ended(error.code, 1) if error.code else 0
+    if isinstance(error, OSError):
         return _ended(f"{error.filename or 'system'}: {error.strerror or error}; free what is short and resume the run", 1)
+    return _ended(f"unexpected {type(error).__name__} at {_origin(error)} ({reason(error)}); --debug shows the traceback", 1)
+
+
+def _debugging(arguments: Sequence[str]) -> bool:
+    return "--debug" in arguments or os.environ.get("ESTUNE_TRACEBACK", "0") not in ("", "0")
+
+
+def _show(error: BaseException) -> None:
+    """Print the traceback with every cause, those too that were left out of the one-line message."""
+    link: BaseException | None = error
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        link.__suppress_context__ = link.__cause__ is not None
+        link = link.__cause__ or link.__context__
+    traceback.print_exception(error)
+
+
+def _origin(error: BaseException) -> str:
+    """Where an error that nothing foresaw was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno}"
 
 
 class _ToStderr(logging.Handler):
@@ -81,6 +112,7 @@ def _run(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    _add_debug(parser)
     parser.add_argument("--version", action="version", version=f"estune {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
     chosen = next((word for word in arguments if not word.startswith("-")), None)
@@ -95,8 +127,14 @@ def _run(arguments: list[str]) -> int:
         )
         if name == chosen:  # only the chosen command's options are built
             module.add_options(sub)
+            _add_debug(sub)
     options, unknown = parser.parse_known_args(arguments)
     return int(_COMMANDS[options.command].run(options, unknown))
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    """`--debug`, which may stand before the command or among its options."""
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback behind an error")
 
 
 def _ended(why: object, status: int) -> int:

@@ -12,6 +12,7 @@ import yaml
 from estune import trust
 from estune.config import ESConfig, RunConfig, build, nearest
 from estune.errors import ConfigError
+from estune.seams import guarded
 from estune.tasks import get_task
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,5 @@ def _from_file(path: str) -> dict[str, Any]:
 
 def parsed(text: str, where: str) -> Any:
     """What a YAML text says; `where` names it. Raises ConfigError."""
-    try:
+    with guarded(ConfigError, f"{where}: is no YAML"):
         return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-99-99
-        raise ConfigError(f"{where}: is no YAML ({' '.join(str(error).split())})") from None

@@ -20,10 +20,12 @@ from estune.compare.watch import Papers, Watch
 from estune.config import RunConfig
 from estune.data import Row, rows_of
 from estune.engines.transformers import TransformersEngine, engine_device, stopped
-from estune.errors import ConfigError, ModelError
+from estune.errors import ConfigError, EngineError, ModelError
 from estune.member import Member, Prompt, Sampling
 from estune.parameters import layout
 from estune.rewards.scoring import Rewards
+from estune.seams import guarded
+from estune.stops import Stops
 from estune.tokens import Tokenizer
 from estune.workers.base import Evaluation, Work
 
@@ -52,7 +54,8 @@ def train(run: Run, folder: Path, rows: list[Row], held_out: list[Row] | None, r
     marks.watch = Watch(run, folder, lambda: papers.examine(run, engine, trainer.state.global_step, trainer.state))
     marks.watch.begin_afresh()
     try:
-        trainer.train()
+        with guarded(EngineError, "TRL's trainer failed"):
+            trainer.train()
     finally:
         rewards.close()
     about = {"engine": "transformers", "dtype": "float32" if trainer.args.use_cpu else "float32, bfloat16 autocast"}
@@ -70,18 +73,18 @@ def prompts(run: Run, rows: Sequence[Row]) -> Dataset:
 
 
 def _trainer(run: Run, folder: Path, model: Any, tokenizer: Tokenizer, scorer: "_Scorer", dataset: Dataset, marks: "_AtMarks") -> Any:
-    from trl import GRPOConfig, GRPOTrainer
+    with guarded(ConfigError, "TRL cannot be imported"):
+        from trl import GRPOConfig, GRPOTrainer
 
     on_cpu = engine_device(run.config()) == "cpu"
     quiet = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
     where = {"output_dir": str(folder / "trl"), "use_cpu": on_cpu, "bf16": not on_cpu, "shuffle_dataset": False}
-    try:
+    with guarded(ConfigError, "rl_kwargs: TRL refuses them"):
         args = GRPOConfig(**quiet | where | run.rl)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"rl_kwargs: TRL refuses them ({' '.join(str(error).split())[:200]})") from None
-    trainer = GRPOTrainer(
-        model=model, reward_funcs=scorer.score, args=args, train_dataset=dataset, processing_class=tokenizer.inner, callbacks=[marks]
-    )
+    with guarded(ConfigError, "TRL's trainer does not start"):
+        trainer = GRPOTrainer(
+            model=model, reward_funcs=scorer.score, args=args, train_dataset=dataset, processing_class=tokenizer.inner, callbacks=[marks]
+        )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -89,10 +92,8 @@ def _trainer(run: Run, folder: Path, model: Any, tokenizer: Tokenizer, scorer: "
 def _trainable(folder: Path, config: RunConfig) -> Any:
     """The model in fp32, with gradients for `target_parameters` alone where some are named."""
     settings = {"dtype": torch.float32, "trust_remote_code": config.trust_remote_code, **(config.model_init_kwargs or {})}
-    try:
+    with guarded(ModelError, f"{folder}: transformers cannot load this model"):
         model = AutoModelForCausalLM.from_pretrained(folder, **settings)
-    except (RuntimeError, ValueError, TypeError, OSError) as error:
-        raise ModelError(f"{folder}: transformers cannot load this model ({' '.join(str(error).split())[:300]})") from error
     if config.target_parameters:
         known = layout(open_checkpoint(folder), trust_remote_code=config.trust_remote_code)
         tuned = {known.in_model[name] for name in known.targets(config.target_parameters)}
@@ -167,7 +168,7 @@ class _InTraining:
 
 def _stop_at(model: Any, tokenizer: Tokenizer, stop: Sequence[str], end: int) -> None:
     """Let the model's generate end rows at stop strings, which TRL cannot ask of it; the end token behind them tells it."""
-    plain = model.generate
+    plain, stops = model.generate, Stops(tokenizer.inner, stop)
 
     def generate(*args: Any, **settings: Any) -> torch.Tensor:
         if "stopping_criteria" in settings:  # an evaluation, which looks for them itself
@@ -175,18 +176,8 @@ def _stop_at(model: Any, tokenizer: Tokenizer, stop: Sequence[str], end: int) ->
         length = settings["input_ids"].shape[1]
         out = plain(*args, stopping_criteria=[stopped(tokenizer, stop, length)], **settings)
         for row in out[:, length:]:
-            if (at := _stops_at(tokenizer, stop, row.tolist())) is not None:
+            if (at := stops.first(row.tolist())) is not None and at < len(row):  # else nothing follows it
                 row[at:] = end
         return out  # type: ignore[no-any-return]
 
     model.generate = generate
-
-
-def _stops_at(tokenizer: Tokenizer, stop: Sequence[str], ids: list[int]) -> int | None:
-    """How many of `ids` there are up to the first stop string; None without one, and where nothing follows it."""
-
-    def has_one(count: int) -> bool:
-        text = tokenizer.decode(ids[:count])
-        return any(string in text for string in stop)
-
-    return next(filter(has_one, range(1, len(ids))), None) if has_one(len(ids)) else None

@@ -6,7 +6,7 @@ nothing else: a repetition penalty or temperature in the model's generation conf
 
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,16 @@ import torch
 
 from estune.center import Center
 from estune.config import ESConfig
+from estune.engines import answers
 from estune.engines.attention import group_heads
 from estune.engines.base import compare
 from estune.engines.rows import Reuse, Rows
 from estune.engines.sampling import Drawn, sample_seeds
-from estune.errors import DataError, EngineError, ModelError
+from estune.errors import EngineError, EstuneError, ModelError
 from estune.light import transformers
 from estune.member import Completion, Member, Prompt, Sampling
+from estune.seams import guarded, reason
+from estune.stops import Stops
 from estune.tokens import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -46,16 +49,19 @@ class TransformersEngine:
     def __init__(self, folder: Path, in_model: dict[str, str], config: ESConfig, tokenizer: Any = None, model: Any = None) -> None:
         self._tokenizer = Tokenizer(folder, config, tokenizer)
         self._model = load_model(folder, config, engine_dtype(config)) if model is None else model
-        self._model.get_output_embeddings().register_forward_pre_hook(_contiguous)
-        if model is None:  # one that was handed over stays as it is
-            group_heads(self._model)
-        self._reuse = Reuse.of(self._model)
+        with guarded(ModelError, f"{folder}: transformers cannot generate with this model"):
+            if head := self._model.get_output_embeddings():
+                head.register_forward_pre_hook(_contiguous)
+            if model is None:  # one that was handed over stays as it is
+                group_heads(self._model)
+            self._reuse = Reuse.of(self._model)
+            self._parameters = _parameters(self._model, in_model)
+            self._vocabulary = len(self._model.get_input_embeddings().weight)
         logger.log(logging.INFO if self._reuse.whole else logging.WARNING, "%s", self._reuse.describe())
-        inside = dict(self._model.named_parameters(remove_duplicate=False))
-        self._parameters: dict[str, torch.Tensor] = {name: inside[inside_name].data for name, inside_name in in_model.items()}
-        self._stop = config.stop or []
+        self._pad = self._tokenizer.padding(self._vocabulary)
         self._batch_size = config.generation_batch_size
-        self._end = self._tokenizer.ends(self._model.generation_config)
+        self._end = {token for token in self._tokenizer.ends(self._model.generation_config) if token < self._vocabulary}
+        self._proven = False
         self._model.generation_config = self._greedy(1)  # else generate would fill in what ours leaves open from the model's own
 
     @property
@@ -71,7 +77,15 @@ class TransformersEngine:
             pass
 
     def check(self, center: Center, member: Member) -> None:
+        """Once also that the model can be asked again, and together with others; where not with others, it is asked alone.
+
+        Raises:
+            ModelError: what it answers depends on what it was asked before.
+        """
         compare(center, member, self.read)
+        if not self._proven:
+            self._check_answers(center, member)
+            self._proven = True
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(ids) for ids in self._encode(prompts)]
@@ -83,29 +97,51 @@ class TransformersEngine:
         room = self.context_length - max(map(len, encoded), default=0)
         budget = min(max_completion_length, room)  # one for all, so that answers don't depend on the batches
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))  # alike lengths together pad least
-        answers: dict[int, Completion] = {}
-        while len(answers) < len(order):
-            batch = order[len(answers) : len(answers) + self._batch_size]
+        completions: dict[int, Completion] = {}
+        while len(completions) < len(order):
+            batch = order[len(completions) : len(completions) + self._batch_size]
             try:
                 done = self._generate_batch([encoded[i] for i in batch], budget, [seeds[i] for i in batch] if sampling else [], sampling)
-            except (RuntimeError, MemoryError) as error:
+            except EstuneError:
+                raise
+            except Exception as error:  # a model's own code may raise anything
                 self._shrink(error)
                 continue
-            answers.update(zip(batch, done, strict=True))
-        return [answers[i] for i in range(len(order))]
+            completions.update(zip(batch, done, strict=True))
+        return [completions[i] for i in range(len(order))]
+
+    def _check_answers(self, center: Center, member: Member) -> None:
+        first, again = self._probe(answers.PROMPTS[:1])[0], self._probe(answers.PROMPTS[:1])[0]
+        try:
+            compare(center, member, self.read)
+        except EngineError as error:
+            raise ModelError(f"{_changing(self._model, 'its own weights')} ({error})") from error
+        if apart := answers.difference(first, again):
+            if not answers.within_rounding(apart, self._model.dtype):
+                raise ModelError(_changing(self._model, "what it answers to the same prompt"))
+            logger.warning("this model answers the same prompt with other roundings each time, so rewards may differ from run to run")
+        beside = self._probe(answers.PROMPTS)[0]
+        if not answers.within_rounding(answers.difference(first, beside), self._model.dtype) and self._batch_size > 1:
+            logger.warning("this model's answers depend on the other prompts of a batch, so it is asked one prompt at a time")
+            self._batch_size = 1
+
+    @torch.inference_mode()
+    def _probe(self, prompts: Sequence[Sequence[int]]) -> list[answers.Answer]:
+        """What the model makes of some token ids, asked in one batch."""
+        room = max(1, self.context_length - answers.STEPS)
+        encoded = [[token % self._vocabulary for token in prompt][:room] for prompt in prompts]
+        seen = answers.Seen()
+        with guarded(EngineError, "the model failed to answer a prompt of a few tokens"):
+            rows = Rows(self._model, self._reuse, encoded, self._pad)
+            self._extend(rows, max(map(len, encoded)), answers.STEPS, [seen])
+        return [answers.Answer.of(seen, rows.ids, row) for row in range(len(encoded))]
 
     def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        encoded = self._tokenizer.encode(prompts)
-        known = len(self._model.get_input_embeddings().weight)
-        for ids in encoded:
-            if ids and (wrong := max(ids)) >= known:
-                start = ", ".join(map(str, ids[:6]))
-                raise DataError(f"prompt: token {wrong} of [{start}, …] is none of the model's {known:,}; tokenize for this model")
-        return encoded
+        return self._tokenizer.encode(prompts, self._vocabulary)
 
     @torch.inference_mode()
     def _generate_batch(self, encoded: list[list[int]], budget: int, seeds: list[int], sampling: Sampling | None) -> list[Completion]:
-        rows, longest = Rows(self._model, self._reuse, encoded, self._tokenizer.pad), max(map(len, encoded))
+        rows, longest = Rows(self._model, self._reuse, encoded, self._pad), max(map(len, encoded))
         done: dict[int, Completion] = {}
         finite = [True] * len(encoded)
         while rows.left:
@@ -123,7 +159,7 @@ class TransformersEngine:
     def _extend(self, rows: Rows, longest: int, budget: int, processors: list[Any]) -> list[bool]:
         """Generate some more tokens, and tell which rows have ended."""
         room = longest + budget - rows.ids.shape[1]
-        stop = stopped(self._tokenizer, self._stop, longest) if self._stop else None
+        stop = Stopped(self._tokenizer.stops, longest) if self._tokenizer.stops else None
         ids = self._model.generate(
             input_ids=rows.ids,
             attention_mask=rows.mask,
@@ -135,20 +171,20 @@ class TransformersEngine:
         rows.grow(ids)
         if ids.shape[1] == longest + budget:
             return [True] * len(ids)
-        over = torch.isin(ids[:, longest:], torch.tensor([*self._end, self._tokenizer.pad], device=ids.device)).any(1)
-        return (over | stop(ids, None) if stop else over).tolist()
+        over = torch.isin(ids[:, longest:], torch.tensor([*self._end], dtype=ids.dtype, device=ids.device)).any(1)
+        return (over | stop.rows if stop else over).tolist()
 
     def _greedy(self, budget: int) -> Any:
         from transformers import GenerationConfig
 
-        return GenerationConfig(do_sample=False, max_new_tokens=budget, eos_token_id=sorted(self._end), pad_token_id=self._tokenizer.pad)
+        return GenerationConfig(do_sample=False, max_new_tokens=budget, eos_token_id=sorted(self._end) or None, pad_token_id=self._pad)
 
     def _shrink(self, error: Exception) -> None:
         """Halve the batch after running out of memory; anything else is an error of the model's."""
         words = str(error).lower()
         out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in words
         if not out_of_memory:
-            raise EngineError(f"generation failed: {' '.join(str(error).split())[:300]}") from error
+            raise EngineError(f"the model failed to generate ({reason(error)})") from error
         if self._batch_size == 1:
             raise EngineError(
                 "out of memory with one sequence at a time: lower max_completion_length, or use a smaller model or dtype"
@@ -159,16 +195,29 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
 
-def stopped(tokenizer: Tokenizer, stop: Sequence[str], prompt_length: int) -> Callable[..., torch.Tensor]:
-    """Tells generate which rows have a stop string in their last tokens. transformers' own criterion compares tokens
-    with strings, and fails on tokenizers that don't spell their tokens as they decode them."""
-    window = max(len(string.encode()) for string in stop) + 4  # tokens; each adds at least a byte, but for special ones
+class Stopped:
+    """A stopping criterion that ends the rows with a stop string in their last tokens, and notes which they are.
 
-    def criterion(ids: torch.Tensor, scores: Any, **settings: Any) -> torch.Tensor:
-        texts = [tokenizer.decode(row) for row in ids[:, prompt_length:][:, -window:].tolist()]
-        return torch.tensor([any(string in text for string in stop) for text in texts], device=ids.device)
+    transformers' own compares tokens with strings, and fails on tokenizers that don't spell their tokens as they decode them.
+    """
 
-    return criterion
+    def __init__(self, stops: Stops, prompt_length: int) -> None:
+        self._stops, self._prompt_length = stops, prompt_length
+        self.rows = torch.tensor(False)  # (B,), whether each has ever had one
+
+    def __call__(self, ids: torch.Tensor, scores: Any, **settings: Any) -> torch.Tensor:
+        found = [self._ends(row) for row in ids[:, self._prompt_length :].tolist()]
+        self.rows = self.rows.to(ids.device) | torch.tensor(found, device=ids.device)
+        return self.rows
+
+    def _ends(self, new: list[int]) -> bool:
+        """Looks at the last tokens first, since a whole row takes longer to decode each time."""
+        return self._stops.found(new[-self._stops.window :]) and self._stops.found(new)
+
+
+def stopped(tokenizer: Tokenizer, stop: Sequence[str], prompt_length: int) -> Stopped:
+    """The criterion for other stop strings than those of the run."""
+    return Stopped(Stops(tokenizer.inner, stop), prompt_length)
 
 
 def default_device() -> str:
@@ -201,17 +250,28 @@ def engine_device(config: ESConfig) -> str:
 
 def load_model(folder: Path, config: ESConfig, dtype: torch.dtype) -> Any:
     """The causal LM in `folder`, for inference on the config's device. Raises ModelError when transformers cannot load it."""
-    try:
+    with guarded(ModelError, f"{folder}: transformers cannot load this model"):
         model = transformers().AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             trust_remote_code=config.trust_remote_code,
             **(config.model_init_kwargs or {}),
         )
+        if getattr(model.config, "rescale_every", 0):
+            model.config.rescale_every = 0  # RWKV would divide its own weights, once, whatever is written into them later
         return model.to(engine_device(config)).eval().requires_grad_(False)
-    except (RuntimeError, ValueError, TypeError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{folder}: transformers cannot load this model ({reason})") from error
+
+
+def _parameters(model: Any, in_model: dict[str, str]) -> dict[str, torch.Tensor]:
+    """Name in the files → the model's own tensor."""
+    inside = dict(model.named_parameters(remove_duplicate=False))
+    if missing := [name for name in in_model.values() if name not in inside]:
+        raise ModelError(f"transformers' {type(model).__name__} has no parameter {missing[0]}, which the model's files hold")
+    return {name: inside[inside_name].data for name, inside_name in in_model.items()}
+
+
+def _changing(model: Any, what: str) -> str:
+    return f"{type(model).__name__} of transformers changes {what} as it generates, so members would not answer as their weights say"
 
 
 class _Finite:

@@ -9,11 +9,9 @@ itself: a seed travels, weights don't. Whatever of vLLM changes between its vers
 import importlib.metadata
 import logging
 import os
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +21,21 @@ import torch
 from estune.center import Center
 from estune.checkpoint import Checkpoint, open_checkpoint
 from estune.config import ESConfig
+from estune.engines.answers import PROMPTS, STEPS
 from estune.engines.copies import Copies
 from estune.engines.sampling import sample_seeds
 from estune.engines.transformers import engine_device, engine_dtype
+from estune.engines.vllm_environment import set_environment, unseen
 from estune.engines.vllm_places import Places, responses
 from estune.errors import ConfigError, EngineError, ModelError
 from estune.member import Completion, Member, Prompt, Sampling
 from estune.parameters import Layout
 from estune.resources import cores, give_back, keep_freed
+from estune.seams import guarded
 from estune.shared import Address
 from estune.tokens import Tokenizer
 
+logger = logging.getLogger(__name__)
 TESTED = ("0.32.0",)  # versions that the tests pass with
 _CPU_CACHE = 4 << 30  # bytes for keys and values on a CPU
 _LOGGED = 300  # characters of vLLM's errors to repeat
@@ -56,15 +58,18 @@ class VLLMEngine:
     def __init__(self, checkpoint: Checkpoint, layout: Layout, config: ESConfig, tokenizer: Any = None) -> None:
         self._checkpoint, self._aliases = checkpoint, layout.aliases
         self._tokenizer = Tokenizer(checkpoint.folder, config, tokenizer)
-        self._stop = config.stop or []
         self._ranks = config.vllm_tensor_parallel_size
         self._attached: Address | Center | None = None
+        self._proven = False
         self._llm = _built(checkpoint, config)
-        self._end = self._tokenizer.ends(_generation_config(checkpoint.folder))
+        with guarded(EngineError, f"vLLM {_version()} does not say what model it loaded"):
+            self._context_length = int(self._llm.llm_engine.model_config.max_model_len)
+            self._vocabulary = int(self._llm.llm_engine.model_config.get_vocab_size())
+        self._end = {token for token in self._tokenizer.ends() if token < self._vocabulary}
 
     @property
     def context_length(self) -> int:
-        return int(self._llm.llm_engine.model_config.max_model_len)
+        return self._context_length
 
     def load(self, center: Center, member: Member) -> None:
         self._attach(center)
@@ -72,7 +77,10 @@ class VLLMEngine:
         self._reset_cache()
 
     def check(self, center: Center, member: Member) -> None:
-        """Load other weights, then the member's again: everything must change, and change back; all must be taken."""
+        """Load other weights, then the member's again: everything must change, and change back; all must be taken.
+
+        Once also that the model answers, and twice the same.
+        """
         self._attach(center)
         taken: Counter[str] = Counter()
         for watched in self._everywhere("estune_check", vars(member)):
@@ -82,14 +90,20 @@ class VLLMEngine:
         for name, theta in center.theta.items():
             if taken[name] < theta.numel():
                 raise EngineError(f"vLLM took {taken[name]:,} of the {theta.numel():,} weights in {name}")
+        if not self._proven:
+            self._check_answers()
+            self._proven = True
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        return [len(ids) for ids in self._tokenizer.encode(prompts)]
+        return [len(ids) for ids in self._tokenizer.encode(prompts, self._vocabulary)]
 
     def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int, sampling: Sampling | None = None) -> list[Completion]:
-        encoded = self._tokenizer.encode(prompts)
+        encoded = self._tokenizer.encode(prompts, self._vocabulary)
         budget = min(max_completion_length, self.context_length - max(map(len, encoded), default=0))
-        settings = {"temperature": 0.0, "max_tokens": budget, "stop": self._stop, "stop_token_ids": sorted(self._end)}
+        stops = self._tokenizer.stops
+        settings = {"temperature": 0.0, "max_tokens": budget, "stop": stops.strings, "stop_token_ids": sorted(self._end)}
+        settings |= {"ignore_eos": True}  # it would end on what it takes for end tokens by itself; ours are all in stop_token_ids
+        settings |= {"skip_special_tokens": not stops.special}  # else it does not see stop strings that name one
         each = [settings] * len(encoded)
         if sampling:  # one request a sample, with a seed of its own; they share the prompt's cache
             drawn = settings | {"temperature": sampling.temperature, "top_p": sampling.top_p}
@@ -102,6 +116,24 @@ class VLLMEngine:
             self._everywhere("estune_empty_cache")
             self._reset_cache()
         return [replace(self._tokenizer.completion(ids, self._end, budget), finite=finite) for ids in new]
+
+    def _check_answers(self) -> None:
+        """Raises ModelError when vLLM loads the model, but lacks a kernel to run it on this machine, say."""
+        room = max(1, self.context_length - STEPS)
+        encoded = [[token % self._vocabulary for token in prompt][:room] for prompt in PROMPTS]
+        settings = {"temperature": 0.0, "max_tokens": STEPS, "ignore_eos": True, "detokenize": False}
+        answers = []
+        for _ in range(2):
+            try:
+                outputs = self._answers(encoded, [settings] * len(encoded))
+            except EngineError as error:
+                raise ModelError(f"{self._checkpoint.folder}: {error}; use engine: transformers for this model") from error
+            answers.append([list(output.outputs[0].token_ids) for output in outputs])
+            self._reset_cache()
+        if answers[0] != answers[1]:
+            logger.warning("vLLM answers the same prompts otherwise each time, so rewards may differ from run to run")
+        if not all(self._everywhere("estune_finite")):
+            self._everywhere("estune_empty_cache")
 
     def _parts(self, encoded: list[list[int]]) -> list[slice]:
         """On a CPU vLLM 0.32 cannot draw for a prompt that it reads in two goes, so no more are given at once than it reads in one."""
@@ -127,7 +159,9 @@ class VLLMEngine:
 
     def _reset_cache(self) -> None:
         """Within one member the cache is worth having, since prompts share beginnings; it must not outlive its weights."""
-        if not self._llm.reset_prefix_cache():
+        with guarded(EngineError, "vLLM failed to empty its prefix cache"):
+            empty = self._llm.reset_prefix_cache()
+        if not empty:
             raise EngineError("vLLM kept its prefix cache, which holds what other weights computed; a request is still running")
 
     def _attach(self, center: Center) -> None:
@@ -288,15 +322,17 @@ def _shared(model: torch.nn.Module, head: torch.nn.Module) -> bool:
 def _built(checkpoint: Checkpoint, config: ESConfig) -> Any:
     """The `vllm.LLM`."""
     on_cpu = engine_device(config) == "cpu"
-    _set_environment(config, on_cpu)
+    set_environment(config, on_cpu)
     logging.getLogger("vllm").setLevel(logging.ERROR)
     try:
         from vllm import LLM
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload  # noqa: F401
     except ImportError as error:
         raise ConfigError(_unusable(error)) from None
+    except Exception as error:  # an installation that does not fit the machine or the other packages
+        raise ConfigError(f"engine: vLLM {_version()} cannot be imported ({_reason(error)})") from error
     try:
-        with _unseen("llvmlite.binding.ffi"), warnings.catch_warnings():
+        with unseen("llvmlite.binding.ffi"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return LLM(**_settings(checkpoint, config, on_cpu))
     except TypeError as error:
@@ -328,45 +364,6 @@ def _settings(checkpoint: Checkpoint, config: ESConfig, on_cpu: bool) -> dict[st
     if ranks > 1:
         settings["distributed_executor_backend"] = "mp"
     return settings | (config.engine_kwargs or {})
-
-
-def _set_environment(config: ESConfig, on_cpu: bool) -> None:
-    """What vLLM reads when it is imported; what the user set stays."""
-    usual = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: it ends with it, and its errors arrive
-        "VLLM_HOST_IP": "127.0.0.1",  # nothing listens beyond this machine
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    if on_cpu:
-        ranks, there = config.vllm_tensor_parallel_size, sorted(os.sched_getaffinity(0))
-        part = max(1, len(there) // ranks)
-        lists = [",".join(map(str, there[rank * part : (rank + 1) * part] or there[-1:])) for rank in range(ranks)]
-        usual["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(lists) if ranks > 1 else "nobind"
-    for name, value in usual.items():
-        os.environ.setdefault(name, value)
-
-
-@contextmanager
-def _unseen(module: str) -> Iterator[None]:
-    """vLLM looks into every module for Triton kernels when it starts, and fails on an object of this one of numba's."""
-    hidden = sys.modules.pop(module, None)
-    try:
-        yield
-    finally:
-        if hidden is not None:
-            sys.modules[module] = hidden
-
-
-def _generation_config(folder: Path) -> Any:
-    from transformers import GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(folder)
-    except OSError:  # there need not be one
-        return None
 
 
 def _version() -> str:

@@ -57,11 +57,16 @@ def responses(model: torch.nn.Module) -> dict[str, torch.Tensor]:
                 if parameter.numel():
                     rows = parameter.float().reshape(max(1, len(parameter) if parameter.dim() else 1), -1)
                     found[f"{name}.{own}"] = rows @ _ramp(rows.shape[1]).to(rows)
-            if isinstance(module, (LinearBase, ParallelLMHead)):
+            if isinstance(module, (LinearBase, ParallelLMHead)) and not _convolves(module):
                 width = next(filter(None, (getattr(module, side, None) for side in _WIDTHS)))
                 like = next(module.parameters())
                 found[name] = module.quant_method.apply(module, _ramp(width)[None].to(like), None).float()
     return found
+
+
+def _convolves(module: torch.nn.Module) -> bool:
+    """Whether its weight serves a convolution, as Mamba's: it is not multiplied by and never packed away."""
+    return any(parameter.dim() > 2 for parameter in module.parameters(recurse=False))
 
 
 def _ramp(width: int) -> torch.Tensor:

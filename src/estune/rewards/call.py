@@ -64,6 +64,11 @@ class Failure:
 
 Answer = Returned | Failure
 
+_NO_ALARM = (
+    "it sets an alarm signal, which works in a main thread alone, but it is called in a thread, since it carries state along; "
+    "write it as a plain function, or turn the time limit off (math-verify: parsing_timeout=None, timeout_seconds=None)"
+)
+
 
 def answer(
     function: Callable[..., Any], calls: Sequence[Call], loop: asyncio.AbstractEventLoop, limit: int, timeout: float
@@ -124,7 +129,8 @@ def failure_of(function: Callable[..., Any], error: BaseException) -> Failure:
     lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     own = [(file, line) for file, line in lines if file == source(function)]
     file, number = (own or lines or [("an unknown file", 0)])[-1]  # the user's own line, rather than one in a library that it called
-    return Failure(f"raised {_said(error)} at {clean(file)}:{number}", _details(error))
+    said = f"{clean(type(error).__name__)}: {_NO_ALARM}" if _needs_alarm(error) else _said(error)
+    return Failure(f"raised {said} at {clean(file)}:{number}", _details(error))
 
 
 def _said(error: BaseException) -> str:
@@ -136,6 +142,14 @@ def _details(error: BaseException) -> str:
         return clean("".join(traceback.format_exception(error)))
     except BaseException as another:  # the text of an exception is made by its own code, which can fail
         return _said(another)
+
+
+def _needs_alarm(error: BaseException) -> bool:
+    """Whether a function tried to set an alarm signal in a thread: Python's words for it, and math-verify's."""
+    if not isinstance(error, ValueError):
+        return False
+    said = one_line(error, 300)
+    return "signal only works in main thread" in said or "usage of signal.alarm" in said
 
 
 def source(function: Callable[..., Any]) -> str | None:

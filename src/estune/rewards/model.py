@@ -8,7 +8,7 @@ import torch
 from estune.checkpoint import resolve
 from estune.engines.transformers import default_device
 from estune.errors import ConfigError, EstuneError
-from estune.visible import one_line
+from estune.seams import guarded
 
 _BATCH = 16  # sequences at a time
 
@@ -29,11 +29,12 @@ class RewardModel:
         self.__name__ = source.rstrip("/").rpartition("/")[2]
         try:
             folder = resolve(source)
+        except EstuneError as error:
+            raise ConfigError(f"reward_funcs: {source} cannot be loaded as a reward model ({error})") from error
+        never = {"use_safetensors": True, "trust_remote_code": False}  # neither a pickle nor code of its own, and no question
+        with guarded(ConfigError, f"reward_funcs: {source} cannot be loaded as a reward model"):
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            never = {"use_safetensors": True, "trust_remote_code": False}  # neither a pickle nor code of its own, and no question
             model = AutoModelForSequenceClassification.from_pretrained(folder, **never)
-        except (EstuneError, OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"reward_funcs: {source} cannot be loaded as a reward model ({one_line(error, 240)})") from None
         if model.config.num_labels != 1:
             raise ConfigError(f"reward_funcs: {source} has {model.config.num_labels} labels; a reward model has one")
         if self._tokenizer.pad_token is None:

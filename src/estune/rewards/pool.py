@@ -10,6 +10,7 @@ import contextlib
 import inspect
 import logging
 import math
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
@@ -150,7 +151,8 @@ class Pool:
 
     def _stay(self, index: int, why: str) -> None:
         if index not in self._here:
-            logger.info("reward function %s is called in this process, where it can't be killed: %s", self._names[index], why)
+            limits = "; math-verify's own time limits fail there, so turn them off" if "math_verify" in sys.modules else ""
+            logger.info("reward function %s is called in this process, where it can't be killed: %s%s", self._names[index], why, limits)
             self._here[index] = Here(self._functions[index], timeout=self._limits.timeout, concurrency=self._limits.concurrency)
         self._portable.pop(index, None)
 

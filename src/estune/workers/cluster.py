@@ -11,6 +11,7 @@ from typing import Any
 from estune.config import ESConfig
 from estune.errors import ConfigError
 from estune.resources import cores
+from estune.seams import guarded
 
 _REACH = 10  # seconds for a cluster's head to answer
 _STORE = 512 << 20  # bytes of shared memory for prompts and completions under way
@@ -47,7 +48,8 @@ def connect(config: ESConfig) -> str:
             _join(config.ray_address, quiet)
         else:
             quiet |= {"address": "local"}  # not one that someone started here
-            ray.init(num_cpus=cores(), include_dashboard=False, _node_ip_address="127.0.0.1", object_store_memory=_STORE, **quiet)
+            with guarded(ConfigError, "workers: Ray does not start on this machine"):
+                ray.init(num_cpus=cores(), include_dashboard=False, _node_ip_address="127.0.0.1", object_store_memory=_STORE, **quiet)
     if not config.ray_address and room(config) == 0:
         wanted = ", ".join(f"{value:g} {name}" for name, value in _wanted(config).items())
         raise ConfigError(f"workers: one engine needs {wanted} on one node, and no node here has that; see vllm_tensor_parallel_size")
@@ -101,15 +103,10 @@ def _nodes() -> list[dict[str, float]]:
 def _join(address: str, quiet: dict[str, Any]) -> None:
     import ray
 
-    try:
+    advice = "start one with: ray start --head, and add machines with: ray start --address HEAD:6379"
+    with guarded(ConfigError, f"ray_address: no Ray cluster could be joined at {address}", advice):
         _reach(address)
         ray.init(address=address, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"ray_address: no Ray cluster could be joined at {address} ({reason}); start one with: ray start --head, and add machines "
-            "with: ray start --address HEAD:6379"
-        ) from None
 
 
 def _reach(address: str) -> None:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed
 
 from estune.center import Center
+from estune.errors import ConfigError
 from estune.shared import Address
 
 dist: Any = torch.distributed  # its stores are public, but not in its list of exports
@@ -24,7 +25,26 @@ _PATIENCE = timedelta(days=30)  # the leader may score or save for long; one tha
 _PART = 1 << 24  # elements of θ that travel at a time
 
 
+_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # what torchrun and accelerate launch tell each process
+
 _talks = itertools.count()
+
+
+def ranks_for(workers: str) -> "Ranks | None":
+    """This process's place where `workers` is accelerate, else None.
+
+    Raises:
+        ConfigError: several processes were launched together, and `workers` makes nothing of that.
+    """
+    if workers == "accelerate":
+        return Ranks()
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world != "1" and all(name in os.environ for name in _LAUNCHED):
+        raise ConfigError(
+            f"workers: a launcher (torchrun or accelerate launch) started {world} processes, which workers: {workers} does not use; "
+            "set workers: accelerate, or start estune by itself"
+        )
+    return None
 
 
 class Ranks:

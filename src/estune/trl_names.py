@@ -1,0 +1,72 @@
+"""Settings that people know from TRL's trainers, and what to say to who gives one: estune's own name, or why there is none."""
+
+_FORWARD_ONLY = "estune has no gradients and no optimizer, so leave it out"
+_GREEDY = "members answer greedily, one completion per prompt, so leave it out"
+_NO_POLICY_GRADIENT = "evolution strategies have no policy gradient, so leave it out"
+
+_SAID = {
+    "use_vllm": "set engine: vllm",
+    "vllm_mode": "estune runs vLLM inside its workers; set engine: vllm",
+    "vllm_server_base_url": "estune runs vLLM inside its workers; set engine: vllm",
+    "vllm_server_host": "estune runs vLLM inside its workers; set engine: vllm",
+    "vllm_server_port": "estune runs vLLM inside its workers; set engine: vllm",
+    "num_train_epochs": "a run's length is max_steps, in updates; batch_size says how many prompts each sees",
+    "per_device_train_batch_size": "set batch_size, the prompts of a step, and generation_batch_size, the sequences generated at a time",
+    "per_device_eval_batch_size": "set generation_batch_size, the sequences generated at a time",
+    "generation_kwargs": "pass vLLM's through engine_kwargs; answers are greedy",
+    "max_prompt_length": "prompts are never cut; one that leaves no room for an answer is refused by its row",
+    "max_length": "set max_completion_length",
+    "max_new_tokens": "set max_completion_length",
+    "num_generations": "members take the place of generations: set population_size; estune eval draws with --num_generations",
+    "temperature": _GREEDY,
+    "top_p": _GREEDY,
+    "top_k": _GREEDY,
+    "min_p": _GREEDY,
+    "repetition_penalty": _GREEDY,
+    "beta": "there is no KL term; weight_decay draws θ back to the base model",
+    "epsilon": _NO_POLICY_GRADIENT,
+    "loss_type": _NO_POLICY_GRADIENT,
+    "scale_rewards": "set reward_shaping",
+    "num_iterations": _NO_POLICY_GRADIENT,
+    "bf16": "set dtype: bfloat16",
+    "fp16": "set dtype: float16",
+    "tf32": "set dtype",
+    "torch_dtype": "set dtype",
+    "save_strategy": "set save_steps; the last step is always saved",
+    "save_only_model": "set save_total_limit; a run always keeps what a resume needs",
+    "logging_strategy": "set logging_steps",
+    "logging_dir": "trackers write into output_dir; set report_to",
+    "evaluation_strategy": "set eval_strategy: steps",
+    "do_eval": "set eval_strategy: steps",
+    "do_train": "estune train trains; leave it out",
+    "overwrite_output_dir": "choose another output_dir, or go on with resume_from_checkpoint: true",
+    "warmup_ratio": "set warmup_steps",
+    "optim": _FORWARD_ONLY,
+    "max_grad_norm": _FORWARD_ONLY,
+    "adam_beta1": _FORWARD_ONLY,
+    "adam_beta2": _FORWARD_ONLY,
+    "gradient_accumulation_steps": _FORWARD_ONLY,
+    "gradient_checkpointing": _FORWARD_ONLY,
+    "deepspeed": "estune has no gradients to share out; set workers: accelerate or workers: ray for more engines",
+    "fsdp": "estune has no gradients to share out; set workers: accelerate or workers: ray for more engines",
+    "use_peft": "estune tunes whole models; target_parameters limits which parameters",
+    "use_lora": "estune tunes whole models; target_parameters limits which parameters",
+    "peft_config": "estune tunes whole models; target_parameters limits which parameters",
+    "lora_r": "estune tunes whole models; target_parameters limits which parameters",
+    "load_in_4bit": "θ is kept in fp32 and the engine's weights in dtype; set dtype",
+    "load_in_8bit": "θ is kept in fp32 and the engine's weights in dtype; set dtype",
+    "attn_implementation": "set model_init_kwargs: {attn_implementation: …}",
+    "ref_model": "there is no KL term; weight_decay draws θ back to the base model",
+    "reward_model_path": "set reward_funcs, which takes a reward model's folder or hub id",
+    "model_id": "set model_name_or_path",
+    "config_name": "set dataset_config for a dataset's configuration",
+    "dataset_split": "set dataset_train_split",
+    "max_samples": "set max_train_samples",
+    "learning_rate_scheduler": "set lr_scheduler_type",
+    "train_batch_size": "set batch_size, the prompts of a step",
+}
+
+
+def known(name: str) -> str | None:
+    """What to say of a setting of TRL's, given as in a file or as a flag; None for any other word."""
+    return _SAID.get(name.lstrip("-").replace("-", "_"))

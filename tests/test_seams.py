@@ -1,0 +1,291 @@
+"""Whatever another library raises reaches the user as one line of our own, from every public entry point, with its cause for --debug."""
+
+import errno
+import json
+import pkgutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from cli_place import lines
+from conftest import make_model, make_tokenizer
+
+from estune import ESConfig, ESTrainer, EstuneError
+from estune.cli.main import main
+from estune.engines.transformers import load_model
+from estune.errors import ModelError
+from estune.seams import guarded, reason
+
+# What estune calls of other libraries, where a run of the transformers engine on a local model and file comes by.
+CALLS = [
+    "transformers:AutoConfig.from_pretrained",
+    "transformers:AutoTokenizer.from_pretrained",
+    "transformers:AutoModelForCausalLM.from_pretrained",
+    "transformers:AutoModelForCausalLM.from_config",
+    "transformers:GenerationConfig.from_pretrained",
+    "transformers:GenerationConfig.validate",
+    "transformers:PreTrainedModel.from_pretrained",
+    "transformers:LlamaForCausalLM.generate",
+    "transformers:PreTrainedModel.get_output_embeddings",
+    "transformers:PreTrainedModel.get_input_embeddings",
+    "transformers:PreTrainedModel.tie_weights",
+    "transformers:PreTrainedModel.save_pretrained",
+    "transformers:PreTrainedModel.to",
+    "transformers:LlamaForCausalLM.forward",
+    "transformers:PreTrainedTokenizerFast.__call__",
+    "transformers:PreTrainedTokenizerFast.apply_chat_template",
+    "transformers:PreTrainedTokenizerFast.convert_ids_to_tokens",
+    "transformers:PreTrainedTokenizerFast.decode",
+    "transformers:PreTrainedTokenizerFast.get_vocab",
+    "transformers:PreTrainedTokenizerFast.save_pretrained",
+    "transformers.conversion_mapping:get_model_conversion_mapping",
+    "estune.checkpoint:safe_open",
+    "estune.checkpoint:save_file",
+    "accelerate.tracking:get_available_trackers",
+    "huggingface_hub:HfApi",
+    "huggingface_hub:snapshot_download",
+    "datasets:load_dataset",
+    "yaml:safe_load",
+    "cloudpickle:dumps",
+]
+
+
+class Strange(Exception):
+    """A kind that no list of exception types can hold."""
+
+
+def fail(*arguments, **settings):
+    raise Strange("the library\nhas its own ideas")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model, prompts of both kinds, completions and rewards."""
+    folder = tmp_path_factory.mktemp("seams")
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    make_model(folder / "model", **small)
+    chat = [{"role": "user", "content": "what is red"}]
+    lines(folder / "text.jsonl", [{"prompt": "cat", "target": "x"}, {"prompt": "the red dog", "target": "xx"}])
+    lines(folder / "chat.jsonl", [{"prompt": chat, "target": "x"}])
+    lines(folder / "done.jsonl", [{"completion": "red", "target": "x"}])
+    (folder / "run.yaml").write_text("population_size: 2\n")
+    return folder
+
+
+RUN = ["--max_steps", "1", "--max_completion_length", "3", "--dtype", "float32", "--reward_workers", "0", "--disable_tqdm", "--seed", "1"]
+REWARDS = ["--reward_funcs", "conciseness_reward"]
+MODEL = ["--model_name_or_path", "model", "--config", "run.yaml"]
+COMMANDS = {
+    "train": ["train", *MODEL, "--dataset_name", "chat.jsonl", *REWARDS, *RUN, "--eval_on_start", "--eval_dataset_name", "text.jsonl"],
+    "eval": [
+        "eval",
+        "--model",
+        "model",
+        "--base",
+        "base",
+        "--kl",
+        "--dataset_name",
+        "text.jsonl",
+        "--dataset_test_split",
+        "train",
+        *REWARDS,
+        *RUN,
+    ],
+    "plan": ["plan", *MODEL],
+    "score": ["score", *REWARDS, "--completions", "done.jsonl"],
+    "train on a hub's data": ["train", *MODEL, "--dataset_name", "no/such", *REWARDS, *RUN],
+    "train a hub's model": ["train", "--model_name_or_path", "no/such", "--dataset_name", "text.jsonl", *REWARDS, *RUN],
+    "tasks": ["tasks"],
+}
+
+
+LOCAL = [name for name in COMMANDS if "hub" not in name]
+# Made for a hub, a model object or a function of a script alone.
+ELSEWHERE = {"GenerationConfig.validate", "PreTrainedModel.save_pretrained", "PreTrainedTokenizerFast.save_pretrained", "HfApi"}
+ELSEWHERE |= {"snapshot_download", "dumps", "PreTrainedTokenizerFast.convert_ids_to_tokens"}
+
+
+def replace(monkeypatch, call):
+    """Let the library call `module:name` fail."""
+    owner, _, name = call.replace(":", ".").rpartition(".")
+    module = call.partition(":")[0]
+    monkeypatch.setattr(pkgutil.resolve_name(f"{module}:{owner[len(module) + 1 :]}" if owner != module else module), name, fail)
+
+
+@pytest.fixture
+def there(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("ESTUNE_TRACEBACK", "0")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for path in folder.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "base").symlink_to(folder / "model")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_no_command_shows_a_traceback_whatever_a_library_raises(call, there, monkeypatch, capsys):
+    replace(monkeypatch, call)
+    failed = []
+    for name, command in COMMANDS.items():
+        status = main([*command, "--output_dir", name] if command[0] == "train" else command)
+        err = capsys.readouterr().err
+        assert "Traceback" not in err, (name, err)
+        assert "unexpected" not in err, (name, err)
+        assert status in (0, 1, 2)
+        assert all(len(line) < 700 for line in err.splitlines())
+        if status:
+            failed.append(name)
+            assert any(line.startswith("estune: ") for line in err.splitlines())
+    assert set(failed) & set(LOCAL) or call.partition(":")[2] in ELSEWHERE  # else the seam has moved, and nothing was tried
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_from_python_only_errors_of_our_own_are_raised(call, there, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    given = AutoModelForCausalLM.from_pretrained("model")
+    replace(monkeypatch, call)
+    chat = [{"prompt": [{"role": "user", "content": "what is red"}], "target": "x"}]
+    config = ESConfig(population_size=2, max_steps=1, max_completion_length=3, dtype="float32", reward_workers=0, disable_tqdm=True)
+    for model, tokenizer in ("model", None), (given, make_tokenizer()):
+        with suppress(EstuneError):
+            trainer = ESTrainer(model, lengths, config, chat, chat, processing_class=tokenizer)
+            for act in (trainer.train, trainer.evaluate, trainer.save_model, trainer.push_to_hub):
+                with suppress(EstuneError):
+                    act()
+
+
+def lengths(completions, **columns):
+    return [float(len(completion[0]["content"])) for completion in completions]
+
+
+def test_the_guard_says_what_failed_why_and_what_to_do():
+    with pytest.raises(ModelError) as caught, guarded(ModelError, "model: it does not load", "give another"):
+        fail()
+    assert str(caught.value) == "model: it does not load (Strange: the library has its own ideas); give another"
+    assert isinstance(caught.value.__cause__, Strange)
+
+
+def test_the_guard_lets_our_own_errors_and_a_full_disk_pass():
+    own, full = EstuneError("ours"), OSError(errno.ENOSPC, "No space left on device")
+    for error in (own, full):
+        with pytest.raises(type(error)) as caught, guarded(ModelError, "model: it does not load"):
+            raise error
+        assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyError("weight"), "KeyError: 'weight'"),
+        (ValueError(), "ValueError"),
+        (ValueError("bad"), "ValueError: bad"),
+        (ValueError("the heads do not divide the width."), "the heads do not divide the width"),
+        (Strange("a b c d e"), "Strange: a b c d e"),
+    ],
+)
+def test_a_reason_names_the_kind_where_the_words_do_not_explain_themselves(error, said):
+    assert reason(error) == said
+
+
+@pytest.mark.parametrize("debug", [["--debug"], []])
+def test_debug_shows_the_traceback_with_the_librarys_own_error(debug, there, monkeypatch, capsys):
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fail)
+    if not debug:
+        monkeypatch.setenv("ESTUNE_TRACEBACK", "1")
+    assert main([*COMMANDS["plan"], *debug]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "Strange: the library" in err
+    assert err.splitlines()[-1].startswith("estune: ")
+
+
+def test_debug_may_stand_before_the_command(there, monkeypatch, capsys):
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fail)
+    assert main(["--debug", *COMMANDS["plan"]]) == 2
+    assert "Strange: the library" in capsys.readouterr().err
+
+
+def test_debug_shows_causes_that_the_line_leaves_out(there, capsys):
+    assert main(["train", *MODEL, "--max_steps", "many", "--debug"]) == 2
+    assert "ValidationError" in capsys.readouterr().err
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_that_says_where(there, monkeypatch, capsys):
+    monkeypatch.setattr("estune.plan.shape_of", fail)
+    assert main(COMMANDS["plan"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("estune: unexpected Strange at ")
+    assert "test_seams.py:" in err
+    assert err.count("\n") == 1
+
+
+# the model's folder and object
+
+
+def test_adapters_are_refused_with_the_way_to_merge_them(tmp_path, refused, mini):
+    for name, files in {"alone": [], "beside": mini.iterdir()}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in files:
+            (folder / file.name).symlink_to(file)
+        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "elsewhere"}))
+        line = refused("train", "--model_name_or_path", folder, "--task", "conciseness")
+        assert "merge_and_unload" in line
+        assert ("take adapter_config.json away" in line) == (name == "beside")
+
+
+def test_a_model_object_with_an_adapter_is_refused(tmp_path):
+    from types import SimpleNamespace
+
+    wrapped = SimpleNamespace(peft_config={}, save_pretrained=fail)
+    with pytest.raises(ModelError, match="give model.merge_and_unload"):
+        ESTrainer(wrapped, lambda completions, **columns: [0.0], ESConfig(output_dir=str(tmp_path)), [{"prompt": "cat"}])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.6, "do_sample": False}, {"top_p": 0.9, "do_sample": False}, {"num_return_sequences": 4, "num_beams": 1}]
+)
+def test_a_model_object_whose_generation_config_cannot_be_saved_is_tuned_all_the_same(mini, tmp_path, settings):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(mini)
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    own = model.generation_config
+    config = ESConfig(output_dir=str(tmp_path / "out"), population_size=2, max_steps=1, engine="fake", reward_workers=0)
+    tokenizer = AutoTokenizer.from_pretrained(mini)
+    trainer = ESTrainer(model, lambda completions, **columns: [1.0] * len(completions), config, [{"prompt": "cat"}], None, tokenizer)
+    assert trainer.train().global_step == 1
+    assert model.generation_config is own
+    assert json.loads((tmp_path / "out/base/generation_config.json").read_text())["eos_token_id"] == 1
+
+
+def test_an_attention_that_is_not_installed_is_one_line(mini):
+    config = ESConfig(model_init_kwargs={"attn_implementation": "flash_attention_2"})
+    with pytest.raises(ModelError, match="transformers cannot load this model .*FlashAttention"):
+        load_model(mini, config, torch.float32)
+
+
+# processes that were launched
+
+
+def test_a_launcher_without_the_workers_for_it_is_told_so(mini, refused, data, monkeypatch, in_a_folder_of_its_own):
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    line = refused("train", "--model_name_or_path", mini, "--dataset_name", data, *REWARDS, "--engine", "fake")
+    assert "started 2 processes" in line
+    assert "set workers: accelerate" in line
+    assert not Path("estune-output").exists()
+
+
+@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "4", "RANK": "0"}, {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}])
+def test_the_environment_of_a_job_scheduler_is_no_launcher(environment, monkeypatch):
+    from estune.workers.ranks import ranks_for
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert ranks_for("local") is None
