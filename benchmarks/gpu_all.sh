@@ -39,6 +39,10 @@ if ! "$python" -c "$needed"; then
   export PYTHONPATH=$PWD/carry/site:$PYTHONPATH
 fi
 
+if [[ ${cpu:-} ]]; then
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # threads that wait for one another in a loop take minutes on a busy machine
+fi
+
 limit() {  # seconds that a part may take; on a GPU together under ten minutes
   [[ ${cpu:-} ]] && { echo 400; return; }
   case $1 in tests) echo 90 ;; kernels) echo 120 ;; load) echo 90 ;; model) echo 100 ;; learn) echo 180 ;; esac

@@ -141,7 +141,7 @@ def parts() -> list[str]:
     found = []
     for number, folders in enumerate(([WHEELS, HALVES[0]], [TOKENIZER, HALVES[1]]), 1):
         size = repository + sum(path.stat().st_size for folder in folders for path in folder.iterdir())
-        names = ", ".join(str(folder.relative_to(ROOT)) for folder in folders)
+        names = ", ".join(f"carry/{folder.name}" for folder in folders)
         if size > MOST:
             raise ResourceError(f"part {number} ({names}) is {size / 2**20:.1f} MiB with the repository, above {MOST >> 20}")
         found.append(f"part {number}: the repository and {names}: {size / 2**20:.1f} MiB")

@@ -41,7 +41,7 @@ def main() -> int:
 def train(folder: Path, model: str, settings: dict[str, Any]) -> str:
     """Do the run, and return where θ was."""
     task = get_task("conciseness")
-    usual = {"sigma": SIGMA, "learning_rate": 0.007, "disable_tqdm": True, "resume_from_checkpoint": True}
+    usual: dict[str, Any] = {"sigma": SIGMA, "learning_rate": 0.007, "disable_tqdm": True, "resume_from_checkpoint": True}
     config = ESConfig(output_dir=str(folder), save_steps=settings["max_steps"], **usual, **settings)
     with redirect_stdout(sys.stderr):
         trainer = ESTrainer(model, task.reward_funcs, config, task.train(settings["batch_size"]))

@@ -25,6 +25,7 @@ from benchmarks.results import Entry, Results, Row, rows
 from estune.errors import ConfigError
 
 STOPPED = (124, 137)  # of timeout
+WIDTH = 130  # columns where there is no screen
 STYLES = {"met": "green", "MISSED": "bold red", "FAILED": "bold red"}
 
 
@@ -95,7 +96,8 @@ def show(results: Results) -> int:
     shown = [row for part in PARTS for row in part_rows(part, results)]
     path = results.path.with_name("table.txt")
     with path.with_name("table.tmp").open("w", encoding="utf-8") as file:
-        for console in (Console(highlight=False, markup=False), Console(file=file, width=150, highlight=False, markup=False)):
+        screen = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
+        for console in (screen, Console(file=file, width=WIDTH, highlight=False, markup=False)):
             console.print(table(shown))
             for line in summary(results, shown):
                 console.print(line, soft_wrap=True)
