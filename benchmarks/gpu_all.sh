@@ -29,7 +29,7 @@ output=${output:-runs/gpu${cpu:+-cpu}}
 mkdir -p "$output" || refuse "$output cannot be made; name another folder with --output"
 
 python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
-export PYTHONPATH=src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD/src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false
 needed='import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ["datasets", "gguf", "pydantic", "pytest"])))'
 if ! "$python" -c "$needed"; then
@@ -45,7 +45,7 @@ fi
 
 limit() {  # seconds that a part may take; on a GPU together under ten minutes
   [[ ${cpu:-} ]] && { echo 400; return; }
-  case $1 in tests) echo 90 ;; kernels) echo 120 ;; load) echo 90 ;; model) echo 100 ;; learn) echo 180 ;; esac
+  case $1 in tests) echo 90 ;; kernels) echo 120 ;; load) echo 90 ;; model) echo 120 ;; learn) echo 160 ;; esac
 }
 
 command_of() {

@@ -22,7 +22,7 @@ from benchmarks.gpu_all import tell
 RECIPES = {"sparse": "recipes/learning/sparse.yaml", "dense": "recipes/learning/conciseness.yaml"}
 METHODS = ("es", "es-paper")  # by what is known least: the sparse reward first
 STOPPING = 20  # seconds that a run may take to stop
-ON_GPU = ["--tokens", "1000000", "--eval_tokens", "50000", "--device", "cuda", "--reward_workers", "4"]
+ON_GPU = ["--tokens", "1000000", "--eval_tokens", "20000", "--device", "cuda", "--reward_workers", "4"]
 SMALL = ["--population_size", "2", "--max_train_samples", "2", "--max_completion_length", "4", "--eval_prompts", "2"]
 ON_CPU = ["--tokens", "16", "--eval_tokens", "16", "--device", "cpu", "--reward_workers", "1", *SMALL]
 

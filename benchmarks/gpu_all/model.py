@@ -20,7 +20,7 @@ from benchmarks.gpu_all import tell
 from estune import ESConfig, ESTrainer
 from estune.tasks import get_task
 
-ON_GPU = {"population_size": 8, "batch_size": 64, "max_steps": 10, "max_completion_length": 32, "device": "cuda"}
+ON_GPU = {"population_size": 4, "batch_size": 64, "max_steps": 10, "max_completion_length": 32, "device": "cuda"}
 ON_CPU = {"population_size": 2, "batch_size": 4, "max_steps": 3, "max_completion_length": 8, "device": "cpu"}
 PARTS = ("es/generate_seconds", "es/load_seconds", "es/update_seconds")
 
