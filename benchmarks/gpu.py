@@ -70,7 +70,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters-like", choices=MODELS, default="qwen2.5-7b", help="whose shapes the parameters have [qwen2.5-7b]")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu for torch's kernels on CPU tensors in its place [cuda]")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--json", action="store_true", help="print JSON objects and nothing else")
     asked = parser.parse_args()
     device, shapes = torch.device(asked.device), MODELS[asked.parameters_like]
     if device.type != "cpu" and not (torch.cuda.is_available() and kernels.compiled(device.type)):

@@ -72,18 +72,23 @@ measure() {
   echo "$part: status $status after $((SECONDS - began)) s"
 }
 
-running=
-trap '[[ $running ]] && kill "$running" && wait "$running"; exit 143' TERM
-trap '[[ $running ]] && kill "$running" && wait "$running"; exit 130' INT
-model=
-for part in "${parts[@]}"; do
-  if results done "$output" "$part" "${cpu[@]}"; then
-    echo "$part: measured already"
-    continue
-  fi
-  if [[ $part =~ ^(model|learn)$ && ! $model ]]; then
-    model=$("$python" -m benchmarks.gpu_all.carry model 2>"$output/carry.log") || { tail -n 1 "$output/carry.log" >&2; continue; }
-  fi
-  measure "$part"
-done
-results show "$output"
+main() {
+  running=
+  trap '[[ $running ]] && kill "$running" && wait "$running"; exit 143' TERM
+  trap '[[ $running ]] && kill "$running" && wait "$running"; exit 130' INT
+  model=
+  for part in "${parts[@]}"; do
+    if results done "$output" "$part" "${cpu[@]}"; then
+      echo "$part: measured already"
+      continue
+    fi
+    if [[ $part =~ ^(model|learn)$ && ! $model ]]; then
+      model=$("$python" -m benchmarks.gpu_all.carry model 2>"$output/carry.log") || { tail -n 1 "$output/carry.log" >&2; continue; }
+    fi
+    measure "$part"
+  done
+  results show "$output"
+}
+
+main  # a function, so that this file may be edited while it runs
+exit
