@@ -98,6 +98,16 @@ def steps_between(model: str, rows: Sequence[Mapping[str, Any]], reward: Any = "
     return steps
 
 
+def word_tokenizer(vocabulary: int) -> Any:
+    """A tokenizer that knows a word per token: w0, w1, …"""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{token}": token for token in range(vocabulary)}, unk_token="w1"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", unk_token="w1")
+
+
 def characters(completions: Sequence[str], **columns: Any) -> list[float]:
     """A reward in which members differ, where Countdown's own may be 0 for all: then there would be no update."""
     return [float(len(text)) for text in completions]
@@ -165,12 +175,12 @@ def _reason(status: int, err: str) -> str:
 
 
 def show(figures: Figures, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(figures))
-        return
-    print(machine())
-    for name, value in figures.items():
-        print(f"{name:32} {value if isinstance(value, str) else f'{value:.4g}'}")
+    print(json.dumps(figures) if as_json else f"{machine()}\n{lines(figures)}")
+
+
+def lines(figures: Figures) -> str:
+    """A figure per line."""
+    return "\n".join(f"{name:32} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in figures.items())
 
 
 def machine() -> str:

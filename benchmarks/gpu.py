@@ -4,36 +4,47 @@
     python -m benchmarks.gpu --parameters-like tiny --device cpu      # the same lines on a CPU: its figures mean nothing
 
 Weights are random, of the shapes that a model has, in bf16; θ is fp32. A copy's bandwidth counts bytes read and written.
+Figures are printed as soon as they are known; with --json in one object each time.
 
     perturbed_of_copy       bandwidth of writing a member from θ on the GPU ÷ that of a copy; at least 0.8
     update_1_of_copy        the same of an update of one seed; at least 0.8
     update_30_of_copy       the same of thirty seeds, in one pass over θ; at least 0.8
     load_over_bus           writing a member from θ in host memory ÷ copying θ over the bus from page-locked memory; at most 1.2
     peak_over_weights       of GPU memory meanwhile, over the weights; at most 1.10
+    usual_over_perturbed    adding torch.randn, and later subtracting it again ÷ writing a member
+    usual_over_update       an update of 30 seeds with torch.randn ÷ ours
+    …_ExW_of_copy           the bandwidths again where a program works on E elements with W warps
     …bits_equal             1 (true) when all samples have the reference's bits: of a member, of one that streamed, of θ after updates
 """
 
 import argparse
+import json
 import math
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common import best_of, show
+from benchmarks.common import best_of, lines, machine
+from benchmarks.kernels import usual_member, usual_update
 from estune.center import Center
 from estune.member import Member
 from estune.noise import kernels, reference, stream
 from estune.shared import Shared
 
 Shapes = dict[str, tuple[int, ...]]
+Figures = dict[str, float | str]
 
 SAMPLE = 4096  # elements at either end of a parameter that are compared with the reference
 COPIED = 1 << 30  # elements of the copy that bandwidth is taken from, at most
 SEEDS, COEFFICIENTS = list(range(30)), [float(np.float32((-1) ** n * 1e-6 * (n + 1))) for n in range(30)]
 MEMBER = Member(7, -1, 1e-3, "iid", 0)
+BLOCKS = ((1024, 4), (2048, 8), (4096, 4), (4096, 8), (8192, 8))  # elements of a program, and its warps; 2048 and 4 are measured anyway
 
 
 def qwen(hidden: int, layers: int, heads: int, key_heads: int, intermediate: int, vocabulary: int) -> Shapes:
@@ -51,14 +62,15 @@ def qwen(hidden: int, layers: int, heads: int, key_heads: int, intermediate: int
     return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
 
 
-MODELS = {"qwen2.5-7b": qwen(3584, 28, 28, 4, 18944, 152064), "tiny": qwen(28, 2, 7, 1, 96, 3001)}
+SIZES = {"qwen2.5-7b": (3584, 28, 28, 4, 18944, 152064), "tiny": (28, 2, 7, 1, 96, 3001)}  # the arguments of `qwen`
+MODELS = {name: qwen(*size) for name, size in SIZES.items()}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters-like", choices=MODELS, default="qwen2.5-7b", help="whose shapes the parameters have [qwen2.5-7b]")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu for torch's kernels on CPU tensors in its place [cuda]")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--json", action="store_true", help="print JSON objects and nothing else")
     asked = parser.parse_args()
     device, shapes = torch.device(asked.device), MODELS[asked.parameters_like]
     if device.type != "cpu" and not (torch.cuda.is_available() and kernels.compiled(device.type)):
@@ -67,47 +79,90 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    streamed = from_host(shapes, device)  # first, while nothing else is on the device
-    show(on_device(shapes, device) | streamed, asked.json)
+    if not asked.json:
+        print(machine())
+    for figures in measured(shapes, device):
+        print(json.dumps(figures) if asked.json else lines(figures), flush=True)
     return 0
 
 
-def on_device(shapes: Shapes, device: torch.device) -> dict[str, float]:
-    """θ on the device."""
+def measured(shapes: Shapes, device: torch.device) -> Iterator[Figures]:
+    """The figures, by and by."""
+    if device.type == "cpu":
+        stream_on_a_cpu()
+    yield from_host(shapes, device)  # first, while nothing else is on the device
     if device.type == "cpu":
         stand_in()
+    yield from on_device(shapes, device)
+
+
+def on_device(shapes: Shapes, device: torch.device) -> Iterator[Figures]:
+    """θ on the device."""
     count = sum(map(math.prod, shapes.values()))
     copied = copy_bandwidth(min(count, COPIED), device)
     center = Center(filled({name: torch.empty(shape, device=device) for name, shape in shapes.items()}))
     weights = {name: torch.empty(shape, dtype=torch.bfloat16, device=device) for name, shape in shapes.items()}
-    figures: dict[str, float] = {"parameters": count, "copy_bytes_a_second": copied}
-    list(center.perturbed(MEMBER, weights.__getitem__))
-    figures["bits_equal"] = same_member(center, weights)
-    runs: dict[str, tuple[int, Callable[[], object]]] = {
-        "perturbed": (6, lambda: list(center.perturbed(MEMBER, weights.__getitem__))),
-        "update_1": (8, lambda: center.update(SEEDS[:1], COEFFICIENTS[:1], noise="iid", version=center.version)),
-        "update_30": (8, lambda: center.update(SEEDS, COEFFICIENTS, noise="iid", version=center.version)),
+    yield {"parameters": count, "copy_bytes_a_second": copied}
+    write(center, weights)
+    yield {"bits_equal": same_member(center, weights)}
+    seconds = timed_operations(center, weights, device)
+    for name, each in BYTES.items():
+        yield {f"{name}_seconds": seconds[name], f"{name}_of_copy": each * count / seconds[name] / copied}
+    yield {"update_bits_equal": same_update(center)}
+    yield from usual_way(weights, seconds, device)
+    yield from other_blocks(center, weights, device, count / copied)
+
+
+BYTES = {"perturbed": 6, "update_1": 8, "update_30": 8}  # that an operation reads and writes of each parameter
+
+
+def timed_operations(center: Center, weights: dict[str, torch.Tensor], device: torch.device) -> dict[str, float]:
+    """Seconds of each of BYTES."""
+    runs: dict[str, Callable[[], object]] = {
+        "perturbed": lambda: write(center, weights),
+        "update_1": lambda: update(center, 1),
+        "update_30": lambda: update(center, len(SEEDS)),
     }
-    for name, (each, run) in runs.items():
-        seconds = timed(run, device)
-        figures |= {f"{name}_seconds": seconds, f"{name}_bytes": each * count, f"{name}_of_copy": each * count / seconds / copied}
-    return figures | {"update_bits_equal": same_update(center)}
+    return {name: timed(run, device) for name, run in runs.items()}
 
 
-def from_host(shapes: Shapes, device: torch.device) -> dict[str, float]:
+def usual_way(weights: dict[str, torch.Tensor], ours: dict[str, float], device: torch.device) -> Iterator[Figures]:
+    """What torch.randn takes for the same, in the model's dtype."""
+    yield {"usual_over_perturbed": timed(lambda: usual_member(weights), device, 1) / ours["perturbed"]}
+    yield {"usual_over_update": timed(lambda: usual_update(weights, len(SEEDS)), device, 1) / ours["update_30"]}
+
+
+def other_blocks(center: Center, weights: dict[str, torch.Tensor], device: torch.device, least: float) -> Iterator[Figures]:
+    """The same with other sizes of Triton's programs; `least`: seconds that a copy takes for a byte a parameter."""
+    backend: Any = kernels.on_device(device.type)
+    if not hasattr(backend, "LAUNCH"):
+        yield {"other_blocks": "needs Triton"}
+        return
+    for elements, warps in BLOCKS:
+        backend._SIZE, backend.LAUNCH["num_warps"] = elements, warps
+        seconds = timed_operations(center, weights, device)
+        yield {f"{name}_{elements}x{warps}_of_copy": each * least / seconds[name] for name, each in BYTES.items()}
+
+
+def write(center: Center, weights: dict[str, torch.Tensor]) -> None:
+    for _ in center.perturbed(replace(MEMBER, version=center.version), weights.__getitem__):
+        pass
+
+
+def update(center: Center, seeds: int) -> None:
+    center.update(SEEDS[:seeds], COEFFICIENTS[:seeds], noise="iid", version=center.version)
+
+
+def from_host(shapes: Shapes, device: torch.device) -> Figures:
     """θ in host memory, from where members stream."""
-    if device.type == "cpu":
-        kernels.compiled = lambda kind: True  # type: ignore[assignment]
-    shared = Shared(shapes)
-    center = Center(filled(shared.tensors), shared=shared)
+    center = in_host_memory(shapes)
     weights = {name: torch.empty(shape, dtype=torch.bfloat16, device=device) for name, shape in shapes.items()}
     held = sum(tensor.nbytes for tensor in weights.values())
-    load = timed(lambda: list(center.perturbed(MEMBER, weights.__getitem__)), device)
+    load = timed(lambda: write(center, weights), device)
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else held  # there is no telling on a CPU
     equal = same_member(center, weights)
     weights.clear()
-    buffer = torch.empty(max(map(math.prod, shapes.values())), device=device)
-    bus = timed(lambda: [buffer[: theta.numel()].copy_(theta.view(-1), non_blocking=True) for theta in center.theta.values()], device)
+    bus = bus_seconds(center, device)
     return {
         "load_seconds": load,
         "bus_seconds": bus,
@@ -118,10 +173,22 @@ def from_host(shapes: Shapes, device: torch.device) -> dict[str, float]:
     }
 
 
-def timed(run: Callable[[], object], device: torch.device) -> float:
+def in_host_memory(shapes: Shapes) -> Center:
+    """A centre of random values in memory that can be page-locked."""
+    shared = Shared(shapes)
+    return Center(filled(shared.tensors), shared=shared)
+
+
+def bus_seconds(center: Center, device: torch.device) -> float:
+    """Seconds that θ takes to the device."""
+    buffer = torch.empty(max(theta.numel() for theta in center.theta.values()), device=device)
+    return timed(lambda: [buffer[: theta.numel()].copy_(theta.view(-1), non_blocking=True) for theta in center.theta.values()], device)
+
+
+def timed(run: Callable[[], object], device: torch.device, times: int = 3) -> float:
     """Seconds until the device is done."""
     module: Any = torch.get_device_module(device)
-    return best_of(3, lambda: (run(), module.synchronize(device)))[0]
+    return best_of(times, lambda: (run(), module.synchronize(device)))[0]
 
 
 def copy_bandwidth(elements: int, device: torch.device) -> float:
@@ -132,7 +199,8 @@ def copy_bandwidth(elements: int, device: torch.device) -> float:
 
 def filled(theta: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Random values, which repeat: they only have to be there."""
-    some = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02
+    device = next(iter(theta.values())).device
+    some = (torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02).to(device)
     for tensor in theta.values():
         for part in torch.split(tensor.view(-1), len(some)):
             part.copy_(some[: part.numel()])
@@ -172,10 +240,14 @@ def epsilon(seed: int, name: str, start: int, size: int) -> np.ndarray:
     return out
 
 
-def stand_in() -> None:
-    """From now on CPU tensors are taken for a device's."""
-    from estune.noise import torch as backend
+def stream_on_a_cpu() -> None:
+    """From now on members go to CPU tensors as they do to a GPU's, from θ in host memory."""
+    kernels.compiled = lambda kind: True  # type: ignore[assignment]
 
+
+def stand_in() -> None:
+    """From now on CPU tensors are taken for a GPU's: with torch's kernels, or Triton's under TRITON_INTERPRET=1."""
+    backend = import_module("estune.noise.triton" if os.environ.get("TRITON_INTERPRET") == "1" else "estune.noise.torch")
     kernels.on_device = lambda kind: backend  # type: ignore[assignment]
 
 

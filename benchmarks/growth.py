@@ -31,7 +31,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.common import ROOT, Failed, Peak, child, machine, pyplot, save_picture, steps_between
+from benchmarks.common import ROOT, Failed, Peak, child, machine, pyplot, save_picture, steps_between, word_tokenizer
 from estune.durable import write_text
 from estune.resources import amount, available_memory
 
@@ -109,8 +109,7 @@ def _measured(axis: str, size: Size) -> Point:
 def make(folder: str, millions: str) -> int:
     """Write a random Llama of about so many million parameters, with a tokenizer that knows a word a token; returns how many it has."""
     import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     layers, width = shape(10**6 * int(millions))
     heads = {"num_attention_heads": width // HEAD, "num_key_value_heads": width // HEAD, "intermediate_size": width * 8 // 3}
@@ -122,9 +121,7 @@ def make(folder: str, millions: str) -> int:
     torch.set_default_dtype(torch.bfloat16)
     model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
-    words = Tokenizer(models.WordLevel({f"w{token}": token for token in range(VOCABULARY)}, unk_token="w1"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", unk_token="w1").save_pretrained(folder)
+    word_tokenizer(VOCABULARY).save_pretrained(folder)
     return int(model.num_parameters())
 
 

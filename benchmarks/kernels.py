@@ -89,18 +89,22 @@ def usual_member(model: dict[str, torch.Tensor]) -> None:
 
 
 def usual_step(model: dict[str, torch.Tensor], sigma: float) -> None:
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator(device_of(model)).manual_seed(7)
     for weights in model.values():
-        weights.add_(torch.randn(weights.shape, generator=generator, dtype=weights.dtype), alpha=sigma)
+        weights.add_(torch.randn(weights.shape, generator=generator, dtype=weights.dtype, device=weights.device), alpha=sigma)
 
 
 def usual_update(model: dict[str, torch.Tensor], seeds: int) -> None:
-    generators = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
+    generators = [torch.Generator(device_of(model)).manual_seed(seed) for seed in range(seeds)]
     for weights in model.values():
-        delta = torch.zeros(weights.shape)
+        delta = torch.zeros(weights.shape, device=weights.device)
         for generator in generators:
-            delta.add_(torch.randn(weights.shape, generator=generator), alpha=1e-7)
+            delta.add_(torch.randn(weights.shape, generator=generator, device=weights.device), alpha=1e-7)
         weights.add_(delta.to(weights.dtype))
+
+
+def device_of(model: dict[str, torch.Tensor]) -> torch.device:
+    return next(iter(model.values())).device
 
 
 if __name__ == "__main__":

@@ -83,6 +83,7 @@ def rows(benchmarks: Sequence[Benchmark], measured: Mapping[str, Entry], baselin
         entry, before = measured.get(benchmark.name), baseline.get(benchmark.name)
         if entry is None or entry.failed:
             found.append(Row(benchmark.name, entry.failed if entry else "not measured", verdict="FAILED" if entry else ""))
+            found.extend(_row(ratio, entry, before) for ratio in benchmark.ratios if entry and ratio.name in entry.figures)
         else:
             found.extend(_row(ratio, entry, before) for ratio in benchmark.ratios)
     return found

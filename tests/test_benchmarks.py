@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import common, gpu, growth
+from benchmarks import common, growth
 from benchmarks.__main__ import finish, measure, measure_all, resumed
 from benchmarks.registry import BENCHMARKS, Benchmark, Ratio
 from benchmarks.results import Entry, Results, rows
@@ -225,25 +225,3 @@ def test_a_point_of_growth_is_a_step_of_a_real_run(tmp_path):
     (point,) = json.loads((tmp_path / "growth.json").read_text())["parameters"]["points"]
     assert point["parameters"] == pytest.approx(1, rel=0.1)
     assert all(point[name] > 0 for name in growth.MEASURED)
-
-
-@pytest.mark.slow
-def test_the_gpu_benchmark_runs_through_on_a_cpu_and_finds_the_references_bits():
-    command = [sys.executable, "-m", "benchmarks.gpu", "--parameters-like", "tiny", "--device", "cpu", "--json"]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    figures = json.loads(done.stdout)
-    assert figures["bits_equal"] and figures["update_bits_equal"] and figures["streamed_bits_equal"]
-    for name in ("perturbed_of_copy", "update_1_of_copy", "update_30_of_copy", "load_over_bus"):
-        assert figures[name] > 0
-
-
-def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["benchmarks.gpu"])
-    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
-    assert gpu.main() == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_the_shapes_it_has_for_qwen_are_those_of_the_model_with_7_615_616_512_parameters():
-    shapes = gpu.MODELS["qwen2.5-7b"]
-    assert (sum(map(math.prod, shapes.values())), len(shapes)) == (7_615_616_512, 339)

@@ -87,7 +87,8 @@ def _triton() -> Fill:
         raise ConfigError(
             "noise backend 'triton': it is not installed; it comes with a build of torch for GPUs, or pip install triton"
         ) from None
-    device = torch.device("cpu") if kernels.INTERPRETED else torch.accelerator.current_accelerator()
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = torch.device("cpu") if kernels.INTERPRETED else found
     if device is None:
         raise ConfigError("noise backend 'triton': there is no GPU here; choose auto, or set TRITON_INTERPRET=1 to try it, slowly")
 

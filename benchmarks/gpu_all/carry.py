@@ -1,0 +1,185 @@
+"""What a machine with a GPU and no network needs of us, as files in parts that travel one after the other.
+
+    python -m benchmarks.gpu_all.carry           collect it in carry/, check that nothing is missing, and list the parts
+    python -m benchmarks.gpu_all.carry model     on any machine: print the model's path, joined there from its parts
+
+carry/wheels holds the packages of carried.txt, carry/model-1 and -2 the halves of the GGUF, and carry/tokenizer the tokenizer that
+transformers makes of it from 5.19 on: older ones take another token for its end.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.common import MODEL, ROOT
+from estune.errors import EstuneError, ModelError, ResourceError
+
+HERE = Path(__file__).parent
+CARRY = ROOT / "carry"
+WHEELS, TOKENIZER = CARRY / "wheels", CARRY / "tokenizer"
+HALVES = (CARRY / "model-1", CARRY / "model-2")
+MOST = 64 << 20  # bytes that travel at a time
+TAGS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014", "manylinux1")
+PLATFORMS = [word for tag in TAGS for word in ("--platform", f"{tag}_x86_64")]
+TARGET = ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp", *PLATFORMS]
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def main() -> int:
+    try:
+        if sys.argv[1:] == ["model"]:
+            print(model(MODEL))
+            return 0
+        collect_wheels()
+        check_complete(WHEELS)
+        split(MODEL, HALVES)
+        collect_tokenizer(MODEL)
+        for line in parts():
+            print(line)
+    except EstuneError as error:
+        print(f"gpu_all: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def collect_wheels() -> None:
+    """Download what carried.txt names, for the machine's Python rather than for this one."""
+    shutil.rmtree(WHEELS, ignore_errors=True)
+    pip("download", "--no-deps", *TARGET, "--dest", str(WHEELS), "--requirement", str(HERE / "carried.txt"))
+
+
+def check_complete(wheels: Path) -> None:
+    """Have pip resolve all that estune needs from `wheels` and the machine's packages, without a network.
+
+    Raises:
+        ResourceError: something is missing, or does not go with what the machine has.
+    """
+    machine = requirements(HERE / "machine.txt")
+    names = {name_of(line) for line in machine}
+    wanted = [line for line in dependencies() if name_of(line) not in names] + ["pytest", "pytest-timeout"]
+    with tempfile.TemporaryDirectory() as folder:
+        for line in machine:
+            stand_in(line, Path(folder))
+        sources = ["--no-index", "--find-links", str(wheels), "--find-links", folder, "--constraint", str(HERE / "machine.txt")]
+        pip("install", "--dry-run", "--ignore-installed", *sources, *TARGET, "--target", f"{folder}/site", *wanted, alone=True)
+
+
+def dependencies() -> list[str]:
+    """estune's own, as pyproject.toml has them."""
+    import tomllib
+
+    found: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    return found
+
+
+def requirements(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+
+
+def name_of(requirement: str) -> str:
+    """The package's name, as pip compares names."""
+    end = next((at for at, letter in enumerate(requirement) if letter in "<>=!~;[ "), len(requirement))
+    return requirement[:end].lower().replace("_", "-")
+
+
+def stand_in(requirement: str, folder: Path) -> None:
+    """A wheel that says no more than that the machine has this package in this version."""
+    name, _, version = requirement.replace("-", "_").partition("==")
+    about = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
+        file.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{about}/RECORD", "")
+
+
+def pip(*words: str, alone: bool = False) -> None:
+    """Run pip; `alone`: whatever else pip is configured to find packages in."""
+    environment = {name: value for name, value in os.environ.items() if not (alone and name.startswith("PIP_"))}
+    environment |= {"PIP_CONFIG_FILE": os.devnull} if alone else {}
+    command = [sys.executable, "-m", "pip", words[0], "--quiet", *words[1:]]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines() or ["nothing"]
+        raise ResourceError(f"pip {words[0]}: {said[0].removeprefix('ERROR: ')}; adjust benchmarks/gpu_all/carried.txt or machine.txt")
+
+
+def split(model: Path, halves: Sequence[Path]) -> None:
+    """Cut the file into as many pieces as there are folders, each with the whole's digest beside it."""
+    if not model.is_file():
+        raise ModelError(f"{model}: no such file; make model fetches it")
+    data = model.read_bytes()
+    size = -(-len(data) // len(halves))
+    for number, folder in enumerate(halves):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "piece").write_bytes(data[number * size : (number + 1) * size])
+        (folder / "sha256").write_text(hashlib.sha256(data).hexdigest() + "\n")
+
+
+def collect_tokenizer(model: Path) -> None:
+    from estune.checkpoint import resolve
+
+    folder = resolve(str(model))
+    TOKENIZER.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(folder / name, TOKENIZER / name)
+
+
+def parts() -> list[str]:
+    """A line per part that travels: what it brings and how large it is.
+
+    Raises:
+        ResourceError: one is larger than may travel.
+    """
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    repository = sum((ROOT / name).lstat().st_size for name in listed.stdout.splitlines() if (ROOT / name).exists())
+    found = []
+    for number, folders in enumerate(([WHEELS, HALVES[0]], [TOKENIZER, HALVES[1]]), 1):
+        size = repository + sum(path.stat().st_size for folder in folders for path in folder.iterdir())
+        names = ", ".join(f"carry/{folder.name}" for folder in folders)
+        if size > MOST:
+            raise ResourceError(f"part {number} ({names}) is {size / 2**20:.1f} MiB with the repository, above {MOST >> 20}")
+        found.append(f"part {number}: the repository and {names}: {size / 2**20:.1f} MiB")
+    return found
+
+
+def model(whole: Path) -> Path:
+    """The model's file, or the checkpoint made of its pieces where these were carried here.
+
+    Raises:
+        ModelError: not all of it is here, or a piece is damaged.
+    """
+    there = [folder for folder in (*HALVES, TOKENIZER) if folder.is_dir()]
+    if not there and whole.is_file():
+        return whole
+    if missing := [folder for folder in (*HALVES, TOKENIZER) if folder not in there]:
+        raise ModelError(f"the model is not here whole: {missing[0]} is missing; copy it here, or fetch the model by make model")
+    return joined(HALVES, CARRY / "joined" / whole.name)
+
+
+def joined(halves: Sequence[Path], path: Path) -> Path:
+    """The checkpoint that transformers makes of the pieces, with the tokenizer that was carried."""
+    from estune.checkpoint import resolve
+
+    data = b"".join((folder / "piece").read_bytes() for folder in halves)
+    digest = hashlib.sha256(data).hexdigest()
+    if wrong := [folder for folder in halves if (folder / "sha256").read_text().strip() != digest]:
+        raise ModelError(f"the pieces in {wrong[0].parent} make another file than the one that was cut up; copy them again")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    folder = resolve(str(path))
+    target = path.with_suffix("")
+    if not target.is_dir():
+        shutil.copytree(folder, target)
+    for name in TOKENIZER_FILES:
+        shutil.copyfile(TOKENIZER / name, target / name)
+    return target
+
+
+if __name__ == "__main__":
+    sys.exit(main())

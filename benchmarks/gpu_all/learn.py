@@ -1,0 +1,104 @@
+"""Learning with two recipes and two step sizes, a million tokens each or as many as there is time for, side by side on one GPU.
+
+python -m benchmarks.gpu_all.learn FOLDER MODEL SECONDS [--cpu]
+
+A small model keeps one process's core busier than the GPU, so the runs share it. After SECONDS they are stopped, and what
+they reached counts. Each is an `estune compare` of its own, whose folder in FOLDER goes on where it was stopped.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import ROOT
+from benchmarks.gpu_all import tell
+
+RECIPES = {"sparse": "recipes/learning/sparse.yaml", "dense": "recipes/learning/conciseness.yaml"}
+METHODS = ("es", "es-paper")  # by what is known least: the sparse reward first
+STOPPING = 20  # seconds that a run may take to stop
+ON_GPU = ["--tokens", "1000000", "--eval_tokens", "20000", "--device", "cuda", "--reward_workers", "4"]
+SMALL = ["--population_size", "2", "--max_train_samples", "2", "--max_completion_length", "4", "--eval_prompts", "2"]
+ON_CPU = ["--tokens", "16", "--eval_tokens", "16", "--device", "cpu", "--reward_workers", "1", *SMALL]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe with a method."""
+
+    reward: str
+    method: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.reward}_{self.method}"
+
+    def command(self, folder: Path, model: str, more: Sequence[str]) -> list[str]:
+        words = ["compare", "--config", RECIPES[self.reward], "--methods", self.method, "--seeds", "1", "--model_name_or_path", model]
+        return [sys.executable, "-m", "estune", *words, "--output", str(folder / self.name), *more]
+
+
+RUNS = tuple(Run(reward, method) for reward in RECIPES for method in METHODS)
+
+
+def main() -> int:
+    folder, model, seconds, *rest = sys.argv[1:]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which stops the runs too
+    on_cpu = rest == ["--cpu"]
+    runs = (RUNS[0], RUNS[3]) if on_cpu else RUNS  # each recipe and each method once
+    learn(runs, Path(folder), model, float(seconds), ON_CPU if on_cpu else ON_GPU)
+    tell({f"{run.name}_gain": "on a GPU alone" for run in RUNS if run not in runs})
+    failed = [run.name for run in runs if not report(run, Path(folder))]
+    if failed:
+        print(f"not even the base model was evaluated: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def learn(runs: Sequence[Run], folder: Path, model: str, seconds: float, more: Sequence[str]) -> None:
+    """Do the runs at the same time, and stop those that are not at their end by then."""
+    folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + seconds
+    children = [subprocess.Popen(run.command(folder, model, more), cwd=ROOT, stdout=sys.stderr) for run in runs]
+    try:
+        for child in children:
+            wait(child, deadline - time.monotonic())
+    finally:
+        for child in children:
+            child.terminate()
+        for child in children:
+            wait(child, STOPPING)
+            child.kill()
+
+
+def wait(child: subprocess.Popen[bytes], seconds: float) -> None:
+    """Until it ends, at most so long."""
+    try:
+        child.wait(max(0, seconds))
+    except subprocess.TimeoutExpired:
+        return
+
+
+def report(run: Run, folder: Path) -> bool:
+    """Tell what the run reached; False when it did not get as far as its first evaluation."""
+    points = [json.loads(line) for path in folder.glob(f"{run.name}/*/points.jsonl") for line in path.read_text().splitlines()]
+    if points:
+        tell({f"{run.name}_{name}": value for name, value in reached(points).items()})
+    return bool(points)
+
+
+def reached(points: Sequence[dict[str, Any]]) -> dict[str, float | str]:
+    first, last = points[0], points[-1]
+    found: dict[str, float | str] = {"tokens": last["tokens"], "seconds": last["seconds"], "steps": last["step"]}
+    for name in ("train", "held_out"):
+        if name in last:
+            found |= {f"{name}_before": first[name]["reward"], f"{name}_after": last[name]["reward"]}
+    return found | {"gain": last["train"]["reward"] - first["train"]["reward"]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

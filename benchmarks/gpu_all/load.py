@@ -1,0 +1,102 @@
+"""Loading members of Qwen2.5-7B's shapes into the transformers engine, θ on the GPU and θ in host memory, against generating.
+
+python -m benchmarks.gpu_all.load [--cpu]
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks import gpu
+from benchmarks.common import word_tokenizer
+from benchmarks.gpu_all import tell
+from estune.center import Center
+from estune.config import ESConfig
+from estune.engines.transformers import TransformersEngine
+
+PROMPTS, PROMPT_TOKENS, TOKENS = 64, 32, 64
+
+
+def main() -> None:
+    on_cpu = sys.argv[1:] == ["--cpu"]
+    device = torch.device("cpu" if on_cpu else "cuda")
+    for figures in measured("tiny" if on_cpu else "qwen2.5-7b", device):
+        tell(figures)
+
+
+def measured(size: str, device: torch.device) -> Iterator[gpu.Figures]:
+    """Host memory first: θ on the GPU must not count in what that takes there."""
+    engine = random_engine(size, device)
+    if device.type == "cpu":
+        gpu.stream_on_a_cpu()
+    host: gpu.Figures = {}
+    for figures in from_host(engine, gpu.in_host_memory(gpu.MODELS[size]), device):
+        host |= figures
+        yield figures
+    generation = generation_seconds(engine, gpu.SIZES[size][-1], device)
+    yield {"generation_seconds": generation, "load_host_over_generation": float(host["load_host_seconds"]) / generation}
+    if device.type == "cpu":
+        gpu.stand_in()
+    yield from from_device(engine, gpu.MODELS[size], generation, device)
+
+
+def random_engine(size: str, device: torch.device) -> TransformersEngine:
+    """A Qwen2 of that size, in bf16, whose weights are whatever transformers draws."""
+    from transformers import AutoModelForCausalLM, Qwen2Config
+
+    hidden, layers, heads, key_heads, intermediate, vocabulary = gpu.SIZES[size]
+    config = Qwen2Config(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        intermediate_size=intermediate,
+        vocab_size=vocabulary,
+        tie_word_embeddings=False,
+    )
+    with device:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
+    settings = ESConfig(device=str(device), dtype="bfloat16", generation_batch_size=PROMPTS)
+    return TransformersEngine(Path(), {name: name for name in gpu.MODELS[size]}, settings, word_tokenizer(vocabulary), model)
+
+
+def from_host(engine: TransformersEngine, center: Center, device: torch.device) -> Iterator[gpu.Figures]:
+    """θ in host memory: a load against the bus, and the memory that it takes of the GPU."""
+    weights = sum(engine.read(name).nbytes for name in center.theta)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = load_seconds(engine, center, device)
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else weights  # there is no telling on a CPU
+    yield {"load_host_seconds": seconds, "load_peak_over_weights": peak / weights}
+    yield {"load_host_over_bus": seconds / gpu.bus_seconds(center, device)}
+    engine.check(center, gpu.MEMBER)
+    yield {"host_held": True}
+
+
+def from_device(engine: TransformersEngine, shapes: gpu.Shapes, generation: float, device: torch.device) -> Iterator[gpu.Figures]:
+    """θ on the GPU: a load against a copy there, and against generating."""
+    center = Center(gpu.filled({name: torch.empty(shape, device=device) for name, shape in shapes.items()}))
+    count = sum(theta.numel() for theta in center.theta.values())
+    seconds = load_seconds(engine, center, device)
+    copied = gpu.copy_bandwidth(min(count, gpu.COPIED), device)
+    yield {"load_device_seconds": seconds, "load_device_over_generation": seconds / generation}
+    yield {"load_device_of_copy": gpu.BYTES["perturbed"] * count / seconds / copied}
+    engine.check(center, gpu.MEMBER)
+    yield {"device_held": True}
+
+
+def load_seconds(engine: TransformersEngine, center: Center, device: torch.device) -> float:
+    return gpu.timed(lambda: engine.load(center, gpu.MEMBER), device)
+
+
+def generation_seconds(engine: TransformersEngine, vocabulary: int, device: torch.device) -> float:
+    """Of PROMPTS × TOKENS tokens, the second time."""
+    prompts = [[(31 * row + 7 * at) % vocabulary for at in range(PROMPT_TOKENS)] for row in range(PROMPTS)]
+    return gpu.timed(lambda: engine.generate(prompts, max_completion_length=TOKENS), device, 1)
+
+
+if __name__ == "__main__":
+    main()

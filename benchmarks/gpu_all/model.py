@@ -1,0 +1,78 @@
+"""A run of SmolLM2-135M: tokens per second, a step against the generation in it, and its journal replayed on the CPU.
+
+python -m benchmarks.gpu_all.model FOLDER MODEL [--cpu]
+
+FOLDER gets the run; begun before, it goes on.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import ROOT, SIGMA, Step
+from benchmarks.gpu_all import tell
+from estune import ESConfig, ESTrainer
+from estune.tasks import get_task
+
+ON_GPU = {"population_size": 4, "batch_size": 64, "max_steps": 10, "max_completion_length": 32, "device": "cuda"}
+ON_CPU = {"population_size": 2, "batch_size": 4, "max_steps": 3, "max_completion_length": 8, "device": "cpu"}
+PARTS = ("es/generate_seconds", "es/load_seconds", "es/update_seconds")
+
+
+def main() -> int:
+    folder, model, *rest = sys.argv[1:]
+    settings: dict[str, Any] = ON_CPU if rest == ["--cpu"] else ON_GPU
+    steps = settings["max_steps"]
+    theta_on = train(Path(folder), model, settings)
+    tell({"theta_on": theta_on})
+    tell(speed(Path(folder)))
+    written = json.loads((Path(folder) / "journal.jsonl").read_text().splitlines()[steps])["digest"]
+    replayed = replay(Path(folder), model, steps)
+    tell({"digest_equal": written == replayed, "digest_of_the_run": written, "digest_of_the_replay": replayed})
+    return 0
+
+
+def train(folder: Path, model: str, settings: dict[str, Any]) -> str:
+    """Do the run, and return where θ was."""
+    task = get_task("conciseness")
+    usual: dict[str, Any] = {"sigma": SIGMA, "learning_rate": 0.007, "disable_tqdm": True, "resume_from_checkpoint": True}
+    config = ESConfig(output_dir=str(folder), save_steps=settings["max_steps"], **usual, **settings)
+    with redirect_stdout(sys.stderr):
+        trainer = ESTrainer(model, task.reward_funcs, config, task.train(settings["batch_size"]))
+        trainer.train()
+    return trainer.model.place.device
+
+
+def speed(folder: Path) -> dict[str, float | str]:
+    """Of the steps between the first, which also compiles, and the last, which saves."""
+    steps: list[Step] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:-1]
+    seconds = {name: sum(step[name] for step in steps) for name in ("step_time", *PARTS)}
+    tokens = sum(step["es/tokens_per_second"] for step in steps) / len(steps)
+    parts = {f"{name.removeprefix('es/').removesuffix('_seconds')}_of_step": seconds[name] / seconds["step_time"] for name in PARTS}
+    return {"tokens_per_second": tokens, "step_over_generation": seconds["step_time"] / seconds[PARTS[0]], **parts}
+
+
+def replay(folder: Path, model: str, steps: int) -> str:
+    """θ's digest as `estune replay` gives it, in a process that sees no GPU."""
+    with tempfile.TemporaryDirectory() as scratch:
+        words = ["replay", str(folder), "--step", str(steps), "--output", f"{scratch}/step", "--model", model]
+        done = subprocess.run(
+            [sys.executable, "-m", "estune", *words],
+            cwd=ROOT,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    found = re.search(r"digest is ([0-9a-f]{32})", done.stdout)
+    return found[1] if found else done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""The tests that need a GPU; with --cpu the same ones where CPU tensors stand for a GPU's.
+
+python -m benchmarks.gpu_all.tests [--cpu]
+"""
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+from benchmarks.common import ROOT
+from benchmarks.gpu_all import tell
+
+FILES = ("tests/test_on_a_gpu.py", "tests/test_noise_triton.py")  # named, since collecting all takes half a minute
+
+
+def main() -> int:
+    on_cpu = sys.argv[1:] == ["--cpu"]
+    which = [FILES[0], "-m", "not gpu"] if on_cpu else [*FILES, "-m", "gpu"]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={report}", *which]
+        status = subprocess.run(command, cwd=ROOT).returncode
+        if report.is_file():
+            tell(counts(report))
+    return status
+
+
+def counts(report: Path) -> dict[str, float | str]:
+    """How many tests passed, and how many failed or could not run."""
+    suite = next(ElementTree.parse(report).iter("testsuite"))
+    total, failures, errors, skipped = (int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped"))
+    failed = failures + errors
+    return {"tests_passed": total - failed - skipped, "tests_failed": failed, "tests_skipped": skipped}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
