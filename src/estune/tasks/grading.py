@@ -63,8 +63,8 @@ def same_value() -> Callable[[str, str], bool]:
     """What compares two tame answers by value, for a process that may be ended in the middle of it."""
     try:
         from math_verify import LatexExtractionConfig, parse, verify
-    except ImportError as error:
-        raise ConfigError(f'math-verify is needed to grade mathematics ({error}); pip install "estune[math]"') from None
+    except Exception as error:  # it, or one of the packages that it needs, may be there and not fit
+        raise ConfigError(f'math-verify is needed to grade mathematics ({error}); pip install "estune[math]"') from error
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has no time limit: on purpose
     config = LatexExtractionConfig()
 
