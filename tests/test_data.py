@@ -358,3 +358,18 @@ def test_data_without_content_are_refused_before_a_model_is_loaded(make_trainer)
     rows = [{"prompt": "what is red", "target": "x", "check": lambda text: 0}]
     with pytest.raises(DataError, match="train_dataset: row 0: column 'check' holds an object of type function"):
         make_trainer(model="no/such/model/here", train_dataset=rows)
+
+
+def test_objects_of_a_class_of_the_users_script_reach_reward_functions_in_their_processes(make_trainer):
+    import os
+    from dataclasses import make_dataclass
+
+    local = make_dataclass("Local", ["pid"])  # no other process can import it
+    local.__module__ = "__main__"
+    rows = [{"prompt": "what is red", "check": local(os.getpid())}]
+
+    def elsewhere(completions, check):
+        return [float(check[0].pid != os.getpid())] * len(completions)
+
+    trainer = make_trainer(train_dataset=rows, eval_dataset=None, reward_funcs=elsewhere, reward_workers=1, max_steps=1)
+    assert trainer.train().metrics["reward"] == 1

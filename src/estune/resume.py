@@ -47,7 +47,8 @@ def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
         if name == "train_data" and had != has:
             raise ConfigError(
                 f"train_data: the rows differ from those that the run in {journal.path.parent} was started with "
-                f"(fingerprint {had}, now {has}); give the same data again, or choose another output_dir"
+                f"(fingerprint {had}, now {has}); give the same data again, or choose another output_dir. "
+                "Earlier versions read numbers in CSV files and dates in JSON otherwise: finish such runs with them"
             )
         if name not in MAY_CHANGE_ON_RESUME and had != has:
             raise ConfigError(
