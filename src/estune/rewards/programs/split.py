@@ -1,8 +1,9 @@
 """Split a test: the program's process computes what is the program's, the comparison is made here.
 
-`assert f(2) == 4` becomes a step that hands back `f(2)`, and a check here that what came is 4: the 4 never goes where the
-program is. The statements of a test become, in their order, steps for the program's process and checks for ours. A test
-whose verdict only the program's process can give (a loop without end, a helper of the test's own) is Unsplittable.
+`assert f(2) == 4` becomes a step that hands back `f(2)`, and a check here that the value is 4; the 4
+never goes where the program is. The statements of a test become, in their order, steps for the
+program's process and checks for ours. A test whose verdict only the program's process can give (with
+`try` or `while`, or a long helper of its own) is Unsplittable.
 """
 
 import ast
@@ -28,7 +29,7 @@ _DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 
 @dataclass(frozen=True)
 class Step:
-    """One thing for the program's process: run `source` or, with `hand_back`, compute it and hand its value back."""
+    """One thing for the program's process: run `source` or, with `hand_back`, return its value."""
 
     source: str
     hand_back: bool
@@ -48,7 +49,7 @@ class Split:
             return False
         try:
             return all(check(Run(values)) for check in self.checks)
-        except Exception:  # a comparison of what cannot be compared fails the test, as it does where a test runs by itself
+        except Exception:  # as where a test runs by itself, whatever an assert raises fails it
             return False
 
 
@@ -56,8 +57,8 @@ class Split:
 def split(test: str, redefined: frozenset[str] = frozenset()) -> Split | None:
     """`test` as steps and checks, or None where it cannot be split.
 
-    redefined: functions of Python's own whose names the program gives to its own. They are the program's where a test
-    calls nothing else of it, as `assert sum(10, 15) == 6` does; a program that redefines `abs` gains nothing by it.
+    redefined: Python's functions whose names the program gives to its own. They are the program's if a
+    test calls nothing else of it, as in `assert sum(10, 15) == 6`; redefining `abs` gains nothing.
     """
     try:
         tree = ast.parse(test)
@@ -94,7 +95,7 @@ def _split(tree: ast.Module, test: str, programs: frozenset[str]) -> Split | Non
 
 
 def _inlined(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
-    """`statements`, with `check(f)` at their end replaced by the body of the `check` that they define, as in HumanEval."""
+    """`statements`, with HumanEval's `check(f)` at their end replaced by the body of `check`."""
     last = statements[-1] if statements else None
     call = last.value if isinstance(last, ast.Expr) else None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
@@ -113,7 +114,8 @@ def _inlined(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
 class _Splitter:
     """The statements of one test, one after the other. As a Scope it knows what each name means.
 
-    programs: names that are the program's although they are Python's own, or the test bound to what the program returned.
+    programs: names that are the program's although they are Python's, or that the test gave to what
+    the program returned.
     """
 
     programs: frozenset[str]
@@ -121,13 +123,13 @@ class _Splitter:
     steps: list[Step] = field(default_factory=list)
     checks: list[Compute] = field(default_factory=list)
     _here: dict[str, Compute] = field(default_factory=dict)  # names whose values are computed here
-    _there: dict[str, ast.stmt] = field(default_factory=dict)  # names of the test's own that its process may need
+    _there: dict[str, ast.stmt] = field(default_factory=dict)  # names that its process may need
     _sent: set[str] = field(default_factory=set)  # those of them that it has
     _modules: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _locals: list[str] = field(default_factory=list)  # variables of comprehensions
-    _mutable: set[str] = field(default_factory=set)  # names of lists and the like that are known here
-    _given: set[str] = field(default_factory=set)  # those of them that a statement gave to the program, which may have changed them
-    _random: Random = field(default_factory=lambda: Random(0))  # a test's own draws are made here, the same ones every time
+    _mutable: set[str] = field(default_factory=set)  # names of lists and the like
+    _given: set[str] = field(default_factory=set)  # that a statement may have changed
+    _random: Random = field(default_factory=lambda: Random(0))  # the same draws every time
 
     def run(self, statements: Sequence[ast.stmt]) -> None:
         for statement in statements:
@@ -216,7 +218,7 @@ class _Splitter:
                 self._sent.add(name)
 
     def _name(self, name: str, statement: ast.Assign) -> None:
-        """Give a value a name: here if it can be computed here, and in the program's process if that needs it."""
+        """Name a value here, if it can be computed here, and in the program's process, if it needs it."""
         if self._programs_in(statement.value):
             return self._define(name, statement, compiled(statement.value, self))
         drawn_before = self._random.getstate()
@@ -267,7 +269,7 @@ class _Splitter:
         return MODULES.get(module, {})
 
     def _function(self, statement: ast.FunctionDef) -> None:
-        """A function of the test's own; one that only returns an expression may be called here, too."""
+        """A function of the test's own, which may be called here if it only returns an expression."""
         self._define(statement.name, statement)
         last = statement.body[-1]
         if isinstance(last, ast.Return) and last.value and all(map(_is_text, statement.body[:-1])):
@@ -289,7 +291,7 @@ class _Splitter:
     # What is the program's
 
     def _is_programs(self, node: ast.expr) -> bool:
-        """Whether `node` is for the program's process: a name, a call or an attribute that begins with one of its names."""
+        """Whether `node` is a name of the program's, or a call or an attribute that begins with one."""
         if isinstance(node, ast.Name):
             return self._is_programs_name(node.id)
         if isinstance(node, ast.Attribute):
@@ -383,5 +385,5 @@ def _is_print(node: ast.expr) -> bool:
 
 
 def _is_plain_call(node: ast.expr) -> bool:
-    """Whether `node` calls a function, rather than making an object of a class, whose name begins with a capital."""
+    """Whether `node` calls a function rather than a class, whose name would have a capital."""
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.func.id[:1].isupper()

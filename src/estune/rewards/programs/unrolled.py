@@ -16,8 +16,8 @@ _ROUNDS = 1000
 class Unrolled(ast.NodeTransformer):
     """Writes out comprehensions whose elements are the program's.
 
-    is_programs: whether a node is the program's. programs_in: whether something in it is. value: what a node is that nothing of
-    the program's is in.
+    is_programs: whether a node is the program's; programs_in: whether something in it is; value: the
+    value of a node that holds nothing of the program's.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Unrolled(ast.NodeTransformer):
 
 
 def literals(values: object) -> list[ast.expr]:
-    """Values of a loop as literals. Raises Unsplittable where there are too many, or one is no literal."""
+    """Values of a loop as literals. Raises Unsplittable for too many, or what is no literal."""
     try:
         listed = list(values)  # type: ignore[call-overload]
         written = [ast.parse(repr(value), mode="eval").body for value in listed[:_ROUNDS]]
