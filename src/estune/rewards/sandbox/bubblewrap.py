@@ -65,6 +65,7 @@ class Bubblewrap:
             options += [*_open_parents(path), *_shown(path)]
         for path in job.hidden():
             options += ["--tmpfs", path, "--remount-ro", path]
+        options += ["--perms", "0755", "--dir", "/dev"]
         for device in ("null", "zero", "urandom", "random"):
             options += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
         options += [

@@ -14,7 +14,7 @@ from estune.rewards.sandbox.kinds import Limits, Outcome, Unusable
 from estune.rewards.sandbox.seccomp import program_filter
 from estune.rewards.sandbox.supervise import supervise
 
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_DEVICES = ("/dev/zero", "/dev/random", "/dev/urandom")
 
 
 class Sandlock:
@@ -42,7 +42,7 @@ def _policy(folder: str, limits: Limits) -> dict[str, object]:
     return {
         "fs_readable": [*job.readable(), *_DEVICES],
         "fs_denied": job.hidden(),
-        "fs_writable": [folder],
+        "fs_writable": [folder, "/dev/null"],
         "cwd": folder,
         "clean_env": True,
         "env": job.ENVIRONMENT | {"HOME": folder, "TMPDIR": folder},
