@@ -1,4 +1,6 @@
-"""What a program in a sandbox must not reach: a file, sockets and a process, laid out by the proof and looked at afterwards."""
+"""What a program in a sandbox must not reach: a file, sockets and a process, laid out by the proof
+and looked at afterwards.
+"""
 
 import contextlib
 import os
@@ -38,9 +40,14 @@ class Baits:
 
 @contextlib.contextmanager
 def baits() -> Iterator[Baits]:
-    with tempfile.TemporaryDirectory(prefix="estune-proof-") as folder, contextlib.ExitStack() as opened:
+    with (
+        tempfile.TemporaryDirectory(prefix="estune-proof-") as folder,
+        contextlib.ExitStack() as opened,
+    ):
         file = Path(folder, "file")
         file.write_text(_CONTENT)
+        os.chmod(folder, 0o777)  # nothing but the sandbox stands in the way, whoever the program is
+        os.chmod(file, 0o666)
         abstract = f"\0estune-proof-{os.urandom(8).hex()}"
         listeners = {
             "connect by TCP": _listener(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
@@ -48,6 +55,7 @@ def baits() -> Iterator[Baits]:
             "connect to a unix socket": _listener(socket.AF_UNIX, socket.SOCK_STREAM, f"{folder}/socket"),
             "connect to an abstract unix socket": _listener(socket.AF_UNIX, socket.SOCK_STREAM, abstract),
         }
+        os.chmod(f"{folder}/socket", 0o777)
         for listener in listeners.values():
             opened.enter_context(listener)
         process = opened.enter_context(_sleeper())
@@ -84,7 +92,9 @@ def _heard(listener: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def _sleeper() -> "Iterator[subprocess.Popen[bytes]]":
-    """A process that waits for its input to end, which it does with this process, however that ends."""
+    """A process that waits for its input to end, which it does with this process, however that
+    ends.
+    """
     command = [interpreter(), "-I", "-S", "-c", "import sys; sys.stdin.read()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
         try:
@@ -99,5 +109,6 @@ def _home_files() -> list[str]:
     found: list[str] = []
     for folder in (home, f"{home}/.ssh", f"{home}/.cache/huggingface"):
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            found += [entry.path for entry in entries if entry.is_file() and os.access(entry.path, os.R_OK)]
+            files = [entry.path for entry in entries if entry.is_file()]
+            found += [path for path in files if os.access(path, os.R_OK)]
     return found[:_HOME_FILES]
