@@ -66,6 +66,7 @@ WHOLE = {
     "a helper of the test's own": "def near(a, b):\n    d = a - b\n    return d < 1\nassert near(f(1), 2)",
     "a loop without an end": "while f(1) != 2:\n    pass\nassert True",
     "a class of the library's": "import datetime\nassert f(1) == datetime.date(2020, 1, 2)",
+    "objects of the program's": "assert f(1) == Point(1, 2)",
     "a verdict by call": "import unittest\nunittest.TestCase().assertEqual(f(1), 2)",
     "an unseen helper": "check(f)",
     "nothing of the program's": "assert True",

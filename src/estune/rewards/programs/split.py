@@ -181,6 +181,8 @@ class _Splitter:
             raise Unsplittable(type(statement).__name__)
 
     def _assert(self, statement: ast.Assert) -> None:
+        if any(self._compares_objects(node) for node in ast.walk(statement.test)):
+            raise Unsplittable("objects of the program's own classes, which are compared as these say")
         check = compiled(self._unrolled(statement.test), self)
         self.checks.append(lambda run: bool(check(run)))
 
@@ -301,6 +303,11 @@ class _Splitter:
         if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS and _is_plain_call(node.func.value):
             return False  # a method of what a function returned, which is plain here
         return self._begins_with_programs(node.func)
+
+    def _compares_objects(self, node: ast.AST) -> bool:
+        operands = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        made = (each for each in operands if isinstance(each, ast.Call) and isinstance(each.func, ast.Name))
+        return any(self._is_programs(each) and not _is_plain_call(each) for each in made)
 
     def _begins_with_programs(self, node: ast.expr) -> bool:
         while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
