@@ -128,7 +128,7 @@ if os.getuid():
 tries(lambda: os.setgroups([0]) or "groups")
 """,
     "lifts its limits": """
-for name in ("RLIMIT_AS", "RLIMIT_NPROC", "RLIMIT_FSIZE", "RLIMIT_CPU", "RLIMIT_NOFILE", "RLIMIT_MEMLOCK"):
+for name in ("RLIMIT_AS", "RLIMIT_FSIZE", "RLIMIT_CPU", "RLIMIT_NOFILE", "RLIMIT_MEMLOCK"):
     hard = resource.getrlimit(getattr(resource, name))[1]
     tries(lambda: resource.setrlimit(getattr(resource, name), (hard + 1, hard + 1)) or name)
 """,

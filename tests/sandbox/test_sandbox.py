@@ -53,6 +53,21 @@ def test_the_standard_library_works(sandbox):
     assert outcome.output == b"[1, 2] __main__ x\n", outcome.errors
 
 
+THREADS = """
+import threading, time
+waiting = [threading.Thread(target=time.sleep, args=[0.1]) for n in range(8)]
+for each in waiting:
+    each.start()
+print(len(waiting))
+"""
+
+
+@pytest.mark.slow
+def test_other_processes_of_the_user_do_not_count(run_as):
+    for kind in ("bubblewrap", "sandlock"):
+        assert run_as("user", "crowd_child.py", kind, THREADS) == "8\n"
+
+
 USES_DEVICES = """
 import os, subprocess, sys
 open(os.devnull, "w").write("x")

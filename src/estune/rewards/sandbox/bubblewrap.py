@@ -40,6 +40,7 @@ class Bubblewrap:
             limits,
             remount=bounds,
             other_user=self._privileged,
+            counted_apart=True,
             seccomp=self._seccomp,
         )
         process = start([self._bwrap, *self._options(limits), "--", *job.command()])

@@ -61,13 +61,15 @@ def job(
     folder: str = "",
     remount: str = "",
     other_user: bool = False,
+    counted_apart: bool = False,
     seccomp: bytes = b"",
 ) -> bytes:
     """Standard input of the launcher.
 
     folder: where the program works, if the launcher has to go there; remount: options to mount the
-    working folder with anew; other_user: give up the user id; seccomp: a filter, with which
-    capabilities are given up too.
+    working folder with anew; other_user: give up the user id; counted_apart: the kernel doesn't
+    count the user's other processes with the program's; seccomp: a filter, with which capabilities
+    are given up too.
     """
     told = {
         "source": source,
@@ -75,18 +77,19 @@ def job(
         "remount": remount,
         "other_user": other_user,
         "filter": seccomp,
-        "rlimits": _resource_limits(limits),
+        "rlimits": _resource_limits(limits, counted_apart),
     }
     data = marshal.dumps(told)
     return len(data).to_bytes(8, "little") + data + request
 
 
-def _resource_limits(limits: Limits) -> list[tuple[str, int]]:
+def _resource_limits(limits: Limits, counted_apart: bool) -> list[tuple[str, int]]:
+    processes = [("RLIMIT_NPROC", limits.processes)] if counted_apart else []
     return [
+        *processes,
         ("RLIMIT_CPU", int(limits.cpu_seconds) + 1),
         ("RLIMIT_AS", limits.memory),
         ("RLIMIT_FSIZE", limits.disk),
-        ("RLIMIT_NPROC", limits.processes),
         ("RLIMIT_NOFILE", _OPEN_FILES),
         ("RLIMIT_MEMLOCK", 0),
         ("RLIMIT_MSGQUEUE", 0),
