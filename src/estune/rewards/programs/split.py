@@ -19,11 +19,13 @@ from typing import Any
 from estune.rewards.programs.bounded import FUNCTIONS, METHODS, MODULES
 from estune.rewards.programs.expression import Compute, Run, compiled, target_names
 from estune.rewards.programs.failed import Failed, Unsplittable
+from estune.rewards.programs.syntax import is_hashable, is_plain_call, is_print, is_text, literal, loaded, stored
 from estune.rewards.programs.unrolled import Unrolled, bound, literals
 from estune.rewards.programs.values import decoded, plain
 
 _NAN = re.compile(r"\b(is)?nan\b", re.IGNORECASE)
 _DEFINED = re.compile(r"^(?:def|class) +(\w+)|^(\w+) *=(?!=)", re.MULTILINE)
+_STATEMENTS = 2000
 _DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 
 
@@ -129,6 +131,7 @@ class _Splitter:
     _locals: list[str] = field(default_factory=list)  # variables of comprehensions
     _mutable: set[str] = field(default_factory=set)  # names of lists and the like
     _given: set[str] = field(default_factory=set)  # that a statement may have changed
+    _written: int = 0  # statements, of loops in each round
     _random: Random = field(default_factory=lambda: Random(0))  # the same draws every time
 
     def run(self, statements: Sequence[ast.stmt]) -> None:
@@ -162,6 +165,9 @@ class _Splitter:
     # Statements
 
     def _statement(self, statement: ast.stmt) -> None:
+        self._written += 1
+        if self._written > _STATEMENTS:
+            raise Unsplittable("loops of too many rounds")
         if isinstance(statement, ast.Assert):
             self._assert(statement)
         elif isinstance(statement, ast.Assign):
@@ -215,7 +221,7 @@ class _Splitter:
             raise Unsplittable("an assignment of what a program returned")
         else:
             self._send(statement, ast.unparse(statement), hand_back=False)
-            for name in _stored(target):
+            for name in stored(target):
                 self._define(name, statement)
                 self._sent.add(name)
 
@@ -228,17 +234,17 @@ class _Splitter:
             value = compiled(statement.value, self)(Run([]))
         except Exception:  # what cannot be computed here is left to the program's process
             return self._define(name, statement)
-        if (written := _literal(value)) is not None:
+        if (written := literal(value)) is not None:
             statement = ast.Assign(statement.targets, written, lineno=1)
         elif self._random.getstate() != drawn_before:
             raise Unsplittable("a drawn value that is no literal")
         self._define(name, statement, partial(_first, value))
-        if not _is_hashable(value):
+        if not is_hashable(value):
             self._mutable.add(name)
 
     def _expression(self, statement: ast.Expr) -> None:
         value = statement.value
-        if _is_text(statement) or _is_print(value):
+        if is_text(statement) or is_print(value):
             return
         if not self._is_programs(value) and self._programs_in(value):
             raise Unsplittable("a call with the program in its arguments")
@@ -274,7 +280,7 @@ class _Splitter:
         """A function of the test's own, which may be called here if it only returns an expression."""
         self._define(statement.name, statement)
         last = statement.body[-1]
-        if isinstance(last, ast.Return) and last.value and all(map(_is_text, statement.body[:-1])):
+        if isinstance(last, ast.Return) and last.value and all(map(is_text, statement.body[:-1])):
             with suppress(Unsplittable):
                 compute = compiled(ast.Lambda(statement.args, last.value), self)
                 return self._define(statement.name, statement, compute)
@@ -300,14 +306,14 @@ class _Splitter:
             return self._begins_with_programs(node.value)
         if not isinstance(node, ast.Call):
             return False
-        if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS and _is_plain_call(node.func.value):
+        if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS and is_plain_call(node.func.value):
             return False  # a method of what a function returned, which is plain here
         return self._begins_with_programs(node.func)
 
     def _compares_objects(self, node: ast.AST) -> bool:
         operands = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
         made = (each for each in operands if isinstance(each, ast.Call) and isinstance(each.func, ast.Name))
-        return any(self._is_programs(each) and not _is_plain_call(each) for each in made)
+        return any(self._is_programs(each) and not is_plain_call(each) for each in made)
 
     def _begins_with_programs(self, node: ast.expr) -> bool:
         while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
@@ -321,11 +327,11 @@ class _Splitter:
         return not is_known and not hasattr(builtins, name)
 
     def _programs_in(self, node: ast.AST) -> bool:
-        return any(self._is_programs_name(name) for name in _loaded(node))
+        return any(self._is_programs_name(name) for name in loaded(node))
 
     def _send(self, node: ast.AST, source: str, *, hand_back: bool) -> None:
         """Make a step of `source`, after the definitions of the test's own that it needs."""
-        names = _loaded(node)
+        names = loaded(node)
         if set(names) & set(self._locals):
             raise Unsplittable("a call with the variable of a comprehension")
         self._send_definitions(names)
@@ -342,55 +348,12 @@ class _Splitter:
                 continue
             statement = self._there[name]
             self._sent.add(name)
-            needed = _loaded(statement)
+            needed = loaded(statement)
             if self._programs_in(statement) and not isinstance(statement, _DEFINITIONS):
                 raise Unsplittable("a value that was computed here of what the program returned")
             self._send_definitions(needed)
             self.steps.append(Step(ast.unparse(statement), hand_back=False))
 
 
-def _loaded(node: ast.AST) -> list[str]:
-    """The names that `node` reads from around it, each once, in their order."""
-    nodes = list(ast.walk(node))
-    own = {name for each in nodes if isinstance(each, ast.comprehension) for name in _stored(each.target)}
-    own |= {each.arg for each in nodes if isinstance(each, ast.arg)}
-    names = (each.id for each in nodes if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load) and each.id not in own)
-    return list(dict.fromkeys(names))
-
-
-def _stored(node: ast.AST) -> list[str]:
-    return [each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)]
-
-
 def _first(value: Any, run: Run) -> Any:
     return value
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-
-
-def _literal(value: Any) -> ast.expr | None:
-    """`value` as Python writes it down, if that is all of it."""
-    try:
-        written = ast.parse(repr(value), mode="eval").body
-        return written if ast.literal_eval(written) == value else None
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return None
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
-
-
-def _is_print(node: ast.expr) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
-
-
-def _is_plain_call(node: ast.expr) -> bool:
-    """Whether `node` calls a function rather than a class, whose name would have a capital."""
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.func.id[:1].isupper()

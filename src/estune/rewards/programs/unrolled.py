@@ -27,6 +27,7 @@ class Unrolled(ast.NodeTransformer):
         value: Callable[[ast.expr], object],
     ) -> None:
         self._is_programs, self._programs_in, self._value = is_programs, programs_in, value
+        self._elements = 0
 
     def visit(self, node: ast.AST) -> Any:
         if isinstance(node, ast.expr) and self._is_programs(node):
@@ -48,6 +49,9 @@ class Unrolled(ast.NodeTransformer):
         (loop,) = node.generators
         elements: list[ast.expr] = []
         for values in self._rounds(loop):
+            self._elements += 1
+            if self._elements > _ROUNDS:
+                raise Unsplittable("comprehensions of too many rounds")
             elements.append(self.visit(_with(node.elt, values)))
         return ast.List(elements, ast.Load())
 
