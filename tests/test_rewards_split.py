@@ -66,6 +66,9 @@ WHOLE = {
     "a helper of the test's own": "def near(a, b):\n    d = a - b\n    return d < 1\nassert near(f(1), 2)",
     "a loop without an end": "while f(1) != 2:\n    pass\nassert True",
     "a class of the library's": "import datetime\nassert f(1) == datetime.date(2020, 1, 2)",
+    "loops of a million rounds": "for a in range(1000):\n    for b in range(1000):\n        assert f(a, b) == a",
+    "a comprehension of a million rounds": "assert all(all(f(a, b) for a in range(1000)) for b in range(1000))",
+    "objects of the program's": "assert f(1) == Point(1, 2)",
     "a verdict by call": "import unittest\nunittest.TestCase().assertEqual(f(1), 2)",
     "an unseen helper": "check(f)",
     "nothing of the program's": "assert True",
@@ -204,6 +207,7 @@ def test_no_value_makes_the_comparison_raise(values):
 
 BUSY = [
     ("assert f(1) ** f(1) == 3", 10**9),
+    ("assert f([0] * 10 ** 9) == 10 ** 10 ** 10", 1),
     ("assert 'x' * f(1) == 'x'", 10**12),
     ("assert list(range(f(1))) == []", 10**12),
     ("import math\nassert math.factorial(f(1)) == 6", 10**7),

@@ -32,7 +32,11 @@ def main() -> None:
 def attack(sandbox, source: str) -> dict:
     with baits() as laid:
         started = time.monotonic()
-        outcome = sandbox.run(f"{PRELUDE}\nprint('ready', flush=True)\n{source}", json.dumps(laid.told).encode(), LIMITS)
+        outcome = sandbox.run(
+            f"{PRELUDE}\nprint('ready', flush=True)\n{source}",
+            json.dumps(laid.told).encode(),
+            LIMITS,
+        )
         return {
             "output": outcome.output[:2000].decode(errors="replace"),
             "size": len(outcome.output),

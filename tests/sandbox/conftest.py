@@ -1,27 +1,9 @@
-"""Attacks on both sandboxes, made once as root and once as an unprivileged user, and looked at by the tests."""
+"""Fixtures: each sandbox, and a way to run scripts in them as somebody else."""
 
-import importlib.util
-import json
-import os
-import shutil
-import subprocess
-import sys
-import sysconfig
 import tempfile
-from pathlib import Path
 
 import pytest
-
-import estune
-from estune.rewards.sandbox import job
-from estune.rewards.sandbox.bubblewrap import Bubblewrap
-from estune.rewards.sandbox.kinds import Unusable
-from estune.rewards.sandbox.sandlock import Sandlock
-
-KINDS = {"bubblewrap": Bubblewrap, "sandlock": Sandlock}
-HERE = Path(__file__).parent
-NOBODY = 65534
-LEFT_OUT = shutil.ignore_patterns("site-packages", "dist-packages", "test", "idlelib", "config-*", "ensurepip", "tkinter")
+from boxes import KINDS, Runner, made
 
 
 @pytest.fixture(params=KINDS)
@@ -29,71 +11,7 @@ def sandbox(request):
     return made(request.param)
 
 
-def made(kind):
-    if sys.platform != "linux":
-        pytest.skip("sandboxes are Linux's")
-    try:
-        return KINDS[kind]()
-    except Unusable as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture(scope="session")
 def run_as():
-    """A function that runs a script of this folder with a sandbox's name, as root or as a user, and gives back its JSON."""
     with tempfile.TemporaryDirectory(prefix="estune-user-", dir="/tmp") as folder:
-        copied = []
-
-        def run(identity, script, kind, given):
-            made(kind)
-            if identity == "root" and os.getuid() != 0:
-                pytest.skip("the tests don't run as root")
-            if identity == "user" and os.getuid() == 0:
-                copied or copied.append(_interpreter_for_all(Path(folder)))
-                return _run([copied[0], f"{folder}/tests/{script}", kind], given, _for_user(folder))
-            return _run([sys.executable, str(HERE / script), kind], given, {"env": os.environ})
-
-        yield run
-
-
-def _run(command, given, options):
-    ended = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=300, **options)
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
-
-
-def _for_user(folder):
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{folder}/packages", "HOME": f"{folder}/home", "TMPDIR": f"{folder}/tmp"}
-    return {"env": environment, "user": NOBODY, "group": NOBODY, "extra_groups": [], "cwd": folder}
-
-
-def _interpreter_for_all(folder):
-    """A copy of this interpreter and of what the attacks import, since an unprivileged user may not see the original."""
-    os.chmod(folder, 0o755)
-    standard = Path(sysconfig.get_path("stdlib"))
-    lib = folder / "python" / "lib"
-    shutil.copytree(standard, lib / standard.name, ignore=LEFT_OUT, symlinks=True)
-    for library in Path(sys.base_prefix, "lib").glob("libpython*"):
-        shutil.copy2(library, lib)
-    python = folder / "python" / "bin" / Path(job.interpreter()).name
-    python.parent.mkdir()
-    shutil.copy2(job.interpreter(), python)
-    _copy_packages(folder / "packages")
-    shutil.copytree(HERE, folder / "tests")
-    for name in ("home", "tmp"):
-        (folder / name).mkdir()
-        os.chown(folder / name, NOBODY, NOBODY)
-    (folder / "home" / ".netrc").write_text("a secret")
-    return str(python)
-
-
-def _copy_packages(folder):
-    """The sandboxes and what they import, without the rest of estune, which needs torch."""
-    own = Path(estune.__file__).parent
-    (folder / "estune").mkdir(parents=True)
-    (folder / "estune" / "__init__.py").touch()
-    shutil.copy2(own / "errors.py", folder / "estune")
-    shutil.copytree(own / "rewards", folder / "estune" / "rewards")
-    for package in ("psutil", "sandlock"):
-        if found := importlib.util.find_spec(package):
-            shutil.copytree(Path(found.origin).parent, folder / package)
+        yield Runner(folder)

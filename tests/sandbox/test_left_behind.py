@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 from attacks import ATTACKS, PRELUDE
-from conftest import made
+from boxes import made
 
 from estune.rewards import keeper
 from estune.rewards.sandbox import PROVEN, UNLOCKED, Limits
@@ -77,7 +77,16 @@ def test_programs_end_with_the_trainer(kind, number, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"completion": HOLDS, "tests": ["assert True"]}))
     environment = os.environ | ({UNLOCKED: "1"} if kind == "unlocked" else {PROVEN: kind})
-    command = [sys.executable, "-m", "estune", "score", "--task", "mbpp", "--completions", str(rows)]
+    command = [
+        sys.executable,
+        "-m",
+        "estune",
+        "score",
+        "--task",
+        "mbpp",
+        "--completions",
+        str(rows),
+    ]
     with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as trainer:
         assert soon(lambda: len(descendants(trainer.pid)) >= 5, 60)
         time.sleep(0.5)
@@ -106,7 +115,15 @@ def test_a_keeper_ends_what_moved_away_and_ends_as_its_child_did(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(MOVES)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV):
-        command = [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid()), str(script), str(int(number))]
+        command = [
+            sys.executable,
+            "-I",
+            "-S",
+            keeper.__file__,
+            str(os.getpid()),
+            str(script),
+            str(int(number)),
+        ]
         assert subprocess.run(command).returncode == -number
     assert not running(script)
 
@@ -137,4 +154,9 @@ def test_hostile_programs_in_a_row_leave_nothing(sandbox, tmp_path, monkeypatch)
 
 def _state(folder):
     own = psutil.Process()
-    return len(own.children(recursive=True)), own.num_fds(), sorted(os.listdir(folder)), own.memory_info().rss
+    return (
+        len(own.children(recursive=True)),
+        own.num_fds(),
+        sorted(os.listdir(folder)),
+        own.memory_info().rss,
+    )

@@ -6,7 +6,7 @@ import platform
 import time
 
 import pytest
-from conftest import made
+from boxes import made
 
 from estune.errors import RewardError
 from estune.rewards import prepare, sandbox

@@ -53,6 +53,34 @@ def test_the_standard_library_works(sandbox):
     assert outcome.output == b"[1, 2] __main__ x\n", outcome.errors
 
 
+THREADS = """
+import threading, time
+waiting = [threading.Thread(target=time.sleep, args=[0.1]) for n in range(8)]
+for each in waiting:
+    each.start()
+print(len(waiting))
+"""
+
+
+@pytest.mark.slow
+def test_other_processes_of_the_user_do_not_count(run_as):
+    for kind in ("bubblewrap", "sandlock"):
+        assert run_as("user", "crowd_child.py", kind, THREADS) == "8\n"
+
+
+USES_DEVICES = """
+import os, subprocess, sys
+open(os.devnull, "w").write("x")
+ended = subprocess.run([sys.executable, "-c", "print(5)"], stdin=subprocess.DEVNULL, capture_output=True)
+print(ended.stdout, len(open("/dev/urandom", "rb").read(4)))
+"""
+
+
+def test_it_may_start_python_and_use_harmless_devices(sandbox):
+    outcome = run(sandbox, USES_DEVICES)
+    assert outcome.output == b"b'5\\n' 4\n", outcome.errors
+
+
 def test_its_folder_is_empty_at_the_start(sandbox):
     run(sandbox, "open('mine', 'w')")
     assert run(sandbox, "import os; print(os.listdir('.'))").output == b"[]\n"
@@ -79,7 +107,7 @@ def test_time_ends_it(sandbox, source):
 
 
 def test_processor_time_of_all_its_processes_ends_it(sandbox):
-    outcome = run(sandbox, "import os\nfor n in range(3): os.fork()\nwhile True: pass", cpu_seconds=1.0)
+    outcome = run(sandbox, "import os\nfor n in range(3): os.fork()\nwhile True: pass", cpu_seconds=0.3)
     assert (outcome.status, outcome.timed_out) == (None, False)
 
 

@@ -1,7 +1,7 @@
 """A reward for programs: the part of a row's tests that the Python in a completion passes.
 
-A model's program runs in a sandbox, which is asked for values alone; what a test expects stays in this process and is compared
-here. Where the machine has no sandbox, nothing is run.
+A model's program runs in a sandbox, which is asked for values alone; what a test expects stays in
+this process, and is compared here. Where the machine has no sandbox, nothing is run.
 """
 
 import json
@@ -41,15 +41,15 @@ def code_reward(
     unlocked: bool = False,
     **columns: Any,
 ) -> list[float]:
-    """Score each completion by the part of its row's tests that its program passes; the metric `correct` counts all or none.
+    """Score each completion by the part of its row's tests that its program passes.
 
-    The program is the last block of Python in the completion, or all of it where there is no block. `tests` of a row are a
-    list, or JSON of one, of asserts as text, or of {"input": …, "output": …} for standard input and output, which are
-    compared word by word.
+    The program is the last block of Python in the completion, or all of it if there is no block. `tests`
+    of a row are a list, or JSON of one, of asserts as text, or of {"input": …, "output": …} for standard
+    input and output, which are compared word by word. The metric `correct` counts programs that pass all.
 
     Args:
-        seconds: that one test may take. A program that takes longer fails that test and those after it.
-        unlocked: run programs without a sandbox; so does the environment variable ESTUNE_RUN_CODE_UNLOCKED=1.
+        seconds: that one test may take. A program that takes longer fails it and those after it.
+        unlocked: run programs without a sandbox; so does ESTUNE_RUN_CODE_UNLOCKED=1.
 
     Raises:
         RewardError: this machine has no sandbox, or a row has no tests.

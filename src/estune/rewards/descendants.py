@@ -15,7 +15,9 @@ _ROUNDS = 20  # of looking for processes to end
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes of memory, seconds of processor time, threads and bytes written of a process with all that descends from it."""
+    """Bytes of memory, seconds of processor time, threads and bytes written of a process with all
+    that descends from it.
+    """
 
     memory: int
     cpu_seconds: float
@@ -24,7 +26,9 @@ class Usage:
 
 
 def usage(root: int, enough: int) -> Usage:
-    """What `root` and its descendants take. Pages that they share are counted once where it decides whether it is `enough`."""
+    """What `root` and its descendants take. Pages that they share are counted once where it decides
+    whether it is `enough`.
+    """
     found = [process for pid in family(root) if (process := _process(pid))]
     memory = sum(_of(each, _resident) for each in found)
     if memory > enough:
@@ -50,11 +54,13 @@ def family(root: int) -> list[int]:
 
 
 def end_kept(keeper: int) -> None:
-    """Have a keeper end all that it keeps, and then itself. Elsewhere than on Linux there is none: the processes are killed."""
+    """Have a keeper end all that it keeps, and then itself. Elsewhere than on Linux there is none:
+    the processes are killed.
+    """
     if sys.platform != "linux":
         end_descendants(keeper)
         _signal(keeper, signal.SIGKILL)
-    else:  # it isn't killed, nor stopped: it ends its work even when this process is killed meanwhile
+    else:  # neither killed nor stopped, so that it does its work if this process is killed meanwhile
         _signal(keeper, signal.SIGTERM)
         _signal(keeper, signal.SIGCONT)
 
@@ -75,7 +81,9 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 def _runs(pid: int) -> bool:
     process = _process(pid)
-    return process is not None and _of(process, lambda each: each.status() != psutil.STATUS_ZOMBIE) > 0
+    if process is None:
+        return False
+    return _of(process, lambda each: each.status() != psutil.STATUS_ZOMBIE) > 0
 
 
 def _family_elsewhere(root: int) -> list[int]:

@@ -1,9 +1,11 @@
-"""Keep hold of a process and of all that it starts, and end them when it ends or when whoever wanted it is gone.
+"""Keep hold of a process and of all that it starts, and end them when it ends or when whoever
+wanted it is gone.
 
     python -I -S keeper.py PARENT SCRIPT…   (PARENT: the process that this one must not outlive; SCRIPT: of Python)
 
-A process that moves to a session of its own leaves its group, but not the reach of a *subreaper*: when its parent ends,
-the kernel gives it to the keeper. Only the standard library is imported, since this runs as a program by itself too.
+A process that moves to a session of its own leaves its group, but not the reach of a *subreaper*:
+when its parent ends, the kernel gives it to the keeper. Only the standard library is imported,
+since this runs as a program by itself too.
 """
 
 import contextlib
@@ -20,9 +22,11 @@ _PATIENCE = 10.0  # seconds for processes to end that were killed
 
 
 def keep(parent: int, report: int = -1) -> None:
-    """Return in a child of this process; this process stays behind as its keeper and never returns. Linux only.
+    """Return in a child of this process; this process stays behind as its keeper and never returns.
+    Linux only.
 
-    report: a descriptor to which the keeper writes its process number and, when all is over, the child's exit status.
+    report: a descriptor to which the keeper writes its process number and, when all is over, the
+    child's exit status.
     """
     signals = {signal.SIGTERM, signal.SIGCHLD}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -48,7 +52,9 @@ def keep(parent: int, report: int = -1) -> None:
 
 
 def _close_pipes(kept: int) -> None:
-    """Let go of what the child reads and writes, so that its end is seen by whoever is at the other side."""
+    """Let go of what the child reads and writes, so that its end is seen by whoever is at the other
+    side.
+    """
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
@@ -73,7 +79,9 @@ def _wait(child: int, signals: set[signal.Signals]) -> int:
 
 
 def _end_all() -> None:
-    """Kill all descendants: those whose parents end become children of this process, until it has none."""
+    """Kill all descendants: those whose parents end become children of this process, until it has
+    none.
+    """
     until = time.monotonic() + _PATIENCE
     while time.monotonic() < until:
         try:

@@ -1,7 +1,7 @@
 """A function that may never end, called in a process that is ended when it takes too long.
 
-sympy has no time limit, and one in Python's threads or signals would not stop it in the middle of a long multiplication. The
-limit is on processor time, so that the same answer gets the same grade on a busy machine.
+sympy has no time limit, and neither a thread nor a signal would stop it in the middle of a long
+multiplication. The limit is on processor time, so that a busy machine gives the same grades.
 """
 
 import atexit
@@ -24,7 +24,7 @@ from estune.rewards.limits import Grades
 
 MOST = 5.0  # seconds of processor time that built-in graders give an answer
 _START = 30.0  # seconds that the process may take to start on a machine that is busy
-_PATIENCE = 6  # times the limit that may pass by the clock, for a machine that is busy with something else
+_PATIENCE = 6  # times the limit that may pass by the clock, on a busy machine
 _MEMORY = 4 << 30  # bytes
 _PR_SET_PDEATHSIG = 1
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from estune.rewards.limited import serve; serve({made_by!r}, {seconds!r})"
@@ -36,17 +36,17 @@ class OverLimitError(Exception):
 
 
 class Limited:
-    """Calls the function that `made_by` ("module:name") returns, `seconds` of processor time per call at most.
+    """Calls the function that `made_by` ("module:name") returns, for `seconds` of processor time.
 
-    Arguments and results are JSON. The process starts with the first call, and anew after a call that had to be ended.
-    Calls from several threads take turns.
+    Arguments and results are JSON. The process starts with the first call, and again after a call that
+    had to be ended. Calls from several threads take turns.
     """
 
     def __init__(self, made_by: str, seconds: float) -> None:
         self._made_by, self._seconds = made_by, seconds
         self._process: subprocess.Popen[str] | None = None
         self._turn = threading.Lock()
-        self._remembered = lru_cache(maxsize=4096)(self._asked)  # a population gives the same answers again and again
+        self._remembered = lru_cache(maxsize=4096)(self._asked)  # a population repeats itself
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's result.
@@ -67,7 +67,7 @@ class Limited:
 
     def _asked(self, request: str) -> tuple[str, Any]:
         with self._turn:
-            for _ in range(2):  # a process that was ended from outside gets a second chance, a call that ends it does not
+            for _ in range(2):  # again if something else killed it
                 process = self._started()
                 answer = self._exchanged(process, request, _PATIENCE * self._seconds)
                 if answer:
@@ -92,7 +92,7 @@ class Limited:
         return self._process
 
     def _exchanged(self, process: "subprocess.Popen[str]", request: str, seconds: float) -> str:
-        """The answer; nothing where the process was ended, by its own limit or after `seconds` by the clock."""
+        """The answer; nothing if the process was ended, by its limit or after `seconds` by the clock."""
         clock = threading.Timer(seconds, process.terminate)
         clock.start()
         try:
@@ -142,10 +142,10 @@ def _line(stream: IO[str] | None) -> str:
 
 
 def serve(made_by: str, seconds: float) -> None:
-    """The process's own end: one request per line of standard input, one answer per line of standard output."""
+    """In the process: one request per line of standard input, one answer per line of standard output."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is no answer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     _contain()
     try:
         module, _, name = made_by.partition(":")
@@ -181,7 +181,7 @@ def _contain() -> None:
 
 
 def _allow(seconds: float) -> None:
-    """Processor time for one more call; the kernel ends the process where it takes more, whatever it is in."""
+    """Allow one more call its processor time; the kernel ends the process if it takes more."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 

@@ -1,7 +1,7 @@
-"""Graders that bound their own work: what hangs gets their lowest grade, and nobody else pays for it.
+"""Graders that bound their own work: what hangs gets the lowest grade, and nobody else pays for it.
 
-`reward_timeout` guards against reward functions that hang. A built-in grader ends what hangs by itself, answer by answer, so it
-says how long a call may take at most, and reports how many of its answers met its limit.
+`reward_timeout` guards against reward functions that hang. A built-in grader ends what hangs by
+itself, answer by answer; it says how long a call may take, and how many answers met its limit.
 """
 
 import functools
@@ -12,7 +12,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Grades(list[float]):
-    """Rewards, one per completion; `overran` of them are the lowest grade because the grader's own time limit was met."""
+    """Rewards, one per completion; `overran` counts those that met the grader's own time limit."""
 
     def __init__(self, grades: Iterable[float], overran: int = 0) -> None:
         super().__init__(grades)
@@ -25,7 +25,7 @@ def overran_line(count: int) -> str:
 
 
 def bounds_itself(most_seconds: Callable[..., float]) -> Callable[[_Function], _Function]:
-    """Mark a reward function whose calls are over after `most_seconds(**columns)`, whatever it is given."""
+    """Mark a reward function whose calls are over after `most_seconds(**columns)`."""
 
     def mark(function: _Function) -> _Function:
         function.most_seconds = most_seconds  # type: ignore[attr-defined]
@@ -35,7 +35,7 @@ def bounds_itself(most_seconds: Callable[..., float]) -> Callable[[_Function], _
 
 
 def own_limit(function: Any, columns: dict[str, Any]) -> float | None:
-    """Seconds after which a call of `function` with `columns` is over, where the function sees to that itself."""
+    """Seconds after which a call of `function` with `columns` is over, if it bounds itself."""
     if isinstance(function, functools.partial):
         return own_limit(function.func, columns | function.keywords)
     if (inner := getattr(function, "function", None)) is not None:  # of a mixture's task

@@ -1,4 +1,6 @@
-"""Work that a reward function needs once per run, done by the trainer for all reward processes, which come and go."""
+"""Work that a reward function needs once per run, done by the trainer for all reward processes,
+which come and go.
+"""
 
 import functools
 from collections.abc import Callable

@@ -1,1 +1,1 @@
-"""Grade programs: what a test asks of them is computed in a sandbox, what it expects never goes there."""
+"""Grade programs: a sandbox computes what a test asks of them, and never sees what it expects."""

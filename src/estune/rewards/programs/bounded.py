@@ -1,6 +1,7 @@
 """Functions, methods and operators that a test's expressions may use here.
 
-The values that they get are a program's choice, so those that make much out of little are bounded: nothing here can be killed.
+The values that they get are a program's choice, and nothing here can be killed, so whatever makes
+much out of little is bounded.
 """
 
 import ast

@@ -1,11 +1,11 @@
-"""The program inside the sandbox: it runs a model's program once per test and reports what came out.
+"""The program inside the sandbox: run a model's program once per test, and report what came out.
 
-This file is sent to the sandbox as text, so it imports the standard library alone, and of that what starts quickly. It never
-holds an expected value, except in a test that cannot be split. Every test has a process of its own; the one that reports
-runs nothing of the model's.
+This file is sent to the sandbox as text, so it imports the standard library alone, and of that what
+starts quickly. It never holds an expected value, except in a test that cannot be split. Every test
+has a process of its own; the one that reports runs nothing of the model's.
 
-Standard input: 16 digits, a marshalled request of that many bytes, then a secret. Nobody but the reporting process reads the
-secret, and it does so after the last test, so no test can print a report that is taken for ours.
+Standard input: 16 digits, a marshalled request of that many bytes, then a secret. Only the reporting
+process reads the secret, after the last test, so no test can print a report that is taken for ours.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _exactly(size: int) -> bytes:
 
 
 def _report(request: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
-    """What one test came to: {"timed_out", "ended_well", "said"} and, for a test that was run as a whole, "passed"."""
+    """What one test came to; `passed` means something only for a test that was run as a whole."""
     asks, tells = os.pipe(), os.pipe()
     with os.fdopen(_nameless(), "r+b") as given, os.fdopen(_nameless(), "r+b") as said:
         given.write(test.get("input", "").encode("utf-8", "replace"))
@@ -85,7 +85,7 @@ def _nameless() -> int:
 
 
 def _wait(child: int, verdicts: tuple[int, int], seconds: float) -> tuple[int | None, bool]:
-    """The child's wait status, None where its time was over; and whether it earned the verdict of a whole test."""
+    """The child's wait status, None if it ran out of time; and whether it passed a whole test."""
     os.set_blocking(verdicts[0], False)
     until = time.monotonic() + seconds
     pause, passed = 0.0005, False
@@ -104,9 +104,9 @@ def _wait(child: int, verdicts: tuple[int, int], seconds: float) -> tuple[int | 
 
 
 def _verdict(reader: int, writer: int, until: float) -> bool:
-    """Answer a test that says it passed with a fresh token; true when it returns the token and nothing else.
+    """Answer a test that says it passed with a fresh token; true if the token and nothing else returns.
 
-    The token is made after that test's process was forked, so it is nowhere in that process's memory before.
+    The token is made after that test's process was forked, so it wasn't in that process's memory.
     """
     if _heard(reader) != b"?":
         return False
@@ -163,7 +163,7 @@ def _run(request: dict[str, Any], test: dict[str, Any], given: int, said: int, j
 
 
 def _prepare(seconds: float, given: int, printed: int) -> None:
-    """Standard input and output of the test, and a limit on its processor time beside the one on its time."""
+    """Give the test its standard input and output, and a limit on its processor time."""
     nowhere = _nowhere()
     for source, target in ((given, 0), (printed, 1), (nowhere, 2)):
         os.dup2(source, target)
@@ -203,7 +203,7 @@ def _values(steps: Sequence[dict[str, Any]], names: dict[str, Any]) -> list[dict
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """`value` in JSON's own kinds, with a tag for what JSON has no word for; an object of any other class is only named."""
+    """`value` in JSON's kinds, tagged where JSON has none; an object of another class is only named."""
     if depth > _DEPTH:
         raise ValueError("nested too deep")
     if value is None or isinstance(value, (bool, str)):

@@ -1,7 +1,8 @@
 """Expressions of tests, computed here over what a program handed back, without `eval`.
 
-`compiled` turns the part of an expression that is not the program's into a function; a part of any other kind than those
-below is Unsplittable. Sizes and steps are bounded, since a program chooses the values, and nothing here can be killed.
+`compiled` turns the part of an expression that is not the program's into a function; a part of
+another kind than those below is Unsplittable. Sizes and steps are bounded, since a program chooses
+the values, and nothing here can be killed.
 """
 
 import ast
@@ -21,7 +22,7 @@ _STEPS = 200_000
 
 @dataclass
 class Run:
-    """One evaluation: what the program handed back, the variables of comprehensions, and the steps that are left."""
+    """One evaluation: the program's values, the variables of comprehensions, and the steps left."""
 
     handed_back: Sequence[Any]
     variables: dict[str, Any] = field(default_factory=dict)
@@ -40,13 +41,13 @@ class Scope(Protocol):
     """What the names in a test mean."""
 
     def known(self, name: str) -> Compute | None:
-        """How to compute a name that has a meaning here; None where it is the program's or nobody's."""
+        """How to compute a name; None if it has no meaning here."""
 
     def module(self, name: str) -> Mapping[str, Any] | None:
         """What there is here of a module that the test imported under `name`."""
 
     def handed_back(self, node: ast.expr) -> Compute | None:
-        """How to get the value of `node` from the program's process; None where it is not the program's to compute."""
+        """How to get the value of `node` from the program's process; None if it is not its to compute."""
 
     def local(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """A context in which `names` are variables of a comprehension or lambda."""
@@ -152,7 +153,7 @@ def _compare(node: ast.Compare, scope: Scope) -> Compute:
 
 
 def _same(left: Any, right: Any) -> bool:
-    """`is`: what was handed back is a copy, so of anything but None, True and False the type and the value have to do."""
+    """`is` for copies: None, True and False are themselves; others need the same type and value."""
     if left is None or right is None or isinstance(left, bool) or isinstance(right, bool):
         return left is right
     return type(left) is type(right) and bool(left == right)

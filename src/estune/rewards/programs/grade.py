@@ -1,7 +1,7 @@
 """Grade one program by its tests: ask the sandbox for values, and judge them here.
 
-Tests that can be split and tests of input and output go together into one start of the sandbox, without what they expect.
-Tests that can only run as a whole have a start of their own, so that nothing of theirs is near the others.
+Tests that can be split and tests of input and output share one start of the sandbox, without what
+they expect. Tests that only run as a whole have a start of their own, away from the others.
 """
 
 import hmac
@@ -17,7 +17,7 @@ from estune.rewards.programs.split import Split, redefinitions, split
 from estune.rewards.sandbox import Limits, Sandbox
 
 _DRIVER = (Path(__file__).parent / "driver.py").read_text(encoding="utf-8")
-_START = 10.0  # seconds that a sandbox and the interpreter in it may take to start on a machine that is busy
+_START = 10.0  # seconds for a sandbox and its interpreter to start on a busy machine
 _END = 20.0  # seconds that a sandbox may take to end what met a limit
 _OUTPUT = 8 << 20  # bytes that a test may add to the report: its output with all letters escaped
 _REPORT = 64 << 20  # bytes of all tests' together
@@ -61,7 +61,7 @@ def test_of(given: str | Mapping[str, Any], program: str) -> Test:
 
 
 def grade(program: str, given: Sequence[str | Mapping[str, Any]], seconds: float, sandbox: Sandbox) -> Grade:
-    """Run `program` in `sandbox`, `seconds` per test; after a test that takes longer the others are not run, and failed."""
+    """Run `program` in `sandbox`, `seconds` per test; a test that takes longer fails those after it."""
     tests = [test_of(one, program) for one in given]
     passed = 0
     for chosen in ([test for test in tests if not test.whole], [test for test in tests if test.whole]):
@@ -78,7 +78,7 @@ def most_seconds(tests: int, seconds: float) -> float:
 
 
 def _reports(program: str, tests: Sequence[Test], seconds: float, sandbox: Sandbox) -> tuple[list[dict[str, Any]], bool]:
-    """The driver's reports of the tests that it came to, and whether one of them ran out of time."""
+    """The driver's reports of the tests that it reached, and whether one ran out of time."""
     asked = {"program": program, "seconds": seconds, "tests": [dict(test.asked) for test in tests]}
     request, secret = marshal.dumps(asked), secrets.token_hex(16)
     whole = _START + len(tests) * (seconds + 0.5)
@@ -89,7 +89,7 @@ def _reports(program: str, tests: Sequence[Test], seconds: float, sandbox: Sandb
 
 
 def _read(printed: bytes, secret: str) -> list[dict[str, Any]]:
-    """The reports; none where the driver was ended, or something else printed in its place: then no test is passed."""
+    """The reports; none if the driver was ended, or something else printed in its place."""
     try:
         found = json.loads(printed)
     except (ValueError, RecursionError):

@@ -1,8 +1,9 @@
 """Split a test: the program's process computes what is the program's, the comparison is made here.
 
-`assert f(2) == 4` becomes a step that hands back `f(2)`, and a check here that what came is 4: the 4 never goes where the
-program is. The statements of a test become, in their order, steps for the program's process and checks for ours. A test
-whose verdict only the program's process can give (a loop without end, a helper of the test's own) is Unsplittable.
+`assert f(2) == 4` becomes a step that hands back `f(2)`, and a check here that the value is 4; the 4
+never goes where the program is. The statements of a test become, in their order, steps for the
+program's process and checks for ours. A test whose verdict only the program's process can give (with
+`try` or `while`, or a long helper of its own) is Unsplittable.
 """
 
 import ast
@@ -18,17 +19,19 @@ from typing import Any
 from estune.rewards.programs.bounded import FUNCTIONS, METHODS, MODULES
 from estune.rewards.programs.expression import Compute, Run, compiled, target_names
 from estune.rewards.programs.failed import Failed, Unsplittable
+from estune.rewards.programs.syntax import is_hashable, is_plain_call, is_print, is_text, literal, loaded, stored
 from estune.rewards.programs.unrolled import Unrolled, bound, literals
 from estune.rewards.programs.values import decoded, plain
 
 _NAN = re.compile(r"\b(is)?nan\b", re.IGNORECASE)
 _DEFINED = re.compile(r"^(?:def|class) +(\w+)|^(\w+) *=(?!=)", re.MULTILINE)
+_STATEMENTS = 2000
 _DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One thing for the program's process: run `source` or, with `hand_back`, compute it and hand its value back."""
+    """One thing for the program's process: run `source` or, with `hand_back`, return its value."""
 
     source: str
     hand_back: bool
@@ -48,7 +51,7 @@ class Split:
             return False
         try:
             return all(check(Run(values)) for check in self.checks)
-        except Exception:  # a comparison of what cannot be compared fails the test, as it does where a test runs by itself
+        except Exception:  # as where a test runs by itself, whatever an assert raises fails it
             return False
 
 
@@ -56,8 +59,8 @@ class Split:
 def split(test: str, redefined: frozenset[str] = frozenset()) -> Split | None:
     """`test` as steps and checks, or None where it cannot be split.
 
-    redefined: functions of Python's own whose names the program gives to its own. They are the program's where a test
-    calls nothing else of it, as `assert sum(10, 15) == 6` does; a program that redefines `abs` gains nothing by it.
+    redefined: Python's functions whose names the program gives to its own. They are the program's if a
+    test calls nothing else of it, as in `assert sum(10, 15) == 6`; redefining `abs` gains nothing.
     """
     try:
         tree = ast.parse(test)
@@ -94,7 +97,7 @@ def _split(tree: ast.Module, test: str, programs: frozenset[str]) -> Split | Non
 
 
 def _inlined(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
-    """`statements`, with `check(f)` at their end replaced by the body of the `check` that they define, as in HumanEval."""
+    """`statements`, with HumanEval's `check(f)` at their end replaced by the body of `check`."""
     last = statements[-1] if statements else None
     call = last.value if isinstance(last, ast.Expr) else None
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
@@ -113,7 +116,8 @@ def _inlined(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
 class _Splitter:
     """The statements of one test, one after the other. As a Scope it knows what each name means.
 
-    programs: names that are the program's although they are Python's own, or the test bound to what the program returned.
+    programs: names that are the program's although they are Python's, or that the test gave to what
+    the program returned.
     """
 
     programs: frozenset[str]
@@ -121,13 +125,14 @@ class _Splitter:
     steps: list[Step] = field(default_factory=list)
     checks: list[Compute] = field(default_factory=list)
     _here: dict[str, Compute] = field(default_factory=dict)  # names whose values are computed here
-    _there: dict[str, ast.stmt] = field(default_factory=dict)  # names of the test's own that its process may need
+    _there: dict[str, ast.stmt] = field(default_factory=dict)  # names that its process may need
     _sent: set[str] = field(default_factory=set)  # those of them that it has
     _modules: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _locals: list[str] = field(default_factory=list)  # variables of comprehensions
-    _mutable: set[str] = field(default_factory=set)  # names of lists and the like that are known here
-    _given: set[str] = field(default_factory=set)  # those of them that a statement gave to the program, which may have changed them
-    _random: Random = field(default_factory=lambda: Random(0))  # a test's own draws are made here, the same ones every time
+    _mutable: set[str] = field(default_factory=set)  # names of lists and the like
+    _given: set[str] = field(default_factory=set)  # that a statement may have changed
+    _written: int = 0  # statements, of loops in each round
+    _random: Random = field(default_factory=lambda: Random(0))  # the same draws every time
 
     def run(self, statements: Sequence[ast.stmt]) -> None:
         for statement in statements:
@@ -160,6 +165,9 @@ class _Splitter:
     # Statements
 
     def _statement(self, statement: ast.stmt) -> None:
+        self._written += 1
+        if self._written > _STATEMENTS:
+            raise Unsplittable("loops of too many rounds")
         if isinstance(statement, ast.Assert):
             self._assert(statement)
         elif isinstance(statement, ast.Assign):
@@ -179,6 +187,8 @@ class _Splitter:
             raise Unsplittable(type(statement).__name__)
 
     def _assert(self, statement: ast.Assert) -> None:
+        if any(self._compares_objects(node) for node in ast.walk(statement.test)):
+            raise Unsplittable("objects of the program's own classes, which are compared as these say")
         check = compiled(self._unrolled(statement.test), self)
         self.checks.append(lambda run: bool(check(run)))
 
@@ -211,12 +221,12 @@ class _Splitter:
             raise Unsplittable("an assignment of what a program returned")
         else:
             self._send(statement, ast.unparse(statement), hand_back=False)
-            for name in _stored(target):
+            for name in stored(target):
                 self._define(name, statement)
                 self._sent.add(name)
 
     def _name(self, name: str, statement: ast.Assign) -> None:
-        """Give a value a name: here if it can be computed here, and in the program's process if that needs it."""
+        """Name a value here, if it can be computed here, and in the program's process, if it needs it."""
         if self._programs_in(statement.value):
             return self._define(name, statement, compiled(statement.value, self))
         drawn_before = self._random.getstate()
@@ -224,17 +234,17 @@ class _Splitter:
             value = compiled(statement.value, self)(Run([]))
         except Exception:  # what cannot be computed here is left to the program's process
             return self._define(name, statement)
-        if (written := _literal(value)) is not None:
+        if (written := literal(value)) is not None:
             statement = ast.Assign(statement.targets, written, lineno=1)
         elif self._random.getstate() != drawn_before:
             raise Unsplittable("a drawn value that is no literal")
         self._define(name, statement, partial(_first, value))
-        if not _is_hashable(value):
+        if not is_hashable(value):
             self._mutable.add(name)
 
     def _expression(self, statement: ast.Expr) -> None:
         value = statement.value
-        if _is_text(statement) or _is_print(value):
+        if is_text(statement) or is_print(value):
             return
         if not self._is_programs(value) and self._programs_in(value):
             raise Unsplittable("a call with the program in its arguments")
@@ -267,10 +277,10 @@ class _Splitter:
         return MODULES.get(module, {})
 
     def _function(self, statement: ast.FunctionDef) -> None:
-        """A function of the test's own; one that only returns an expression may be called here, too."""
+        """A function of the test's own, which may be called here if it only returns an expression."""
         self._define(statement.name, statement)
         last = statement.body[-1]
-        if isinstance(last, ast.Return) and last.value and all(map(_is_text, statement.body[:-1])):
+        if isinstance(last, ast.Return) and last.value and all(map(is_text, statement.body[:-1])):
             with suppress(Unsplittable):
                 compute = compiled(ast.Lambda(statement.args, last.value), self)
                 return self._define(statement.name, statement, compute)
@@ -289,16 +299,21 @@ class _Splitter:
     # What is the program's
 
     def _is_programs(self, node: ast.expr) -> bool:
-        """Whether `node` is for the program's process: a name, a call or an attribute that begins with one of its names."""
+        """Whether `node` is a name of the program's, or a call or an attribute that begins with one."""
         if isinstance(node, ast.Name):
             return self._is_programs_name(node.id)
         if isinstance(node, ast.Attribute):
             return self._begins_with_programs(node.value)
         if not isinstance(node, ast.Call):
             return False
-        if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS and _is_plain_call(node.func.value):
+        if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS and is_plain_call(node.func.value):
             return False  # a method of what a function returned, which is plain here
         return self._begins_with_programs(node.func)
+
+    def _compares_objects(self, node: ast.AST) -> bool:
+        operands = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        made = (each for each in operands if isinstance(each, ast.Call) and isinstance(each.func, ast.Name))
+        return any(self._is_programs(each) and not is_plain_call(each) for each in made)
 
     def _begins_with_programs(self, node: ast.expr) -> bool:
         while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
@@ -312,11 +327,11 @@ class _Splitter:
         return not is_known and not hasattr(builtins, name)
 
     def _programs_in(self, node: ast.AST) -> bool:
-        return any(self._is_programs_name(name) for name in _loaded(node))
+        return any(self._is_programs_name(name) for name in loaded(node))
 
     def _send(self, node: ast.AST, source: str, *, hand_back: bool) -> None:
         """Make a step of `source`, after the definitions of the test's own that it needs."""
-        names = _loaded(node)
+        names = loaded(node)
         if set(names) & set(self._locals):
             raise Unsplittable("a call with the variable of a comprehension")
         self._send_definitions(names)
@@ -333,55 +348,12 @@ class _Splitter:
                 continue
             statement = self._there[name]
             self._sent.add(name)
-            needed = _loaded(statement)
+            needed = loaded(statement)
             if self._programs_in(statement) and not isinstance(statement, _DEFINITIONS):
                 raise Unsplittable("a value that was computed here of what the program returned")
             self._send_definitions(needed)
             self.steps.append(Step(ast.unparse(statement), hand_back=False))
 
 
-def _loaded(node: ast.AST) -> list[str]:
-    """The names that `node` reads from around it, each once, in their order."""
-    nodes = list(ast.walk(node))
-    own = {name for each in nodes if isinstance(each, ast.comprehension) for name in _stored(each.target)}
-    own |= {each.arg for each in nodes if isinstance(each, ast.arg)}
-    names = (each.id for each in nodes if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load) and each.id not in own)
-    return list(dict.fromkeys(names))
-
-
-def _stored(node: ast.AST) -> list[str]:
-    return [each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)]
-
-
 def _first(value: Any, run: Run) -> Any:
     return value
-
-
-def _is_text(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-
-
-def _literal(value: Any) -> ast.expr | None:
-    """`value` as Python writes it down, if that is all of it."""
-    try:
-        written = ast.parse(repr(value), mode="eval").body
-        return written if ast.literal_eval(written) == value else None
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return None
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
-
-
-def _is_print(node: ast.expr) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
-
-
-def _is_plain_call(node: ast.expr) -> bool:
-    """Whether `node` calls a function, rather than making an object of a class, whose name begins with a capital."""
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.func.id[:1].isupper()

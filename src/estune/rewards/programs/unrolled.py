@@ -16,8 +16,8 @@ _ROUNDS = 1000
 class Unrolled(ast.NodeTransformer):
     """Writes out comprehensions whose elements are the program's.
 
-    is_programs: whether a node is the program's. programs_in: whether something in it is. value: what a node is that nothing of
-    the program's is in.
+    is_programs: whether a node is the program's; programs_in: whether something in it is; value: the
+    value of a node that holds nothing of the program's.
     """
 
     def __init__(
@@ -27,6 +27,7 @@ class Unrolled(ast.NodeTransformer):
         value: Callable[[ast.expr], object],
     ) -> None:
         self._is_programs, self._programs_in, self._value = is_programs, programs_in, value
+        self._elements = 0
 
     def visit(self, node: ast.AST) -> Any:
         if isinstance(node, ast.expr) and self._is_programs(node):
@@ -48,6 +49,9 @@ class Unrolled(ast.NodeTransformer):
         (loop,) = node.generators
         elements: list[ast.expr] = []
         for values in self._rounds(loop):
+            self._elements += 1
+            if self._elements > _ROUNDS:
+                raise Unsplittable("comprehensions of too many rounds")
             elements.append(self.visit(_with(node.elt, values)))
         return ast.List(elements, ast.Load())
 
@@ -59,7 +63,7 @@ class Unrolled(ast.NodeTransformer):
 
 
 def literals(values: object) -> list[ast.expr]:
-    """Values of a loop as literals. Raises Unsplittable where there are too many, or one is no literal."""
+    """Values of a loop as literals. Raises Unsplittable for too many, or what is no literal."""
     try:
         listed = list(values)  # type: ignore[call-overload]
         written = [ast.parse(repr(value), mode="eval").body for value in listed[:_ROUNDS]]

@@ -1,7 +1,7 @@
-"""Values that a program's process handed back, made anew here from JSON, so that they are plain and behave as Python's own.
+"""Values that a program's process handed back, made anew here from JSON as plain Python values.
 
-What an object of the program's does when it is compared, measured or printed stays in its process. The tags are those of
-`driver.py`.
+What an object of the program's does when it is compared, measured or printed stays in its process.
+The tags are those of `driver.py`.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 
 from estune.rewards.programs.failed import Failed
 
-_RARE = re.compile(r'\{"(?:int|fraction|decimal|complex)":')  # numbers of which many with the same hash are easily found
+_RARE = re.compile(r'\{"(?:int|fraction|decimal|complex)":')  # many of one hash are easily found
 _MANY = 5000
 _DEPTH = 50
 _RANGE = 100_000  # numbers that a range may stand for
@@ -32,7 +32,7 @@ class Opaque:
 
 
 def decoded(said: str) -> list[Any]:
-    """The values that a test's process handed back, each still as JSON; none where it wrote something else."""
+    """The values that a test's process handed back, each still JSON; none if it wrote anything else."""
     if len(_RARE.findall(said)) > _MANY:
         return []
     try:
@@ -43,7 +43,7 @@ def decoded(said: str) -> list[Any]:
 
 
 def plain(said: Any, *, nan: bool) -> Any:
-    """The value of one step, as new objects with every call; unless the test speaks of `nan`, that is never right.
+    """The value of one step, as new objects with every call. `nan`: whether the test allows nan.
 
     Raises:
         Failed: the step raised, or what was handed back is no value.

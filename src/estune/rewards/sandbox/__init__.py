@@ -1,7 +1,8 @@
 """Run a program that a model wrote where it can neither harm nor learn anything.
 
-Every sandbox is somebody else's well-kept software, tried in a fixed order behind one small interface; the first that is
-installed and passes its proof (`proof.py`) is used. Limits that no sandbox of Linux sets by itself are set or watched here.
+Every sandbox is somebody else's well-kept software, tried in a fixed order behind one small
+interface; the first that is installed and passes its proof (`proof.py`) is used. Limits that no
+sandbox of Linux sets by itself are set or watched here.
 """
 
 import contextlib
@@ -20,7 +21,10 @@ __all__ = ["PROVEN", "UNLOCKED", "Limits", "Outcome", "Sandbox", "prepare", "pro
 
 UNLOCKED = "ESTUNE_RUN_CODE_UNLOCKED"  # 1: run programs without any sandbox
 PROVEN = "ESTUNE_PROVEN_SANDBOX"  # the name of the one that passed, for the reward processes that this one starts
-_KINDS: dict[str, Callable[[], Sandbox]] = {"bubblewrap": Bubblewrap, "sandlock": Sandlock}  # in the order of trial
+_KINDS: dict[str, Callable[[], Sandbox]] = {
+    "bubblewrap": Bubblewrap,
+    "sandlock": Sandlock,
+}  # in the order of trial
 
 
 def unlocked() -> Sandbox:
@@ -54,7 +58,9 @@ def proven() -> Sandbox:
 
 
 def prepare() -> None:
-    """Prove a sandbox for the processes that will need one. Where none passes, they say so, unless they need none."""
+    """Prove a sandbox for the processes that will need one. Where none passes, they say so, unless
+    they need none.
+    """
     if os.environ.get(UNLOCKED) != "1":
         with contextlib.suppress(RewardError):
             proven()

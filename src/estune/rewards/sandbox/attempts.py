@@ -1,7 +1,9 @@
-"""What a program must not get away with: run inside a sandbox by `proof.py`, which hands it the baits as JSON.
+"""What a program must not get away with: run inside a sandbox by `proof.py`, which hands it the
+baits as JSON.
 
-Each attempt raises where it is stopped, and does no harm where it isn't. The names of those that got through are
-printed, one per line, then "done". This is a program by itself, for the standard library alone; nothing imports it.
+Each attempt raises where it is stopped, and does no harm where it isn't. The names of those that
+got through are printed, one per line, then "done". This is a program by itself, for the standard
+library alone; nothing imports it.
 """
 
 import contextlib
@@ -16,7 +18,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_FSOPEN, _MOUNT_SETATTR, _NEW_USER, _NEW_MOUNTS, _PRIVATE, _ATTACH = 430, 442, 0x10000000, 0x20000, 0x40000, 16
+_FSOPEN, _MOUNT_SETATTR, _NEW_USER, _NEW_MOUNTS, _PRIVATE, _ATTACH = (
+    430,
+    442,
+    0x10000000,
+    0x20000,
+    0x40000,
+    16,
+)
 Bait = dict[str, Any]
 _WITHIN = 0.2  # seconds for a connection
 
@@ -49,12 +58,19 @@ def _read_home(bait: Bait) -> None:
 
 
 def _write_kernel(bait: Bait) -> None:
-    _any(lambda name: os.close(os.open(name, os.O_WRONLY)), ("/proc/sys/kernel/core_pattern", "/sys/kernel/uevent_helper"))
+    _any(
+        lambda name: os.close(os.open(name, os.O_WRONLY)),
+        ("/proc/sys/kernel/core_pattern", "/sys/kernel/uevent_helper"),
+    )
 
 
 def _change_attributes(bait: Bait) -> None:
     path = bait["file"]
-    changes = (lambda: os.chmod(path, 0o777), lambda: os.utime(path, (1, 1)), lambda: os.setxattr(path, "user.x", b"x"))
+    changes = (
+        lambda: os.chmod(path, 0o777),
+        lambda: os.utime(path, (1, 1)),
+        lambda: os.setxattr(path, "user.x", b"x"),
+    )
     _any(lambda change: change(), changes)
 
 
@@ -106,8 +122,16 @@ def _trace(bait: Bait) -> None:
 
 
 def _allowed(call: Callable[[], int]) -> None:
-    """Raises OSError where `call` was denied; another mistake in it shows that it would have been allowed."""
-    if call() < 0 and ctypes.get_errno() in (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ESRCH, errno.ENOSPC):
+    """Raises OSError where `call` was denied; another mistake in it shows that it would have been
+    allowed.
+    """
+    if call() < 0 and ctypes.get_errno() in (
+        errno.EPERM,
+        errno.EACCES,
+        errno.ENOSYS,
+        errno.ESRCH,
+        errno.ENOSPC,
+    ):
         raise OSError(ctypes.get_errno(), "denied")
 
 
@@ -135,4 +159,5 @@ ATTEMPTS: dict[str, Callable[[Bait], object]] = {
     "make a namespace of its own": _unshare,
 }
 
-main()
+if __name__ == "__main__":
+    main()

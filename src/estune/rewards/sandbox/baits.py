@@ -1,4 +1,6 @@
-"""What a program in a sandbox must not reach: a file, sockets and a process, laid out by the proof and looked at afterwards."""
+"""What a program in a sandbox must not reach: a file, sockets and a process, laid out by the proof
+and looked at afterwards.
+"""
 
 import contextlib
 import os
@@ -38,7 +40,10 @@ class Baits:
 
 @contextlib.contextmanager
 def baits() -> Iterator[Baits]:
-    with tempfile.TemporaryDirectory(prefix="estune-proof-") as folder, contextlib.ExitStack() as opened:
+    with (
+        tempfile.TemporaryDirectory(prefix="estune-proof-") as folder,
+        contextlib.ExitStack() as opened,
+    ):
         file = Path(folder, "file")
         file.write_text(_CONTENT)
         os.chmod(folder, 0o777)  # nothing but the sandbox stands in the way, whoever the program is
@@ -87,7 +92,9 @@ def _heard(listener: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def _sleeper() -> "Iterator[subprocess.Popen[bytes]]":
-    """A process that waits for its input to end, which it does with this process, however that ends."""
+    """A process that waits for its input to end, which it does with this process, however that
+    ends.
+    """
     command = [interpreter(), "-I", "-S", "-c", "import sys; sys.stdin.read()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
         try:
@@ -102,5 +109,6 @@ def _home_files() -> list[str]:
     found: list[str] = []
     for folder in (home, f"{home}/.ssh", f"{home}/.cache/huggingface"):
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
-            found += [entry.path for entry in entries if entry.is_file() and os.access(entry.path, os.R_OK)]
+            files = [entry.path for entry in entries if entry.is_file()]
+            found += [path for path in files if os.access(path, os.R_OK)]
     return found[:_HOME_FILES]

@@ -1,7 +1,8 @@
-"""bubblewrap: namespaces of Linux with nothing in them but the interpreter and a bounded folder in memory.
+"""bubblewrap: namespaces of Linux with nothing in them but the interpreter and a bounded folder in
+memory.
 
-The program sees no /proc, no /sys and no network device, and all that it started ends with the first process of its
-process namespace, which ends with whoever started the sandbox.
+The program sees no /proc, no /sys and no network device, and all that it started ends with the
+first process of its process namespace, which ends with whoever started the sandbox.
 """
 
 import os
@@ -33,14 +34,30 @@ class Bubblewrap:
 
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
         bounds = f"size={limits.disk},nr_inodes={MOST_FILES},mode=1777"
-        told = job.job(source, request, limits, remount=bounds, other_user=self._privileged, seccomp=self._seccomp)
+        told = job.job(
+            source,
+            request,
+            limits,
+            remount=bounds,
+            other_user=self._privileged,
+            counted_apart=True,
+            seccomp=self._seccomp,
+        )
         process = start([self._bwrap, *self._options(limits), "--", *job.command()])
-        return supervise(process, told, limits, end=end_descendants)  # the first process inside takes all others along
+        # The first process inside takes all others along.
+        return supervise(process, told, limits, end=end_descendants)
 
     def _options(self, limits: Limits) -> list[str]:
-        # With rights of its own a program takes a user id of its own; without, it is alone in a user namespace.
-        rights = ("CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID") if self._privileged else ("CAP_SYS_ADMIN",)
-        options = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+        # Root's programs take a user id of their own; a user's are alone in a user namespace.
+        rights = ["CAP_SYS_ADMIN"]
+        rights += ["CAP_SETUID", "CAP_SETGID"] if self._privileged else []
+        options = [
+            "--unshare-pid",
+            "--unshare-net",
+            "--unshare-ipc",
+            "--unshare-uts",
+            "--unshare-cgroup-try",
+        ]
         options += [] if self._privileged else ["--unshare-user"]
         options += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
         for right in rights:  # the launcher needs them to bound the folder, and gives them up
@@ -49,9 +66,19 @@ class Bubblewrap:
             options += [*_open_parents(path), *_shown(path)]
         for path in job.hidden():
             options += ["--tmpfs", path, "--remount-ro", path]
+        options += ["--perms", "0755", "--dir", "/dev"]
         for device in ("null", "zero", "urandom", "random"):
             options += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
-        options += ["--perms", "1777", "--size", str(limits.disk), "--tmpfs", _FOLDER, "--chdir", _FOLDER]
+        options += [
+            "--perms",
+            "1777",
+            "--size",
+            str(limits.disk),
+            "--tmpfs",
+            _FOLDER,
+            "--chdir",
+            _FOLDER,
+        ]
         options += ["--symlink", _FOLDER, "/dev/shm", "--remount-ro", "/"]
         return [*options, "--setenv", "HOME", _FOLDER, "--setenv", "TMPDIR", _FOLDER]
 

@@ -1,4 +1,6 @@
-"""An empty folder on disk for one program, its size while the program runs, and its end whatever was put there."""
+"""An empty folder on disk for one program, its size while the program runs, and its end whatever
+was put there.
+"""
 
 import contextlib
 import os
@@ -30,7 +32,9 @@ class Size:
 
 
 def size_of(folder: str) -> Size:
-    """What lies in `folder`, as far as it may be read. Counting ends, with too many entries, where there is no end."""
+    """What lies in `folder`, as far as it may be read. Counting ends, with too many entries, where
+    there is no end.
+    """
     size, entries, folders = 0, 0, [folder]
     for each in folders:
         with contextlib.suppress(OSError), os.scandir(each) as found:

@@ -1,4 +1,6 @@
-"""This process's end of `sandlock_host.py`: programs that it starts look like those of `subprocess.Popen`."""
+"""This process's end of `sandlock_host.py`: programs that it starts look like those of
+`subprocess.Popen`.
+"""
 
 import contextlib
 import json
@@ -19,7 +21,9 @@ _START = 30.0  # seconds until a keeper must have reported
 
 
 class Host:
-    """The process that has sandlock loaded, started when it is first wanted. It ends when its socket is closed."""
+    """The process that has sandlock loaded, started when it is first wanted. It ends when its
+    socket is closed.
+    """
 
     def __init__(self, packages: str) -> None:
         script = [sandlock_host.__file__, keeper.__file__, packages]
@@ -52,7 +56,13 @@ class Host:
         quiet = subprocess.DEVNULL
         with theirs:
             process = subprocess.Popen(
-                self._command, stdin=theirs.fileno(), stdout=quiet, stderr=quiet, cwd="/", env=job.ENVIRONMENT, start_new_session=True
+                self._command,
+                stdin=theirs.fileno(),
+                stdout=quiet,
+                stderr=quiet,
+                cwd="/",
+                env=job.ENVIRONMENT,
+                start_new_session=True,
             )
         weakref.finalize(self, _end, ours, process)
         return ours
@@ -64,7 +74,9 @@ def _end(connection: socket.socket, process: "subprocess.Popen[bytes]") -> None:
 
 
 class Hosted:
-    """A program under its keeper, which reports its own number and, in the end, the program's exit status."""
+    """A program under its keeper, which reports its own number and, in the end, the program's exit
+    status.
+    """
 
     def __init__(self, stdin: int, stdout: int, stderr: int, report: int) -> None:
         self.stdin: IO[bytes] | None = os.fdopen(stdin, "wb", buffering=0)
@@ -74,7 +86,7 @@ class Hosted:
         self._code: int | None = None
         started = self._line(_START)
         if not started:
-            raise Unusable("sandlock: its host ended")
+            raise Unusable("sandlock: the package could not be loaded")
         self.pid = int(started)
 
     def poll(self) -> int | None:

@@ -1,4 +1,6 @@
-"""What the launcher is told: the program, its limits and the rights that it gives up, in front of the program's own input."""
+"""What the launcher is told: the program, its limits and the rights that it gives up, in front of
+the program's own input.
+"""
 
 import marshal
 import os
@@ -21,30 +23,33 @@ def interpreter() -> str:
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
-def readable() -> list[str]:
-    """What a program needs to read: the interpreter, its standard library, and the system's shared libraries."""
+@cache
+def readable() -> tuple[str, ...]:
+    """What a program needs to read: the interpreter, its libraries and the standard one, and the
+    system's shared libraries.
+    """
     standard = [sysconfig.get_path(name, vars=_BASE) for name in ("stdlib", "platstdlib")]
-    own = [interpreter(), *standard, *_libraries()]
-    return [path for path in dict.fromkeys([*_SYSTEM, *own]) if os.path.exists(path)]
+    own = [interpreter(), str(Path(sys.base_prefix, "lib")), *standard]
+    found = [path for path in dict.fromkeys([*_SYSTEM, *own]) if os.path.exists(path)]
+    return tuple(path for path in found if not any(_within(path, other) for other in found))
 
 
-def hidden() -> list[str]:
+def _within(path: str, folder: str) -> bool:
+    return path != folder and Path(path).is_relative_to(folder)
+
+
+@cache
+def hidden() -> tuple[str, ...]:
     """What lies in `readable` folders and is no part of the standard library: installed packages."""
     installed = [sysconfig.get_path(name, vars=_BASE) for name in ("purelib", "platlib")]
-    return [path for path in dict.fromkeys(installed) if os.path.isdir(path)]
-
-
-def _libraries() -> list[str]:
-    """The shared libraries of an interpreter that brings its own."""
-    folder = Path(sys.base_prefix, "lib")
-    if str(folder) in _SYSTEM:
-        return []
-    return [str(path) for path in folder.glob("*.so*")]
+    return tuple(path for path in dict.fromkeys(installed) if os.path.isdir(path))
 
 
 @cache
 def command() -> list[str]:
-    """The interpreter with the launcher in it: isolated, and without what is installed beside the standard library."""
+    """The interpreter with the launcher in it: isolated, and without what is installed beside the
+    standard library.
+    """
     return [interpreter(), "-I", "-S", "-c", Path(LAUNCHER).read_text()]
 
 
@@ -56,12 +61,15 @@ def job(
     folder: str = "",
     remount: str = "",
     other_user: bool = False,
+    counted_apart: bool = False,
     seccomp: bytes = b"",
 ) -> bytes:
     """Standard input of the launcher.
 
-    folder: where the program works, if the launcher has to go there; remount: options to mount the working folder with
-    anew; other_user: give up the user id; seccomp: a filter, with which capabilities are given up too.
+    folder: where the program works, if the launcher has to go there; remount: options to mount the
+    working folder with anew; other_user: give up the user id; counted_apart: the kernel doesn't
+    count the user's other processes with the program's; seccomp: a filter, with which capabilities
+    are given up too.
     """
     told = {
         "source": source,
@@ -69,18 +77,19 @@ def job(
         "remount": remount,
         "other_user": other_user,
         "filter": seccomp,
-        "rlimits": _resource_limits(limits),
+        "rlimits": _resource_limits(limits, counted_apart),
     }
     data = marshal.dumps(told)
     return len(data).to_bytes(8, "little") + data + request
 
 
-def _resource_limits(limits: Limits) -> list[tuple[str, int]]:
+def _resource_limits(limits: Limits, counted_apart: bool) -> list[tuple[str, int]]:
+    processes = [("RLIMIT_NPROC", limits.processes)] if counted_apart else []
     return [
+        *processes,
         ("RLIMIT_CPU", int(limits.cpu_seconds) + 1),
         ("RLIMIT_AS", limits.memory),
         ("RLIMIT_FSIZE", limits.disk),
-        ("RLIMIT_NPROC", limits.processes),
         ("RLIMIT_NOFILE", _OPEN_FILES),
         ("RLIMIT_MEMLOCK", 0),
         ("RLIMIT_MSGQUEUE", 0),

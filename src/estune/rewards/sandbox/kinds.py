@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from estune.errors import RewardError
+
 _MIB = 1 << 20
 
 
@@ -10,8 +12,8 @@ _MIB = 1 << 20
 class Limits:
     """What a program may take together with all that it starts.
 
-    seconds: wall clock; cpu_seconds: of all its processes; memory: bytes; processes: at a time, threads included;
-    disk: bytes written; output: bytes of standard output that are kept.
+    seconds: wall clock; cpu_seconds: of all its processes; memory: bytes; processes: at a time,
+    threads included; disk: bytes written; output: bytes of standard output that are kept.
     """
 
     seconds: float = 5.0
@@ -24,7 +26,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended. status: 0 when it ended well, None when a limit ended it; errors: the start of standard error."""
+    """How a program ended. status: 0 when it ended well, None when a limit ended it; errors: the
+    start of standard error.
+    """
 
     output: bytes
     status: int | None
@@ -38,8 +42,12 @@ class Sandbox(Protocol):
     name: str
 
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
-        """Run `source` with this interpreter and its standard library in an empty folder; `request` is its standard input."""
+        """Run `source` with this interpreter and its standard library in an empty folder; `request`
+        is its standard input.
+        """
 
 
-class Unusable(Exception):
-    """A sandbox that is not installed, does not start, or lets something through; the message says which."""
+class Unusable(RewardError):
+    """A sandbox that is not installed, does not start, or lets something through; the message says
+    which.
+    """

@@ -1,7 +1,8 @@
-"""The first program inside every sandbox: it gives up what is left of its rights and then becomes the model's program.
+"""The first program inside every sandbox: it gives up what is left of its rights and then becomes
+the model's program.
 
-It runs as `python -I -S -c <this text>`, so it imports nothing but the standard library, and little of that. The job
-comes first on standard input, in front of what the program reads there itself.
+It runs as `python -I -S -c <this text>`, so it imports nothing but the standard library, and little
+of that. The job comes first on standard input, in front of what the program reads there itself.
 """
 
 import builtins
@@ -99,4 +100,5 @@ def _run(source: str) -> None:
     exec(compile(source, "program.py", "exec"), module.__dict__)
 
 
-main()
+if __name__ == "__main__":
+    main()

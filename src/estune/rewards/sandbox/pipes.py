@@ -19,7 +19,8 @@ class Piped(Protocol):
 
 
 class Pipes:
-    """Feeds `given` to `process` and keeps the first `output` bytes that it prints; the rest is read and forgotten.
+    """Feeds `given` to `process` and keeps the first `output` bytes that it prints; the rest is
+    read and forgotten.
 
     Closes all its pipes in the end.
     """
@@ -27,8 +28,12 @@ class Pipes:
     def __init__(self, process: Piped, given: bytes, output: int) -> None:
         assert process.stdin and process.stdout and process.stderr
         self.output, self.errors = bytearray(), bytearray()
-        self._kept = {process.stdout.fileno(): (self.output, output), process.stderr.fileno(): (self.errors, _ERRORS)}
-        self._streams = {stream.fileno(): stream for stream in (process.stdin, process.stdout, process.stderr)}
+        self._kept = {
+            process.stdout.fileno(): (self.output, output),
+            process.stderr.fileno(): (self.errors, _ERRORS),
+        }
+        streams = (process.stdin, process.stdout, process.stderr)
+        self._streams = {stream.fileno(): stream for stream in streams}
         self._left = memoryview(given)
         self._selector = selectors.DefaultSelector()
         self._selector.register(process.stdin, selectors.EVENT_WRITE)
@@ -46,7 +51,9 @@ class Pipes:
             stream.close()
 
     def serve(self, seconds: float) -> int:
-        """Write and read what is possible within `seconds`; how many pipes were served, -1 once none can be read any more."""
+        """Write and read what is possible within `seconds`; how many pipes were served, -1 once
+        none can be read any more.
+        """
         if not self._kept:
             return -1
         ready = self._selector.select(seconds)

@@ -1,7 +1,8 @@
 """A sandbox proves itself: a fixed list of attempts is made inside it, and all must fail.
 
-Some are seen from outside: there are a file, a process and sockets as baits, which must stay as they were. Others are
-about amounts, and each is a program by itself, which must not come to the end. All run at the same time.
+Some are seen from outside: there are a file, a process and sockets as baits, which must stay as
+they were. Others are about amounts, and each is a program by itself, which must not come to the
+end. All run at the same time.
 """
 
 import json
@@ -16,7 +17,8 @@ _LIMITS = Limits(seconds=10, cpu_seconds=10, memory=256 * _MIB, processes=16, di
 _ATTEMPTS = Path(__file__).with_name("attempts.py")
 _TOKEN = b"through"
 
-# Each prints "through" once it has more than it may have, and has kept it for longer than from one look to the next.
+# Each prints "through" once it has more than it may have, and has kept it for longer than from
+# one look to the next.
 _HOLDERS = """
 import mmap, os, time
 held, holds = os.pipe()
@@ -35,7 +37,9 @@ if count >= 3:
     print('through', flush=True)
 """
 _CHILDREN = _HOLDERS.format(hold="block = b'x' * (96 << 20)")
-_SHARED = _HOLDERS.format(hold="block = mmap.mmap(-1, 96 << 20); [block.write(b'x' * (1 << 20)) for n in range(96)]")
+_SHARED = _HOLDERS.format(
+    hold="block = mmap.mmap(-1, 96 << 20); [block.write(b'x' * (1 << 20)) for n in range(96)]",
+)
 _MEMFD = """
 import os
 kept = [os.memfd_create('x') for n in range(32)]
@@ -74,7 +78,9 @@ _AMOUNTS = {
 
 
 def prove(sandbox: Sandbox) -> None:
-    """Raises Unusable when `sandbox` doesn't work, or for the first thing that a program could do in it."""
+    """Raises Unusable when `sandbox` doesn't work, or for the first thing that a program could do
+    in it.
+    """
     with ThreadPoolExecutor(len(_AMOUNTS) + 1) as threads:
         rights = threads.submit(_prove_rights, sandbox)
         amounts = {name: threads.submit(sandbox.run, program, b"", _LIMITS) for name, program in _AMOUNTS.items()}
@@ -100,4 +106,5 @@ def _prove_rights(sandbox: Sandbox) -> None:
 
 def _reason(errors: bytes) -> str:
     lines = errors.decode(errors="replace").split("\n")
-    return next((line.strip()[:200] for line in reversed(lines) if line.strip()), "without a message")
+    said = [line.strip()[:200] for line in lines if line.strip()]
+    return said[-1] if said else "without a message"

@@ -1,7 +1,7 @@
 """sandlock: Landlock and seccomp of Linux, for machines that give nobody namespaces.
 
-What it leaves open is closed by the launcher's filter: mounts for root, attributes of files, and calls about other
-processes; and by the supervisor, which bounds the folder on disk.
+What it leaves open is closed by the launcher's filter: mounts for root, attributes of files, and
+calls about other processes; and by the supervisor, which bounds the folder on disk.
 """
 
 import importlib.util
@@ -14,7 +14,7 @@ from estune.rewards.sandbox.kinds import Limits, Outcome, Unusable
 from estune.rewards.sandbox.seccomp import program_filter
 from estune.rewards.sandbox.supervise import supervise
 
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+_DEVICES = ("/dev/zero", "/dev/random", "/dev/urandom")
 
 
 class Sandlock:
@@ -33,7 +33,8 @@ class Sandlock:
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
         told = job.job(source, request, limits, seccomp=self._seccomp)
         with fresh_folder() as folder:
-            process = self._host.start({"policy": _policy(folder, limits), "command": job.command()})
+            told_host = {"policy": _policy(folder, limits), "command": job.command()}
+            process = self._host.start(told_host)
             return supervise(process, told, limits, folder)
 
 
@@ -41,7 +42,7 @@ def _policy(folder: str, limits: Limits) -> dict[str, object]:
     return {
         "fs_readable": [*job.readable(), *_DEVICES],
         "fs_denied": job.hidden(),
-        "fs_writable": [folder],
+        "fs_writable": [folder, "/dev/null"],
         "cwd": folder,
         "clean_env": True,
         "env": job.ENVIRONMENT | {"HOME": folder, "TMPDIR": folder},

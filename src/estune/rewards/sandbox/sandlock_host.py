@@ -2,9 +2,10 @@
 
     python -I -S sandlock_host.py KEEPER PACKAGES   (standard input: a socket, with one message per program)
 
-sandlock's supervisor lives in the process that starts a program, and takes long to load. A message holds sandlock's
-settings and the command as JSON, with four descriptors: the program's standard streams, and one for its keeper's report.
-The capabilities of root, which sandlock would pass on to the program, are given up first.
+sandlock's supervisor lives in the process that starts a program, and takes long to load. A message
+holds sandlock's settings and the command as JSON, with four descriptors: the program's standard
+streams, and one for its keeper's report. The capabilities of root, which sandlock would pass on to
+the program, are given up first.
 """
 
 import ctypes

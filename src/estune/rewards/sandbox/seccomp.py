@@ -1,14 +1,23 @@
-"""Which system calls a program may make: a filter for the kernel, on top of what each sandbox denies by itself.
+"""Which system calls a program may make: a filter for the kernel, on top of what each sandbox
+denies by itself.
 
-It closes what no sandbox of Linux closes alone: memory that no limit counts (memfd, System V, vmsplice), ways to gain
-rights (mounts, namespaces, bpf, io_uring), calls about processes that are only checked by user, and sockets of all kinds.
-Calls that were added to Linux since 2019 have the same number everywhere and are denied unless they are listed.
+It closes what no sandbox of Linux closes alone: memory that no limit counts (memfd, System V,
+vmsplice), ways to gain rights (mounts, namespaces, bpf, io_uring), calls about processes that are
+only checked by user, and sockets of all kinds. Calls that were added to Linux since 2019 have the
+same number everywhere and are denied unless they are listed.
 """
 
 import platform
 import struct
 
-_LOAD, _EQUAL, _GREATER, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06  # BPF_LD|W|ABS, BPF_JMP…, BPF_RET
+_LOAD, _EQUAL, _GREATER, _ANY_BIT, _AND, _RETURN = (
+    0x20,
+    0x15,
+    0x25,
+    0x45,
+    0x54,
+    0x06,
+)  # BPF_LD|W|ABS, BPF_JMP…, BPF_RET
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 _ALLOW, _KILL, _EPERM, _ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
 _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -51,7 +60,14 @@ _ON_DISK = {
     "futimesat": (261, 0), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14),
     "lremovexattr": (198, 15), "fremovexattr": (199, 16),
 }  # fmt: skip
-_CLONE, _SOCKETPAIR, _PRLIMIT, _PRCTL, _IOCTL, _FCNTL = (56, 220), (53, 199), (302, 261), (157, 167), (16, 29), (72, 25)
+_CLONE, _SOCKETPAIR, _PRLIMIT, _PRCTL, _IOCTL, _FCNTL = (
+    (56, 220),
+    (53, 199),
+    (302, 261),
+    (157, 167),
+    (16, 29),
+    (72, 25),
+)
 _MMAP, _MAP_SHARED, _MAP_ANONYMOUS = (9, 222), 0x01, 0x20
 _RECENT = 424  # the first number that all architectures share
 _FCHMODAT2 = 452
@@ -66,9 +82,11 @@ _PR_SET_SECCOMP, _SET_PIPE_SIZE, _TIOCSTI, _TIOCLINUX = 22, 1031, 0x5412, 0x541C
 
 
 def program_filter(*, on_disk: bool) -> bytes:
-    """The instructions (struct sock_filter) for this machine, or none where its architecture isn't known.
+    """The instructions (struct sock_filter) for this machine, or none where its architecture isn't
+    known.
 
-    on_disk: whether a program works in a folder on disk, among files that it may see but not change.
+    on_disk: whether a program works in a folder on disk, among files that it may see but not
+    change.
     """
     machine = platform.machine()
     if machine not in _ARCHITECTURES:
@@ -89,7 +107,10 @@ def program_filter(*, on_disk: bool) -> bytes:
         _when(_SOCKETPAIR[column], _only_streams()),
         _when(_PRLIMIT[column], [_load(_argument(0)), _unless_equal(0, _EPERM)]),
         _when(_PRCTL[column], [_load(_argument(0)), _if(_EQUAL, _PR_SET_SECCOMP, _EPERM)]),
-        _when(_IOCTL[column], [_load(_argument(1)), _if(_EQUAL, _TIOCSTI, _EPERM), _if(_EQUAL, _TIOCLINUX, _EPERM)]),
+        _when(
+            _IOCTL[column],
+            [_load(_argument(1)), _if(_EQUAL, _TIOCSTI, _EPERM), _if(_EQUAL, _TIOCLINUX, _EPERM)],
+        ),
         _when(_FCNTL[column], [_load(_argument(1)), _if(_EQUAL, _SET_PIPE_SIZE, _EPERM)]),
         _instruction(_RETURN, _ALLOW),
     ]
@@ -106,7 +127,9 @@ def _no_shared_files() -> list[bytes]:
 
 
 def _only_streams() -> list[bytes]:
-    """Pairs of connected stream sockets, which asyncio needs; other kinds could be turned on an address outside."""
+    """Pairs of connected stream sockets, which asyncio needs; other kinds could be turned on an
+    address outside.
+    """
     return [
         _load(_argument(0)),
         _unless_equal(_UNIX, _EPERM),

@@ -1,6 +1,7 @@
 """Feed a process, and end it with all that it started at the first limit that it meets.
 
-Linux limits memory and processor time by process; what a program and its children take together is watched here.
+Linux limits memory and processor time by process; what a program and its children take together is
+watched here.
 """
 
 import os
@@ -20,7 +21,10 @@ from estune.rewards.sandbox.pipes import Piped, Pipes
 _LOOK = 0.02  # seconds between looks at what the processes take
 _PATIENCE = 15.0  # seconds for a process to end that was told to
 _OURS = 16  # threads of the sandbox itself, which are counted with the program's
-_CPU_LIMIT = (128 + 24, -24)  # the status of a process that SIGXCPU ended, as a shell or the kernel gives it
+_CPU_LIMIT = (
+    128 + 24,
+    -24,
+)  # the status of a process that SIGXCPU ended, as a shell or the kernel gives it
 
 
 class Process(Piped, Protocol):
@@ -34,15 +38,33 @@ class Process(Piped, Protocol):
 
 
 def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """Start `command` with pipes, in a session of its own, without this process's environment or open files."""
+    """Start `command` with pipes, in a session of its own, without this process's environment or
+    open files.
+    """
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, cwd="/", env=ENVIRONMENT, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        bufsize=0,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        cwd="/",
+        env=ENVIRONMENT,
+        start_new_session=True,
+    )
 
 
-def supervise(process: Process, given: bytes, limits: Limits, folder: str = "", end: Callable[[int], None] = end_kept) -> Outcome:
+def supervise(
+    process: Process,
+    given: bytes,
+    limits: Limits,
+    folder: str = "",
+    end: Callable[[int], None] = end_kept,
+) -> Outcome:
     """See `process` to its end, with `given` as its standard input.
 
-    folder: where it writes, if nothing else bounds that; end: how to have it end before that, with all that it started.
+    folder: where it writes, if nothing else bounds that; end: how to have it end before that, with
+    all that it started.
     """
     with Pipes(process, given, limits.output) as pipes:
         try:
@@ -67,7 +89,9 @@ def _ended(process: Process, end: Callable[[int], None]) -> int:
 
 
 def _watch(process: Process, pipes: Pipes, limits: Limits, folder: str) -> str:
-    """Serve the pipes until the process ends by itself (then ""), or takes too much: the name of what it was."""
+    """Serve the pipes until the process ends by itself (then ""), or takes too much: the name of
+    what it was.
+    """
     until = time.monotonic() + limits.seconds
     look = time.monotonic() + _LOOK
     while process.poll() is None:
@@ -102,6 +126,8 @@ def _excess(pid: int, limits: Limits, folder: str) -> str:
 
 
 def _overflows(folder: str, written: int, limits: Limits) -> bool:
-    """Whether `folder` is too full; a file that was removed is there as long as who wrote it keeps it open."""
+    """Whether `folder` is too full; a file that was removed is there as long as who wrote it keeps
+    it open.
+    """
     found = size_of(folder)
     return found.entries > MOST_FILES or found.size + written > limits.disk

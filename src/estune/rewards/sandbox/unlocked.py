@@ -1,4 +1,5 @@
-"""No sandbox: a program with the user's own rights, and limits on its time, memory, processes and files alone.
+"""No sandbox: a program with the user's own rights, and limits on its time, memory, processes and
+files alone.
 
 For a machine that is itself a cage, such as a container without a network.
 """
@@ -20,5 +21,12 @@ class Unlocked:
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
         with fresh_folder() as folder:
             told = job.job(source, request, limits, folder=folder)
-            command = [job.interpreter(), "-I", "-S", keeper.__file__, str(os.getpid()), job.LAUNCHER]
+            command = [
+                job.interpreter(),
+                "-I",
+                "-S",
+                keeper.__file__,
+                str(os.getpid()),
+                job.LAUNCHER,
+            ]
             return supervise(start(command), told, limits, folder)

@@ -1,0 +1,28 @@
+"""Runs a program in a sandbox for a user who has more processes than the program may have: prints its output as JSON.
+
+python crowd_child.py SANDBOX < JSON of the program
+"""
+
+import json
+import subprocess
+import sys
+
+from estune.rewards.sandbox import Limits
+from estune.rewards.sandbox.bubblewrap import Bubblewrap
+from estune.rewards.sandbox.sandlock import Sandlock
+
+
+def main() -> None:
+    sandbox = {"bubblewrap": Bubblewrap, "sandlock": Sandlock}[sys.argv[1]]()
+    source, limits = json.load(sys.stdin), Limits(seconds=20, processes=24)
+    crowd = [subprocess.Popen(["sleep", "60"]) for _ in range(40)]
+    try:
+        print(json.dumps(sandbox.run(source, b"", limits).output.decode()))
+    finally:
+        for each in crowd:
+            each.kill()
+            each.wait()
+
+
+if __name__ == "__main__":
+    main()
