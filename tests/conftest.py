@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -172,3 +173,20 @@ def finished(mini, tmp_path_factory) -> Path:
     flags = [*FLAGS, "--max_steps", "3", "--output_dir", str(folder)]
     assert main(["train", "--model_name_or_path", str(mini), "--task", "conciseness", *flags]) == 0
     return folder
+
+
+@pytest.fixture(params=["bubblewrap", "sandlock"])
+def sandbox(request):
+    """Each sandbox in turn; skips one that this machine lacks."""
+    from boxes import made
+
+    return made(request.param)
+
+
+@pytest.fixture(scope="session")
+def run_as():
+    """A way to run the scripts of tests/sandbox as root and as an unprivileged user."""
+    from boxes import Runner
+
+    with tempfile.TemporaryDirectory(prefix="estune-user-", dir="/tmp") as folder:
+        yield Runner(folder)
