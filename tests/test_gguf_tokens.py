@@ -11,12 +11,14 @@ def gguf(tmp_path):
     """A file that says which tokens go around a prompt."""
     from gguf import GGUFWriter
 
-    def write(**added):
+    def write(special=None, **added):
         writer = GGUFWriter(tmp_path / "model.gguf", "llama")
         writer.add_string("tokenizer.ggml.model", "gpt2")
         writer.add_array("tokenizer.ggml.tokens", ["tokenizer.ggml.add_bos_token", "cat"])  # a token of such a name is no entry
         for token, value in added.items():
             writer.add_bool(f"tokenizer.ggml.add_{token}_token", value)
+        for name, number in (special or {}).items():
+            writer.add_uint32(f"tokenizer.ggml.{name}_token_id", number)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -55,6 +57,12 @@ def test_a_prompt_gets_the_tokens_that_the_file_asks_for(gguf, tmp_path, added, 
     for one in (made, AutoTokenizer.from_pretrained(tmp_path / "saved")):
         assert one("cat")["input_ids"] == ids
         assert one("cat", add_special_tokens=False)["input_ids"] == CAT
+
+
+def test_special_tokens_are_those_that_the_file_names_by_their_numbers(gguf):
+    made = tokenizer()
+    honour(gguf(special={"eos": 3, "padding": 1, "bos": 10_000}), made)
+    assert (made.eos_token_id, made.pad_token_id, made.bos_token) == (3, 1, "<unk>"), "a token beyond the vocabulary is passed over"
 
 
 def test_a_token_that_transformers_adds_and_the_file_does_not_want_goes(gguf):
