@@ -1,6 +1,7 @@
 """Programs that a model wrote are scored by their tests, and can reach nothing while they run."""
 
 import json
+import os
 import socket
 import threading
 import time
@@ -176,7 +177,8 @@ def test_a_program_changes_no_file_but_its_own(tmp_path):
 
 def test_a_program_sees_neither_other_processes_nor_the_environment(monkeypatch):
     monkeypatch.setenv("SECRET_TOKEN", "hunter2")
-    assert score(f"import os\nassert 'SECRET_TOKEN' not in os.environ\nassert not os.path.exists('/proc/1/environ')\n{ADD}") == 1
+    assert score(f"import os\nassert 'SECRET_TOKEN' not in os.environ\n{ADD}") == 1
+    assert score(f"print(open('/proc/{os.getpid()}/environ').read())\n{ADD}") == 0
 
 
 def test_where_there_is_no_sandbox_nothing_is_run_unless_it_is_wanted(monkeypatch, tmp_path):
