@@ -76,7 +76,7 @@ def test_programs_end_with_the_trainer(kind, number, tmp_path):
         made(kind)
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"completion": HOLDS, "tests": ["assert True"]}))
-    environment = os.environ | ({UNLOCKED: "1"} if kind == "unlocked" else {PROVEN: kind})
+    environment = os.environ | {"TMPDIR": str(tmp_path)} | ({UNLOCKED: "1"} if kind == "unlocked" else {PROVEN: kind})
     command = [
         sys.executable,
         "-m",

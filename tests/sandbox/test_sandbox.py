@@ -5,6 +5,7 @@ import time
 import pytest
 
 from estune.rewards.sandbox import Limits, unlocked
+from estune.rewards.sandbox import folder as folder_module
 from estune.rewards.sandbox.folder import fresh_folder
 
 
@@ -131,6 +132,19 @@ def test_without_a_sandbox_limits_hold_too():
     assert run(unlocked(), "import time; time.sleep(60)", seconds=0.5).timed_out
     assert run(unlocked(), "kept = b'x' * (1 << 30)", memory=256 << 20).status == 1
     assert run(unlocked(), "open('x', 'wb').write(b'x' * (9 << 20))", disk=8 << 20).status != 0
+
+
+def test_folders_of_killed_runs_are_removed_later(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left = tmp_path / "estune-program-left"
+    left.mkdir()
+    folder_module._clear.cache_clear()
+    run(unlocked(), "pass")
+    assert left.exists()
+    monkeypatch.setattr(folder_module, "_LONG", -1.0)
+    folder_module._clear.cache_clear()
+    run(unlocked(), "pass")
+    assert not left.exists()
 
 
 FOLDERS = {

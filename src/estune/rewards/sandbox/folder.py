@@ -7,20 +7,37 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 MOST_FILES = 4096  # that a program may have: each takes room that its size doesn't tell
+_PREFIX = "estune-program-"
+_LONG = 3600.0  # seconds after which no program runs any more
 _LONGEST = 1024  # characters of a path: what lies deeper can soon not be looked at any more
 
 
 @contextlib.contextmanager
 def fresh_folder() -> Iterator[str]:
-    folder = tempfile.mkdtemp(prefix="estune-program-")
+    _clear(tempfile.gettempdir())
+    folder = tempfile.mkdtemp(prefix=_PREFIX)
     try:
         yield folder
     finally:
         _remove(folder)
+
+
+@cache
+def _clear(parent: str) -> None:
+    """Remove the folders of programs whose trainer was killed, which is done once per process."""
+    long_ago = time.time() - _LONG
+    for path in Path(parent).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            found = path.lstat()
+            if found.st_uid == os.geteuid() and found.st_ctime < long_ago:
+                _remove(str(path))
 
 
 @dataclass(frozen=True)
