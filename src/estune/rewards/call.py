@@ -142,6 +142,8 @@ def _checked(result: Any, call: Call, logged: Returned) -> Answer:
         return Returned(_numbers(result, call.count), logged.metrics, logged.extra)
     except ValueError as error:
         return Failure(f"returned {error}; it must return one number (or None) a completion")
+    except Exception as error:  # an object that fails when it is read
+        return Failure(f"returned a {type(result).__name__} that cannot be read ({type(error).__name__}: {error})")
 
 
 def _numbers(values: Any, count: int) -> list[float]:
@@ -150,7 +152,7 @@ def _numbers(values: Any, count: int) -> list[float]:
         raise ValueError(_shown(values))
     if len(values) != count:
         raise ValueError(f"{len(values)} rewards for {count} completion{'s' * (count != 1)}")
-    return [_number(i, values[i]) for i in range(count)]
+    return [_number(i, value) for i, value in enumerate(values)]  # by position: a table's column may have an index of its own
 
 
 def _is_list(values: Any) -> bool:
