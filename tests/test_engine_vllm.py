@@ -18,7 +18,7 @@ from estune.checkpoint import open_checkpoint, resolve
 from estune.engines.transformers import TransformersEngine
 from estune.engines.vllm import Shard, VLLMEngine
 from estune.engines.vllm_places import Places
-from estune.errors import ConfigError, EngineError, ModelError
+from estune.errors import ConfigError, DataError, EngineError, ModelError
 from estune.member import Member
 from estune.noise import kernels
 from estune.noise import torch as by_torch
@@ -296,7 +296,7 @@ def test_a_centre_on_a_device_is_read_where_it_is_by_the_engine_in_this_process(
 
 def test_a_token_that_the_model_does_not_know_is_one_error_and_the_next_prompts_are_answered(tied):
     load(tied, BASE)
-    with pytest.raises(EngineError, match="vLLM failed to generate"):
+    with pytest.raises(DataError, match="row 1: token 6000 of .* is none of the model's 64"):
         tied.engine.generate([[5, 6], [5, 6_000]], max_completion_length=4)
     load(tied, MEMBERS[1])
     same(tied)

@@ -43,6 +43,11 @@ def test_several_tasks_are_a_row_each_and_the_model_is_built_once(mini, capsys, 
     assert capsys.readouterr().err == ""
 
 
+def test_a_kl_to_a_base_that_is_the_model_itself_is_no_error(mini, capsys):
+    assert evaluate("--model", mini, "--base", mini, "--kl", "--task", "conciseness", *FAKE) == 0
+    assert "estune:" not in capsys.readouterr().err
+
+
 def test_each_task_keeps_its_own_defaults(mini):
     assert evaluate("--model", mini, "--tasks", "conciseness", "countdown", *FAKE, "--output", "a.jsonl") == 0
     alone = ["--task", "countdown", *FAKE, "--output", "b.jsonl"]

@@ -1,5 +1,6 @@
 """Whatever another library raises reaches the user as one line of our own, from every public entry point, with its cause for --debug."""
 
+import asyncio
 import errno
 import json
 import pkgutil
@@ -16,6 +17,7 @@ from estune import ESConfig, ESTrainer, EstuneError
 from estune.cli.main import main
 from estune.engines.transformers import load_model
 from estune.errors import ModelError
+from estune.rewards.call import Call, Failure, Returned, answer
 from estune.seams import guarded, reason
 
 # What estune calls of other libraries, where a run of the transformers engine on a local model and file comes by.
@@ -289,3 +291,33 @@ def test_the_environment_of_a_job_scheduler_is_no_launcher(environment, monkeypa
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert ranks_for("local") is None
+
+
+# what reward functions return
+
+
+@pytest.mark.parametrize(("index", "wanted"), [([10, 11], [1.0, 2.0]), ([1, 0], [1.0, 2.0])])
+def test_rewards_of_a_table_are_taken_by_position(index, wanted):
+    import pandas
+
+    found = _returned(pandas.Series([1.0, 2.0], index=index))
+    assert isinstance(found, Returned) and found.values == wanted
+
+
+def test_rewards_that_cannot_be_read_are_a_failure_of_the_function():
+    class Lazy:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, place):
+            return fail()
+
+    found = _returned(Lazy())
+    assert isinstance(found, Failure) and found.reason.startswith("returned a Lazy that cannot be read (Strange: ")
+
+
+def _returned(value):
+    loop = asyncio.new_event_loop()
+    found = answer(lambda completions: value, [Call({"completions": ["a", "b"]}, {}, (), 2)], loop, limit=1, timeout=1)
+    loop.close()
+    return found[0]
