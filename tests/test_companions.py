@@ -18,7 +18,7 @@ GO_ALONG = [
 STAY_BEHIND = [
     *("pytorch_model.bin", "pytorch_model.bin.index.json", "model-q4.gguf", "consolidated.00.pth", "tf_model.h5", "optimizer.pt"),
     *("onnx/model.onnx", "onnx/model.onnx_data", "other.safetensors", "tokenizer.safetensors", "training_args.bin", "trainer_state.json"),
-    *(".gitattributes", ".git/config", "checkpoint-5/config.json", "runs/a/events", "adapter_config.json", "adapter_model.safetensors"),
+    *(".gitattributes", ".git/config", "checkpoint-5/config.json", "runs/a/events"),
     *("out/journal.jsonl", "out/config.yaml"),
 ]
 
@@ -49,7 +49,7 @@ def test_a_checkpoint_has_what_its_base_has(make_trainer, mini, tmp_path):
     trainer.train()
     checkpoint = folder_of(trainer) / "checkpoint-4"
     usual = {path.name for path in mini.iterdir()}
-    assert files_of(checkpoint) == {*GO_ALONG, *usual, "trainer_state.json"}
+    assert files_of(checkpoint) == {*GO_ALONG, *usual, "trainer_state.json", "estune.json"}
     assert all((checkpoint / name).read_text() == name for name in GO_ALONG if name not in usual)
 
 

@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from cli_place import lines
@@ -72,6 +73,10 @@ def folder(tmp_path_factory) -> Path:
     lines(folder / "text.jsonl", [{"prompt": "cat", "target": "x"}, {"prompt": "the red dog", "target": "xx"}])
     lines(folder / "chat.jsonl", [{"prompt": chat, "target": "x"}])
     lines(folder / "done.jsonl", [{"completion": "red", "target": "x"}])
+    rows = [{"prompt": "cat", "target": "x"}, {"prompt": "the red dog", "target": "xx"}]
+    datasets.Dataset.from_list(rows).save_to_disk(folder / "saved")
+    (folder / "arrow").mkdir()
+    next((folder / "saved").glob("*.arrow")).rename(folder / "arrow" / "train.arrow")
     (folder / "run.yaml").write_text("population_size: 2\n")
     return folder
 
@@ -97,6 +102,7 @@ COMMANDS = {
     ],
     "plan": ["plan", *MODEL],
     "score": ["score", *REWARDS, "--completions", "done.jsonl"],
+    "train on a folder": ["train", *MODEL, "--dataset_name", "arrow", *REWARDS, *RUN],
     "train on a hub's data": ["train", *MODEL, "--dataset_name", "no/such", *REWARDS, *RUN],
     "train a hub's model": ["train", "--model_name_or_path", "no/such", "--dataset_name", "text.jsonl", *REWARDS, *RUN],
     "tasks": ["tasks"],
@@ -313,7 +319,7 @@ def test_rewards_that_cannot_be_read_are_a_failure_of_the_function():
             return fail()
 
     found = _returned(Lazy())
-    assert isinstance(found, Failure) and found.reason.startswith("returned a Lazy that cannot be read (Strange: ")
+    assert isinstance(found, Failure) and "which cannot be read (Strange: " in found.reason
 
 
 def _returned(value):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from estune.checkpoint import Checkpoint
@@ -250,8 +250,8 @@ class Center:
         assert self._base is not None
         try:
             return self._base.read(span.name).view(-1)[span.start : span.start + span.theta.numel()]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise ModelError(f"{self._base.folder}: {span.name} of the base model cannot be read any more ({error})") from None
+        except ModelError as error:
+            raise ModelError(f"the base model, which weight_decay needs, cannot be read any more: {error}") from error
 
     def _writing(self) -> None:
         self._state |= 1
