@@ -93,7 +93,8 @@ def _copy_packages(folder):
     own = Path(estune.__file__).parent
     (folder / "estune").mkdir(parents=True)
     (folder / "estune" / "__init__.py").touch()
-    shutil.copy2(own / "errors.py", folder / "estune")
+    for module in ("errors.py", "visible.py"):
+        shutil.copy2(own / module, folder / "estune")
     shutil.copytree(own / "rewards", folder / "estune" / "rewards")
     for package in ("psutil", "sandlock"):
         if found := importlib.util.find_spec(package):
