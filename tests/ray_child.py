@@ -22,6 +22,7 @@ from estune.errors import EstuneError
 
 WORDS = ("red", "blue", "cat", "dog", "sky", "x")
 RAY = str(Path(sys.executable).parent / "ray")
+WEIGHTS = "model.safetensors"
 STEPS, MEMBERS, DECAY = 4, 16, 20.0  # α · λ = 0.2 a step
 
 
@@ -120,14 +121,14 @@ def late(run: Run) -> None:
 
 
 def killed_for_good(run: Run) -> None:
-    """Without the model's files no engine can be started again."""
-    shutil.move(run.model, run.folder / "elsewhere")
+    """Without the model's weights no engine can be started again."""
+    shutil.move(run.model / WEIGHTS, run.folder / WEIGHTS)
     run.kill()
     until(lambda: run.workers.status().wanted == 1)
 
 
 def all_killed_for_good(run: Run) -> None:
-    shutil.move(run.model, run.folder / "elsewhere")
+    shutil.move(run.model / WEIGHTS, run.folder / WEIGHTS)
     for place in run.workers.processes():
         os.kill(place.process, signal.SIGKILL)
 
@@ -206,7 +207,7 @@ def main() -> None:
     logging.getLogger("estune").setLevel(logging.INFO)
     mischief, settings = CASES[case]
     if case == "resumed":
-        shutil.move(folder / "elsewhere", folder / "model")
+        shutil.move(folder / WEIGHTS, folder / "model" / WEIGHTS)
     on_cluster = "ray_address" in settings
     if on_cluster:
         start("--head", f"--port={ADDRESS.split(':')[1]}", "--include-dashboard=false")

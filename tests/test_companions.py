@@ -53,6 +53,21 @@ def test_a_checkpoint_has_what_its_base_has(make_trainer, mini, tmp_path):
     assert all((checkpoint / name).read_text() == name for name in GO_ALONG if name not in usual)
 
 
+def test_a_base_that_is_gone_when_a_checkpoint_is_written_is_one_line(make_trainer, mini, tmp_path):
+    base, elsewhere = shutil.copytree(mini, tmp_path / "base"), tmp_path / "elsewhere"
+    moves = [elsewhere]
+
+    def reward(completions, **columns):
+        if moves:
+            base.rename(moves.pop())
+        return [float(len(text)) for text in completions]
+
+    with pytest.raises(ModelError, match="cannot be copied .* put the base model back and resume the run"):
+        make_trainer(model=base, reward_funcs=reward).train()
+    elsewhere.rename(base)
+    assert make_trainer(model=base, reward_funcs=reward).train(resume_from_checkpoint=True).global_step == 4
+
+
 def test_the_index_of_shards_goes_along(mini, tmp_path):
     from transformers import AutoModelForCausalLM
 

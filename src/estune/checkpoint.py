@@ -64,7 +64,9 @@ class Checkpoint:
                 with guarded(ResourceError, f"{target}: safetensors cannot write {file}"), disk_errors(folder / file):
                     save_file(tensors, folder / file, metadata={"format": "pt"})
                 (folder / file).chmod(0o644)
-            copy_companions(self.folder, folder)
+            advice = "put the base model back and resume the run"
+            with guarded(ModelError, f"{self.folder}: the files besides the weights cannot be copied to {target}", advice):
+                copy_companions(self.folder, folder)
             extra(folder)
             sync_tree(folder)
 
