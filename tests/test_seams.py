@@ -78,7 +78,13 @@ def folder(tmp_path_factory) -> Path:
     (folder / "arrow").mkdir()
     next((folder / "saved").glob("*.arrow")).rename(folder / "arrow" / "train.arrow")
     (folder / "run.yaml").write_text("population_size: 2\n")
+    short = {"population_size": 2, "max_steps": 1, "engine": "fake", "disable_tqdm": True}
+    ESTrainer(str(folder / "model"), vowels, ESConfig(output_dir=str(folder / "finished"), **short), rows).train()
     return folder
+
+
+def vowels(completions, **columns):
+    return [float(sum(map(text.count, "aeiou"))) for text in completions]
 
 
 RUN = ["--max_steps", "1", "--max_completion_length", "3", "--dtype", "float32", "--reward_workers", "0", "--disable_tqdm", "--seed", "1"]
@@ -105,6 +111,7 @@ COMMANDS = {
     "train on a folder": ["train", *MODEL, "--dataset_name", "arrow", *REWARDS, *RUN],
     "train on a hub's data": ["train", *MODEL, "--dataset_name", "no/such", *REWARDS, *RUN],
     "train a hub's model": ["train", "--model_name_or_path", "no/such", "--dataset_name", "text.jsonl", *REWARDS, *RUN],
+    "replay": ["replay", "finished", "--step", "1", "--output", "replayed"],
     "tasks": ["tasks"],
 }
 
