@@ -15,6 +15,7 @@ from test_journal import signed
 from estune import ESConfig
 from estune.cli.main import main
 from estune.errors import ConfigError
+from estune.own import write_own
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 CODE = """open({ran!r}, "w").close()
@@ -99,9 +100,9 @@ def test_diagnose_does_not_run_code_because_the_journal_says_so(sent, ran):
 
 
 def settings_of(folder, **values):
-    """Write the folder's config.yaml; return the command that trains by it."""
+    """Write the config.yaml of a run in the folder; return the command that trains by it."""
     folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    write_own(folder / "config.yaml", yaml.safe_dump(values), "# {}")
     return ["train", "--config", str(folder / "config.yaml"), "--output_dir", "out", *FLAGS, "--disable_tqdm"]
 
 
@@ -138,6 +139,25 @@ def test_a_module_that_lies_in_the_runs_folder_is_refused_unread(mini, tmp_path,
     assert f"would run {module.resolve()}, which came with the run in" in message
     assert "add --trust_remote_code true" in message
     assert not ran.exists()
+
+
+def test_a_config_beside_a_journal_is_a_runs_whoever_wrote_it(mini, tmp_path, ran, refused, monkeypatch):
+    command = settings_of(tmp_path / "sent", model_name_or_path=str(mini), reward_funcs=["sent_module.f"])
+    config = tmp_path / "sent" / "config.yaml"
+    config.write_text(config.read_text().rpartition("#")[0])
+    (tmp_path / "sent" / "journal.jsonl").touch()
+    (tmp_path / "sent" / "sent_module.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path / "sent")
+    assert "which came with the run in" in refused(*command)
+    assert not ran.exists()
+
+
+def test_a_config_of_the_users_own_runs_the_modules_beside_it(mini, data, tmp_path, monkeypatch):
+    values = {"model_name_or_path": str(mini), "dataset_name": str(data), "reward_funcs": ["my_own_rewards.f"]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "my_own_rewards.py").write_text("def f(completions, **columns): return [float(len(text)) for text in completions]\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", "config.yaml", "--output_dir", "out", *FLAGS, "--disable_tqdm"]) == 0
 
 
 def test_a_module_in_the_runs_folder_runs_once_that_was_allowed(mini, data, tmp_path, monkeypatch, capsys):

@@ -14,6 +14,8 @@ from estune.durable import write_text
 
 logger = logging.getLogger(__name__)
 
+_MARK = "written by estune, checksum "
+
 
 def write_own(path: Path, text: str, comment: str) -> None:
     """Write `text` to `path`, or if that is somebody's, to another name beside it.
@@ -27,7 +29,7 @@ def write_own(path: Path, text: str, comment: str) -> None:
             path,
             target.name,
         )
-    mark = f"written by estune, checksum {_checksum(text)}"
+    mark = f"{_MARK}{_checksum(text)}"
     write_text(target, f"{text}{comment.format(mark)}\n")
 
 
@@ -37,13 +39,21 @@ def own(path: Path) -> Path | None:
     return next(filter(is_own, there), None)
 
 
+def was_own(path: Path) -> bool:
+    """Whether estune wrote the file once, whoever has changed it since."""
+    try:
+        return _MARK in path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def is_own(path: Path) -> bool:
     """Whether estune wrote the file, and nobody has changed it since."""
     try:
         text, _, last = path.read_text(encoding="utf-8").rstrip().rpartition("\n")
     except (OSError, UnicodeDecodeError):
         return False
-    return f"written by estune, checksum {_checksum(text)}" in last
+    return f"{_MARK}{_checksum(text)}" in last
 
 
 def _names(path: Path) -> Iterator[Path]:

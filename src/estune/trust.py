@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from estune.errors import ConfigError
+from estune.own import was_own
 
 SHOWN = ("model_name_or_path", "model_revision", "task", "reward_funcs", "datasets", "engine_kwargs", "model_init_kwargs")
 
@@ -21,8 +22,8 @@ def typed(value: Any) -> bool:
 
 
 def of_a_run(path: Path) -> bool:
-    """Whether a file of settings is one that a run wrote, or lies in the folder of one."""
-    return path.name == "config.yaml" or (path.parent / "journal.jsonl").is_file()
+    """Whether a file of settings is one that a run wrote, or lies in the folder of one; any other is the user's own."""
+    return was_own(path) or (path.parent / "journal.jsonl").is_file()
 
 
 def loads(settings: Mapping[str, Any]) -> list[str]:
