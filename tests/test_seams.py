@@ -113,6 +113,7 @@ COMMANDS = {
     "train a hub's model": ["train", "--model_name_or_path", "no/such", "--dataset_name", "text.jsonl", *REWARDS, *RUN],
     "replay": ["replay", "finished", "--step", "1", "--output", "replayed"],
     "tasks": ["tasks"],
+    "new-task": ["new-task", "mine"],
 }
 
 
