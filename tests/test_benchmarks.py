@@ -219,6 +219,15 @@ def test_the_kernel_benchmark_prints_its_ratios_as_one_json_object():
 
 
 @pytest.mark.slow
+def test_the_sandboxes_benchmark_says_what_each_costs_or_why_it_cannot():
+    command = [sys.executable, "-m", "benchmarks.sandbox", "--json", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    figures = json.loads(done.stdout)
+    assert {"bubblewrap_over_plain", "sandlock_over_plain"} <= figures.keys()
+    assert all(isinstance(value, str) or value > 0 for value in figures.values())
+
+
+@pytest.mark.slow
 def test_a_point_of_growth_is_a_step_of_a_real_run(tmp_path):
     command = [sys.executable, "-m", "benchmarks.growth", "--only", "parameters", "--points", "1", "--json", str(tmp_path / "growth.json")]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)

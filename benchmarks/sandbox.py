@@ -1,0 +1,56 @@
+"""What a sandbox costs a program that does nothing wrong, beside the same program in plain Python.
+
+    python -m benchmarks.sandbox [--json]
+
+    NAME_over_plain       time of a program in the sandbox ÷ in a Python of its own; both print one number
+    NAME_extra_seconds    the difference; at most 0.1
+    NAME_proof_seconds    the attempts by which a sandbox proves itself, once per run; at most 2
+
+NAME is bubblewrap or sandlock. One that this machine lacks says so in place of figures.
+"""
+
+import subprocess
+
+from benchmarks.common import Figures, best_of, options, show
+from estune.rewards.sandbox import Limits, Sandbox, job
+from estune.rewards.sandbox.bubblewrap import Bubblewrap
+from estune.rewards.sandbox.kinds import Unusable
+from estune.rewards.sandbox.proof import prove
+from estune.rewards.sandbox.sandlock import Sandlock
+
+_PROGRAM = "print(1)"
+
+
+def main() -> None:
+    asked = options(__doc__)
+    figures: dict[str, float | str] = {}
+    for kind in (Bubblewrap, Sandlock):
+        figures |= _cost(kind, 2 if asked.quick else 15)
+    show(figures, asked.json)
+
+
+def _cost(kind: type[Bubblewrap] | type[Sandlock], times: int) -> Figures:
+    name = kind.__name__.lower()
+    try:
+        sandbox = kind()
+    except Unusable as error:
+        return {f"{name}_over_plain": str(error)}
+    plain, inside = best_of(times, _plain, lambda: _inside(sandbox))
+    (proof,) = best_of(2, lambda: prove(sandbox))
+    return {
+        f"{name}_over_plain": inside / plain,
+        f"{name}_extra_seconds": inside - plain,
+        f"{name}_proof_seconds": proof,
+    }
+
+
+def _plain() -> None:
+    subprocess.run([job.interpreter(), "-I", "-S", "-c", _PROGRAM], capture_output=True, check=True)
+
+
+def _inside(sandbox: Sandbox) -> None:
+    sandbox.run(_PROGRAM, b"", Limits())
+
+
+if __name__ == "__main__":
+    main()
