@@ -130,7 +130,7 @@ def test_after_a_test_that_takes_too_long_the_others_fail_without_being_run():
     slow = "def add(a, b):\n    while a == 0: pass\n    return a + b"
     (reward,) = rewards = code_reward([slow], [[TESTS[0], *TESTS[1:] * 20]], seconds=1.0)
     assert (reward, rewards.overran) == (1 / 21, 1)
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 20, "all 21 tests would take 21 s"
 
 
 def test_programs_that_never_end_cost_themselves_and_nobody_else():

@@ -104,7 +104,7 @@ def test_time_ends_it(sandbox, source):
     started = time.monotonic()
     outcome = run(sandbox, source, seconds=1.0)
     assert (outcome.status, outcome.timed_out) == (None, True)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30, "it would run for a minute, or forever"
 
 
 def test_processor_time_of_all_its_processes_ends_it(sandbox):
@@ -124,7 +124,7 @@ def test_memory_of_children_ends_it(sandbox):
     outcome = run(sandbox, fork, memory=256 << 20, seconds=5.0)
     assert outcome.status is None
     assert not outcome.timed_out or sandbox.name == "sandlock"  # which ends the children alone
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 def test_without_a_sandbox_limits_hold_too():
