@@ -82,8 +82,6 @@ def timed(function: Callable[[], object]) -> float:
 def steps_between(model: str, rows: Sequence[Mapping[str, Any]], reward: Any = "conciseness_reward", **settings: Any) -> list[Step]:
     """The metrics of the steps between the first and the last, of a run of the trainer that is silent and leaves nothing.
 
-    The first step also compiles, and reads a member back from the engine; the last is followed by a checkpoint.
-
     Raises:
         Failed: all members of a step earned the same, so that there was no update to measure.
     """
@@ -92,10 +90,16 @@ def steps_between(model: str, rows: Sequence[Mapping[str, Any]], reward: Any = "
     with tempfile.TemporaryDirectory() as output, contextlib.redirect_stdout(io.StringIO()):
         config = ESConfig(output_dir=output, disable_tqdm=True, **{"sigma": SIGMA} | settings)
         ESTrainer(model, reward, config, list(rows)).train()
-        steps: list[Step] = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()][1:-1]
+        steps = middle_steps(Path(output))
     if still := [step["step"] for step in steps if step["frac_reward_zero_std"] == 1]:
         raise Failed(f"step {still[0]}: all members earned the same, so there is no update to measure; take a larger sigma or more prompts")
     return steps
+
+
+def middle_steps(folder: Path) -> list[Step]:
+    """The metrics of a run's steps without the first, which also compiles and reads a member back, and the last, which also saves."""
+    written = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in written[1:-1]]
 
 
 def word_tokenizer(vocabulary: int) -> Any:
@@ -167,11 +171,15 @@ def vllm_python() -> str:
 
 
 def _reason(status: int, err: str) -> str:
-    said = [line.strip() for line in err.splitlines() if line.strip()]
     if status < 0:
         killed = signal.Signals(-status).name
         return f"killed by {killed}" + (", as the system does when memory runs out" if killed == "SIGKILL" else "")
-    return said[-1] if said else f"ended with status {status} and said nothing"
+    return last_line(err) or f"ended with status {status} and said nothing"
+
+
+def last_line(text: str) -> str:
+    """The last line that is not blank; empty if there is none."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def show(figures: Figures, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, SIGMA, Step
+from benchmarks.common import ROOT, SIGMA, middle_steps
 from benchmarks.gpu_all import tell
 from estune import ESConfig, ESTrainer
 from estune.tasks import get_task
@@ -50,8 +50,8 @@ def train(folder: Path, model: str, settings: dict[str, Any]) -> str:
 
 
 def speed(folder: Path) -> dict[str, float | str]:
-    """Of the steps between the first, which also compiles, and the last, which saves."""
-    steps: list[Step] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:-1]
+    """Tokens per second, and the parts of a step's time."""
+    steps = middle_steps(folder)
     seconds = {name: sum(step[name] for step in steps) for name in ("step_time", *PARTS)}
     tokens = sum(step["es/tokens_per_second"] for step in steps) / len(steps)
     parts = {f"{name.removeprefix('es/').removesuffix('_seconds')}_of_step": seconds[name] / seconds["step_time"] for name in PARTS}

@@ -18,15 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.common import machine
+from benchmarks.common import last_line, machine
 from benchmarks.gpu_all.promises import PARTS
 from benchmarks.registry import Benchmark
-from benchmarks.results import Entry, Results, Row, rows
+from benchmarks.results import STYLES, Entry, Results, Row, rows
 from estune.errors import ConfigError
 
 STOPPED = (124, 137)  # of timeout
 WIDTH = 130  # columns where there is no screen
-STYLES = {"met": "green", "MISSED": "bold red", "FAILED": "bold red"}
 
 
 def main() -> int:
@@ -67,8 +66,8 @@ def read(path: Path) -> dict[str, float | str]:
 def reason(log: Path, status: int, seconds: float) -> str:
     if status in STOPPED:
         return f"stopped after {seconds:.0f} s, its limit"
-    said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"{said[-1] if said else 'it said nothing'} (status {status}; see {log})"
+    said = last_line(log.read_text(encoding="utf-8", errors="replace"))
+    return f"{said or 'it said nothing'} (status {status}; see {log})"
 
 
 def is_done(results: Results, part: str, on_cpu: bool) -> bool:
