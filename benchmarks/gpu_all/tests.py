@@ -1,4 +1,4 @@
-"""The tests that need a GPU; with --cpu the same ones where CPU tensors stand for a GPU's.
+"""Run the tests that need a GPU; with --cpu the same tests on CPU tensors in place of a GPU's.
 
 python -m benchmarks.gpu_all.tests [--cpu]
 """
@@ -10,9 +10,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from benchmarks.common import ROOT
-from benchmarks.gpu_all import tell
+from benchmarks.gpu_all import print_figures
 
-FILES = ("tests/test_on_a_gpu.py", "tests/test_noise_triton.py")  # named, since collecting all takes half a minute
+FILES = ("tests/test_on_a_gpu.py", "tests/test_noise_triton.py")  # named, because collecting all tests takes half a minute
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={report}", *which]
         status = subprocess.run(command, cwd=ROOT).returncode
         if report.is_file():
-            tell(counts(report))
+            print_figures(counts(report))
     return status
 
 
