@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -82,6 +83,11 @@ def test_a_part_that_is_stopped_keeps_its_figures(printed):
     entry = results.entry(printed, "kernels", 124, 120.4, False)
     assert entry.figures == {"bits_equal": True, "perturbed_of_copy": 0.85}
     assert entry.failed == "stopped after 120 s, its limit"
+
+
+def test_a_part_that_is_killed_may_lack_memory(printed):
+    failed = results.entry(printed, "kernels", 137, 5.2, False).failed
+    assert failed.startswith("killed after 5 s") and "memory ran out" in failed
 
 
 def test_a_failed_part_is_explained_by_the_last_line_of_its_log(printed):
@@ -170,6 +176,17 @@ def test_runs_that_take_too_long_are_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(learn.subprocess, "Popen", lambda *words, **options: children.append(start(*words, **options)) or children[-1])
     learn.learn(learn.RUNS, tmp_path, "model", 0.2, [])
     assert [child.returncode for child in children] == [-15] * 4
+
+
+def test_runs_that_do_not_stop_are_killed_together(tmp_path, monkeypatch):
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    monkeypatch.setattr(learn.Run, "command", lambda *words: [sys.executable, "-S", "-c", deaf])
+    monkeypatch.setattr(learn, "STOPPING", 1)
+    ends: list[float] = []
+    wait = learn.wait
+    monkeypatch.setattr(learn, "wait", lambda child, seconds: (ends.append(time.monotonic() + seconds), wait(child, seconds)))
+    learn.learn(learn.RUNS, tmp_path, "model", 2, [])
+    assert max(ends[4:]) - min(ends[4:]) < 0.5  # one second for all four, not for each
 
 
 # what is copied to a machine without a network

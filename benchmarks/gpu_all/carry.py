@@ -175,8 +175,7 @@ def joined(halves: Sequence[Path], path: Path) -> Path:
     path.write_bytes(data)
     folder = resolve(str(path))
     target = path.with_suffix("")
-    if not target.is_dir():
-        shutil.copytree(folder, target)
+    shutil.copytree(folder, target, dirs_exist_ok=True)
     for name in TOKENIZER_FILES:
         shutil.copyfile(TOKENIZER / name, target / name)
     return target

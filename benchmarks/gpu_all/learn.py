@@ -24,7 +24,7 @@ RECIPES = {  # the one that is known least comes first
     "dense": "recipes/learning/conciseness.yaml",
 }
 METHODS = ("es", "es-paper")
-STOPPING = 20  # seconds that a run may take to stop
+STOPPING = 20  # seconds that the runs may take to stop
 ON_GPU = ["--tokens", "1000000", "--eval_tokens", "20000", "--device", "cuda", "--reward_workers", "4"]
 SMALL = ["--population_size", "2", "--max_train_samples", "2", "--max_completion_length", "4", "--eval_prompts", "2"]
 ON_CPU = ["--tokens", "16", "--eval_tokens", "16", "--device", "cpu", "--reward_workers", "1", *SMALL]
@@ -73,8 +73,9 @@ def learn(runs: Sequence[Run], folder: Path, model: str, seconds: float, more: S
     finally:
         for child in children:
             child.terminate()
+        deadline = time.monotonic() + STOPPING
         for child in children:
-            wait(child, STOPPING)
+            wait(child, deadline - time.monotonic())
             child.kill()
 
 

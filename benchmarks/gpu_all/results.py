@@ -24,7 +24,7 @@ from benchmarks.registry import Benchmark
 from benchmarks.results import STYLES, Entry, Results, Row, rows
 from estune.errors import ConfigError
 
-STOPPED = (124, 137)  # timeout's exit statuses
+STOPPED, KILLED = 124, 137  # exit statuses of timeout
 WIDTH = 130  # columns where there is no terminal
 
 
@@ -65,8 +65,10 @@ def read(path: Path) -> dict[str, float | str]:
 
 def reason(log: Path, status: int, seconds: float) -> str:
     """Why a part failed, in one line."""
-    if status in STOPPED:
+    if status == STOPPED:
         return f"stopped after {seconds:.0f} s, its limit"
+    if status == KILLED:
+        return f"killed after {seconds:.0f} s, because it did not stop at its limit or memory ran out"
     said = last_line(log.read_text(encoding="utf-8", errors="replace"))
     return f"{said or 'it said nothing'} (status {status}; see {log})"
 
