@@ -97,7 +97,10 @@ def steps_between(model: str, rows: Sequence[Mapping[str, Any]], reward: Any = "
 
 
 def middle_steps(folder: Path) -> list[Step]:
-    """The metrics of a run's steps without the first, which also compiles and reads a member back, and the last, which also saves."""
+    """The metrics of a run's steps between the first and the last.
+
+    The first also compiles and reads a member back from the engine; the last also saves.
+    """
     written = (folder / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in written[1:-1]]
 
@@ -137,7 +140,7 @@ class Peak:
 def child(module: str, *arguments: str, session: bool = False, python: str = sys.executable) -> Any:
     """What `python -m module arguments` prints last, as JSON: measured in a process of its own, whose memory is its own.
 
-    With `session`, whatever ends this call ends all that the process has started, too. `python` is the interpreter.
+    With `session`, whatever ends this call ends all that the process has started, too.
 
     Raises:
         Failed: it ended otherwise; what it said was written to this process's standard error.
@@ -211,8 +214,9 @@ def _processor() -> str:
 
 
 def _version(name: str, path: Sequence[str] = ()) -> str | None:
-    """The version of a package that is installed on `path`, or else in this interpreter's environment."""
-    places = list(path) or [*sys.path, os.path.join(sys.prefix, "triton")]  # the Makefile installs Triton in a folder of its own
+    """The version of a package that is installed on `path`, or else for this interpreter."""
+    # the Makefile installs Triton in a folder of its own
+    places = list(path) or [*sys.path, os.path.join(sys.prefix, "triton")]
     found = next(iter(importlib.metadata.distributions(name=name, path=places)), None)
     return found.version if found else None
 

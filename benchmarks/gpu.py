@@ -13,7 +13,7 @@ Figures are printed as soon as they are known; with --json, as one object per li
     peak_over_weights       of GPU memory meanwhile, over the weights; at most 1.10
     usual_over_perturbed    adding torch.randn, and later subtracting it ÷ writing a member
     usual_over_update       an update of 30 seeds with torch.randn ÷ ours
-    …_ExW_of_copy           the same bandwidths when a Triton program works on E elements with W warps
+    …_ExW_of_copy           the same bandwidths, with Triton programs of E elements and W warps
     …bits_equal             1 (true) when all samples have the reference's bits: of a member, of one that streamed, of θ after updates
 """
 
@@ -63,7 +63,8 @@ def qwen(hidden: int, layers: int, heads: int, key_heads: int, intermediate: int
     return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
 
 
-SIZES = {"qwen2.5-7b": (3584, 28, 28, 4, 18944, 152064), "tiny": (28, 2, 7, 1, 96, 3001)}  # arguments of `qwen`
+# arguments of `qwen`
+SIZES = {"qwen2.5-7b": (3584, 28, 28, 4, 18944, 152064), "tiny": (28, 2, 7, 1, 96, 3001)}
 MODELS = {name: qwen(*size) for name, size in SIZES.items()}
 
 
@@ -134,7 +135,11 @@ def usual_way(weights: dict[str, torch.Tensor], ours: dict[str, float], device: 
 
 
 def other_blocks(center: Center, weights: dict[str, torch.Tensor], device: torch.device, copy_seconds: float) -> Iterator[Figures]:
-    """Bandwidths with other sizes of Triton's programs. `copy_seconds`: what a copy takes for one byte per parameter."""
+    """Bandwidths with other sizes of Triton's programs.
+
+    Args:
+        copy_seconds: what a copy takes for one byte per parameter.
+    """
     backend: Any = kernels.on_device(device.type)
     if not hasattr(backend, "LAUNCH"):
         yield {"other_blocks": "needs Triton"}
@@ -242,13 +247,17 @@ def epsilon(seed: int, name: str, start: int, size: int) -> np.ndarray:
 
 
 def stream_on_a_cpu() -> None:
-    """From now on, stream members from θ in host memory to CPU tensors as if these were on a GPU."""
+    """From now on, stream members from θ in host memory to CPU tensors as to a GPU's."""
     kernels.compiled = lambda kind: True  # type: ignore[assignment]
 
 
 def stand_in() -> None:
-    """From now on, treat CPU tensors as a GPU's: with torch's kernels, or Triton's under TRITON_INTERPRET=1."""
-    backend = import_module("estune.noise.triton" if os.environ.get("TRITON_INTERPRET") == "1" else "estune.noise.torch")
+    """From now on, treat CPU tensors as a GPU's.
+
+    The kernels are torch's, or Triton's under TRITON_INTERPRET=1.
+    """
+    name = "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "torch"
+    backend = import_module(f"estune.noise.{name}")
     kernels.on_device = lambda kind: backend  # type: ignore[assignment]
 
 

@@ -3,11 +3,12 @@
 #
 #   benchmarks/gpu_all.sh                    run all parts: tests kernels load model learn
 #   benchmarks/gpu_all.sh tests kernels      run these parts
-#   benchmarks/gpu_all.sh --cpu              run all parts at small sizes on a CPU, to see that they run
-#   benchmarks/gpu_all.sh --output DIR       write results to DIR [runs/gpu, or runs/gpu-cpu with --cpu]
+#   benchmarks/gpu_all.sh --cpu              run all parts at small sizes on a CPU, as a test
+#   benchmarks/gpu_all.sh --output DIR       write results to DIR [runs/gpu, with --cpu runs/gpu-cpu]
 #
-# Each part's result is written to DIR/results.json as it ends. A part that this machine has measured is not run again.
-# Exit status: 0, all was measured, whether or not the promises hold; 1, a part failed or is missing; 2, wrong arguments.
+# Each part's result is written to DIR/results.json as it ends. A part that this machine has measured
+# is not run again. Exit status: 0, all was measured, whether or not the promises hold; 1, a part
+# failed or is missing; 2, wrong arguments.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 

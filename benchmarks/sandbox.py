@@ -2,11 +2,11 @@
 
     python -m benchmarks.sandbox [--json]
 
-    NAME_over_plain       time of the program in the sandbox ÷ in a plain Python process; it prints one number
+    NAME_over_plain       time of a program that prints a number, in the sandbox ÷ in plain Python
     NAME_extra_seconds    the difference; at most 0.1
-    NAME_proof_seconds    time of the attempts by which a sandbox proves itself, once per run; at most 2
+    NAME_proof_seconds    time of the sandbox's proof, which runs once per run; at most 2
 
-NAME is bubblewrap or sandlock. If this machine lacks one, the reason is printed instead of its figures.
+NAME is bubblewrap or sandlock. If this machine lacks one, the reason replaces its figures.
 """
 
 import subprocess

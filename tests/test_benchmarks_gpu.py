@@ -1,4 +1,4 @@
-"""Run the parts of `benchmarks/gpu_all.sh` at small sizes on a CPU, to find mistakes before a GPU is at hand."""
+"""Run the parts of `benchmarks/gpu_all.sh` at small sizes on a CPU, to find mistakes without a GPU."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def printed(tmp_path) -> Path:
-    """A folder where the part `kernels` printed figures, was cut off in the middle of a line, and logged an error."""
+    """A folder where the part `kernels` printed figures, was cut off in a line, and logged an error."""
     (tmp_path / "kernels.out").write_text('loading…\n{"bits_equal": true}\n{"perturbed_of_copy": 0.85}\n{"update_1_of')
     (tmp_path / "kernels.log").write_text("Traceback …\nRuntimeError: out of memory\n\n")
     return tmp_path
@@ -91,7 +91,8 @@ def test_a_part_that_is_killed_may_lack_memory(printed):
 
 
 def test_a_failed_part_is_explained_by_the_last_line_of_its_log(printed):
-    assert results.entry(printed, "kernels", 1, 3, False).failed.startswith("RuntimeError: out of memory (status 1; see ")
+    failed = results.entry(printed, "kernels", 1, 3, False).failed
+    assert failed.startswith("RuntimeError: out of memory (status 1; see ")
 
 
 def test_figures_from_before_a_failure_are_shown(printed, capsys):
@@ -107,7 +108,8 @@ def test_figures_from_before_a_failure_are_shown(printed, capsys):
 def test_the_summary_names_the_card_and_the_promises_that_do_not_hold(folder):
     kept = Results(folder / "results.json")
     slow = whole()["kernels"]
-    kept.put("kernels", Entry(H100, slow.measured, 60.0, slow.figures | {"update_30_of_copy": 0.31, "bits_equal": False}))
+    figures = slow.figures | {"update_30_of_copy": 0.31, "bits_equal": False}
+    kept.put("kernels", Entry(H100, slow.measured, 60.0, figures))
     assert results.show(kept) == 0  # all was measured
     shown = (folder / "table.txt").read_text()
     assert H100 in shown
@@ -173,7 +175,12 @@ def test_runs_that_take_too_long_are_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(learn.Run, "command", lambda *words: [sys.executable, "-c", "import time; time.sleep(60)"])
     children: list[subprocess.Popen[bytes]] = []
     start = subprocess.Popen
-    monkeypatch.setattr(learn.subprocess, "Popen", lambda *words, **options: children.append(start(*words, **options)) or children[-1])
+
+    def popen(*words, **options):
+        children.append(start(*words, **options))
+        return children[-1]
+
+    monkeypatch.setattr(learn.subprocess, "Popen", popen)
     learn.learn(learn.RUNS, tmp_path, "model", 0.2, [])
     assert [child.returncode for child in children] == [-15] * 4
 
@@ -184,7 +191,12 @@ def test_runs_that_do_not_stop_are_killed_together(tmp_path, monkeypatch):
     monkeypatch.setattr(learn, "STOPPING", 1)
     ends: list[float] = []
     wait = learn.wait
-    monkeypatch.setattr(learn, "wait", lambda child, seconds: (ends.append(time.monotonic() + seconds), wait(child, seconds)))
+
+    def noted(child, seconds):
+        ends.append(time.monotonic() + seconds)
+        wait(child, seconds)
+
+    monkeypatch.setattr(learn, "wait", noted)
     learn.learn(learn.RUNS, tmp_path, "model", 2, [])
     assert max(ends[4:]) - min(ends[4:]) < 0.5  # one second for all four, not for each
 
@@ -198,7 +210,8 @@ def test_a_missing_wheel_is_found_when_wheels_are_collected(tmp_path):
 
 
 def test_the_model_is_joined_from_its_pieces(tmp_path, tiny, monkeypatch):
-    whole, halves, tokenizer = tmp_path / "m.gguf", (tmp_path / "model-1", tmp_path / "model-2"), tmp_path / "tokenizer"
+    whole, tokenizer = tmp_path / "m.gguf", tmp_path / "tokenizer"
+    halves = (tmp_path / "model-1", tmp_path / "model-2")
     whole.write_bytes(bytes(range(256)) * 3 + b"!")
     carry.split(whole, halves)
     sizes = [(half / "piece").stat().st_size for half in halves]
@@ -206,7 +219,11 @@ def test_the_model_is_joined_from_its_pieces(tmp_path, tiny, monkeypatch):
     shutil.copytree(tiny, tokenizer)
     (tokenizer / "tokenizer_config.json").write_text('{"eos_token": "the right one"}')
     monkeypatch.setattr(carry, "TOKENIZER", tokenizer)
-    monkeypatch.setattr("estune.checkpoint.resolve", lambda path: tiny if Path(path).read_bytes() == whole.read_bytes() else None)
+
+    def resolve(path):
+        return tiny if Path(path).read_bytes() == whole.read_bytes() else None
+
+    monkeypatch.setattr("estune.checkpoint.resolve", resolve)
     folder = carry.joined(halves, tmp_path / "joined" / "m.gguf")
     assert json.loads((folder / "tokenizer_config.json").read_text()) == {"eos_token": "the right one"}
     assert (folder / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()

@@ -1,8 +1,9 @@
 """θ on a GPU, and members that stream to a GPU, have the same bits as on a CPU.
 
-Each test runs twice: on CPU tensors in place of a GPU's, which shows that the test itself works, and on a GPU.
+Each test runs twice: on a GPU, and on CPU tensors in its place, to see that the test itself works.
 """
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -18,7 +19,8 @@ from estune.streaming import Staging
 
 SEEDS = list(range(30))
 COEFFICIENTS = [(-1) ** seed * 2.0**-20 * (seed + 1) for seed in SEEDS]  # fp32 numbers
-LARGE = {"embedding": (1_025, 96), "odd": (211, 257), "bias": (3,)}  # many programs each, the last one partly filled
+# many programs each, the last one partly filled
+LARGE = {"embedding": (1_025, 96), "odd": (211, 257), "bias": (3,)}
 
 
 @pytest.fixture
@@ -104,7 +106,8 @@ def test_an_update_of_large_parameters_gives_the_cpus_theta(count, device, as_a_
 
 def test_a_large_member_is_the_same_from_theta_on_the_device_and_from_host_memory(device, monkeypatch):
     member = Member(2**64 - 1, -1, 1e-3, "iid", 0)
-    rooms = [on(device, {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in LARGE.items()}) for _ in range(2)]
+    empty = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in LARGE.items()}
+    rooms = [on(device, copy.deepcopy(empty)) for _ in range(2)]
     if device == "cpu":
         monkeypatch.setattr(kernels, "compiled", lambda kind: True)
     list(large(device, share=True).perturbed(member, rooms[0].__getitem__))
@@ -115,7 +118,7 @@ def test_a_large_member_is_the_same_from_theta_on_the_device_and_from_host_memor
 
 
 def test_a_member_that_is_streamed_while_another_is_written_has_its_own_bits(device, monkeypatch):
-    """A buffer is refilled only after the device has read it; else a busy device would see the next part's values."""
+    """A buffer must not be refilled before a busy device has read it."""
     if device == "cpu":
         monkeypatch.setattr(kernels, "compiled", lambda kind: True)
     monkeypatch.setattr(centers, "_JOB", 1 << 14)
@@ -139,4 +142,5 @@ def test_theta_in_host_memory_is_page_locked(device):
 
 def test_noise_computed_on_the_device_has_the_references_bits(device):
     backend = "torch" if device == "cpu" else "triton"
-    assert gaussian(7, "a.b", (3, 1001), backend=backend).tobytes() == gaussian(7, "a.b", (3, 1001), backend="numpy").tobytes()
+    here, wanted = (gaussian(7, "a.b", (3, 1001), backend=name) for name in (backend, "numpy"))
+    assert here.tobytes() == wanted.tobytes()

@@ -1,10 +1,11 @@
-"""Collect what a GPU machine without a network needs, in parts that are copied there one after the other.
+"""Collect what a GPU machine without a network needs, in parts that are copied one after the other.
 
-    python -m benchmarks.gpu_all.carry           collect it in carry/, check that nothing is missing, list the parts
-    python -m benchmarks.gpu_all.carry model     on any machine: print the model's path, after joining its pieces
+    python -m benchmarks.gpu_all.carry           collect it in carry/, check that it is complete
+    python -m benchmarks.gpu_all.carry model     on any machine: join the model, print its path
 
-carry/wheels holds the packages of carried.txt, carry/model-1 and carry/model-2 the halves of the GGUF, and
-carry/tokenizer the tokenizer that transformers makes from it. Releases before 5.19 choose a wrong end token.
+carry/wheels holds the packages of carried.txt, carry/model-1 and carry/model-2 the halves of the
+GGUF, and carry/tokenizer the tokenizer that transformers makes from it, because releases before
+5.19 choose a wrong end token.
 """
 
 import hashlib
@@ -49,7 +50,7 @@ def main() -> int:
 
 
 def collect_wheels() -> None:
-    """Download the packages in carried.txt, for the GPU machine's Python rather than for this one."""
+    """Download the packages in carried.txt, for the GPU machine's Python rather than this one."""
     shutil.rmtree(WHEELS, ignore_errors=True)
     pip("download", "--no-deps", *TARGET, "--dest", str(WHEELS), "--requirement", str(HERE / "carried.txt"))
 
@@ -89,7 +90,7 @@ def name_of(requirement: str) -> str:
 
 
 def stand_in(requirement: str, folder: Path) -> None:
-    """Write an empty wheel, which declares only that the machine has this version of this package."""
+    """Write an empty wheel, which declares only that the machine has this package and version."""
     name, _, version = requirement.replace("-", "_").partition("==")
     about = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
@@ -99,18 +100,19 @@ def stand_in(requirement: str, folder: Path) -> None:
 
 
 def pip(*words: str, alone: bool = False) -> None:
-    """Run pip. With `alone` it ignores its configuration, which may name other sources of packages."""
+    """Run pip. With `alone` it ignores its configuration, which may name sources of packages."""
     environment = {name: value for name, value in os.environ.items() if not (alone and name.startswith("PIP_"))}
     environment |= {"PIP_CONFIG_FILE": os.devnull} if alone else {}
     command = [sys.executable, "-m", "pip", words[0], "--quiet", *words[1:]]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines() or ["nothing"]
-        raise ResourceError(f"pip {words[0]}: {said[0].removeprefix('ERROR: ')}; adjust benchmarks/gpu_all/carried.txt or machine.txt")
+        lines = done.stderr.splitlines()
+        said = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")] or lines or ["nothing"]
+        raise ResourceError(f"pip {words[0]}: {said[0]}; adjust benchmarks/gpu_all/carried.txt or machine.txt")
 
 
 def split(model: Path, halves: Sequence[Path]) -> None:
-    """Cut the file into one piece per folder, and write the digest of the whole file into each folder."""
+    """Cut the file into one piece per folder, and write the whole file's digest into each."""
     if not model.is_file():
         raise ModelError(f"{model}: no such file; make model fetches it")
     data = model.read_bytes()
@@ -137,14 +139,16 @@ def parts() -> list[str]:
     Raises:
         ResourceError: a part is too large.
     """
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
-    repository = sum((ROOT / name).lstat().st_size for name in listed.stdout.splitlines() if (ROOT / name).exists())
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    files = [ROOT / name for name in listed.stdout.splitlines()]
+    repository = sum(path.lstat().st_size for path in files if path.exists())
     found = []
     for number, folders in enumerate(([WHEELS, HALVES[0]], [TOKENIZER, HALVES[1]]), 1):
         size = repository + sum(path.stat().st_size for folder in folders for path in folder.iterdir())
         names = ", ".join(f"carry/{folder.name}" for folder in folders)
         if size > MOST:
-            raise ResourceError(f"part {number} ({names}) is {size / 2**20:.1f} MiB with the repository, more than {MOST >> 20}")
+            raise ResourceError(f"part {number} ({names}) with the repository: {size / 2**20:.1f} MiB, more than {MOST >> 20}")
         found.append(f"part {number}: the repository and {names}: {size / 2**20:.1f} MiB")
     return found
 
@@ -164,7 +168,7 @@ def model(whole: Path) -> Path:
 
 
 def joined(halves: Sequence[Path], path: Path) -> Path:
-    """The checkpoint that transformers makes from the pieces, with the tokenizer that was copied here."""
+    """The checkpoint that transformers makes from the pieces, with the tokenizer in carry/."""
     from estune.checkpoint import resolve
 
     data = b"".join((folder / "piece").read_bytes() for folder in halves)

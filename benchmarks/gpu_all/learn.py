@@ -1,9 +1,10 @@
-"""Train with two recipes and two step sizes on one GPU, up to a million tokens each, all four runs at once.
+"""Train with two recipes and two step sizes on one GPU, all four runs at once.
 
 python -m benchmarks.gpu_all.learn FOLDER MODEL SECONDS [--cpu]
 
-A run of a small model keeps its CPU core busier than the GPU, so the runs share the GPU. After SECONDS they are stopped
-and report how far they got. Each is an `estune compare` of its own; started again, it resumes in FOLDER.
+A run of a small model keeps its CPU core busier than the GPU, so the runs share the GPU. Each may
+take a million tokens. After SECONDS they are stopped and report how far they got. Each is an
+`estune compare` of its own; started again, it resumes in FOLDER.
 """
 
 import json
@@ -42,8 +43,9 @@ class Run:
         return f"{self.reward}_{self.method}"
 
     def command(self, folder: Path, model: str, more: Sequence[str]) -> list[str]:
-        words = ["compare", "--config", RECIPES[self.reward], "--methods", self.method, "--seeds", "1", "--model_name_or_path", model]
-        return [sys.executable, "-m", "estune", *words, "--output", str(folder / self.name), *more]
+        what = ["--config", RECIPES[self.reward], "--methods", self.method, "--seeds", "1"]
+        where = ["--model_name_or_path", model, "--output", str(folder / self.name)]
+        return [sys.executable, "-m", "estune", "compare", *what, *where, *more]
 
 
 RUNS = tuple(Run(reward, method) for reward in RECIPES for method in METHODS)
@@ -89,7 +91,8 @@ def wait(child: subprocess.Popen[bytes], seconds: float) -> None:
 
 def report(run: Run, folder: Path) -> bool:
     """Print how far the run got; return False if it did not reach its first evaluation."""
-    points = [json.loads(line) for path in folder.glob(f"{run.name}/*/points.jsonl") for line in path.read_text().splitlines()]
+    texts = [path.read_text() for path in folder.glob(f"{run.name}/*/points.jsonl")]
+    points = [json.loads(line) for text in texts for line in text.splitlines()]
     if points:
         print_figures({f"{run.name}_{name}": value for name, value in reached(points).items()})
     return bool(points)

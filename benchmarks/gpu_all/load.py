@@ -1,4 +1,4 @@
-"""Time loading a member of Qwen2.5-7B's shapes into the transformers engine, relative to generating.
+"""Time loading members of Qwen2.5-7B's shapes into the transformers engine, and generating.
 
 θ is first in host memory, then on the GPU.
 
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def measured(size: str, device: torch.device) -> Iterator[gpu.Figures]:
-    """Measure θ in host memory first, because θ on the GPU would count in its peak of GPU memory."""
+    """Measure θ in host memory first: θ on the GPU would count in its peak of GPU memory."""
     engine = random_engine(size, device)
     if device.type == "cpu":
         gpu.stream_on_a_cpu()
@@ -38,7 +38,8 @@ def measured(size: str, device: torch.device) -> Iterator[gpu.Figures]:
         host |= figures
         yield figures
     generation = generation_seconds(engine, gpu.SIZES[size][-1], device)
-    yield {"generation_seconds": generation, "load_host_over_generation": float(host["load_host_seconds"]) / generation}
+    load = float(host["load_host_seconds"])
+    yield {"generation_seconds": generation, "load_host_over_generation": load / generation}
     if device.type == "cpu":
         gpu.stand_in()
     yield from from_device(engine, gpu.MODELS[size], generation, device)
@@ -61,7 +62,8 @@ def random_engine(size: str, device: torch.device) -> TransformersEngine:
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
     settings = ESConfig(device=str(device), dtype="bfloat16", generation_batch_size=PROMPTS)
-    return TransformersEngine(Path(), {name: name for name in gpu.MODELS[size]}, settings, word_tokenizer(vocabulary), model)
+    names = {name: name for name in gpu.MODELS[size]}
+    return TransformersEngine(Path(), names, settings, word_tokenizer(vocabulary), model)
 
 
 def from_host(engine: TransformersEngine, center: Center, device: torch.device) -> Iterator[gpu.Figures]:

@@ -1,4 +1,4 @@
-"""Train SmolLM2-135M for a few steps: tokens per second, a step's time relative to its generation, and a replay on the CPU.
+"""Train SmolLM2-135M for a few steps: its speed, and a replay of its journal on the CPU.
 
 python -m benchmarks.gpu_all.model FOLDER MODEL [--cpu]
 
@@ -34,15 +34,23 @@ def main() -> int:
     print_figures(speed(Path(folder)))
     written = json.loads((Path(folder) / "journal.jsonl").read_text().splitlines()[steps])["digest"]
     replayed = replay(Path(folder), model, steps)
-    print_figures({"digest_equal": written == replayed, "digest_of_the_run": written, "digest_of_the_replay": replayed})
+    digests: dict[str, float | str] = {"digest_of_the_run": written, "digest_of_the_replay": replayed}
+    print_figures({"digest_equal": written == replayed} | digests)
     return 0
 
 
 def train(folder: Path, model: str, settings: dict[str, Any]) -> str:
     """Train, and return the device that held θ."""
     task = get_task("conciseness")
-    usual: dict[str, Any] = {"sigma": SIGMA, "learning_rate": 0.007, "disable_tqdm": True, "resume_from_checkpoint": True}
-    config = ESConfig(output_dir=str(folder), save_steps=settings["max_steps"], **usual, **settings)
+    config = ESConfig(
+        output_dir=str(folder),
+        save_steps=settings["max_steps"],
+        sigma=SIGMA,
+        learning_rate=0.007,
+        disable_tqdm=True,
+        resume_from_checkpoint=True,
+        **settings,
+    )
     with redirect_stdout(sys.stderr):
         trainer = ESTrainer(model, task.reward_funcs, config, task.train(settings["batch_size"]))
         trainer.train()
@@ -54,8 +62,14 @@ def speed(folder: Path) -> dict[str, float | str]:
     steps = middle_steps(folder)
     seconds = {name: sum(step[name] for step in steps) for name in ("step_time", *PARTS)}
     tokens = sum(step["es/tokens_per_second"] for step in steps) / len(steps)
-    parts = {f"{name.removeprefix('es/').removesuffix('_seconds')}_of_step": seconds[name] / seconds["step_time"] for name in PARTS}
-    return {"tokens_per_second": tokens, "step_over_generation": seconds["step_time"] / seconds[PARTS[0]], **parts}
+    figures: dict[str, float | str] = {
+        "tokens_per_second": tokens,
+        "step_over_generation": seconds["step_time"] / seconds["es/generate_seconds"],
+    }
+    for name in PARTS:
+        part = name.removeprefix("es/").removesuffix("_seconds")
+        figures[f"{part}_of_step"] = seconds[name] / seconds["step_time"]
+    return figures
 
 
 def replay(folder: Path, model: str, steps: int) -> str:

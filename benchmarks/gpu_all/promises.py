@@ -1,4 +1,4 @@
-"""What estune promises about a GPU: the figures and their bars, by part of `benchmarks/gpu_all.sh`."""
+"""What estune promises about a GPU: figures and their bars, by part of `benchmarks/gpu_all.sh`."""
 
 from benchmarks.registry import Benchmark, Ratio
 
@@ -18,7 +18,10 @@ PARTS = (
         "tests",
         "benchmarks.gpu_all.tests",
         "the tests that need a GPU",
-        (Ratio("tests_failed", "tests that failed on the GPU", most=0), Ratio("tests_passed", "tests that passed", least=1)),
+        (
+            Ratio("tests_failed", "tests that failed on the GPU", most=0),
+            Ratio("tests_passed", "tests that passed", least=1),
+        ),
     ),
     Benchmark(
         "kernels",

@@ -1,7 +1,7 @@
-"""Keep the results of `benchmarks/gpu_all.sh` as each part ends, and show which promises hold and which don't.
+"""Keep the results of `benchmarks/gpu_all.sh` as each part ends, and show which promises hold.
 
 python -m benchmarks.gpu_all.results put FOLDER PART STATUS SECONDS [--cpu]
-python -m benchmarks.gpu_all.results done FOLDER PART [--cpu]     # exit status 0: the part need not run again
+python -m benchmarks.gpu_all.results done FOLDER PART [--cpu]   # status 0: the part need not run again
 python -m benchmarks.gpu_all.results show FOLDER
 
 A part's figures are read from FOLDER/PART.out, and the reason of a failure from FOLDER/PART.log.
@@ -52,7 +52,7 @@ def entry(folder: Path, part: str, status: int, seconds: float, on_cpu: bool) ->
 
 
 def read(path: Path) -> dict[str, float | str]:
-    """Merge the JSON objects in a file's lines; skip other lines, and a last line that was cut off."""
+    """Merge the JSON objects in a file's lines; skip other lines and a last line that was cut off."""
     figures: dict[str, float | str] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -94,7 +94,7 @@ def card() -> str:
 
 
 def show(results: Results) -> int:
-    """Print the table and write it to table.txt in the same folder; return 1 if a part failed or is missing."""
+    """Print the table and write it to table.txt; return 1 if a part failed or is missing."""
     shown = [row for part in PARTS for row in part_rows(part, results)]
     path = results.path.with_name("table.txt")
     with path.with_name("table.tmp").open("w", encoding="utf-8") as file:
@@ -104,7 +104,8 @@ def show(results: Results) -> int:
             for line in summary(results, shown):
                 console.print(line, soft_wrap=True)
     path.with_name("table.tmp").replace(path)
-    return 0 if all(part.name in results.entries and not results.entries[part.name].failed for part in PARTS) else 1
+    entries = [results.entries.get(part.name) for part in PARTS]
+    return 0 if all(entry and not entry.failed for entry in entries) else 1
 
 
 def part_rows(part: Benchmark, results: Results) -> list[Row]:

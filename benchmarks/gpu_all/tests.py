@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 from benchmarks.common import ROOT
 from benchmarks.gpu_all import print_figures
 
-FILES = ("tests/test_on_a_gpu.py", "tests/test_noise_triton.py")  # named, because collecting all tests takes half a minute
+# named, because collecting all tests takes half a minute
+FILES = ("tests/test_on_a_gpu.py", "tests/test_noise_triton.py")
 
 
 def main() -> int:
@@ -30,7 +31,8 @@ def main() -> int:
 def counts(report: Path) -> dict[str, float | str]:
     """How many tests passed, and how many failed or could not run."""
     suite = next(ElementTree.parse(report).iter("testsuite"))
-    total, failures, errors, skipped = (int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped"))
+    names = ("tests", "failures", "errors", "skipped")
+    total, failures, errors, skipped = (int(suite.get(name, 0)) for name in names)
     failed = failures + errors
     return {"tests_passed": total - failed - skipped, "tests_failed": failed, "tests_skipped": skipped}
 
