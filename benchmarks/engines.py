@@ -8,7 +8,7 @@
 
 N = 8 stands for 30: loading, generating and the update all go with N, and what is there once a step weighs less at 30.
 Of three steps the first also compiles and reads a member back, and the last saves, so the one between them is shown.
-Each engine runs in the environment in which users have it: vLLM in .venv-vllm, transformers in .venv.
+Each engine runs in an environment such as users have: vLLM in .venv-vllm, transformers in .venv.
 vLLM's cache is 1 GiB, which holds all 50 sequences; by default it would take 4 on a CPU.
 """
 

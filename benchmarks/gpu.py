@@ -4,16 +4,16 @@
     python -m benchmarks.gpu --parameters-like tiny --device cpu      # the same lines on a CPU: its figures mean nothing
 
 Weights are random, of the shapes that a model has, in bf16; θ is fp32. A copy's bandwidth counts bytes read and written.
-Figures are printed as soon as they are known; with --json in one object each time.
+Figures are printed as soon as they are known; with --json, as one object per line.
 
     perturbed_of_copy       bandwidth of writing a member from θ on the GPU ÷ that of a copy; at least 0.8
     update_1_of_copy        the same of an update of one seed; at least 0.8
     update_30_of_copy       the same of thirty seeds, in one pass over θ; at least 0.8
     load_over_bus           writing a member from θ in host memory ÷ copying θ over the bus from page-locked memory; at most 1.2
     peak_over_weights       of GPU memory meanwhile, over the weights; at most 1.10
-    usual_over_perturbed    adding torch.randn, and later subtracting it again ÷ writing a member
+    usual_over_perturbed    adding torch.randn, and later subtracting it ÷ writing a member
     usual_over_update       an update of 30 seeds with torch.randn ÷ ours
-    …_ExW_of_copy           the bandwidths again where a program works on E elements with W warps
+    …_ExW_of_copy           the same bandwidths, with Triton programs of E elements and W warps
     …bits_equal             1 (true) when all samples have the reference's bits: of a member, of one that streamed, of θ after updates
 """
 
@@ -44,7 +44,8 @@ SAMPLE = 4096  # elements at either end of a parameter that are compared with th
 COPIED = 1 << 30  # elements of the copy that bandwidth is taken from, at most
 SEEDS, COEFFICIENTS = list(range(30)), [float(np.float32((-1) ** n * 1e-6 * (n + 1))) for n in range(30)]
 MEMBER = Member(7, -1, 1e-3, "iid", 0)
-BLOCKS = ((1024, 4), (2048, 8), (4096, 4), (4096, 8), (8192, 8))  # elements of a program, and its warps; 2048 and 4 are measured anyway
+# elements and warps of a Triton program; the default, 2048 and 4, is measured anyway
+BLOCKS = ((1024, 4), (2048, 8), (4096, 4), (4096, 8), (8192, 8))
 
 
 def qwen(hidden: int, layers: int, heads: int, key_heads: int, intermediate: int, vocabulary: int) -> Shapes:
@@ -62,7 +63,8 @@ def qwen(hidden: int, layers: int, heads: int, key_heads: int, intermediate: int
     return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
 
 
-SIZES = {"qwen2.5-7b": (3584, 28, 28, 4, 18944, 152064), "tiny": (28, 2, 7, 1, 96, 3001)}  # the arguments of `qwen`
+# arguments of `qwen`
+SIZES = {"qwen2.5-7b": (3584, 28, 28, 4, 18944, 152064), "tiny": (28, 2, 7, 1, 96, 3001)}
 MODELS = {name: qwen(*size) for name, size in SIZES.items()}
 
 
@@ -87,7 +89,7 @@ def main() -> int:
 
 
 def measured(shapes: Shapes, device: torch.device) -> Iterator[Figures]:
-    """The figures, by and by."""
+    """Yield figures as they are measured."""
     if device.type == "cpu":
         stream_on_a_cpu()
     yield from_host(shapes, device)  # first, while nothing else is on the device
@@ -97,7 +99,7 @@ def measured(shapes: Shapes, device: torch.device) -> Iterator[Figures]:
 
 
 def on_device(shapes: Shapes, device: torch.device) -> Iterator[Figures]:
-    """θ on the device."""
+    """Figures with θ on the device."""
     count = sum(map(math.prod, shapes.values()))
     copied = copy_bandwidth(min(count, COPIED), device)
     center = Center(filled({name: torch.empty(shape, device=device) for name, shape in shapes.items()}))
@@ -113,11 +115,11 @@ def on_device(shapes: Shapes, device: torch.device) -> Iterator[Figures]:
     yield from other_blocks(center, weights, device, count / copied)
 
 
-BYTES = {"perturbed": 6, "update_1": 8, "update_30": 8}  # that an operation reads and writes of each parameter
+BYTES = {"perturbed": 6, "update_1": 8, "update_30": 8}  # read and written per parameter
 
 
 def timed_operations(center: Center, weights: dict[str, torch.Tensor], device: torch.device) -> dict[str, float]:
-    """Seconds of each of BYTES."""
+    """Seconds that each operation in BYTES takes."""
     runs: dict[str, Callable[[], object]] = {
         "perturbed": lambda: write(center, weights),
         "update_1": lambda: update(center, 1),
@@ -127,13 +129,17 @@ def timed_operations(center: Center, weights: dict[str, torch.Tensor], device: t
 
 
 def usual_way(weights: dict[str, torch.Tensor], ours: dict[str, float], device: torch.device) -> Iterator[Figures]:
-    """What torch.randn takes for the same, in the model's dtype."""
+    """Time of the same work by torch.randn, in the model's dtype, relative to ours."""
     yield {"usual_over_perturbed": timed(lambda: usual_member(weights), device, 1) / ours["perturbed"]}
     yield {"usual_over_update": timed(lambda: usual_update(weights, len(SEEDS)), device, 1) / ours["update_30"]}
 
 
-def other_blocks(center: Center, weights: dict[str, torch.Tensor], device: torch.device, least: float) -> Iterator[Figures]:
-    """The same with other sizes of Triton's programs; `least`: seconds that a copy takes for a byte a parameter."""
+def other_blocks(center: Center, weights: dict[str, torch.Tensor], device: torch.device, copy_seconds: float) -> Iterator[Figures]:
+    """Bandwidths with other sizes of Triton's programs.
+
+    Args:
+        copy_seconds: what a copy takes for one byte per parameter.
+    """
     backend: Any = kernels.on_device(device.type)
     if not hasattr(backend, "LAUNCH"):
         yield {"other_blocks": "needs Triton"}
@@ -141,7 +147,7 @@ def other_blocks(center: Center, weights: dict[str, torch.Tensor], device: torch
     for elements, warps in BLOCKS:
         backend._SIZE, backend.LAUNCH["num_warps"] = elements, warps
         seconds = timed_operations(center, weights, device)
-        yield {f"{name}_{elements}x{warps}_of_copy": each * least / seconds[name] for name, each in BYTES.items()}
+        yield {f"{name}_{elements}x{warps}_of_copy": each * copy_seconds / seconds[name] for name, each in BYTES.items()}
 
 
 def write(center: Center, weights: dict[str, torch.Tensor]) -> None:
@@ -154,12 +160,12 @@ def update(center: Center, seeds: int) -> None:
 
 
 def from_host(shapes: Shapes, device: torch.device) -> Figures:
-    """θ in host memory, from where members stream."""
+    """Figures with θ in host memory, from which members stream."""
     center = in_host_memory(shapes)
     weights = {name: torch.empty(shape, dtype=torch.bfloat16, device=device) for name, shape in shapes.items()}
     held = sum(tensor.nbytes for tensor in weights.values())
     load = timed(lambda: write(center, weights), device)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else held  # there is no telling on a CPU
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else held  # not measured on a CPU
     equal = same_member(center, weights)
     weights.clear()
     bus = bus_seconds(center, device)
@@ -174,25 +180,25 @@ def from_host(shapes: Shapes, device: torch.device) -> Figures:
 
 
 def in_host_memory(shapes: Shapes) -> Center:
-    """A centre of random values in memory that can be page-locked."""
+    """A random θ in memory that can be page-locked."""
     shared = Shared(shapes)
     return Center(filled(shared.tensors), shared=shared)
 
 
 def bus_seconds(center: Center, device: torch.device) -> float:
-    """Seconds that θ takes to the device."""
+    """Seconds to copy θ to the device."""
     buffer = torch.empty(max(theta.numel() for theta in center.theta.values()), device=device)
     return timed(lambda: [buffer[: theta.numel()].copy_(theta.view(-1), non_blocking=True) for theta in center.theta.values()], device)
 
 
 def timed(run: Callable[[], object], device: torch.device, times: int = 3) -> float:
-    """Seconds until the device is done."""
+    """Seconds that `run` takes, until the device is idle; the best of `times`."""
     module: Any = torch.get_device_module(device)
     return best_of(times, lambda: (run(), module.synchronize(device)))[0]
 
 
 def copy_bandwidth(elements: int, device: torch.device) -> float:
-    """Bytes that a copy on the device reads and writes, a second."""
+    """Bytes per second that a copy on the device reads and writes."""
     source, target = (torch.ones(elements, device=device) for _ in range(2))
     return 2 * source.nbytes / timed(lambda: target.copy_(source), device)
 
@@ -241,13 +247,17 @@ def epsilon(seed: int, name: str, start: int, size: int) -> np.ndarray:
 
 
 def stream_on_a_cpu() -> None:
-    """From now on members go to CPU tensors as they do to a GPU's, from θ in host memory."""
+    """From now on, stream members from θ in host memory to CPU tensors as to a GPU's."""
     kernels.compiled = lambda kind: True  # type: ignore[assignment]
 
 
 def stand_in() -> None:
-    """From now on CPU tensors are taken for a GPU's: with torch's kernels, or Triton's under TRITON_INTERPRET=1."""
-    backend = import_module("estune.noise.triton" if os.environ.get("TRITON_INTERPRET") == "1" else "estune.noise.torch")
+    """From now on, treat CPU tensors as a GPU's.
+
+    The kernels are torch's, or Triton's under TRITON_INTERPRET=1.
+    """
+    name = "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "torch"
+    backend = import_module(f"estune.noise.{name}")
     kernels.on_device = lambda kind: backend  # type: ignore[assignment]
 
 

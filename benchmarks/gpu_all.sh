@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Put to the test on one GPU, in under ten minutes, what estune promises of GPUs; see docs/performance.md.
+# Test on one GPU, in under ten minutes, what estune promises about GPUs; see docs/performance.md.
 #
-#   benchmarks/gpu_all.sh                    all parts: tests kernels load model learn
-#   benchmarks/gpu_all.sh tests kernels      some
-#   benchmarks/gpu_all.sh --cpu              all of them in small, on a CPU: this shows that they run
-#   benchmarks/gpu_all.sh --output DIR       where results go [runs/gpu, runs/gpu-cpu with --cpu]
+#   benchmarks/gpu_all.sh                    run all parts: tests kernels load model learn
+#   benchmarks/gpu_all.sh tests kernels      run these parts
+#   benchmarks/gpu_all.sh --cpu              run all parts at small sizes on a CPU, as a test
+#   benchmarks/gpu_all.sh --output DIR       write results to DIR [runs/gpu, with --cpu runs/gpu-cpu]
 #
-# Each part is written to DIR/results.json as it ends, and a part that is there from this machine is not run again.
-# Exit status: 0, all was measured, whether or not the promises hold; 1, a part failed or is missing; 2, wrong arguments.
+# Each part's result is written to DIR/results.json as it ends. A part that this machine has measured
+# is not run again. Exit status: 0, all was measured, whether or not the promises hold; 1, a part
+# failed or is missing; 2, wrong arguments.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,13 +21,13 @@ while (($#)); do
     --output) output=${2:-}; [[ $output ]] || refuse "--output needs a folder"; shift ;;
     tests | kernels | load | model | learn) parts+=("$1") ;;
     -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0 ;;
-    *) refuse "there is no part or option '$1'; the parts are tests, kernels, load, model and learn" ;;
+    *) refuse "no such part or option: '$1'; the parts are tests, kernels, load, model and learn" ;;
   esac
   shift
 done
 ((${#parts[@]})) || parts=(tests kernels load model learn)
 output=${output:-runs/gpu${cpu:+-cpu}}
-mkdir -p "$output" || refuse "$output cannot be made; name another folder with --output"
+mkdir -p "$output" || refuse "cannot create $output; name another folder with --output"
 
 python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || echo python3)}
 export PYTHONPATH=$PWD/src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
@@ -35,15 +36,15 @@ needed='import importlib.util as u, sys; sys.exit(not all(map(u.find_spec, ["dat
 if ! "$python" -c "$needed"; then
   [[ -d carry/wheels ]] || refuse "$python lacks packages that estune needs: pip install '.[dev]', or copy carry/wheels here"
   "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target carry/site carry/wheels/*.whl ||
-    refuse "the packages in carry/wheels cannot be installed"
+    refuse "cannot install the packages in carry/wheels"
   export PYTHONPATH=$PWD/carry/site:$PYTHONPATH
 fi
 
 if [[ ${cpu:-} ]]; then
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # threads that wait for one another in a loop take minutes on a busy machine
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # on a busy machine, threads that spin while they wait take minutes
 fi
 
-limit() {  # seconds that a part may take; on a GPU together under ten minutes
+limit() {  # seconds that a part may take: on a GPU, under ten minutes in all
   [[ ${cpu:-} ]] && { echo 400; return; }
   case $1 in tests) echo 90 ;; kernels) echo 120 ;; load) echo 90 ;; model) echo 120 ;; learn) echo 160 ;; esac
 }
@@ -62,7 +63,7 @@ results() { "$python" -m benchmarks.gpu_all.results "$@"; }
 measure() {
   local part=$1 began=$SECONDS status flag=("${cpu[@]}")
   [[ $part == kernels ]] && flag=()
-  # shellcheck disable=SC2046  # a command's words
+  # shellcheck disable=SC2046  # split the command into words
   timeout --kill-after=10 "$(limit "$part")" "$python" -m $(command_of "$part") "${flag[@]}" \
     >"$output/$part.out" 2>"$output/$part.log" &
   running=$!
@@ -90,5 +91,5 @@ main() {
   results show "$output"
 }
 
-main  # a function, so that this file may be edited while it runs
+main  # a function is read whole, so this file may be edited while it runs
 exit

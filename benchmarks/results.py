@@ -14,7 +14,7 @@ from benchmarks.registry import Benchmark, Ratio
 from estune.durable import write_text
 from estune.errors import ConfigError
 
-_STYLES = {"met": "green", "MISSED": "bold red", "FAILED": "bold red"}
+STYLES = {"met": "green", "MISSED": "bold red", "FAILED": "bold red"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def table(shown: Sequence[Row]) -> Table:
         drawn.add_column(head, no_wrap=True, justify="left" if head in ("ratio", "") else "right")
     drawn.add_column("what it is", overflow="fold")
     for row in shown:
-        verdict = Text(row.verdict, _STYLES.get(row.verdict, ""))
+        verdict = Text(row.verdict, STYLES.get(row.verdict, ""))
         change = Text(row.change, "bold red" if "WORSE" in row.change else "")
         drawn.add_row(row.name, row.value, row.bar, verdict, row.baseline, change, Text(row.says))
     return drawn

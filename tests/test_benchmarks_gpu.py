@@ -1,10 +1,11 @@
-"""What `benchmarks/gpu_all.sh` will do on a GPU is done here in small on a CPU, so that no mistake waits for a card."""
+"""Run the parts of `benchmarks/gpu_all.sh` at small sizes on a CPU, to find mistakes without a GPU."""
 
 import json
 import math
 import shutil
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -31,14 +32,14 @@ def script(*words: str, **options) -> subprocess.CompletedProcess[str]:
 
 
 def whole() -> dict[str, Entry]:
-    """Results in which every promise holds."""
+    """One entry per part, in which every promise holds."""
     figures = {part.name: {ratio.name: ratio.least or ratio.most or 0 for ratio in part.ratios} for part in PARTS}
     return {name: Entry(H100, "2026-11-27 12:00", 60.0, found) for name, found in figures.items()}
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Results of a whole run on a GPU."""
+    """A folder with the results of a whole run on a GPU."""
     kept = Results(tmp_path / "results.json")
     for name, entry in whole().items():
         kept.put(name, entry)
@@ -47,7 +48,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def printed(tmp_path) -> Path:
-    """A folder where the part `kernels` printed something, was cut off in the middle of a line, and complained."""
+    """A folder where the part `kernels` printed figures, was cut off in a line, and logged an error."""
     (tmp_path / "kernels.out").write_text('loading…\n{"bits_equal": true}\n{"perturbed_of_copy": 0.85}\n{"update_1_of')
     (tmp_path / "kernels.log").write_text("Traceback …\nRuntimeError: out of memory\n\n")
     return tmp_path
@@ -55,7 +56,7 @@ def printed(tmp_path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MODEL.exists(), reason="make model fetches it")
-def test_all_parts_run_through_on_a_cpu_and_the_second_time_nothing_runs_again(tmp_path):
+def test_all_parts_run_on_a_cpu_and_none_runs_again(tmp_path):
     done = script("--cpu", "--output", str(tmp_path), timeout=590)
     assert done.returncode == 0, done.stdout + done.stderr
     found = Results(tmp_path / "results.json").entries
@@ -78,17 +79,23 @@ def test_an_unknown_part_is_refused_in_one_line():
     assert "'kernel'; the parts are tests, kernels, load, model and learn" in done.stderr
 
 
-def test_a_part_that_is_stopped_keeps_what_it_had_found(printed):
+def test_a_part_that_is_stopped_keeps_its_figures(printed):
     entry = results.entry(printed, "kernels", 124, 120.4, False)
     assert entry.figures == {"bits_equal": True, "perturbed_of_copy": 0.85}
     assert entry.failed == "stopped after 120 s, its limit"
 
 
-def test_a_part_that_fails_says_why_in_its_last_line(printed):
-    assert results.entry(printed, "kernels", 1, 3, False).failed.startswith("RuntimeError: out of memory (status 1; see ")
+def test_a_part_that_is_killed_may_lack_memory(printed):
+    failed = results.entry(printed, "kernels", 137, 5.2, False).failed
+    assert failed.startswith("killed after 5 s") and "memory ran out" in failed
 
 
-def test_what_was_found_before_a_failure_is_shown_beside_it(printed, capsys):
+def test_a_failed_part_is_explained_by_the_last_line_of_its_log(printed):
+    failed = results.entry(printed, "kernels", 1, 3, False).failed
+    assert failed.startswith("RuntimeError: out of memory (status 1; see ")
+
+
+def test_figures_from_before_a_failure_are_shown(printed, capsys):
     kept = Results(printed / "results.json")
     kept.put("kernels", results.entry(printed, "kernels", 124, 120.4, False))
     assert results.show(kept) == 1
@@ -98,17 +105,18 @@ def test_what_was_found_before_a_failure_is_shown_beside_it(printed, capsys):
     assert "not measured, in parts that did not run: tests, load, model, learn" in shown
 
 
-def test_at_the_end_it_says_on_which_card_which_promises_hold(folder):
+def test_the_summary_names_the_card_and_the_promises_that_do_not_hold(folder):
     kept = Results(folder / "results.json")
     slow = whole()["kernels"]
-    kept.put("kernels", Entry(H100, slow.measured, 60.0, slow.figures | {"update_30_of_copy": 0.31, "bits_equal": False}))
+    figures = slow.figures | {"update_30_of_copy": 0.31, "bits_equal": False}
+    kept.put("kernels", Entry(H100, slow.measured, 60.0, figures))
     assert results.show(kept) == 0  # all was measured
     shown = (folder / "table.txt").read_text()
     assert H100 in shown
     assert "2 do not hold: bits_equal, update_30_of_copy" in shown
 
 
-def test_figures_of_a_cpu_are_held_against_no_promise(folder):
+def test_figures_from_a_cpu_are_compared_with_no_promise(folder):
     kept = Results(folder / "results.json")
     for name, entry in whole().items():
         kept.put(name, Entry("no GPU", entry.measured, 1.0, entry.figures, quick=True))
@@ -127,9 +135,9 @@ def test_figures_of_a_cpu_are_held_against_no_promise(folder):
         (Entry("NVIDIA H200", "", 1.0), False),
         (None, False),
     ],
-    ids=["done", "failed", "in small", "on another card", "never"],
+    ids=["done", "failed", "small sizes", "another card", "not run"],
 )
-def test_only_what_was_measured_on_this_card_in_full_is_not_run_again(entry, done, tmp_path, monkeypatch):
+def test_only_a_part_measured_in_full_on_this_card_is_done(entry, done, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "where", lambda: H100)
     kept = Results(tmp_path / "results.json")
     if entry:
@@ -137,14 +145,14 @@ def test_only_what_was_measured_on_this_card_in_full_is_not_run_again(entry, don
     assert results.is_done(kept, "load", False) == done
 
 
-def test_failures_errors_and_skipped_tests_are_counted_apart(tmp_path):
+def test_errors_count_as_failures_and_skipped_tests_are_counted_separately(tmp_path):
     report = tmp_path / "report.xml"
     report.write_text('<testsuites><testsuite tests="9" failures="1" errors="2" skipped="3"/></testsuites>')
     assert tests.counts(report) == {"tests_passed": 3, "tests_failed": 3, "tests_skipped": 3}
 
 
-def test_other_sizes_of_tritons_programs_are_measured_with_the_same_operations(monkeypatch):
-    """With a backend that only looks like Triton's: its interpreter takes minutes for this."""
+def test_other_block_sizes_are_measured_with_the_same_operations(monkeypatch):
+    """The backend only looks like Triton's, whose interpreter would take minutes."""
     backend = types.SimpleNamespace(**vars(by_torch), LAUNCH={"num_warps": 4}, _SIZE=2048)
     monkeypatch.setattr(kernels, "on_device", lambda kind: backend)
     center, room = Center({"w": torch.ones(40)}), {"w": torch.empty(40, dtype=torch.bfloat16)}
@@ -154,7 +162,7 @@ def test_other_sizes_of_tritons_programs_are_measured_with_the_same_operations(m
     assert (backend._SIZE, backend.LAUNCH["num_warps"]) == gpu.BLOCKS[-1]
 
 
-def test_what_a_run_reached_is_told_from_its_evaluations():
+def test_how_far_a_run_got_is_read_from_its_evaluations():
     points = [
         {"step": 0, "tokens": 0, "seconds": 0.0, "train": {"reward": -100.0}, "held_out": {"reward": -90.0}},
         {"step": 9, "tokens": 5000, "seconds": 60.0, "train": {"reward": -40.0}, "held_out": {"reward": -55.0}},
@@ -163,25 +171,47 @@ def test_what_a_run_reached_is_told_from_its_evaluations():
     assert (found["tokens"], found["gain"], found["held_out_after"]) == (5000, 60.0, -55.0)
 
 
-def test_runs_that_are_not_at_their_end_in_time_are_stopped(tmp_path, monkeypatch):
+def test_runs_that_take_too_long_are_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(learn.Run, "command", lambda *words: [sys.executable, "-c", "import time; time.sleep(60)"])
     children: list[subprocess.Popen[bytes]] = []
     start = subprocess.Popen
-    monkeypatch.setattr(learn.subprocess, "Popen", lambda *words, **options: children.append(start(*words, **options)) or children[-1])
+
+    def popen(*words, **options):
+        children.append(start(*words, **options))
+        return children[-1]
+
+    monkeypatch.setattr(learn.subprocess, "Popen", popen)
     learn.learn(learn.RUNS, tmp_path, "model", 0.2, [])
     assert [child.returncode for child in children] == [-15] * 4
 
 
-# what travels
+def test_runs_that_do_not_stop_are_killed_together(tmp_path, monkeypatch):
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    monkeypatch.setattr(learn.Run, "command", lambda *words: [sys.executable, "-S", "-c", deaf])
+    monkeypatch.setattr(learn, "STOPPING", 1)
+    ends: list[float] = []
+    wait = learn.wait
+
+    def noted(child, seconds):
+        ends.append(time.monotonic() + seconds)
+        wait(child, seconds)
+
+    monkeypatch.setattr(learn, "wait", noted)
+    learn.learn(learn.RUNS, tmp_path, "model", 2, [])
+    assert max(ends[4:]) - min(ends[4:]) < 0.5  # one second for all four, not for each
 
 
-def test_wheels_that_lack_something_are_found_out_before_they_travel(tmp_path):
+# what is copied to a machine without a network
+
+
+def test_a_missing_wheel_is_found_when_wheels_are_collected(tmp_path):
     with pytest.raises(ResourceError, match=r"satisfies the requirement .*adjust benchmarks/gpu_all/carried.txt"):
         carry.check_complete(tmp_path)
 
 
 def test_the_model_is_joined_from_its_pieces(tmp_path, tiny, monkeypatch):
-    whole, halves, tokenizer = tmp_path / "m.gguf", (tmp_path / "model-1", tmp_path / "model-2"), tmp_path / "tokenizer"
+    whole, tokenizer = tmp_path / "m.gguf", tmp_path / "tokenizer"
+    halves = (tmp_path / "model-1", tmp_path / "model-2")
     whole.write_bytes(bytes(range(256)) * 3 + b"!")
     carry.split(whole, halves)
     sizes = [(half / "piece").stat().st_size for half in halves]
@@ -189,7 +219,11 @@ def test_the_model_is_joined_from_its_pieces(tmp_path, tiny, monkeypatch):
     shutil.copytree(tiny, tokenizer)
     (tokenizer / "tokenizer_config.json").write_text('{"eos_token": "the right one"}')
     monkeypatch.setattr(carry, "TOKENIZER", tokenizer)
-    monkeypatch.setattr("estune.checkpoint.resolve", lambda path: tiny if Path(path).read_bytes() == whole.read_bytes() else None)
+
+    def resolve(path):
+        return tiny if Path(path).read_bytes() == whole.read_bytes() else None
+
+    monkeypatch.setattr("estune.checkpoint.resolve", resolve)
     folder = carry.joined(halves, tmp_path / "joined" / "m.gguf")
     assert json.loads((folder / "tokenizer_config.json").read_text()) == {"eos_token": "the right one"}
     assert (folder / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
@@ -204,7 +238,7 @@ def test_a_damaged_piece_of_the_model_is_refused(tmp_path):
         carry.joined(halves, tmp_path / "joined" / "m.gguf")
 
 
-def test_a_piece_that_has_not_come_yet_is_named(tmp_path, monkeypatch):
+def test_a_missing_piece_of_the_model_is_named(tmp_path, monkeypatch):
     there, missing = tmp_path / "model-1", tmp_path / "model-2"
     there.mkdir()
     monkeypatch.setattr(carry, "HALVES", (there, missing))
@@ -212,28 +246,28 @@ def test_a_piece_that_has_not_come_yet_is_named(tmp_path, monkeypatch):
         carry.model(tmp_path / "none.gguf")
 
 
-def test_a_part_that_is_too_large_to_travel_is_refused(tmp_path, monkeypatch):
+def test_a_part_that_is_too_large_is_refused(tmp_path, monkeypatch):
     for name in ("WHEELS", "TOKENIZER"):
         monkeypatch.setattr(carry, name, tmp_path)
     monkeypatch.setattr(carry, "HALVES", (tmp_path, tmp_path))
     monkeypatch.setattr(carry, "ROOT", ROOT)
     monkeypatch.setattr(carry, "MOST", 1000)
-    with pytest.raises(ResourceError, match="above"):
+    with pytest.raises(ResourceError, match="more than"):
         carry.parts()
 
 
-def test_each_wheel_that_travels_is_pinned_and_none_is_of_what_the_machine_has():
+def test_each_carried_wheel_is_pinned_and_none_is_on_the_machine_already():
     carried, machine = (carry.requirements(carry.HERE / name) for name in ("carried.txt", "machine.txt"))
     assert all("==" in line for line in carried + machine)
     assert not {carry.name_of(line) for line in carried} & {carry.name_of(line) for line in machine}
     assert {"torch==2.11.0", "triton==3.6.0", "transformers==5.17.0", "numpy==2.5.2"} <= set(machine)
 
 
-# benchmarks.gpu alone
+# benchmarks.gpu
 
 
 @pytest.mark.slow
-def test_the_gpu_benchmark_runs_through_on_a_cpu_and_finds_the_references_bits():
+def test_the_gpu_benchmark_runs_on_a_cpu_and_finds_the_references_bits():
     command = [sys.executable, "-m", "benchmarks.gpu", "--parameters-like", "tiny", "--device", "cpu", "--json"]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     figures = {name: value for line in done.stdout.splitlines() for name, value in json.loads(line).items()}
@@ -249,13 +283,13 @@ def test_the_gpu_benchmark_runs_through_on_a_cpu_and_finds_the_references_bits()
         assert figures[name] > 0
 
 
-def test_without_a_gpu_it_says_so_in_one_line(monkeypatch, capsys):
+def test_without_a_gpu_the_benchmark_is_refused_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks.gpu"])
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
     assert gpu.main() == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_shapes_it_has_for_qwen_are_those_of_the_model_with_7_615_616_512_parameters():
+def test_the_shapes_for_qwen_have_the_models_7_615_616_512_parameters():
     shapes = gpu.MODELS["qwen2.5-7b"]
     assert (sum(map(math.prod, shapes.values())), len(shapes)) == (7_615_616_512, 339)

@@ -1,8 +1,9 @@
-"""θ on a GPU, and members that stream to one, have the bits of a CPU.
+"""θ on a GPU, and members that stream to a GPU, have the same bits as on a CPU.
 
-Each test runs twice: with CPU tensors in a GPU's place, which shows that the test itself works, and on a GPU.
+Each test runs twice: on a GPU, and on CPU tensors in its place, to see that the test itself works.
 """
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -18,7 +19,8 @@ from estune.streaming import Staging
 
 SEEDS = list(range(30))
 COEFFICIENTS = [(-1) ** seed * 2.0**-20 * (seed + 1) for seed in SEEDS]  # fp32 numbers
-LARGE = {"embedding": (1_025, 96), "odd": (211, 257), "bias": (3,)}  # many programs each, and parts of blocks at their ends
+# many programs each, the last one partly filled
+LARGE = {"embedding": (1_025, 96), "odd": (211, 257), "bias": (3,)}
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def device(request) -> str:
 
 @pytest.fixture
 def as_a_device(device, monkeypatch) -> Iterator[None]:
-    """CPU tensors are taken for a GPU's, where there is none."""
+    """Without a GPU, treat CPU tensors as a GPU's."""
     with monkeypatch.context() as patch:
         if device == "cpu":
             patch.setattr(kernels, "on_device", lambda kind: by_torch)
@@ -46,7 +48,7 @@ def on(device: str, room: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def members_on(device: str, center: Center) -> dict[str, str]:
-    """What `device_child.bits` gives, written to tensors on the device."""
+    """The same as `device_child.bits`, for members written to tensors on the device."""
     found = {}
     for number, member in enumerate(MEMBERS):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -68,7 +70,7 @@ def large(device: str, *, share: bool = False) -> Center:
 
 @pytest.fixture
 def here(checkpoint) -> Center:
-    """θ on the CPU after three updates, made before anything stands in."""
+    """θ on the CPU after three updates, made before any stand-in for a GPU is in place."""
     return updated(checkpoint)
 
 
@@ -88,11 +90,11 @@ def test_members_that_stream_from_host_memory_have_the_cpus_bits(wanted, checkpo
         monkeypatch.setattr(kernels, "compiled", lambda kind: True)
     there = updated(checkpoint, share=True)
     assert (there.digest(), members_on(device, there)) == wanted
-    assert len(there._staging) == 1  # so they did stream
+    assert len(there._staging) == 1  # they did stream
 
 
 @pytest.mark.parametrize("count", [1, 30])
-def test_an_update_of_so_many_seeds_of_large_parameters_gives_the_cpus_theta(count, device, as_a_device):
+def test_an_update_of_large_parameters_gives_the_cpus_theta(count, device, as_a_device):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "on_device", lambda kind: None)
         wanted = large("cpu")
@@ -104,7 +106,8 @@ def test_an_update_of_so_many_seeds_of_large_parameters_gives_the_cpus_theta(cou
 
 def test_a_large_member_is_the_same_from_theta_on_the_device_and_from_host_memory(device, monkeypatch):
     member = Member(2**64 - 1, -1, 1e-3, "iid", 0)
-    rooms = [on(device, {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in LARGE.items()}) for _ in range(2)]
+    empty = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in LARGE.items()}
+    rooms = [on(device, copy.deepcopy(empty)) for _ in range(2)]
     if device == "cpu":
         monkeypatch.setattr(kernels, "compiled", lambda kind: True)
     list(large(device, share=True).perturbed(member, rooms[0].__getitem__))
@@ -115,7 +118,7 @@ def test_a_large_member_is_the_same_from_theta_on_the_device_and_from_host_memor
 
 
 def test_a_member_that_is_streamed_while_another_is_written_has_its_own_bits(device, monkeypatch):
-    """Parts wait for what reads them: without that a busy device would see the next part's values."""
+    """A buffer must not be refilled before a busy device has read it."""
     if device == "cpu":
         monkeypatch.setattr(kernels, "compiled", lambda kind: True)
     monkeypatch.setattr(centers, "_JOB", 1 << 14)
@@ -137,6 +140,7 @@ def test_theta_in_host_memory_is_page_locked(device):
     assert shared.tensors["odd"].is_pinned()
 
 
-def test_noise_made_on_the_device_has_the_references_bits(device):
+def test_noise_computed_on_the_device_has_the_references_bits(device):
     backend = "torch" if device == "cpu" else "triton"
-    assert gaussian(7, "a.b", (3, 1001), backend=backend).tobytes() == gaussian(7, "a.b", (3, 1001), backend="numpy").tobytes()
+    here, wanted = (gaussian(7, "a.b", (3, 1001), backend=name) for name in (backend, "numpy"))
+    assert here.tobytes() == wanted.tobytes()

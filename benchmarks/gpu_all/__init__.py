@@ -1,12 +1,12 @@
-"""The parts of `benchmarks/gpu_all.sh`, which puts to the test on one GPU what estune promises of GPUs.
+"""The parts of `benchmarks/gpu_all.sh`, which tests on one GPU what estune promises about GPUs.
 
-Each part is a process of its own. It prints a JSON object as soon as it knows something, so that one that is stopped
-leaves what it has found.
+Each part is a process of its own. It prints figures as soon as it has them, one JSON object per
+line, so a part that is stopped early keeps what it has measured.
 """
 
 import json
 
 
-def tell(figures: dict[str, float | str]) -> None:
-    """Print figures, at once."""
+def print_figures(figures: dict[str, float | str]) -> None:
+    """Print figures as one line of JSON, without buffering."""
     print(json.dumps(figures), flush=True)

@@ -1,10 +1,11 @@
-"""What a machine with a GPU and no network needs of us, as files in parts that travel one after the other.
+"""Collect what a GPU machine without a network needs, in parts that are copied one after the other.
 
-    python -m benchmarks.gpu_all.carry           collect it in carry/, check that nothing is missing, and list the parts
-    python -m benchmarks.gpu_all.carry model     on any machine: print the model's path, joined there from its parts
+    python -m benchmarks.gpu_all.carry           collect it in carry/, check that it is complete
+    python -m benchmarks.gpu_all.carry model     on any machine: join the model, print its path
 
-carry/wheels holds the packages of carried.txt, carry/model-1 and -2 the halves of the GGUF, and carry/tokenizer the tokenizer that
-transformers makes of it from 5.19 on: older ones take another token for its end.
+carry/wheels holds the packages of carried.txt, carry/model-1 and carry/model-2 the halves of the
+GGUF, and carry/tokenizer the tokenizer that transformers makes from it, because releases before
+5.19 choose a wrong end token.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ HERE = Path(__file__).parent
 CARRY = ROOT / "carry"
 WHEELS, TOKENIZER = CARRY / "wheels", CARRY / "tokenizer"
 HALVES = (CARRY / "model-1", CARRY / "model-2")
-MOST = 64 << 20  # bytes that travel at a time
+MOST = 64 << 20  # bytes of one part, with the repository
 TAGS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014", "manylinux1")
 PLATFORMS = [word for tag in TAGS for word in ("--platform", f"{tag}_x86_64")]
 TARGET = ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp", *PLATFORMS]
@@ -49,16 +50,16 @@ def main() -> int:
 
 
 def collect_wheels() -> None:
-    """Download what carried.txt names, for the machine's Python rather than for this one."""
+    """Download the packages in carried.txt, for the GPU machine's Python rather than this one."""
     shutil.rmtree(WHEELS, ignore_errors=True)
     pip("download", "--no-deps", *TARGET, "--dest", str(WHEELS), "--requirement", str(HERE / "carried.txt"))
 
 
 def check_complete(wheels: Path) -> None:
-    """Have pip resolve all that estune needs from `wheels` and the machine's packages, without a network.
+    """Let pip resolve estune's dependencies from `wheels` and the machine's packages alone.
 
     Raises:
-        ResourceError: something is missing, or does not go with what the machine has.
+        ResourceError: a package is missing, or conflicts with what the machine has.
     """
     machine = requirements(HERE / "machine.txt")
     names = {name_of(line) for line in machine}
@@ -71,7 +72,7 @@ def check_complete(wheels: Path) -> None:
 
 
 def dependencies() -> list[str]:
-    """estune's own, as pyproject.toml has them."""
+    """estune's dependencies, from pyproject.toml."""
     import tomllib
 
     found: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
@@ -83,13 +84,13 @@ def requirements(path: Path) -> list[str]:
 
 
 def name_of(requirement: str) -> str:
-    """The package's name, as pip compares names."""
+    """The package's name in the form in which pip compares names."""
     end = next((at for at, letter in enumerate(requirement) if letter in "<>=!~;[ "), len(requirement))
     return requirement[:end].lower().replace("_", "-")
 
 
 def stand_in(requirement: str, folder: Path) -> None:
-    """A wheel that says no more than that the machine has this package in this version."""
+    """Write an empty wheel, which declares only that the machine has this package and version."""
     name, _, version = requirement.replace("-", "_").partition("==")
     about = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
@@ -99,18 +100,19 @@ def stand_in(requirement: str, folder: Path) -> None:
 
 
 def pip(*words: str, alone: bool = False) -> None:
-    """Run pip; `alone`: whatever else pip is configured to find packages in."""
+    """Run pip. With `alone` it ignores its configuration, which may name sources of packages."""
     environment = {name: value for name, value in os.environ.items() if not (alone and name.startswith("PIP_"))}
     environment |= {"PIP_CONFIG_FILE": os.devnull} if alone else {}
     command = [sys.executable, "-m", "pip", words[0], "--quiet", *words[1:]]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines() or ["nothing"]
-        raise ResourceError(f"pip {words[0]}: {said[0].removeprefix('ERROR: ')}; adjust benchmarks/gpu_all/carried.txt or machine.txt")
+        lines = done.stderr.splitlines()
+        said = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")] or lines or ["nothing"]
+        raise ResourceError(f"pip {words[0]}: {said[0]}; adjust benchmarks/gpu_all/carried.txt or machine.txt")
 
 
 def split(model: Path, halves: Sequence[Path]) -> None:
-    """Cut the file into as many pieces as there are folders, each with the whole's digest beside it."""
+    """Cut the file into one piece per folder, and write the whole file's digest into each."""
     if not model.is_file():
         raise ModelError(f"{model}: no such file; make model fetches it")
     data = model.read_bytes()
@@ -122,6 +124,7 @@ def split(model: Path, halves: Sequence[Path]) -> None:
 
 
 def collect_tokenizer(model: Path) -> None:
+    """Copy the tokenizer that this environment's transformers makes from the GGUF."""
     from estune.checkpoint import resolve
 
     folder = resolve(str(model))
@@ -131,51 +134,52 @@ def collect_tokenizer(model: Path) -> None:
 
 
 def parts() -> list[str]:
-    """A line per part that travels: what it brings and how large it is.
+    """One line per part: what it contains and how large it is.
 
     Raises:
-        ResourceError: one is larger than may travel.
+        ResourceError: a part is too large.
     """
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
-    repository = sum((ROOT / name).lstat().st_size for name in listed.stdout.splitlines() if (ROOT / name).exists())
+    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    files = [ROOT / name for name in listed.stdout.splitlines()]
+    repository = sum(path.lstat().st_size for path in files if path.exists())
     found = []
     for number, folders in enumerate(([WHEELS, HALVES[0]], [TOKENIZER, HALVES[1]]), 1):
         size = repository + sum(path.stat().st_size for folder in folders for path in folder.iterdir())
         names = ", ".join(f"carry/{folder.name}" for folder in folders)
         if size > MOST:
-            raise ResourceError(f"part {number} ({names}) is {size / 2**20:.1f} MiB with the repository, above {MOST >> 20}")
+            raise ResourceError(f"part {number} ({names}) with the repository: {size / 2**20:.1f} MiB, more than {MOST >> 20}")
         found.append(f"part {number}: the repository and {names}: {size / 2**20:.1f} MiB")
     return found
 
 
 def model(whole: Path) -> Path:
-    """The model's file, or the checkpoint made of its pieces where these were carried here.
+    """The model's file, or the checkpoint that is made from its pieces where they were copied here.
 
     Raises:
-        ModelError: not all of it is here, or a piece is damaged.
+        ModelError: a piece is missing or damaged.
     """
     there = [folder for folder in (*HALVES, TOKENIZER) if folder.is_dir()]
     if not there and whole.is_file():
         return whole
     if missing := [folder for folder in (*HALVES, TOKENIZER) if folder not in there]:
-        raise ModelError(f"the model is not here whole: {missing[0]} is missing; copy it here, or fetch the model by make model")
+        raise ModelError(f"the model is incomplete: {missing[0]} is missing; copy it here, or run make model")
     return joined(HALVES, CARRY / "joined" / whole.name)
 
 
 def joined(halves: Sequence[Path], path: Path) -> Path:
-    """The checkpoint that transformers makes of the pieces, with the tokenizer that was carried."""
+    """The checkpoint that transformers makes from the pieces, with the tokenizer in carry/."""
     from estune.checkpoint import resolve
 
     data = b"".join((folder / "piece").read_bytes() for folder in halves)
     digest = hashlib.sha256(data).hexdigest()
     if wrong := [folder for folder in halves if (folder / "sha256").read_text().strip() != digest]:
-        raise ModelError(f"the pieces in {wrong[0].parent} make another file than the one that was cut up; copy them again")
+        raise ModelError(f"the pieces in {wrong[0].parent} do not make the original file; copy them again")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     folder = resolve(str(path))
     target = path.with_suffix("")
-    if not target.is_dir():
-        shutil.copytree(folder, target)
+    shutil.copytree(folder, target, dirs_exist_ok=True)
     for name in TOKENIZER_FILES:
         shutil.copyfile(TOKENIZER / name, target / name)
     return target

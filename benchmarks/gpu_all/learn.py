@@ -1,9 +1,10 @@
-"""Learning with two recipes and two step sizes, a million tokens each or as many as there is time for, side by side on one GPU.
+"""Train with two recipes and two step sizes on one GPU, all four runs at once.
 
 python -m benchmarks.gpu_all.learn FOLDER MODEL SECONDS [--cpu]
 
-A small model keeps one process's core busier than the GPU, so the runs share it. After SECONDS they are stopped, and what
-they reached counts. Each is an `estune compare` of its own, whose folder in FOLDER goes on where it was stopped.
+A run of a small model keeps its CPU core busier than the GPU, so the runs share the GPU. Each may
+take a million tokens. After SECONDS they are stopped and report how far they got. Each is an
+`estune compare` of its own; started again, it resumes in FOLDER.
 """
 
 import json
@@ -17,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT
-from benchmarks.gpu_all import tell
+from benchmarks.gpu_all import print_figures
 
-RECIPES = {"sparse": "recipes/learning/sparse.yaml", "dense": "recipes/learning/conciseness.yaml"}
-METHODS = ("es", "es-paper")  # by what is known least: the sparse reward first
-STOPPING = 20  # seconds that a run may take to stop
+RECIPES = {  # the one that is known least comes first
+    "sparse": "recipes/learning/sparse.yaml",
+    "dense": "recipes/learning/conciseness.yaml",
+}
+METHODS = ("es", "es-paper")
+STOPPING = 20  # seconds that the runs may take to stop
 ON_GPU = ["--tokens", "1000000", "--eval_tokens", "20000", "--device", "cuda", "--reward_workers", "4"]
 SMALL = ["--population_size", "2", "--max_train_samples", "2", "--max_completion_length", "4", "--eval_prompts", "2"]
 ON_CPU = ["--tokens", "16", "--eval_tokens", "16", "--device", "cpu", "--reward_workers", "1", *SMALL]
@@ -29,7 +33,7 @@ ON_CPU = ["--tokens", "16", "--eval_tokens", "16", "--device", "cpu", "--reward_
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe with a method."""
+    """One recipe trained by one method."""
 
     reward: str
     method: str
@@ -39,8 +43,9 @@ class Run:
         return f"{self.reward}_{self.method}"
 
     def command(self, folder: Path, model: str, more: Sequence[str]) -> list[str]:
-        words = ["compare", "--config", RECIPES[self.reward], "--methods", self.method, "--seeds", "1", "--model_name_or_path", model]
-        return [sys.executable, "-m", "estune", *words, "--output", str(folder / self.name), *more]
+        what = ["--config", RECIPES[self.reward], "--methods", self.method, "--seeds", "1"]
+        where = ["--model_name_or_path", model, "--output", str(folder / self.name)]
+        return [sys.executable, "-m", "estune", "compare", *what, *where, *more]
 
 
 RUNS = tuple(Run(reward, method) for reward in RECIPES for method in METHODS)
@@ -52,7 +57,7 @@ def main() -> int:
     on_cpu = rest == ["--cpu"]
     runs = (RUNS[0], RUNS[3]) if on_cpu else RUNS  # each recipe and each method once
     learn(runs, Path(folder), model, float(seconds), ON_CPU if on_cpu else ON_GPU)
-    tell({f"{run.name}_gain": "on a GPU alone" for run in RUNS if run not in runs})
+    print_figures({f"{run.name}_gain": "on a GPU only" for run in RUNS if run not in runs})
     failed = [run.name for run in runs if not report(run, Path(folder))]
     if failed:
         print(f"not even the base model was evaluated: {', '.join(failed)}", file=sys.stderr)
@@ -60,7 +65,7 @@ def main() -> int:
 
 
 def learn(runs: Sequence[Run], folder: Path, model: str, seconds: float, more: Sequence[str]) -> None:
-    """Do the runs at the same time, and stop those that are not at their end by then."""
+    """Do all runs at the same time, and stop those that have not ended after `seconds`."""
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds
     children = [subprocess.Popen(run.command(folder, model, more), cwd=ROOT, stdout=sys.stderr) for run in runs]
@@ -70,13 +75,14 @@ def learn(runs: Sequence[Run], folder: Path, model: str, seconds: float, more: S
     finally:
         for child in children:
             child.terminate()
+        deadline = time.monotonic() + STOPPING
         for child in children:
-            wait(child, STOPPING)
+            wait(child, deadline - time.monotonic())
             child.kill()
 
 
 def wait(child: subprocess.Popen[bytes], seconds: float) -> None:
-    """Until it ends, at most so long."""
+    """Wait until the child ends, at most `seconds`."""
     try:
         child.wait(max(0, seconds))
     except subprocess.TimeoutExpired:
@@ -84,14 +90,16 @@ def wait(child: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 def report(run: Run, folder: Path) -> bool:
-    """Tell what the run reached; False when it did not get as far as its first evaluation."""
-    points = [json.loads(line) for path in folder.glob(f"{run.name}/*/points.jsonl") for line in path.read_text().splitlines()]
+    """Print how far the run got; return False if it did not reach its first evaluation."""
+    texts = [path.read_text() for path in folder.glob(f"{run.name}/*/points.jsonl")]
+    points = [json.loads(line) for text in texts for line in text.splitlines()]
     if points:
-        tell({f"{run.name}_{name}": value for name, value in reached(points).items()})
+        print_figures({f"{run.name}_{name}": value for name, value in reached(points).items()})
     return bool(points)
 
 
 def reached(points: Sequence[dict[str, Any]]) -> dict[str, float | str]:
+    """The figures of a run's last evaluation, compared with its first."""
     first, last = points[0], points[-1]
     found: dict[str, float | str] = {"tokens": last["tokens"], "seconds": last["seconds"], "steps": last["step"]}
     for name in ("train", "held_out"):

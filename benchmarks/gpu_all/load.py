@@ -1,4 +1,6 @@
-"""Loading members of Qwen2.5-7B's shapes into the transformers engine, θ on the GPU and θ in host memory, against generating.
+"""Time loading members of Qwen2.5-7B's shapes into the transformers engine, and generating.
+
+θ is first in host memory, then on the GPU.
 
 python -m benchmarks.gpu_all.load [--cpu]
 """
@@ -11,7 +13,7 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.common import word_tokenizer
-from benchmarks.gpu_all import tell
+from benchmarks.gpu_all import print_figures
 from estune.center import Center
 from estune.config import ESConfig
 from estune.engines.transformers import TransformersEngine
@@ -23,11 +25,11 @@ def main() -> None:
     on_cpu = sys.argv[1:] == ["--cpu"]
     device = torch.device("cpu" if on_cpu else "cuda")
     for figures in measured("tiny" if on_cpu else "qwen2.5-7b", device):
-        tell(figures)
+        print_figures(figures)
 
 
 def measured(size: str, device: torch.device) -> Iterator[gpu.Figures]:
-    """Host memory first: θ on the GPU must not count in what that takes there."""
+    """Measure θ in host memory first: θ on the GPU would count in its peak of GPU memory."""
     engine = random_engine(size, device)
     if device.type == "cpu":
         gpu.stream_on_a_cpu()
@@ -36,14 +38,15 @@ def measured(size: str, device: torch.device) -> Iterator[gpu.Figures]:
         host |= figures
         yield figures
     generation = generation_seconds(engine, gpu.SIZES[size][-1], device)
-    yield {"generation_seconds": generation, "load_host_over_generation": float(host["load_host_seconds"]) / generation}
+    load = float(host["load_host_seconds"])
+    yield {"generation_seconds": generation, "load_host_over_generation": load / generation}
     if device.type == "cpu":
         gpu.stand_in()
     yield from from_device(engine, gpu.MODELS[size], generation, device)
 
 
 def random_engine(size: str, device: torch.device) -> TransformersEngine:
-    """A Qwen2 of that size, in bf16, whose weights are whatever transformers draws."""
+    """An engine with a Qwen2 of that size, in bf16, with random weights."""
     from transformers import AutoModelForCausalLM, Qwen2Config
 
     hidden, layers, heads, key_heads, intermediate, vocabulary = gpu.SIZES[size]
@@ -59,17 +62,18 @@ def random_engine(size: str, device: torch.device) -> TransformersEngine:
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
     settings = ESConfig(device=str(device), dtype="bfloat16", generation_batch_size=PROMPTS)
-    return TransformersEngine(Path(), {name: name for name in gpu.MODELS[size]}, settings, word_tokenizer(vocabulary), model)
+    names = {name: name for name in gpu.MODELS[size]}
+    return TransformersEngine(Path(), names, settings, word_tokenizer(vocabulary), model)
 
 
 def from_host(engine: TransformersEngine, center: Center, device: torch.device) -> Iterator[gpu.Figures]:
-    """θ in host memory: a load against the bus, and the memory that it takes of the GPU."""
+    """θ in host memory: a load relative to copying θ over the bus, and its peak of GPU memory."""
     weights = sum(engine.read(name).nbytes for name in center.theta)
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
     seconds = load_seconds(engine, center, device)
-    peak = torch.cuda.max_memory_allocated(device) if on_gpu else weights  # there is no telling on a CPU
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else weights  # not measured on a CPU
     yield {"load_host_seconds": seconds, "load_peak_over_weights": peak / weights}
     yield {"load_host_over_bus": seconds / gpu.bus_seconds(center, device)}
     engine.check(center, gpu.MEMBER)
@@ -77,7 +81,7 @@ def from_host(engine: TransformersEngine, center: Center, device: torch.device) 
 
 
 def from_device(engine: TransformersEngine, shapes: gpu.Shapes, generation: float, device: torch.device) -> Iterator[gpu.Figures]:
-    """θ on the GPU: a load against a copy there, and against generating."""
+    """θ on the GPU: a load relative to a copy on the GPU, and to generating."""
     center = Center(gpu.filled({name: torch.empty(shape, device=device) for name, shape in shapes.items()}))
     count = sum(theta.numel() for theta in center.theta.values())
     seconds = load_seconds(engine, center, device)
@@ -93,7 +97,7 @@ def load_seconds(engine: TransformersEngine, center: Center, device: torch.devic
 
 
 def generation_seconds(engine: TransformersEngine, vocabulary: int, device: torch.device) -> float:
-    """Of PROMPTS × TOKENS tokens, the second time."""
+    """Seconds to generate PROMPTS × TOKENS tokens, after one call to warm up."""
     prompts = [[(31 * row + 7 * at) % vocabulary for at in range(PROMPT_TOKENS)] for row in range(PROMPTS)]
     return gpu.timed(lambda: engine.generate(prompts, max_completion_length=TOKENS), device, 1)
 

@@ -1,8 +1,8 @@
-"""A run of SmolLM2-135M: tokens per second, a step against the generation in it, and its journal replayed on the CPU.
+"""Train SmolLM2-135M for a few steps: its speed, and a replay of its journal on the CPU.
 
 python -m benchmarks.gpu_all.model FOLDER MODEL [--cpu]
 
-FOLDER gets the run; begun before, it goes on.
+The run is written to FOLDER. A run that was begun there is resumed.
 """
 
 import json
@@ -15,8 +15,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, SIGMA, Step
-from benchmarks.gpu_all import tell
+from benchmarks.common import ROOT, SIGMA, middle_steps
+from benchmarks.gpu_all import print_figures
 from estune import ESConfig, ESTrainer
 from estune.tasks import get_task
 
@@ -30,19 +30,27 @@ def main() -> int:
     settings: dict[str, Any] = ON_CPU if rest == ["--cpu"] else ON_GPU
     steps = settings["max_steps"]
     theta_on = train(Path(folder), model, settings)
-    tell({"theta_on": theta_on})
-    tell(speed(Path(folder)))
+    print_figures({"theta_on": theta_on})
+    print_figures(speed(Path(folder)))
     written = json.loads((Path(folder) / "journal.jsonl").read_text().splitlines()[steps])["digest"]
     replayed = replay(Path(folder), model, steps)
-    tell({"digest_equal": written == replayed, "digest_of_the_run": written, "digest_of_the_replay": replayed})
+    digests: dict[str, float | str] = {"digest_of_the_run": written, "digest_of_the_replay": replayed}
+    print_figures({"digest_equal": written == replayed} | digests)
     return 0
 
 
 def train(folder: Path, model: str, settings: dict[str, Any]) -> str:
-    """Do the run, and return where θ was."""
+    """Train, and return the device that held θ."""
     task = get_task("conciseness")
-    usual: dict[str, Any] = {"sigma": SIGMA, "learning_rate": 0.007, "disable_tqdm": True, "resume_from_checkpoint": True}
-    config = ESConfig(output_dir=str(folder), save_steps=settings["max_steps"], **usual, **settings)
+    config = ESConfig(
+        output_dir=str(folder),
+        save_steps=settings["max_steps"],
+        sigma=SIGMA,
+        learning_rate=0.007,
+        disable_tqdm=True,
+        resume_from_checkpoint=True,
+        **settings,
+    )
     with redirect_stdout(sys.stderr):
         trainer = ESTrainer(model, task.reward_funcs, config, task.train(settings["batch_size"]))
         trainer.train()
@@ -50,16 +58,22 @@ def train(folder: Path, model: str, settings: dict[str, Any]) -> str:
 
 
 def speed(folder: Path) -> dict[str, float | str]:
-    """Of the steps between the first, which also compiles, and the last, which saves."""
-    steps: list[Step] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][1:-1]
+    """Tokens per second, and the parts of a step's time."""
+    steps = middle_steps(folder)
     seconds = {name: sum(step[name] for step in steps) for name in ("step_time", *PARTS)}
     tokens = sum(step["es/tokens_per_second"] for step in steps) / len(steps)
-    parts = {f"{name.removeprefix('es/').removesuffix('_seconds')}_of_step": seconds[name] / seconds["step_time"] for name in PARTS}
-    return {"tokens_per_second": tokens, "step_over_generation": seconds["step_time"] / seconds[PARTS[0]], **parts}
+    figures: dict[str, float | str] = {
+        "tokens_per_second": tokens,
+        "step_over_generation": seconds["step_time"] / seconds["es/generate_seconds"],
+    }
+    for name in PARTS:
+        part = name.removeprefix("es/").removesuffix("_seconds")
+        figures[f"{part}_of_step"] = seconds[name] / seconds["step_time"]
+    return figures
 
 
 def replay(folder: Path, model: str, steps: int) -> str:
-    """θ's digest as `estune replay` gives it, in a process that sees no GPU."""
+    """θ's digest from `estune replay`, in a process that sees no GPU."""
     with tempfile.TemporaryDirectory() as scratch:
         words = ["replay", str(folder), "--step", str(steps), "--output", f"{scratch}/step", "--model", model]
         done = subprocess.run(

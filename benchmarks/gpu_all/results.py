@@ -1,10 +1,10 @@
-"""The results of `benchmarks/gpu_all.sh`: kept as each part ends, and shown as the promises that hold and those that don't.
+"""Keep the results of `benchmarks/gpu_all.sh` as each part ends, and show which promises hold.
 
 python -m benchmarks.gpu_all.results put FOLDER PART STATUS SECONDS [--cpu]
-python -m benchmarks.gpu_all.results done FOLDER PART [--cpu]     # exit status 0: that part needs not run again
+python -m benchmarks.gpu_all.results done FOLDER PART [--cpu]   # status 0: the part need not run again
 python -m benchmarks.gpu_all.results show FOLDER
 
-A part's figures are read from FOLDER/PART.out, and where it failed the reason from FOLDER/PART.log.
+A part's figures are read from FOLDER/PART.out, and the reason of a failure from FOLDER/PART.log.
 """
 
 import json
@@ -18,15 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.common import machine
+from benchmarks.common import last_line, machine
 from benchmarks.gpu_all.promises import PARTS
 from benchmarks.registry import Benchmark
-from benchmarks.results import Entry, Results, Row, rows
+from benchmarks.results import STYLES, Entry, Results, Row, rows
 from estune.errors import ConfigError
 
-STOPPED = (124, 137)  # of timeout
-WIDTH = 130  # columns where there is no screen
-STYLES = {"met": "green", "MISSED": "bold red", "FAILED": "bold red"}
+STOPPED, KILLED = 124, 137  # exit statuses of timeout
+WIDTH = 130  # columns where there is no terminal
 
 
 def main() -> int:
@@ -53,7 +52,7 @@ def entry(folder: Path, part: str, status: int, seconds: float, on_cpu: bool) ->
 
 
 def read(path: Path) -> dict[str, float | str]:
-    """The JSON objects in a file's lines, as one; a last line that was cut off, and whatever is no object, is left out."""
+    """Merge the JSON objects in a file's lines; skip other lines and a last line that was cut off."""
     figures: dict[str, float | str] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -65,10 +64,13 @@ def read(path: Path) -> dict[str, float | str]:
 
 
 def reason(log: Path, status: int, seconds: float) -> str:
-    if status in STOPPED:
+    """Why a part failed, in one line."""
+    if status == STOPPED:
         return f"stopped after {seconds:.0f} s, its limit"
-    said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"{said[-1] if said else 'it said nothing'} (status {status}; see {log})"
+    if status == KILLED:
+        return f"killed after {seconds:.0f} s, because it did not stop at its limit or memory ran out"
+    said = last_line(log.read_text(encoding="utf-8", errors="replace"))
+    return f"{said or 'it said nothing'} (status {status}; see {log})"
 
 
 def is_done(results: Results, part: str, on_cpu: bool) -> bool:
@@ -92,7 +94,7 @@ def card() -> str:
 
 
 def show(results: Results) -> int:
-    """Print the table, and write it beside the results; exit status 1 when a part failed or is missing."""
+    """Print the table and write it to table.txt; return 1 if a part failed or is missing."""
     shown = [row for part in PARTS for row in part_rows(part, results)]
     path = results.path.with_name("table.txt")
     with path.with_name("table.tmp").open("w", encoding="utf-8") as file:
@@ -102,7 +104,8 @@ def show(results: Results) -> int:
             for line in summary(results, shown):
                 console.print(line, soft_wrap=True)
     path.with_name("table.tmp").replace(path)
-    return 0 if all(part.name in results.entries and not results.entries[part.name].failed for part in PARTS) else 1
+    entries = [results.entries.get(part.name) for part in PARTS]
+    return 0 if all(entry and not entry.failed for entry in entries) else 1
 
 
 def part_rows(part: Benchmark, results: Results) -> list[Row]:
@@ -120,10 +123,10 @@ def table(shown: Sequence[Row]) -> Table:
 
 
 def summary(results: Results, shown: Sequence[Row]) -> list[str]:
-    """Where it was measured, and which promises hold."""
+    """The machine and date, and which promises hold."""
     places = dict.fromkeys(f"{entry.machine}, {entry.measured[:10]}" for entry in results.entries.values())
     if any(entry.quick for entry in results.entries.values()):
-        return [*places, "in small on a CPU: this shows that the parts run, and nothing about a GPU"]
+        return [*places, "small sizes on a CPU: this shows that the parts run, and nothing about a GPU"]
     kinds = {"met": "hold", "MISSED": "do not hold", "FAILED": "failed"}
     named = {kind: [row.name for row in shown if row.verdict == verdict] for verdict, kind in kinds.items()}
     left = [part.name for part in PARTS if part.name not in results.entries]

@@ -1,4 +1,4 @@
-"""The tests that need a GPU; with --cpu the same ones where CPU tensors stand for a GPU's.
+"""Run the tests that need a GPU; with --cpu the same tests on CPU tensors in place of a GPU's.
 
 python -m benchmarks.gpu_all.tests [--cpu]
 """
@@ -10,9 +10,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from benchmarks.common import ROOT
-from benchmarks.gpu_all import tell
+from benchmarks.gpu_all import print_figures
 
-FILES = ("tests/test_on_a_gpu.py", "tests/test_noise_triton.py")  # named, since collecting all takes half a minute
+# named, because collecting all tests takes half a minute
+FILES = ("tests/test_on_a_gpu.py", "tests/test_noise_triton.py")
 
 
 def main() -> int:
@@ -23,14 +24,15 @@ def main() -> int:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={report}", *which]
         status = subprocess.run(command, cwd=ROOT).returncode
         if report.is_file():
-            tell(counts(report))
+            print_figures(counts(report))
     return status
 
 
 def counts(report: Path) -> dict[str, float | str]:
     """How many tests passed, and how many failed or could not run."""
     suite = next(ElementTree.parse(report).iter("testsuite"))
-    total, failures, errors, skipped = (int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped"))
+    names = ("tests", "failures", "errors", "skipped")
+    total, failures, errors, skipped = (int(suite.get(name, 0)) for name in names)
     failed = failures + errors
     return {"tests_passed": total - failed - skipped, "tests_failed": failed, "tests_skipped": skipped}
 
