@@ -77,7 +77,7 @@ test-vllm: model setup-vllm ## vLLM's tests
 test-oldest: setup-oldest ## the tests of noise, θ, journal and engine, with the oldest releases
 	$(OLDEST)/python -m pytest $(OLDEST_TESTS)
 
-fast: setup ## the fast tests alone, under two minutes
+fast: setup ## the fast tests alone, in some seven minutes
 	$(BIN)/python -m pytest
 
 canary: model ## report whether a fresh `pip install`, as in the README, still works; never fails

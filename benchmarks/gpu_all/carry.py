@@ -8,6 +8,7 @@ GGUF, and carry/tokenizer the tokenizer that transformers makes from it, because
 5.19 choose a wrong end token.
 """
 
+import argparse
 import hashlib
 import os
 import shutil
@@ -33,8 +34,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["model"], help="join the model; without it, collect everything")
+    joining = parser.parse_args().what == "model"
     try:
-        if sys.argv[1:] == ["model"]:
+        if joining:
             print(model(MODEL))
             return 0
         collect_wheels()
