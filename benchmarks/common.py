@@ -23,10 +23,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from estune.resources import cores
+from estune.common.resources import cores
 
 if TYPE_CHECKING:
-    from estune.checkpoint import Checkpoint
+    from estune.theta.checkpoint import Checkpoint
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -52,14 +52,14 @@ def options(description: str | None) -> argparse.Namespace:
 
 
 def checkpoint(model: str) -> "Checkpoint":
-    from estune.checkpoint import open_checkpoint, resolve
+    from estune.theta.checkpoint import open_checkpoint, resolve
 
     return open_checkpoint(resolve(model))
 
 
 def parameters(model: str) -> int:
     """How many there are, tied ones once."""
-    from estune.parameters import layout
+    from estune.theta.parameters import layout
 
     base = checkpoint(model)
     return sum(math.prod(base.tensors[name].shape) for name in layout(base).in_model)

@@ -25,9 +25,9 @@ def run(model: str, members: int, prompts: int, tokens: int) -> dict[str, Any]:
 def answering(engine_name: str, model: str, prompts: int, tokens: int) -> dict[str, Any]:
     """The faster of two members, each loaded first, after one that warms up on a few prompts."""
     from estune import engines
-    from estune.center import Center
-    from estune.member import Member
-    from estune.parameters import layout
+    from estune.common.types import Member
+    from estune.theta.parameters import layout
+    from estune.theta.theta import Center
 
     base, settings = checkpoint(model), VLLM if engine_name == "vllm" else {}
     plan = layout(base)

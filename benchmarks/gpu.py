@@ -32,10 +32,10 @@ import torch
 
 from benchmarks.common import best_of, lines, machine
 from benchmarks.kernels import usual_member, usual_update
-from estune.center import Center
-from estune.member import Member
+from estune.common.types import Member
 from estune.noise import kernels, reference, stream
-from estune.shared import Shared
+from estune.theta.shared_memory import Shared
+from estune.theta.theta import Center
 
 Shapes = dict[str, tuple[int, ...]]
 Figures = dict[str, float | str]

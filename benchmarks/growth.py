@@ -32,8 +32,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import ROOT, Failed, Peak, child, machine, pyplot, save_picture, steps_between, word_tokenizer
-from estune.durable import write_text
-from estune.resources import amount, available_memory
+from estune.common.durable import write_text
+from estune.common.resources import amount, available_memory
 
 PARTS = {"load": "es/load_seconds", "generate": "es/generate_seconds", "update": "es/update_seconds"}
 MEASURED = (*PARTS, "rest", "memory")

@@ -17,10 +17,10 @@ from functools import partial
 import torch
 
 from benchmarks.common import best_of, checkpoint, options, show
-from estune.center import Center
-from estune.member import Member
-from estune.parameters import layout
-from estune.resources import cores
+from estune.common.resources import cores
+from estune.common.types import Member
+from estune.theta.parameters import layout
+from estune.theta.theta import Center
 
 SEEDS = 30
 MEMBER = Member(7, 1, 1e-3, "iid", 0)

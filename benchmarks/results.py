@@ -11,7 +11,7 @@ from rich.text import Text
 
 from benchmarks.common import Figures
 from benchmarks.registry import Benchmark, Ratio
-from estune.durable import write_text
+from estune.common.durable import write_text
 from estune.errors import ConfigError
 
 STYLES = {"met": "green", "MISSED": "bold red", "FAILED": "bold red"}

@@ -15,11 +15,11 @@ import asyncio
 import time
 
 from benchmarks.common import options, show
-from estune.member import Completion
-from estune.population import Population
+from estune.common.types import Completion
+from estune.monitor.timeline import Timeline
 from estune.rewards.pool import Limits
 from estune.rewards.scoring import Rewards
-from estune.timeline import Timeline
+from estune.strategy.population import Population
 from estune.workers.base import Evaluation
 
 PROMPTS, MEMBER_SECONDS, PAUSE = 200, 2.0, 0.01

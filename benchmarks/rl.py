@@ -65,7 +65,7 @@ def grpo(model: str, completions: int, tokens: int, checkpointed: bool = False) 
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from estune.compare.methods import METHODS
+    from estune.evaluation.compare.methods import METHODS
     from estune.tasks import get_task
 
     data = Dataset.from_list(get_task("countdown").train(completions))

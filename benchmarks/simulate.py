@@ -36,7 +36,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from benchmarks.common import pyplot, save_picture
-from estune.member import Completion
+from estune.common.types import Completion
 from estune.workers.dispatch import Dispatch, Pace, Piece
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)

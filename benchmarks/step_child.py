@@ -12,7 +12,7 @@ from estune.tasks import get_task
 
 def run(model: str, members: int, prompts: int, tokens: int) -> dict[str, Any]:
     """The metrics of the step that generation has the smaller part of."""
-    from estune.engines.transformers import engine_dtype
+    from estune.engines.device import engine_dtype
 
     rows = get_task("conciseness").train(prompts)
     steps = steps_between(model, rows, population_size=members, max_steps=4, max_completion_length=tokens)
@@ -23,7 +23,7 @@ def run(model: str, members: int, prompts: int, tokens: int) -> dict[str, Any]:
 def alone(model: str, members: int, prompts: int, tokens: int) -> dict[str, Any]:
     """The same generation, without θ."""
     from estune import engines
-    from estune.parameters import layout
+    from estune.theta.parameters import layout
 
     base = checkpoint(model)
     with tempfile.TemporaryDirectory() as output:

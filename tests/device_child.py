@@ -12,11 +12,11 @@ from types import ModuleType
 import torch
 from safetensors.torch import save_file
 
-from estune import center as centers
-from estune.center import Center
-from estune.checkpoint import Checkpoint, Stored
-from estune.member import Member
+from estune.common.types import Member
 from estune.noise import kernels
+from estune.theta import theta as centers
+from estune.theta.checkpoint import Checkpoint, Stored
+from estune.theta.theta import Center
 
 SHAPES = {"b.weight": (30, 71), "a.weight": (9_003,), "norm": (7,), "empty": (0, 3), "scalar": (), "odd": (3, 5, 11)}
 SEEDS, COEFFICIENTS = [5, 2**64 - 1, 0], [1e-3, -3e-4, 2e-5]

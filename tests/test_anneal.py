@@ -7,21 +7,22 @@ import pytest
 from test_journal import lines_of, written
 from test_resume import assert_same, interrupted, steps_of
 
-from estune import anneal, strategy
+from estune import strategy
 from estune.config import ESConfig
 from estune.errors import ConfigError
+from estune.strategy import schedules
 
 
 def alphas(**settings):
     config = ESConfig(**{"learning_rate": 1.0, "max_steps": 4} | settings)
-    return [anneal.alpha(config, step) for step in range(1, config.max_steps + 1)]
+    return [schedules.alpha(config, step) for step in range(1, config.max_steps + 1)]
 
 
 def test_by_default_alpha_and_sigma_are_exactly_what_is_set_at_every_step():
     config = ESConfig(sigma=0.0123, learning_rate=0.0457)
-    assert {anneal.alpha(config, step) for step in (1, 2, 499, 500)} == {0.0457}
-    assert {anneal.sigma(config, step) for step in (1, 2, 499, 500)} == {0.0123}
-    assert anneal.decay(config, 1) == 0.0
+    assert {schedules.alpha(config, step) for step in (1, 2, 499, 500)} == {0.0457}
+    assert {schedules.sigma(config, step) for step in (1, 2, 499, 500)} == {0.0123}
+    assert schedules.decay(config, 1) == 0.0
 
 
 def test_linear_falls_by_equal_parts_and_the_last_step_still_moves():
@@ -55,16 +56,16 @@ def test_beyond_the_warm_up_the_factors_are_those_of_transformers(kind):
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_sigma_goes_from_its_first_to_its_last_value(kind):
     config = ESConfig(sigma=0.4, sigma_end=0.2, sigma_scheduler_type=kind, max_steps=3)
-    assert [anneal.sigma(config, step) for step in (1, 2, 3)] == pytest.approx([0.4, 0.3, 0.2])
-    assert anneal.alpha(config, 3) == 0.2, "α is half of the σ that the run begins with, throughout"
-    assert anneal.sigma(ESConfig(sigma=0.4, sigma_end=0.2, sigma_scheduler_type=kind, max_steps=1), 1) == 0.4
+    assert [schedules.sigma(config, step) for step in (1, 2, 3)] == pytest.approx([0.4, 0.3, 0.2])
+    assert schedules.alpha(config, 3) == 0.2, "α is half of the σ that the run begins with, throughout"
+    assert schedules.sigma(ESConfig(sigma=0.4, sigma_end=0.2, sigma_scheduler_type=kind, max_steps=1), 1) == 0.4
 
 
 def test_members_and_coefficients_are_those_of_their_step():
     settings = {"sigma": 0.4, "sigma_end": 0.2, "sigma_scheduler_type": "linear", "lr_scheduler_type": "linear"}
     config = ESConfig(population_size=2, max_steps=3, learning_rate=0.3, **settings)
-    assert {member.sigma for member in strategy.members(config, 2, [1, 2])} == {anneal.sigma(config, 2)}
-    assert strategy.tell(config, np.array([0.0, 1.0]), 3) == [float(np.float32(c)) for c in (-anneal.alpha(config, 3) / 2, 0.05)]
+    assert {member.sigma for member in strategy.members(config, 2, [1, 2])} == {schedules.sigma(config, 2)}
+    assert strategy.tell(config, np.array([0.0, 1.0]), 3) == [float(np.float32(c)) for c in (-schedules.alpha(config, 3) / 2, 0.05)]
 
 
 SCHEDULE = {"lr_scheduler_type": "cosine", "warmup_steps": 1, "sigma_end": 0.01, "sigma_scheduler_type": "linear"}
@@ -75,9 +76,9 @@ def test_journal_and_metrics_show_what_was_in_force(make_trainer):
     trainer.train()
     metrics = [json.loads(line) for line in (trainer.folder.path / "metrics.jsonl").read_text().splitlines()]
     config = trainer.args
-    assert [step["sigma"] for step in steps_of(trainer.folder.path)] == [anneal.sigma(config, step) for step in (1, 2, 3, 4)]
-    assert [line["es/sigma"] for line in metrics] == [anneal.sigma(config, step) for step in (1, 2, 3, 4)]
-    assert [line["learning_rate"] for line in metrics] == [anneal.alpha(config, step) for step in (1, 2, 3, 4)]
+    assert [step["sigma"] for step in steps_of(trainer.folder.path)] == [schedules.sigma(config, step) for step in (1, 2, 3, 4)]
+    assert [line["es/sigma"] for line in metrics] == [schedules.sigma(config, step) for step in (1, 2, 3, 4)]
+    assert [line["learning_rate"] for line in metrics] == [schedules.alpha(config, step) for step in (1, 2, 3, 4)]
 
 
 def test_a_scheduled_run_that_died_ends_with_the_same_bytes(make_trainer, tmp_path):

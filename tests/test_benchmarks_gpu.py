@@ -16,10 +16,10 @@ from benchmarks import gpu
 from benchmarks.gpu_all import carry, learn, results, tests
 from benchmarks.gpu_all.promises import PARTS
 from benchmarks.results import Entry, Results
-from estune.center import Center
 from estune.errors import ModelError, ResourceError
 from estune.noise import kernels
 from estune.noise import torch as by_torch
+from estune.theta.theta import Center
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_all.sh"
@@ -223,7 +223,7 @@ def test_the_model_is_joined_from_its_pieces(tmp_path, tiny, monkeypatch):
     def resolve(path):
         return tiny if Path(path).read_bytes() == whole.read_bytes() else None
 
-    monkeypatch.setattr("estune.checkpoint.resolve", resolve)
+    monkeypatch.setattr("estune.theta.checkpoint.resolve", resolve)
     folder = carry.joined(halves, tmp_path / "joined" / "m.gguf")
     assert json.loads((folder / "tokenizer_config.json").read_text()) == {"eos_token": "the right one"}
     assert (folder / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()

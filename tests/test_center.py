@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from estune.center import Center
+from estune.common.types import Member
 from estune.errors import JournalError, ModelError
-from estune.member import Member
 from estune.noise import gaussian
+from estune.theta.theta import Center
 
 SHAPES = {"b.weight": (300, 70), "a.weight": (2_200_003,), "norm": (7,), "empty": (0, 3), "scalar": ()}
 SEEDS = [5, 2**64 - 1, 0]

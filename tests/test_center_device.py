@@ -18,14 +18,14 @@ import torch
 from device_child import COEFFICIENTS, SEEDS, SHAPES, base, bits, updated
 from test_noise_triton import environment
 
-from estune import center as centers
-from estune.center import Center
+from estune.common.types import Member
 from estune.errors import JournalError, ModelError
-from estune.member import Member
 from estune.noise import kernels
 from estune.noise import torch as by_torch
-from estune.shared import Shared
-from estune.streaming import Staging, lock
+from estune.theta import theta as centers
+from estune.theta.shared_memory import Shared
+from estune.theta.streaming import Staging, lock
+from estune.theta.theta import Center
 
 CHILD = Path(__file__).parent / "device_child.py"
 

@@ -5,9 +5,9 @@ import logging
 import pytest
 from conftest import TEMPLATE, make_tokenizer
 
-from estune.chat import Chat
+from estune.engines.chat import Chat
+from estune.engines.tokens import Tokenizer
 from estune.errors import DataError
-from estune.tokens import Tokenizer
 
 USER = {"role": "user", "content": "what is red"}
 SYSTEM = {"role": "system", "content": "be blue"}

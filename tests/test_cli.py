@@ -135,9 +135,9 @@ def test_a_model_that_is_no_causal_lm_is_refused(place, capsys):
 
 def test_too_little_memory_or_disk_says_how_much_is_needed(place, capsys, monkeypatch):
     with monkeypatch.context() as cramped:
-        cramped.setattr("estune.resources.available_memory", lambda: 1000)
+        cramped.setattr("estune.common.resources.available_memory", lambda: 1000)
         assert "are available" in refused(capsys, train())
-    monkeypatch.setattr("estune.resources.free_disk", lambda folder: 1000)
+    monkeypatch.setattr("estune.common.resources.free_disk", lambda folder: 1000)
     assert "are free" in refused(capsys, train())
 
 

@@ -185,7 +185,7 @@ def test_an_empty_file_scores_nothing(capsys):
 
 def test_each_task_scores_its_own_rows(capsys, monkeypatch):
     problem = {"problem": "1 + 1", "answer": "2", "text": "Add.", "test_list": ["assert add(1) == 2"]}  # in place of the hub's
-    monkeypatch.setattr("estune.data.load_rows", lambda *where, adapt: list(adapt([problem] * 3)))
+    monkeypatch.setattr("estune.tasks.rows.load_rows", lambda *where, adapt: list(adapt([problem] * 3)))
     for name, task in TASKS.items():
         assert len(scored(capsys, *({**row, "completion": "hm"} for row in task.test(3)), task=name)) == 3
 

@@ -85,7 +85,7 @@ def test_a_regular_expression_that_matches_nothing_shows_what_the_names_look_lik
 
 
 def test_too_little_memory_says_how_much_is_needed_and_there(mini, data, refused, monkeypatch):
-    monkeypatch.setattr("estune.resources.available_memory", lambda: 1024)
+    monkeypatch.setattr("estune.common.resources.available_memory", lambda: 1024)
     message = refused(*train_on(mini, data))
     needed = float(message.split(" need ")[1].split(" MiB")[0])
     assert message.startswith("estune: memory: θ in fp32 and the engine's weights of ")
@@ -94,7 +94,7 @@ def test_too_little_memory_says_how_much_is_needed_and_there(mini, data, refused
 
 
 def test_too_little_disk_says_how_much_is_needed_and_there(mini, data, refused, monkeypatch):
-    monkeypatch.setattr("estune.resources.free_disk", lambda folder: 0)
+    monkeypatch.setattr("estune.common.resources.free_disk", lambda folder: 0)
     message = refused(*train_on(mini, data, "--max_steps", "2000", "--save_steps", "1"))
     needed = float(message.split(" need ")[1].split(" MiB")[0])
     assert "disk: the checkpoints and the snapshot of θ need " in message

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from test_trainer import folder_of
 
-from estune.checkpoint import open_checkpoint, resolve
-from estune.companions import companions
 from estune.errors import ModelError
+from estune.theta.checkpoint import open_checkpoint, resolve
+from estune.theta.companions import companions
 
 GO_ALONG = [
     *("qwen.tiktoken", "tokenizer.model", "sentencepiece.bpe.model", "vocab.bpe", "merges.txt", "vocab.bin", "tokenizer.pkl", "LICENSE"),

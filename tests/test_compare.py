@@ -9,14 +9,14 @@ import pytest
 from cli_place import config_file, lines
 
 from estune.cli.main import main
-from estune.compare import plots
-from estune.compare.methods import METHODS, chosen, grids
-from estune.compare.plan import Budget, load, most_steps, runs
-from estune.compare.run import _failed
-from estune.compare.table import best, markdown, reached, results_table, reward_at
+from estune.common.durable import held
 from estune.config import RunConfig
-from estune.durable import held
 from estune.errors import ConfigError, EstuneError, InputError
+from estune.evaluation.compare import plots
+from estune.evaluation.compare.execute import _failed
+from estune.evaluation.compare.methods import METHODS, chosen, grids
+from estune.evaluation.compare.runs import Budget, load, most_steps, runs
+from estune.evaluation.compare.table import best, markdown, reached, results_table, reward_at
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -246,7 +246,7 @@ def test_prompts_of_token_ids_are_not_for_trl(refused):
 
 
 def test_without_trl_a_line_says_how_to_have_it(refused, monkeypatch):
-    monkeypatch.setattr("estune.compare.methods.find_spec", lambda name: None)
+    monkeypatch.setattr("estune.evaluation.compare.methods.find_spec", lambda name: None)
     assert "pip install 'estune[rl]'" in refused(*BASE, "--methods", "grpo")
     assert [method.name for method in chosen(ES)] == list(ES)  # ES needs none
 

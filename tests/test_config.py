@@ -253,7 +253,7 @@ def test_a_setting_of_trl_is_answered_with_estunes_own(name, said):
 
 
 def test_every_setting_that_an_answer_to_trls_names_exists_and_none_of_trls_is_one_here():
-    from estune import trl_names
+    from estune.common import trl_names
 
     for name, said in trl_names._SAID.items():
         assert name not in NAMES

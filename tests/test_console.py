@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from estune import ESConfig
-from estune.console import Screen, clean, prompt_text
+from estune.monitor.console import Screen, clean, prompt_text
 from estune.workers.base import Status
 
 HOSTILE = [

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from test_trainer import steps_of
 
-from estune import ESConfig, control, strategy
-from estune.control import Plan, Told, best, learned, next_size, plan
+from estune import ESConfig, strategy
+from estune.common.types import Member
 from estune.errors import ConfigError
-from estune.member import Member
-from estune.population import Scored
 from estune.rewards.scoring import Scores
-from estune.search import search
+from estune.strategy import step_size
+from estune.strategy.population import Scored
+from estune.strategy.search import search
+from estune.strategy.step_size import Plan, Told, best, learned, next_size, plan
 
 DIMENSIONS, PROMPTS = 300, 8
 
@@ -50,7 +51,7 @@ class Landscape:
 
             seeds = strategy.ask(self.config, self.step)
             now = plan(self.config, self.step, self.control, lambda: self.weights)
-            found = search(self.config, self.step, now, seeds, control.known_center(self.control), evaluate)
+            found = search(self.config, self.step, now, seeds, step_size.known_center(self.control), evaluate)
             self.control = json.loads(json.dumps(found.record(same_prompts=True)))
             self.theta = self.moved(Member.candidate(seeds, found.coefficients, "iid", 0)) if found.coefficients else self.theta
             self.founds.append(found)
@@ -225,8 +226,8 @@ def test_a_centre_without_rewards_is_no_reason_to_try_or_to_change_anything():
     assert tried_next(now, math.nan) is None
     found = after(now, told(math.nan))
     assert (found.next_alpha, found.next_sigma, found.alpha) == (0.06, 0.1, 0.0)
-    record = json.loads(json.dumps(control.recorded(found, np.array([math.nan]))))
-    assert control.known_center(record) is None, "it is asked again"
+    record = json.loads(json.dumps(step_size.recorded(found, np.array([math.nan]))))
+    assert step_size.known_center(record) is None, "it is asked again"
 
 
 def test_after_a_refusal_half_of_what_was_expected_is_but_no_vanishing_size():

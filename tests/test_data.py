@@ -7,9 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from estune.data import has_split, load_rows, rows_of
 from estune.errors import DataError
-from estune.fingerprint import digest
+from estune.run.data_fingerprint import digest
+from estune.tasks.rows import has_split, load_rows, rows_of
 
 ROWS = [{"prompt": f"question {i}", "target": str(i)} for i in range(3)]
 CHAT = [{"role": "user", "content": "hi"}]
@@ -256,7 +256,7 @@ def test_any_file_gives_rows_or_one_line(tmp_path, content, ending):
 def test_a_stream_without_an_end_is_refused(monkeypatch):
     import itertools
 
-    monkeypatch.setattr("estune.data._MOST", 100)
+    monkeypatch.setattr("estune.tasks.rows._MOST", 100)
     with pytest.raises(DataError, match=r"train_dataset: a stream of more than 100 rows, .* \.take\(n\)"):
         rows_of(({"prompt": str(i)} for i in itertools.count()), "train_dataset")
     assert len(rows_of(({"prompt": str(i)} for i in range(100)), "train_dataset")) == 100
@@ -342,7 +342,7 @@ def test_a_run_of_an_earlier_version_can_be_resumed_and_other_data_not(make_trai
     import datetime
 
     from estune.errors import ConfigError
-    from estune.fingerprint import _earlier
+    from estune.run.data_fingerprint import _earlier
 
     rows = [{"prompt": "what is red", "target": "x", "day": datetime.date(2024, 1, 5)}]
     with monkeypatch.context() as earlier:

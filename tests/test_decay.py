@@ -9,15 +9,15 @@ from conftest import short
 from safetensors.torch import save_file
 from test_resume import assert_same, interrupted, steps_of
 
-from estune.center import Center
-from estune.checkpoint import open_checkpoint
 from estune.config import ESConfig
 from estune.errors import JournalError, ModelError
-from estune.journal import Journal
 from estune.noise import gaussian, kernels
 from estune.noise import torch as torch_backend
+from estune.theta.checkpoint import open_checkpoint
+from estune.theta.journal import Journal
+from estune.theta.theta import Center
 from estune.workers.actors import KeeperActor
-from estune.workers.source import Source
+from estune.workers.model_source import Source
 
 SHAPES = {"b.weight": (300, 70), "a.weight": (2_200_003,), "norm": (7,), "empty": (0, 3), "scalar": ()}
 SEEDS, COEFFICIENTS = [5, 2**64 - 1], [float(np.float32(1e-3)), float(np.float32(-3e-4))]

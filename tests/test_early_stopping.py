@@ -6,7 +6,7 @@ from transformers import EarlyStoppingCallback
 
 from estune.config import ESConfig
 from estune.errors import ConfigError
-from estune.schedule import plateaued
+from estune.run.milestones import plateaued
 
 HELD_OUT = [{"prompt": "what is red", "target": "held out"}]
 SETTINGS = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "reward", "max_steps": 8, "save_steps": 1}

@@ -7,13 +7,13 @@ import torch
 from conftest import make_model
 
 from estune import ESConfig
-from estune.center import Center
-from estune.checkpoint import open_checkpoint
-from estune.engines import answers
+from estune.common.types import Member
+from estune.engines import start_check
 from estune.engines.transformers import TransformersEngine
 from estune.errors import EngineError, ModelError
-from estune.member import Member
-from estune.parameters import layout
+from estune.theta.checkpoint import open_checkpoint
+from estune.theta.parameters import layout
+from estune.theta.theta import Center
 
 CENTER = Member.center("iid", 0)
 PROMPTS = ["cat", "where is the red dog x y z one two three"]
@@ -136,8 +136,8 @@ def test_a_rwkv_of_many_layers_answers_alike_each_time_and_alone(tmp_path, caplo
 
 def test_answers_differ_by_their_logits_as_long_as_the_tokens_are_the_same():
     flat, bent = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.5, 1.0])
-    same = answers.Answer([flat, flat], [2, 2])
-    assert answers.difference(same, same) == 0
-    assert answers.difference(same, answers.Answer([flat, bent], [2, 2])) == pytest.approx(0.5 / 3**0.5)
-    assert answers.difference(answers.Answer([flat, flat], [1, 2]), answers.Answer([flat, bent], [2, 2])) == 0
-    assert answers.difference(same, answers.Answer([flat * torch.nan, flat], [2, 2])) == 0
+    same = start_check.Answer([flat, flat], [2, 2])
+    assert start_check.difference(same, same) == 0
+    assert start_check.difference(same, start_check.Answer([flat, bent], [2, 2])) == pytest.approx(0.5 / 3**0.5)
+    assert start_check.difference(start_check.Answer([flat, flat], [1, 2]), start_check.Answer([flat, bent], [2, 2])) == 0
+    assert start_check.difference(same, start_check.Answer([flat * torch.nan, flat], [2, 2])) == 0

@@ -5,13 +5,13 @@ import torch
 from conftest import make_model
 
 from estune import ESConfig
-from estune.center import Center
-from estune.checkpoint import open_checkpoint
+from estune.common.types import Member
 from estune.engines.transformers import TransformersEngine
 from estune.errors import DataError, EngineError
-from estune.member import Member
-from estune.model import Model
-from estune.parameters import layout
+from estune.run.model import Model
+from estune.theta.checkpoint import open_checkpoint
+from estune.theta.parameters import layout
+from estune.theta.theta import Center
 from estune.workers.base import Worker
 
 PROMPTS = ["what is the color of the sky", "cat", "how", "where is the red dog x y z one two three", "who"]

@@ -7,10 +7,10 @@ from conftest import make_model, make_tokenizer
 from test_engine_transformers import answers, engine
 
 from estune import ESConfig
+from estune.common.types import Sampling
 from estune.engines.attention import NAME, attend
-from estune.engines.rows import Reuse
+from estune.engines.kv_cache import Reuse
 from estune.engines.transformers import TransformersEngine
-from estune.member import Sampling
 
 BEGINNING = "the capital of the red dog was in a blue sky and what is the color of the cat"  # 18 tokens
 ENDS = ["", "x", "one two three", "who was a green dog", "y z", "how", "where is the sky of the cat", "when"]

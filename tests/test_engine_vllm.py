@@ -13,18 +13,18 @@ from vllm_child import SETTINGS, SHAPE, TEXT, updated
 
 import estune.engines.vllm as module
 from estune import ESConfig
-from estune.center import Center
-from estune.checkpoint import open_checkpoint, resolve
+from estune.common.types import Member
+from estune.engines.stops import Stops
 from estune.engines.transformers import TransformersEngine
 from estune.engines.vllm import Shard, VLLMEngine
-from estune.engines.vllm_places import Places
+from estune.engines.vllm_direct import Places
 from estune.errors import ConfigError, DataError, EngineError, ModelError
-from estune.member import Member
 from estune.noise import kernels
 from estune.noise import torch as by_torch
-from estune.parameters import layout
-from estune.stops import Stops
 from estune.tasks import get_task
+from estune.theta.checkpoint import open_checkpoint, resolve
+from estune.theta.parameters import layout
+from estune.theta.theta import Center
 
 pytestmark = pytest.mark.vllm
 BASE = Member(0, 1, 0.0, "iid", 0)

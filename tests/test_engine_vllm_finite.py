@@ -10,8 +10,8 @@ from test_engine_vllm import load, place, same
 from vllm_child import SETTINGS, SHAPE, TEXT
 
 from estune import ESConfig, ESTrainer, strategy
-from estune.center import Center
-from estune.member import Member
+from estune.common.types import Member
+from estune.theta.theta import Center
 
 pytestmark = pytest.mark.vllm
 GOOD, HUGE = Member(1, 1, 0.02, "iid", 0), Member(1, 1, 1e18, "iid", 0)

@@ -8,11 +8,11 @@ from conftest import make_model
 from test_engine_vllm import BASE, MEMBERS, load, place, same
 from vllm_child import SHAPE
 
-from estune.center import Center
+from estune.common.types import Member
 from estune.engines.vllm import Shard, VLLMEngine
-from estune.engines.vllm_places import Places, responses
+from estune.engines.vllm_direct import Places, responses
 from estune.errors import EngineError
-from estune.member import Member
+from estune.theta.theta import Center
 
 pytestmark = pytest.mark.vllm
 
@@ -80,7 +80,7 @@ def test_what_is_not_tuned_within_a_fused_layer_stays_as_in_the_files(there):
 
 def test_without_proof_vllm_reloads_and_members_answer_all_the_same(there, monkeypatch):
     with monkeypatch.context() as changed:
-        changed.setattr("estune.engines.vllm_places._pack", lambda parameter: None)  # layers would keep the member before
+        changed.setattr("estune.engines.vllm_direct._pack", lambda parameter: None)  # layers would keep the member before
         assert checked(there) is None
     load(there, MEMBERS[1])
     same(there)

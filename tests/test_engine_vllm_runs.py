@@ -18,14 +18,14 @@ from vllm_child import SETTINGS, SHAPE, TEXT, updated
 
 import estune.engines.vllm as module
 from estune import ESConfig
-from estune.center import Center
-from estune.checkpoint import open_checkpoint
 from estune.cli.main import main
+from estune.common.types import Member
 from estune.engines.transformers import TransformersEngine
 from estune.engines.vllm import VLLMEngine
 from estune.errors import ModelError
-from estune.member import Member
-from estune.parameters import layout
+from estune.theta.checkpoint import open_checkpoint
+from estune.theta.parameters import layout
+from estune.theta.theta import Center
 
 pytestmark = pytest.mark.vllm
 CHILD = Path(__file__).with_name("vllm_child.py")

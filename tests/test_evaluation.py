@@ -16,9 +16,9 @@ from conftest import make_model
 
 from estune import ESConfig
 from estune.cli.main import main
-from estune.divergence import Likelihood, estimate
-from estune.member import Completion, Sampling
-from estune.metrics import Tally, completion_metrics, repetition
+from estune.common.types import Completion, Sampling
+from estune.evaluation.divergence import Likelihood, estimate
+from estune.monitor.metrics import Tally, completion_metrics, repetition
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 FAKE = ["--engine", "fake", "--max_eval_samples", "4"]

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from estune.data import has_split, load_rows, rows_of
 from estune.errors import DataError
+from estune.tasks.rows import has_split, load_rows, rows_of
 
 ODD_NAMES = ["a b", "a[1]", "a*", "a?", "a#b", "a%20b", "a\nb", "zip:", "a::b", "{a}", "-a", "ü", "a'\"b"]
 

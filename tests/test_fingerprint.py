@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from estune.errors import DataError
-from estune.fingerprint import digest, recorded_or_new
+from estune.run.data_fingerprint import digest, recorded_or_new
 
 JSON_ROWS = [
     {"prompt": "a", "target": 1.5, "tags": ["é", None, True], "meta": {"b": 1, "a": []}},
@@ -105,7 +105,7 @@ def test_the_fingerprint_is_the_same_in_a_process_that_orders_sets_otherwise():
     program = """
 import sys; sys.path[:0] = {path!r}
 from test_fingerprint import KINDS, rows
-from estune.fingerprint import digest
+from estune.run.data_fingerprint import digest
 print(digest([row for make, one, _ in KINDS.values() for row in rows(make(one))]))
 """
     command = [sys.executable, "-c", program.format(path=sys.path)]

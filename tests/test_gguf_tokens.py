@@ -3,7 +3,7 @@
 import pytest
 from conftest import make_tokenizer
 
-from estune.gguf_tokens import adds, honour
+from estune.theta.gguf_tokens import adds, honour
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ from test_journal_format_1 import DATA, SETTINGS, resumed
 from test_resume import files_of, interrupted
 from transformers import AutoModelForCausalLM
 
-from estune import identity
-from estune.center import snapshot_identity
-from estune.checkpoint import resolve
 from estune.cli.main import main
 from estune.errors import ModelError
-from estune.identity import Identity
-from estune.journal import Journal
+from estune.theta import identity
+from estune.theta.checkpoint import resolve
+from estune.theta.identity import Identity
+from estune.theta.journal import Journal
+from estune.theta.theta import snapshot_identity
 
 CHOOSES = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "reward"}
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from conftest import make_model
 
-from estune.center import Center
-from estune.checkpoint import open_checkpoint
 from estune.errors import JournalError
-from estune.journal import Header, Journal, Step, exists
 from estune.noise import gaussian
+from estune.theta.checkpoint import open_checkpoint
+from estune.theta.journal import Header, Journal, Step, exists
+from estune.theta.theta import Center
 
 SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
 

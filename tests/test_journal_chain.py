@@ -9,7 +9,7 @@ from conftest import short
 from test_journal import header, lines_of, signed, step, written
 
 from estune.errors import JournalError
-from estune.journal import Journal
+from estune.theta.journal import Journal
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import pytest
 from conftest import WORDS, short
 
 from estune import ESConfig, ESTrainer
-from estune.center import Center
-from estune.checkpoint import open_checkpoint
 from estune.cli.main import main
-from estune.journal import Journal
+from estune.theta.checkpoint import open_checkpoint
+from estune.theta.journal import Journal
+from estune.theta.theta import Center
 
 DATA = Path(__file__).parent / "data" / "runs_of_format_1"
 DIGESTS = json.loads((DATA / "digests.json").read_text())

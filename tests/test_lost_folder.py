@@ -12,7 +12,7 @@ from test_resume import files_of
 
 from estune.cli.main import main
 from estune.errors import LostFolderError
-from estune.journal import Journal
+from estune.theta.journal import Journal
 
 
 def meddling(deed, at=9):
@@ -108,13 +108,13 @@ def test_a_journal_that_somebody_else_changes_is_not_written_to(make_trainer, ru
 
 @pytest.mark.parametrize("where", ["journal", "checkpoint", "snapshot", "metrics"])
 def test_a_folder_that_goes_while_something_is_written_is_named_all_the_same(make_trainer, run, tmp_path, monkeypatch, where):
-    from estune import center, checkpoint
-    from estune.measured import Measured
+    from estune.run.metrics_file import Measured
+    from estune.theta import checkpoint, theta
 
     places = {
         "journal": (Journal, "append"),
         "checkpoint": (checkpoint, "save_file"),
-        "snapshot": (center, "save_file"),
+        "snapshot": (theta, "save_file"),
         "metrics": (Measured, "append"),
     }
     whole = getattr(*places[where])

@@ -17,7 +17,7 @@ from test_resume import assert_same, steps_of
 from estune.cli.main import main
 from estune.config import ESConfig, RunConfig
 from estune.errors import ConfigError, DataError, RewardError
-from estune.mixture import ForTask, Mixture, Part, shares
+from estune.run.mixture import ForTask, Mixture, Part, shares
 
 
 def rows(name, count, **columns):

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from estune import statistics, strategy
+from estune import strategy
+from estune.common.moments import exponent, mean, scaled
 from estune.config import ESConfig
-from estune.fitness import PROMPT_SHAPING, centered, fitness_of, standardized
-from estune.metrics import fitness_metrics
-from estune.moments import exponent, mean, scaled
+from estune.evaluation import statistics
+from estune.monitor.metrics import fitness_metrics
+from estune.strategy.fitness import PROMPT_SHAPING, centered, fitness_of, standardized
 
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
 ORDINARY = st.floats(-1e100, 1e100).filter(lambda x: x == 0 or abs(x) > 1e-100)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from device_child import MEMBERS, SHAPES, base, bits, updated
 
-from estune import center as centers
-from estune.center import Center
-from estune.member import Member
+from estune.common.types import Member
 from estune.noise import gaussian, kernels
 from estune.noise import torch as by_torch
-from estune.streaming import Staging
+from estune.theta import theta as centers
+from estune.theta.streaming import Staging
+from estune.theta.theta import Center
 
 SEEDS = list(range(30))
 COEFFICIENTS = [(-1) ** seed * 2.0**-20 * (seed + 1) for seed in SEEDS]  # fp32 numbers

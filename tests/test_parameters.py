@@ -11,12 +11,12 @@ import torch
 from conftest import make_model, make_tokenizer
 from safetensors.torch import load_file, save_file
 
-from estune.center import Center
-from estune.checkpoint import open_checkpoint, resolve
 from estune.config import ESConfig
 from estune.errors import ConfigError, InputError, ModelError
-from estune.model import Model
-from estune.parameters import layout
+from estune.run.model import Model
+from estune.theta.checkpoint import open_checkpoint, resolve
+from estune.theta.parameters import layout
+from estune.theta.theta import Center
 
 
 def edit(folder, change):
@@ -256,7 +256,7 @@ def test_two_runs_that_begin_at_once_convert_a_gguf_once(tmp_path, monkeypatch):
         converted.append(folder)
         (folder / "config.json").write_text("{}")
 
-    monkeypatch.setattr("estune.checkpoint._convert", convert)
+    monkeypatch.setattr("estune.theta.checkpoint._convert", convert)
     with ThreadPoolExecutor() as pool:
         first, second = pool.map(resolve, [str(tmp_path / "m.gguf")] * 2)
     assert first == second
@@ -269,8 +269,8 @@ def test_a_model_is_laid_out_without_scikit_learn_which_assisted_decoding_still_
     code = f"""
 import sys
 from pathlib import Path
-from estune.checkpoint import open_checkpoint
-from estune.parameters import layout
+from estune.theta.checkpoint import open_checkpoint
+from estune.theta.parameters import layout
 layout(open_checkpoint(Path({str(tiny)!r})))
 assert "sklearn" not in sys.modules, "imported"
 from transformers.generation import candidate_generator

@@ -14,7 +14,7 @@ from estune.rewards.patience import done_within
 
 CHILD = """
 import asyncio, time
-from estune.member import Completion
+from estune.common.types import Completion
 from estune.rewards.pool import Limits
 from estune.rewards.scoring import Rewards
 
@@ -95,7 +95,7 @@ def test_a_trainer_that_is_stopped_and_continued_loses_no_reward():
 
 
 def test_a_function_that_stops_its_own_process_is_given_up():
-    from estune.member import Completion
+    from estune.common.types import Completion
     from estune.rewards.pool import Limits
     from estune.rewards.scoring import Rewards
 

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from estune import ESConfig, placement
+from estune import ESConfig
 from estune.cli.main import main
 from estune.errors import ConfigError, InputError, ResourceError
-from estune.model import Model
-from estune.placement import RESERVE, Place, choose, place, vllm_takes
+from estune.run import placement
+from estune.run.model import Model
+from estune.run.placement import RESERVE, Place, choose, place, vllm_takes
 
 GIB = 1 << 30
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import make_model
 
-from estune import plan
 from estune.cli.main import main
 from estune.config import ESConfig
-from estune.plan import Shape, Speed, Work
+from estune.run import estimate
+from estune.run.estimate import Shape, Speed, Work
 
 CHILD = Path(__file__).parent / "peak_child.py"
 REAL = Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -49,27 +49,27 @@ def test_the_memory_that_is_predicted_is_what_a_real_run_takes_within_15_percent
     model = REAL if which == "real" else random_model
     config = ESConfig(output_dir=str(tmp_path), **settings)
     itemsize = 4 if config.dtype == "float32" else 2
-    predicted = sum(plan.es_here(plan.shape_of(str(model), config), config, Work(32, 50, 24), itemsize).values())
+    predicted = sum(estimate.es_here(estimate.shape_of(str(model), config), config, Work(32, 50, 24), itemsize).values())
     assert predicted == pytest.approx(peak_of(model, tmp_path / "out", {"prompts": 32} | settings), rel=0.15)
 
 
 def test_a_models_shape_is_read_from_its_config_alone(tiny, tmp_path):
     (tmp_path / "config.json").write_text((tiny / "config.json").read_text())
     wanted = Shape(parameters=17_568, tuned=17_568, layers=2, width=32, cached=32, vocabulary=64, stored=4)
-    assert plan.shape_of(str(tmp_path / "config.json"), ESConfig()) == plan.shape_of(str(tiny), ESConfig()) == wanted
-    assert plan.shape_of(str(tiny), ESConfig(target_parameters=["norm"])).tuned == 5 * 32
+    assert estimate.shape_of(str(tmp_path / "config.json"), ESConfig()) == estimate.shape_of(str(tiny), ESConfig()) == wanted
+    assert estimate.shape_of(str(tiny), ESConfig(target_parameters=["norm"])).tuned == 5 * 32
 
 
 @pytest.mark.parametrize(("parameters", "layers", "width"), [(7e9, 33, 4096), (70e9, 71, 9216)])
 def test_an_imagined_model_has_the_proportions_of_real_ones(parameters, layers, width):
-    shape = plan.shape_like(parameters)
+    shape = estimate.shape_like(parameters)
     assert (shape.layers, shape.width) == (pytest.approx(layers, rel=0.1), pytest.approx(width, rel=0.1))
 
 
 def test_the_papers_table_for_eight_billion_parameters():
     """ES: 18 to 22 GB; RL: 136 to 160 GB, of which 32 gradients, 64 Adam, 16 the reference model."""
-    shape, work = plan.shape_like(8e9), Work(32, 128, 256)
-    rl = plan.rl(shape, work, 2)
+    shape, work = estimate.shape_like(8e9), Work(32, 128, 256)
+    rl = estimate.rl(shape, work, 2)
     assert {name: round(size / 1e9) for name, size in rl.items() if name != "activations"} == {
         "weights": 16,
         "gradients, fp32": 32,
@@ -77,16 +77,16 @@ def test_the_papers_table_for_eight_billion_parameters():
         "reference model": 16,
     }
     assert 136e9 <= sum(rl.values()) <= 160e9
-    device, host = plan.es_on_gpu(shape, ESConfig(max_completion_length=256), work, 2)
+    device, host = estimate.es_on_gpu(shape, ESConfig(max_completion_length=256), work, 2)
     assert 18e9 <= sum(device.values()) <= 22e9
     assert host["θ, fp32"] == 32e9
 
 
 def test_more_engines_take_less_time_and_auto_evaluates_two_more():
     work, speed = Work(10, 1, 50.0), Speed(100.0, 0.1)
-    assert plan.seconds_a_step(ESConfig(population_size=4), work, speed, 1) == pytest.approx(4 * 10 * 50 / 100 * 1.1)
-    assert plan.seconds_a_step(ESConfig(population_size=4), work, speed, 2) == pytest.approx(4 * 10 * 50 / 200 * 1.1)
-    assert plan.tokens_a_step(ESConfig(population_size=4, learning_rate="auto"), work) == 6 * 10 * 50
+    assert estimate.seconds_a_step(ESConfig(population_size=4), work, speed, 1) == pytest.approx(4 * 10 * 50 / 100 * 1.1)
+    assert estimate.seconds_a_step(ESConfig(population_size=4), work, speed, 2) == pytest.approx(4 * 10 * 50 / 200 * 1.1)
+    assert estimate.tokens_a_step(ESConfig(population_size=4, learning_rate="auto"), work) == 6 * 10 * 50
 
 
 def run_of(engines):
@@ -98,15 +98,15 @@ def run_of(engines):
 
 @pytest.mark.parametrize("engines", [1, 4])
 def test_a_measured_run_is_predicted_to_take_as_long_as_it_did_with_as_many_engines(engines):
-    speed, length = plan.measured(run_of(engines))
+    speed, length = estimate.measured(run_of(engines))
     work = Work(10, 1, length)
-    assert plan.seconds_a_step(ESConfig(population_size=8 * engines), work, speed, engines) == pytest.approx(100)
+    assert estimate.seconds_a_step(ESConfig(population_size=8 * engines), work, speed, engines) == pytest.approx(100)
 
 
 def test_a_model_without_attention_is_planned_for_too(tmp_path):
     config = {"architectures": ["MambaForCausalLM"], "model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    shape = plan.shape_of(str(tmp_path / "config.json"), ESConfig())
+    shape = estimate.shape_of(str(tmp_path / "config.json"), ESConfig())
     assert (shape.layers, shape.cached) == (2, 0)
 
 

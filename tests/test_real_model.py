@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from estune import ESConfig, ESTrainer
-from estune.center import Center
-from estune.checkpoint import open_checkpoint, resolve
-from estune.parameters import layout
 from estune.tasks import get_task
+from estune.theta.checkpoint import open_checkpoint, resolve
+from estune.theta.parameters import layout
+from estune.theta.theta import Center
 
 pytestmark = pytest.mark.slow
 GGUF = Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -91,7 +91,7 @@ def test_a_run_killed_in_three_places_ends_with_the_bytes_of_an_undisturbed_one(
 
 
 def test_a_member_of_the_real_model_is_the_same_for_one_thread_and_for_four(smollm):
-    from estune.member import Member
+    from estune.common.types import Member
 
     checkpoint = open_checkpoint(resolve(smollm))
     one = Center.load(checkpoint, layout(checkpoint).targets(None))

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from estune.cli.main import main
-from estune.journal import Step
+from estune.theta.journal import Step
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from estune import resources
+from estune.common import resources
 from estune.errors import InputError, ResourceError
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -106,7 +106,7 @@ def test_memory_that_was_freed_can_be_given_back_or_kept_anywhere(monkeypatch):
 def test_a_large_block_that_was_kept_costs_no_new_pages():
     code = """
 import ctypes, resource
-from estune import resources
+from estune.common import resources
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 def faults(size=100 << 20):

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import short
 
-from estune.center import Center
-from estune.checkpoint import open_checkpoint
 from estune.errors import ConfigError, RewardError
-from estune.journal import Journal
+from estune.theta.checkpoint import open_checkpoint
+from estune.theta.journal import Journal
+from estune.theta.theta import Center
 
 SETTINGS = {
     "save_total_limit": 1,
@@ -270,7 +270,9 @@ SCRIPT = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
 from conftest import WORDS, short
-from estune import ESConfig, ESTrainer, folder, journal
+from estune import ESConfig, ESTrainer
+from estune.run import folder
+from estune.theta import journal
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -285,7 +287,7 @@ def mortal(completions, target, **columns):
 
 mortal.__name__ = "short"
 if {where!r} == "saving":
-    from estune import checkpoint
+    from estune.theta import checkpoint
     checkpoint.sync_tree = lambda path: die()
 if {where!r} == "journal":
     whole = journal.step_line

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estune.common.types import Completion
 from estune.errors import ConfigError, RewardError
-from estune.member import Completion
 from estune.rewards.scoring import Rewards, Scores
 
 ROWS = [{"prompt": "p0", "target": "a", "level": 1}, {"prompt": "p1", "target": "bb", "level": 2}]

@@ -13,15 +13,15 @@ import psutil
 import pytest
 
 from estune.cli.main import main
+from estune.common.types import Completion
 from estune.errors import ConfigError
-from estune.member import Completion
-from estune.metrics import failure_metrics
-from estune.mixture import ForTask
+from estune.monitor.metrics import failure_metrics
 from estune.rewards.code import code_reward
 from estune.rewards.limited import Limited, OverLimitError, graded
 from estune.rewards.limits import Grades, bounds_itself, own_limit
 from estune.rewards.pool import Limits
 from estune.rewards.scoring import Rewards
+from estune.run.mixture import ForTask
 
 SPINS = "while True: pass"
 RIGHT = "def f(x): return x"

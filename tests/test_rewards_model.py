@@ -5,10 +5,10 @@ import torch
 from conftest import make_tokenizer
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from estune.common.types import Completion
 from estune.errors import ConfigError
-from estune.member import Completion
-from estune.rewards.functions import resolve_rewards
 from estune.rewards.scoring import Rewards
+from estune.tasks.reward_functions import resolve_rewards
 
 
 def reward_model(folder, labels=1):

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
+from estune.common.types import Completion
 from estune.errors import RewardError
-from estune.member import Completion
-from estune.metrics import logged_metrics
+from estune.monitor.metrics import logged_metrics
 from estune.rewards.pool import Limits
 from estune.rewards.scoring import Rewards
 

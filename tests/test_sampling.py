@@ -6,8 +6,8 @@ import torch
 from conftest import make_model
 from test_engine_transformers import PROMPTS, engine
 
+from estune.common.types import Sampling
 from estune.engines.sampling import draw, sample_seeds
-from estune.member import Sampling
 
 BUDGET = 12
 
@@ -90,9 +90,9 @@ def test_vllm_draws_the_same_for_a_seed_and_each_token_as_often_as_its_probabili
     from vllm_child import SETTINGS, SHAPE
 
     from estune import ESConfig
-    from estune.checkpoint import open_checkpoint
     from estune.engines.vllm import VLLMEngine
-    from estune.parameters import layout
+    from estune.theta.checkpoint import open_checkpoint
+    from estune.theta.parameters import layout
 
     folder = make_model(tmp_path / "model", **SHAPE)
     checkpoint = open_checkpoint(folder)

@@ -16,10 +16,10 @@ from conftest import make_model, make_tokenizer
 
 from estune import ESConfig, ESTrainer, EstuneError
 from estune.cli.main import main
+from estune.common.guard import guarded, reason
 from estune.engines.transformers import load_model
 from estune.errors import ModelError
 from estune.rewards.call import Call, Failure, Returned, answer
-from estune.seams import guarded, reason
 
 # What estune calls of other libraries, where a run of the transformers engine on a local model and file comes by.
 CALLS = [
@@ -44,8 +44,8 @@ CALLS = [
     "transformers:PreTrainedTokenizerFast.get_vocab",
     "transformers:PreTrainedTokenizerFast.save_pretrained",
     "transformers.conversion_mapping:get_model_conversion_mapping",
-    "estune.checkpoint:safe_open",
-    "estune.checkpoint:save_file",
+    "estune.theta.checkpoint:safe_open",
+    "estune.theta.checkpoint:save_file",
     "accelerate.tracking:get_available_trackers",
     "huggingface_hub:HfApi",
     "huggingface_hub:snapshot_download",
@@ -231,7 +231,7 @@ def test_debug_shows_causes_that_the_line_leaves_out(there, capsys):
 
 
 def test_an_error_that_nobody_foresaw_is_one_line_that_says_where(there, monkeypatch, capsys):
-    monkeypatch.setattr("estune.plan.shape_of", fail)
+    monkeypatch.setattr("estune.run.estimate.shape_of", fail)
     assert main(COMMANDS["plan"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("estune: unexpected Strange at ")

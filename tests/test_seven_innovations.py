@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from estune import strategy
-from estune.center import Center
-from estune.checkpoint import open_checkpoint
+from estune.common.types import Member
 from estune.config import ESConfig
 from estune.engines.transformers import TransformersEngine
-from estune.member import Member
 from estune.noise import gaussian
-from estune.parameters import layout
+from estune.theta.checkpoint import open_checkpoint
+from estune.theta.parameters import layout
+from estune.theta.theta import Center
 
 CONFIG = ESConfig(population_size=30)
 

@@ -7,19 +7,20 @@ import sys
 import pytest
 import torch
 
-from estune.center import Center
-from estune.checkpoint import open_checkpoint
+from estune.common.types import Member
 from estune.errors import EngineError
-from estune.member import Member
-from estune.parameters import layout
-from estune.shared import Address, Shared
+from estune.theta.checkpoint import open_checkpoint
+from estune.theta.parameters import layout
+from estune.theta.shared_memory import Address, Shared
+from estune.theta.theta import Center
 
 SHAPES = {"a": (3, 5), "empty": (0, 2), "scalar": (), "b": (17,)}
 
 
 def digest_elsewhere(address: Address) -> str:
     """θ's digest as another process finds it."""
-    code = f"from estune.center import Center; from estune.shared import Address; print(Center.attach({address!r}).digest())"
+    imports = "from estune.theta.theta import Center; from estune.theta.shared_memory import Address"
+    code = f"{imports}; print(Center.attach({address!r}).digest())"
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 

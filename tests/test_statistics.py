@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from estune.statistics import mean, pass_at_k, sign_flip, standard_error, wilson
+from estune.evaluation.statistics import mean, pass_at_k, sign_flip, standard_error, wilson
 
 RNG = np.random.default_rng(0)
 

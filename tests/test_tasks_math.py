@@ -384,7 +384,7 @@ def test_math_learns_from_levels_3_to_5_and_is_tested_on_all(monkeypatch: pytest
         levels = ["Level 1", "Level 2", "Level 3", 4, 5]
         return adapt([{"problem": f"{split} {level}", "answer": "1", "level": level} for level in levels])
 
-    monkeypatch.setattr("estune.data.load_rows", hub)
+    monkeypatch.setattr("estune.tasks.rows.load_rows", hub)
     for name in ("math", "aime"):
         assert [row["level"] for row in TASKS[name].train(None)] == ["Level 3", 4, 5]
         assert len(TASKS[name].test(None)) == 5 and len(TASKS[name].train(2)) == 2

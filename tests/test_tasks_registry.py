@@ -30,7 +30,7 @@ def a_hub_of_eight_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_rows(name: str, split: str, config: str | None = None, *, adapt: Any) -> Any:
         return list(adapt(PROGRAMS if name in of_code else PROBLEMS))
 
-    monkeypatch.setattr("estune.data.load_rows", load_rows)
+    monkeypatch.setattr("estune.tasks.rows.load_rows", load_rows)
 
 
 def test_the_registry_holds_each_task_under_its_own_name() -> None:

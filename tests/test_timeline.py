@@ -11,7 +11,7 @@ import pytest
 from conftest import short
 
 from estune import ESConfig, ESTrainer
-from estune.timeline import Timeline
+from estune.monitor.timeline import Timeline
 from estune.workers.base import Work
 
 MEMBERS, STEPS = 4, 3

@@ -8,12 +8,12 @@ import torch
 from conftest import make_model, make_tokenizer
 
 from estune import ESConfig
-from estune.checkpoint import open_checkpoint
+from estune.engines.stops import Stops, decoded
+from estune.engines.tokens import Tokenizer
 from estune.engines.transformers import Stopped, TransformersEngine
 from estune.errors import ConfigError, DataError, ModelError
-from estune.parameters import layout
-from estune.stops import Stops, decoded
-from estune.tokens import Tokenizer
+from estune.theta.checkpoint import open_checkpoint
+from estune.theta.parameters import layout
 
 
 @pytest.fixture

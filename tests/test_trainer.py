@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from estune import ESConfig, ESTrainer
-from estune.distance import travelled
 from estune.errors import ConfigError, DataError, InputError, ModelError
-from estune.journal import Journal
+from estune.run.distance import travelled
+from estune.theta.journal import Journal
 
 
 def folder_of(trainer):

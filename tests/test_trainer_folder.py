@@ -14,10 +14,10 @@ from test_trainer import checkpoints_of, folder_of, metrics_of, same, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from estune import ESConfig
+from estune.common.durable import held, in_turn
+from estune.common.signed_lines import signed
 from estune.config import build
-from estune.durable import held, in_turn
 from estune.errors import ConfigError, ModelError
-from estune.lines import signed
 
 # Checkpoints
 
@@ -154,7 +154,7 @@ def test_a_disk_that_cannot_lock_files_is_named_and_converting_goes_on_without(t
     def flock(file, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("estune.durable.fcntl.flock", flock)
+    monkeypatch.setattr("estune.common.durable.fcntl.flock", flock)
     with (
         pytest.raises(ConfigError, match=r"output_dir: .* is on a disk that cannot lock files \(No locks available\)"),
         held(tmp_path, "output_dir"),

@@ -15,7 +15,7 @@ from test_journal import signed
 from estune import ESConfig
 from estune.cli.main import main
 from estune.errors import ConfigError
-from estune.own import write_own
+from estune.run.own_files import write_own
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 CODE = """open({ran!r}, "w").close()

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estune import ESConfig
-from estune.card import write_card, write_config
-from estune.cli.evaluated import _csv
 from estune.cli.main import main
-from estune.compare.table import _line
+from estune.common.visible import CleanStream, clean, clean_streams, one_line
 from estune.errors import DataError
-from estune.population import Mishap
+from estune.evaluation.compare.table import _line
+from estune.evaluation.examine import _csv
 from estune.rewards.call import Failure, failure_of
-from estune.visible import CleanStream, clean, clean_streams, one_line
+from estune.run.publish import write_card, write_config
+from estune.strategy.population import Mishap
 
 EVIL = "\x1b]0;owned\x07\x1b[2J \x9b31m \u202eRTL\u2066 \u200f \x7f \u2028 \r over \ud800"
 HARMFUL = {*map(chr, [*range(32), *range(127, 160)])} - {"\n", "\t"} | set("\u061c\u200e\u200f\u2028\u2029")

@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 
 from estune import ESConfig
-from estune.center import Center
-from estune.checkpoint import open_checkpoint
+from estune.common.types import Member
 from estune.engines.vllm import VLLMEngine
-from estune.member import Member
-from estune.parameters import layout
+from estune.theta.checkpoint import open_checkpoint
+from estune.theta.parameters import layout
+from estune.theta.theta import Center
 
 SHAPE = {
     "hidden_size": 256,

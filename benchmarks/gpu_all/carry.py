@@ -129,7 +129,7 @@ def split(model: Path, halves: Sequence[Path]) -> None:
 
 def collect_tokenizer(model: Path) -> None:
     """Copy the tokenizer that this environment's transformers makes from the GGUF."""
-    from estune.checkpoint import resolve
+    from estune.theta.checkpoint import resolve
 
     folder = resolve(str(model))
     TOKENIZER.mkdir(parents=True, exist_ok=True)
@@ -173,7 +173,7 @@ def model(whole: Path) -> Path:
 
 def joined(halves: Sequence[Path], path: Path) -> Path:
     """The checkpoint that transformers makes from the pieces, with the tokenizer in carry/."""
-    from estune.checkpoint import resolve
+    from estune.theta.checkpoint import resolve
 
     data = b"".join((folder / "piece").read_bytes() for folder in halves)
     digest = hashlib.sha256(data).hexdigest()

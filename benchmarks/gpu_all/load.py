@@ -14,9 +14,9 @@ import torch
 from benchmarks import gpu
 from benchmarks.common import word_tokenizer
 from benchmarks.gpu_all import print_figures
-from estune.center import Center
 from estune.config import ESConfig
 from estune.engines.transformers import TransformersEngine
+from estune.theta.theta import Center
 
 PROMPTS, PROMPT_TOKENS, TOKENS = 64, 32, 64
 

@@ -27,14 +27,14 @@ from typing import Any
 
 import torch
 
-from estune.checkpoint import Checkpoint, open_checkpoint, resolve
-from estune.distance import travelled
 from estune.errors import EstuneError
-from estune.journal import Journal, Step
 from estune.noise import stream
 from estune.noise.kernels import update
-from estune.parameters import layout
-from estune.trust import one_line
+from estune.run.distance import travelled
+from estune.run.trust import one_line
+from estune.theta.checkpoint import Checkpoint, open_checkpoint, resolve
+from estune.theta.journal import Journal, Step
+from estune.theta.parameters import layout
 
 Row = dict[str, float | None]
 COLUMNS = ("step", "σ", "α", "promised", "gained", "spread", "drop", "slope", "dimension", "distance", "cosine", "KL")

@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from estune.compare import plots
-from estune.compare.table import reward_at
+from estune.evaluation.compare import plots
+from estune.evaluation.compare.table import reward_at
 
 AUTO = "auto"
 

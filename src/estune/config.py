@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from estune import trl_names
+from estune.common import trl_names
 from estune.errors import ConfigError
 
 
@@ -333,3 +333,11 @@ def _check_limits(field: dataclasses.Field[Any], value: float) -> None:
 @cache
 def _adapters(kind: type) -> dict[str, TypeAdapter[Any]]:
     return {name: TypeAdapter(hint) for name, hint in get_type_hints(kind).items()}
+
+
+def spans_max_steps(config: ESConfig) -> str | None:
+    """The schedule that would be another with another max_steps, as it is written; None when none would."""
+    for name in ("lr_scheduler_type", "sigma_scheduler_type"):
+        if getattr(config, name) in ("linear", "cosine"):
+            return f"{name}: {getattr(config, name)}"
+    return None

@@ -4,7 +4,22 @@ Each is also the standard library's kind, so that code which knows nothing of es
 `InputError` is the user's to mend: the command line prints it as one line and exits with status 2.
 """
 
-from estune.visible import clean
+_CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]  # C0 without \n and \t, DEL, C1
+_DIRECTIONS = [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x2070)]
+_SEPARATORS = [0x2028, 0x2029]  # of lines and paragraphs
+_SURROGATES = range(0xD800, 0xE000)  # half a character, or a byte of a file name that is no text
+_TABLE: dict[int, str] = {
+    **dict.fromkeys([*_CONTROLS, *_DIRECTIONS], ""),
+    **dict.fromkeys(_SEPARATORS, " "),
+    **dict.fromkeys(_SURROGATES, "?"),
+    ord("\n"): "\n",
+    ord("\t"): "\t",
+}
+
+
+def clean(text: str) -> str:
+    """`text` without what a terminal would obey; line ends, tabs and all that is visible stay."""
+    return text.translate(_TABLE)
 
 
 class EstuneError(Exception):

@@ -15,33 +15,34 @@ from typing import Any
 
 import numpy as np
 
-from estune import anneal, control, strategy
-from estune.callbacks import Callbacks
-from estune.card import write_card, write_config
+from estune import strategy
+from estune.common.resources import check_disk
+from estune.common.types import Member
 from estune.config import ESConfig
-from estune.console import Screen
-from estune.control import Plan
-from estune.data import rows_of, warn_of_columns_not_shown
-from estune.distance import distance, travelled
 from estune.errors import ConfigError, DataError
-from estune.evaluation import Held, evaluate
-from estune.fingerprint import digest
-from estune.folder import RunFolder
-from estune.hub import push
-from estune.journal import Journal, Step, exists
-from estune.member import Member
-from estune.metrics import as_json, completion_metrics, failure_metrics, fitness_metrics, logged_metrics, reward_metrics
-from estune.mixture import Mixture
-from estune.model import Model
-from estune.population import Mishap, Population, Scored
-from estune.resources import check_disk
-from estune.resume import as_recorded, check_resumable, header, restore
+from estune.monitor.callbacks import Callbacks
+from estune.monitor.console import Screen
+from estune.monitor.held_out import Held, evaluate
+from estune.monitor.metrics import as_json, completion_metrics, failure_metrics, fitness_metrics, logged_metrics, reward_metrics
+from estune.monitor.timeline import Timeline
+from estune.monitor.trackers import Trackers, check_trackers
 from estune.rewards.scoring import Rewards
-from estune.schedule import best_metric, best_step, evaluates, plateaued, saves, trainer_state
-from estune.search import Found, search
-from estune.stopping import Stop, graceful
-from estune.timeline import Timeline
-from estune.trackers import Trackers, check_trackers
+from estune.run.data_fingerprint import digest
+from estune.run.distance import distance, travelled
+from estune.run.folder import RunFolder
+from estune.run.milestones import best_metric, best_step, evaluates, plateaued, saves, trainer_state
+from estune.run.mixture import Mixture
+from estune.run.model import Model
+from estune.run.publish import push, write_card, write_config
+from estune.run.resume import as_recorded, check_resumable, header, restore
+from estune.run.stopping import Stop, graceful
+from estune.strategy import schedules, step_size
+from estune.strategy.population import Mishap, Population, Scored
+from estune.strategy.search import Found, search
+from estune.strategy.step_size import Plan
+from estune.tasks.reward_functions import resolve_rewards
+from estune.tasks.rows import rows_of, warn_of_columns_not_shown
+from estune.theta.journal import Journal, Step, exists
 
 _TICK = 0.1  # seconds between looks at whether the run was asked to stop, while rewards are waited for
 
@@ -81,7 +82,7 @@ class ESTrainer:
         callbacks: Sequence[Any] | None = None,
     ) -> None:
         self.args = args or ESConfig()
-        self.rewards = Rewards.of(reward_funcs, self.args)
+        self.rewards = Rewards.of(resolve_rewards(reward_funcs), self.args)
         self.train_rows = rows_of(train_dataset, "train_dataset") if train_dataset is not None else []
         self.eval_rows = rows_of(eval_dataset, "eval_dataset") if eval_dataset is not None else []
         self.mixture = train_dataset if isinstance(train_dataset, Mixture) else None
@@ -223,17 +224,17 @@ class ESTrainer:
         config, step = self.args, journal.last + 1
         self.callbacks.state.global_step = step - 1
         self.callbacks.call("on_step_begin")
-        plan = control.plan(config, step, journal.control, self.model.center.root_mean_square)
+        plan = step_size.plan(config, step, journal.control, self.model.center.root_mean_square)
         seeds = strategy.ask(config, step)
         rows = [self.train_rows[i] for i in self._batch(journal)]
         best_of = config.population_size if self._shows(step) else 0
         population = Population(self.rewards, rows, self.callbacks.state, self._timeline, best_of=best_of)
         evaluate = partial(self._evaluate, step, population, [row["prompt"] for row in rows], stop)
-        found = search(config, step, plan, seeds, control.known_center(journal.control), evaluate)
+        found = search(config, step, plan, seeds, step_size.known_center(journal.control), evaluate)
         self._tell_of(step, population, found)
         coefficients = found.coefficients
         evaluating = time.perf_counter() - started
-        decay = anneal.decay(config, step) if coefficients else 0.0
+        decay = schedules.decay(config, step) if coefficients else 0.0
         updating = time.perf_counter()
         with self._timeline.span("update"):
             self.model.workers.update(seeds, coefficients, noise=config.noise, version=step - 1, decay=decay)

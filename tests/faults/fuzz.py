@@ -10,11 +10,11 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["estune.journal", "estune.tasks"]):
+with atheris.instrument_imports(include=["estune.theta.journal", "estune.tasks"]):
     from estune.errors import JournalError
-    from estune.journal import Journal
     from estune.tasks.answers import last_boxed
     from estune.tasks.countdown import grade_completion
+    from estune.theta.journal import Journal
 
 FOLDER = Path(tempfile.mkdtemp())
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from estune.cli.main import main
 from estune.config import RunConfig
 from estune.errors import InputError, JournalError
-from estune.journal import Journal
+from estune.theta.journal import Journal
 
 STEPS = 6
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from estune import ESConfig, ESTrainer
-from estune.journal import Journal, Step
+from estune.theta.journal import Journal, Step
 
 CHILD = Path(__file__).with_name("run_child.py")
 GGUF = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -14,8 +14,8 @@ import numpy as np
 import psutil
 import pytest
 
+from estune.common.types import Completion
 from estune.errors import RewardError
-from estune.member import Completion
 from estune.rewards.pool import Limits
 from estune.rewards.scoring import Rewards
 
@@ -310,7 +310,7 @@ def test_scorers_end_when_the_process_that_started_them_is_killed(tmp_path):
     program = """
 import os, sys, time
 from estune.rewards.scoring import Rewards
-from estune.member import Completion
+from estune.common.types import Completion
 def judge(completions):
     open(sys.argv[1] if len(sys.argv) > 1 else path, "w").write(str(os.getpid()))
     time.sleep(1e6)

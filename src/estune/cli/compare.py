@@ -28,7 +28,7 @@ USAGE = "estune compare [--config FILE ...] [--methods METHOD ...] [--seeds N] [
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    from estune.compare.methods import DEFAULT, METHODS
+    from estune.evaluation.compare.methods import DEFAULT, METHODS
 
     add = parser.add_argument
     known = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
@@ -58,9 +58,9 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
 
 
 def _compare(options: argparse.Namespace, config: RunConfig, output: Path) -> int:
-    from estune.compare import plots
-    from estune.compare.run import claim, collect, do_all
-    from estune.durable import held
+    from estune.common.durable import held
+    from estune.evaluation.compare import plots
+    from estune.evaluation.compare.execute import claim, collect, do_all
 
     runs = _runs(options, config)
     if options.dry_run:
@@ -87,11 +87,11 @@ def _compare(options: argparse.Namespace, config: RunConfig, output: Path) -> in
 def _runs(options: argparse.Namespace, config: RunConfig) -> list[Any]:
     """The runs that are asked for, with what can be known to be wrong said before any of them begins."""
     from estune.cli.settings import parsed
-    from estune.cli.train import data_and_rewards
-    from estune.compare.methods import chosen, grids
-    from estune.compare.plan import Budget, check, runs
-    from estune.data import rows_of
-    from estune.member import is_token_ids
+    from estune.common.types import is_token_ids
+    from estune.evaluation.compare.methods import chosen, grids
+    from estune.evaluation.compare.runs import Budget, check, runs
+    from estune.run.inputs import data_and_rewards
+    from estune.tasks.rows import rows_of
 
     methods = chosen(options.methods)
     rates = grids(methods, options.learning_rates)
@@ -110,12 +110,12 @@ def _runs(options: argparse.Namespace, config: RunConfig) -> list[Any]:
 
 
 def _one(folder: Path, prepare: bool) -> int:
-    from estune.compare import one
+    from estune.evaluation.compare import child
 
     if prepare:
-        one.prepare(one.read(folder))
+        child.prepare(child.read(folder))
     else:
-        one.do(folder)
+        child.do(folder)
     return 0
 
 
@@ -138,17 +138,17 @@ def _list(runs: list[Any]) -> int:
 
 
 def _write(comparison: dict[str, Any], folder: Path) -> None:
-    from estune.compare.table import markdown
-    from estune.durable import write_text
+    from estune.common.durable import write_text
+    from estune.evaluation.compare.table import markdown
 
     write_text(folder / "compare.json", json.dumps(comparison, indent=1) + "\n")
     write_text(folder / "compare.md", markdown(comparison))
 
 
 def _show(comparison: dict[str, Any], folder: Path) -> None:
-    from estune.compare import plots
-    from estune.compare.table import answers_table, differences, notes, results_table, title
-    from estune.console import Screen
+    from estune.evaluation.compare import plots
+    from estune.evaluation.compare.table import answers_table, differences, notes, results_table, title
+    from estune.monitor.console import Screen
 
     screen = Screen(RunConfig())
     screen.table(title(comparison), *results_table(comparison))

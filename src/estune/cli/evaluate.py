@@ -19,14 +19,13 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from estune.cli import train
 from estune.cli.settings import add_flags, read
 from estune.config import RunConfig
 from estune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from estune.member import Sampling
-    from estune.suite import Exam
+    from estune.common.types import Sampling
+    from estune.evaluation.models import Exam
 
 SUMMARY = "score models on held-out prompts"
 USAGE = "estune eval --model MODEL ... [--tasks TASK ...] [--base MODEL] [--num_generations N] [--kl] [--SETTING VALUE ...]"
@@ -59,21 +58,23 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     sampling = _sampling(options, config)
     _check_files(options)
     exams = _exams(options, unknown, config)
-    train.quieten_libraries()
-    from estune.cli import evaluated
-    from estune.console import set_log_level
+    from estune.monitor.console import quieten_libraries
+
+    quieten_libraries()
+    from estune.evaluation import examine
+    from estune.monitor.console import set_log_level
 
     set_log_level(config)
     if exams:
-        evaluated.show_exams(options, config, list(dict.fromkeys(models)), exams, sampling)
+        examine.show_exams(options, config, list(dict.fromkeys(models)), exams, sampling)
     if options.lm_eval:
-        evaluated.show_harness(options, config, list(dict.fromkeys([*([options.base] if options.base else []), *models])))
+        examine.show_harness(options, config, list(dict.fromkeys([*([options.base] if options.base else []), *models])))
     return 0
 
 
 def _sampling(options: argparse.Namespace, config: RunConfig) -> "Sampling | None":
     """How to draw, or None; raises ConfigError for what cannot be drawn."""
-    from estune.member import Sampling
+    from estune.common.types import Sampling
 
     count, temperature, top_p = options.num_generations, options.temperature, options.top_p
     if options.kl:
@@ -129,13 +130,15 @@ def _exams(options: argparse.Namespace, unknown: list[str], config: RunConfig) -
 
 
 def _exam(config: RunConfig) -> "Exam":
+    from estune.run.inputs import data_and_rewards
+
     config = dataclasses.replace(config, eval_strategy="steps")
-    _, held_out, rewards = train.data_and_rewards(dataclasses.replace(config, max_train_samples=1))
+    _, held_out, rewards = data_and_rewards(dataclasses.replace(config, max_train_samples=1))
     if held_out is None:
         raise ConfigError(
             f"dataset_test_split: {config.dataset_name} has no split {config.dataset_test_split!r}; "
             "name one that it has, or give eval_dataset_name"
         )
-    from estune.suite import exam
+    from estune.evaluation.models import exam
 
     return exam(config.task or Path(config.dataset_name or "").name, config, held_out, rewards)

@@ -14,9 +14,9 @@ from typing import NoReturn
 
 from estune import __version__
 from estune.cli import compare, evaluate, new_task, plan, replay, score, tasks, train
+from estune.common.guard import reason
+from estune.common.visible import clean_streams, one_line
 from estune.errors import EstuneError, InputError
-from estune.seams import reason
-from estune.visible import clean_streams, one_line
 
 _COMMANDS = {
     "train": train,

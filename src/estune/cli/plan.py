@@ -19,8 +19,8 @@ from estune.config import RunConfig
 from estune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from estune.console import Screen
-    from estune.plan import Parts, Shape, Speed, Work
+    from estune.monitor.console import Screen
+    from estune.run.estimate import Parts, Shape, Speed, Work
 
 SUMMARY = "tell a run's memory, time and price before it is begun"
 USAGE = "estune plan [--config FILE ...] [--parameters P] [--gpus N] [--tokens_per_second R | --measured RUN] [--SETTING VALUE ...]"
@@ -44,18 +44,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, unknown: list[str]) -> int:
     config = read(options, unknown)
     _check(options, config)
-    from estune.cli import train
+    from estune.monitor.console import quieten_libraries
 
-    train.quieten_libraries()
-    from estune import plan
-    from estune.console import Screen
+    quieten_libraries()
+    from estune.monitor.console import Screen
+    from estune.run import estimate
 
     speed, completion = _speed(options, config)
     if options.parameters:
-        shape = plan.shape_like(options.parameters)
+        shape = estimate.shape_like(options.parameters)
     else:
-        shape = plan.shape_of(str(config.model_name_or_path), config, config.model_revision)
-    work = plan.Work(options.prompts or config.batch_size or config.max_train_samples or _PROMPTS, options.prompt_tokens, completion)
+        shape = estimate.shape_of(str(config.model_name_or_path), config, config.model_revision)
+    work = estimate.Work(options.prompts or config.batch_size or config.max_train_samples or _PROMPTS, options.prompt_tokens, completion)
     screen = Screen(config)
     screen.say(_about(options, config, shape))
     _show_memory(screen, options, config, shape, work)
@@ -80,8 +80,8 @@ def _check(options: argparse.Namespace, config: RunConfig) -> None:
 
 def _speed(options: argparse.Namespace, config: RunConfig) -> "tuple[Speed | None, float]":
     """The speed, where one is known, and the length of a completion."""
-    from estune.measured import Measured
-    from estune.plan import Speed, measured
+    from estune.run.estimate import Speed, measured
+    from estune.run.metrics_file import Measured
 
     given = options.completion_tokens
     if options.measured:
@@ -102,23 +102,23 @@ def _about(options: argparse.Namespace, config: RunConfig, shape: "Shape") -> st
 
 
 def _dtype(options: argparse.Namespace, config: RunConfig) -> str:
-    from estune.engines.transformers import engine_dtype
+    from estune.engines.device import engine_dtype
 
     return "bfloat16" if options.gpus and config.dtype == "auto" else str(engine_dtype(config)).removeprefix("torch.")
 
 
 def _show_memory(screen: "Screen", options: argparse.Namespace, config: RunConfig, shape: "Shape", work: "Work") -> None:
-    from estune import plan
-    from estune.resources import available_memory
+    from estune.common.resources import available_memory
+    from estune.run import estimate
 
     itemsize = 4 if _dtype(options, config) == "float32" else 2
-    rival = plan.rl(shape, work, itemsize)
+    rival = estimate.rl(shape, work, itemsize)
     if not options.gpus:
-        here = plan.es_here(shape, config, work, itemsize)
+        here = estimate.es_here(shape, config, work, itemsize)
         _table(screen, "memory", here, rival)
         screen.say(_verdict("ES", sum(here.values()), available_memory(), "this machine has"))
         return
-    device, host = plan.es_on_gpu(shape, config, work, itemsize)
+    device, host = estimate.es_on_gpu(shape, config, work, itemsize)
     memory = options.gpu_memory * 1e9
     if options.gpus == 1 and config.workers == "local" and config.center_device != "cpu":
         screen.say(_place_theta(config, device, host, int(memory)))
@@ -130,7 +130,7 @@ def _show_memory(screen: "Screen", options: argparse.Namespace, config: RunConfi
 
 def _place_theta(config: RunConfig, device: "Parts", host: "Parts", memory: int) -> str:
     """Move θ to the part of the GPU where a run would have it there; the reason."""
-    from estune import placement
+    from estune.run import placement
 
     engine = placement.vllm_takes(config, memory) if config.engine == "vllm" else sum(device.values())
     place = placement.choose(config.center_device, host["θ, fp32"], engine, memory, "cuda")
@@ -150,9 +150,9 @@ def _verdict(who: str, need: int, there: float, whose: str) -> str:
 
 
 def _show_time(screen: "Screen", options: argparse.Namespace, config: RunConfig, work: "Work", speed: "Speed | None") -> None:
-    from estune import plan
+    from estune.run import estimate
 
-    tokens = plan.tokens_a_step(config, work)
+    tokens = estimate.tokens_a_step(config, work)
     screen.say(
         f"a step: {config.population_size} members × {work.prompts} prompts, {tokens:,.0f} tokens at {work.completion_tokens:.0f} each"
     )
@@ -160,7 +160,7 @@ def _show_time(screen: "Screen", options: argparse.Namespace, config: RunConfig,
         screen.say("for hours and price: --tokens_per_second R, or --measured RUN after a few steps, and --price")
         return
     engines = max(1, options.gpus // config.vllm_tensor_parallel_size) if options.gpus else config.num_workers or 1
-    seconds = plan.seconds_a_step(config, work, speed, engines)
+    seconds = estimate.seconds_a_step(config, work, speed, engines)
     hours = seconds * config.max_steps / 3600
     price = f", {hours * max(1, options.gpus) * options.price:,.2f} in all" if options.price else ""
     own = f", {speed.fixed:,.2f} s for the trainer's own work" if speed.fixed else ""
@@ -171,6 +171,6 @@ def _show_time(screen: "Screen", options: argparse.Namespace, config: RunConfig,
 
 
 def _size(size: int) -> str:
-    from estune.resources import amount
+    from estune.common.resources import amount
 
     return amount(size)

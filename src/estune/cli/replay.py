@@ -14,7 +14,7 @@ from pathlib import Path
 
 from estune.config import RunConfig, build, nearest
 from estune.errors import ConfigError
-from estune.trust import one_line
+from estune.run.trust import one_line
 
 logger = logging.getLogger(__name__)
 SUMMARY = "rebuild the model of a step from a run's journal"
@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, unknown: list[str]) -> int:
-    from estune.journal import Journal
+    from estune.theta.journal import Journal
 
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r}{nearest(unknown[0], ['step', 'output', 'model', 'trust_remote_code'])}")
@@ -51,9 +51,9 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
 
     from rich.progress import track
 
-    from estune.identity import Identity, run_digest
-    from estune.model import Model
-    from estune.resources import check_disk
+    from estune.common.resources import check_disk
+    from estune.run.model import Model
+    from estune.theta.identity import Identity, run_digest
 
     model = Model(model_name, config, None, {})
     check_disk(output.parent, model.saved_bytes(), "the checkpoint", setting="output")

@@ -15,7 +15,7 @@ from typing import Any
 
 from estune.config import nearest
 from estune.errors import ConfigError, DataError
-from estune.files import decoded
+from estune.tasks.data_files import decoded
 
 SUMMARY = "grade completions from a file"
 
@@ -27,8 +27,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, unknown: list[str]) -> int:
-    from estune.rewards.functions import resolve_rewards
     from estune.tasks import get_task
+    from estune.tasks.reward_functions import resolve_rewards
 
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r}{nearest(unknown[0], ['task', 'reward_funcs', 'completions'])}")
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
 
 
 def _score(functions: list[Any], rows: list[dict[str, Any]], where: str) -> list[float | None]:
-    from estune.member import Completion
+    from estune.common.types import Completion
     from estune.rewards.limits import overran_line
     from estune.rewards.scoring import Rewards
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from estune import trust
+from estune.common.guard import guarded
 from estune.config import ESConfig, RunConfig, build, nearest
 from estune.errors import ConfigError
-from estune.seams import guarded
+from estune.run import trust
 from estune.tasks import get_task
 
 logger = logging.getLogger(__name__)

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from estune.checkpoint import Checkpoint
 from estune.config import ESConfig
 from estune.engines.base import Engine
-from estune.parameters import Layout
+from estune.theta.checkpoint import Checkpoint
+from estune.theta.parameters import Layout
 
 
 def build(checkpoint: Checkpoint, layout: Layout, config: ESConfig, tokenizer: Any = None) -> Engine:

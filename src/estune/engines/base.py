@@ -8,9 +8,9 @@ from typing import Protocol
 
 import torch
 
-from estune.center import Center
+from estune.common.types import Completion, Member, Prompt, Sampling
 from estune.errors import EngineError
-from estune.member import Completion, Member, Prompt, Sampling
+from estune.theta.theta import Center
 
 
 class Engine(Protocol):

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from estune.center import Center
-from estune.checkpoint import Checkpoint
+from estune.common.types import Completion, Member, Prompt, Sampling
 from estune.engines.base import compare
 from estune.engines.sampling import sample_seeds
-from estune.member import Completion, Member, Prompt, Sampling
+from estune.theta.checkpoint import Checkpoint
+from estune.theta.theta import Center
 
 _WEIGHTS = 4096  # of each parameter, as many as are looked at
 

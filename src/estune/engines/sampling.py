@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from estune.member import Sampling
+from estune.common.types import Sampling
 
 
 def sample_seeds(ids: Sequence[int], sampling: Sampling) -> list[int]:

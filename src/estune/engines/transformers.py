@@ -13,19 +13,20 @@ from typing import Any
 
 import torch
 
-from estune.center import Center
+from estune.common.guard import guarded, reason
+from estune.common.types import Completion, Member, Prompt, Sampling
 from estune.config import ESConfig
-from estune.engines import answers
+from estune.engines import start_check
 from estune.engines.attention import group_heads
 from estune.engines.base import compare
-from estune.engines.rows import Reuse, Rows
+from estune.engines.device import engine_device, engine_dtype
+from estune.engines.kv_cache import Reuse, Rows
 from estune.engines.sampling import Drawn, sample_seeds
+from estune.engines.stops import Stops
+from estune.engines.tokens import Tokenizer
 from estune.errors import EngineError, EstuneError, ModelError
-from estune.light import transformers
-from estune.member import Completion, Member, Prompt, Sampling
-from estune.seams import guarded, reason
-from estune.stops import Stops
-from estune.tokens import Tokenizer
+from estune.theta.light import transformers
+from estune.theta.theta import Center
 
 logger = logging.getLogger(__name__)
 
@@ -111,30 +112,30 @@ class TransformersEngine:
         return [completions[i] for i in range(len(order))]
 
     def _check_answers(self, center: Center, member: Member) -> None:
-        first, again = self._probe(answers.PROMPTS[:1])[0], self._probe(answers.PROMPTS[:1])[0]
+        first, again = self._probe(start_check.PROMPTS[:1])[0], self._probe(start_check.PROMPTS[:1])[0]
         try:
             compare(center, member, self.read)
         except EngineError as error:
             raise ModelError(f"{_changing(self._model, 'its own weights')} ({error})") from error
-        if apart := answers.difference(first, again):
-            if not answers.within_rounding(apart, self._model.dtype):
+        if apart := start_check.difference(first, again):
+            if not start_check.within_rounding(apart, self._model.dtype):
                 raise ModelError(_changing(self._model, "what it answers to the same prompt"))
             logger.warning("this model answers the same prompt with other roundings each time, so rewards may differ from run to run")
-        beside = self._probe(answers.PROMPTS)[0]
-        if not answers.within_rounding(answers.difference(first, beside), self._model.dtype) and self._batch_size > 1:
+        beside = self._probe(start_check.PROMPTS)[0]
+        if not start_check.within_rounding(start_check.difference(first, beside), self._model.dtype) and self._batch_size > 1:
             logger.warning("this model's answers depend on the other prompts of a batch, so it is asked one prompt at a time")
             self._batch_size = 1
 
     @torch.inference_mode()
-    def _probe(self, prompts: Sequence[Sequence[int]]) -> list[answers.Answer]:
+    def _probe(self, prompts: Sequence[Sequence[int]]) -> list[start_check.Answer]:
         """What the model makes of some token ids, asked in one batch."""
-        room = max(1, self.context_length - answers.STEPS)
+        room = max(1, self.context_length - start_check.STEPS)
         encoded = [[token % self._vocabulary for token in prompt][:room] for prompt in prompts]
-        seen = answers.Seen()
+        seen = start_check.Seen()
         with guarded(EngineError, "the model failed to answer a prompt of a few tokens"):
             rows = Rows(self._model, self._reuse, encoded, self._pad)
-            self._extend(rows, max(map(len, encoded)), answers.STEPS, [seen])
-        return [answers.Answer.of(seen, rows.ids, row) for row in range(len(encoded))]
+            self._extend(rows, max(map(len, encoded)), start_check.STEPS, [seen])
+        return [start_check.Answer.of(seen, rows.ids, row) for row in range(len(encoded))]
 
     def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         return self._tokenizer.encode(prompts, self._vocabulary)
@@ -218,34 +219,6 @@ class Stopped:
 def stopped(tokenizer: Tokenizer, stop: Sequence[str], prompt_length: int) -> Stopped:
     """The criterion for other stop strings than those of the run."""
     return Stopped(Stops(tokenizer.inner, stop), prompt_length)
-
-
-def default_device() -> str:
-    """The accelerator that torch finds, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator.type if accelerator else "cpu"
-
-
-def default_dtype(device: str) -> torch.dtype:
-    """bf16 where the device computes in it, else fp32."""
-    if device.startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    if device == "cpu":
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if native else torch.float32
-    return torch.bfloat16
-
-
-def engine_dtype(config: ESConfig) -> torch.dtype:
-    """The dtype that `config` asks for."""
-    if config.dtype == "auto":
-        return default_dtype(engine_device(config))
-    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[config.dtype]
-
-
-def engine_device(config: ESConfig) -> str:
-    """The device that `config` asks for."""
-    return default_device() if config.device == "auto" else config.device
 
 
 def load_model(folder: Path, config: ESConfig, dtype: torch.dtype) -> Any:

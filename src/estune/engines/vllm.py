@@ -18,22 +18,22 @@ from typing import Any
 
 import torch
 
-from estune.center import Center
-from estune.checkpoint import Checkpoint, open_checkpoint
+from estune.common.guard import guarded
+from estune.common.resources import cores, give_back, keep_freed
+from estune.common.types import Completion, Member, Prompt, Sampling
 from estune.config import ESConfig
-from estune.engines.answers import PROMPTS, STEPS
-from estune.engines.copies import Copies
+from estune.engines.device import engine_device, engine_dtype
 from estune.engines.sampling import sample_seeds
-from estune.engines.transformers import engine_device, engine_dtype
+from estune.engines.start_check import PROMPTS, STEPS
+from estune.engines.tokens import Tokenizer
+from estune.engines.vllm_copies import Copies
+from estune.engines.vllm_direct import Places, responses
 from estune.engines.vllm_environment import set_environment, unseen
-from estune.engines.vllm_places import Places, responses
 from estune.errors import ConfigError, EngineError, ModelError
-from estune.member import Completion, Member, Prompt, Sampling
-from estune.parameters import Layout
-from estune.resources import cores, give_back, keep_freed
-from estune.seams import guarded
-from estune.shared import Address
-from estune.tokens import Tokenizer
+from estune.theta.checkpoint import Checkpoint, open_checkpoint
+from estune.theta.parameters import Layout
+from estune.theta.shared_memory import Address
+from estune.theta.theta import Center
 
 logger = logging.getLogger(__name__)
 TESTED = ("0.32.0",)  # versions that the tests pass with

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
+from estune.common.visible import one_line
+from estune.errors import clean
 from estune.rewards.limits import Grades
 from estune.rewards.patience import done_within
-from estune.visible import clean, one_line
 
 Columns = dict[str, list[Any]]
 

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from estune.common.resources import cores
 from estune.errors import RewardError
-from estune.resources import cores
 from estune.rewards import sandbox as sandboxes
 from estune.rewards.limits import Grades, bounds_itself
 from estune.rewards.prepare import prepared_by

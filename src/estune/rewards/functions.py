@@ -1,15 +1,10 @@
-"""Reward functions: found by name or dotted path, and their parameters checked before anything is generated."""
+"""The calling convention of reward functions, and a check of their parameters before anything is generated."""
 
-import importlib
 import inspect
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from estune.errors import ConfigError, RewardError
-from estune.visible import one_line
+from estune.errors import RewardError
 
 RewardFunc = Callable[..., Any]
 
@@ -18,18 +13,6 @@ OFFERED = ("prompts", "completions", "completion_ids", "trainer_state", "log_ext
 
 # Columns that no reward function gets: `prompt` and `completion` as in TRL, others since their names mean something else in the call.
 NOT_PASSED = ("prompt", "completion", "self", *OFFERED)
-
-
-def resolve_rewards(given: Any) -> list[RewardFunc]:
-    """One reward function or a list of them, each a callable, a built-in name, a dotted path, or a reward model's hub id or folder.
-
-    Raises:
-        ConfigError: there is none, or one cannot be found or imported.
-    """
-    listed = list(given) if isinstance(given, (list, tuple)) else [given]
-    if not listed or listed == [None]:
-        raise ConfigError("reward_funcs: give at least one reward function, or a task")
-    return [_resolve(one) for one in listed]
 
 
 def reward_name(function: RewardFunc) -> str:
@@ -74,57 +57,3 @@ def accepted(function: RewardFunc, keywords: dict[str, Any]) -> dict[str, Any]:
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return keywords
     return {name: value for name, value in keywords.items() if name in parameters}
-
-
-def _resolve(one: RewardFunc | str) -> RewardFunc:
-    if hasattr(one, "save_pretrained"):  # of transformers: a model or a tokenizer
-        raise ConfigError(
-            f"reward_funcs: a {type(one).__name__} object is no reward function; save it and its tokenizer with save_pretrained "
-            "and give the folder's path, or a hub id"
-        )
-    if callable(one):
-        return one
-    if not isinstance(one, str):
-        raise ConfigError(f"reward_funcs: {one!r} is neither a function nor the name of one")
-    builtin = _builtin()
-    if one in builtin:
-        return builtin[one]
-    if "/" in one or Path(one).is_dir():
-        return _reward_model(one)
-    if "." not in one:
-        known = ", ".join(sorted(builtin))
-        raise ConfigError(f"reward_funcs: no built-in reward is named {one!r}; there are {known}; or give a dotted path or a reward model")
-    return _imported(one)
-
-
-def _reward_model(source: str) -> RewardFunc:
-    from estune.rewards.model import RewardModel
-
-    return RewardModel(source)
-
-
-def _builtin() -> dict[str, RewardFunc]:
-    from estune.tasks import TASKS
-
-    return {reward_name(function): function for task in TASKS.values() for function in task.reward_funcs}
-
-
-def _imported(path: str) -> RewardFunc:
-    module_name, _, name = path.rpartition(".")
-    try:
-        with _working_folder_importable():
-            function = getattr(importlib.import_module(module_name), name)
-    except (Exception, SystemExit) as error:  # importing runs the user's module, which can raise anything
-        raise ConfigError(f"reward_funcs: cannot import {path} ({type(error).__name__}: {one_line(error)})") from None
-    if not callable(function):
-        raise ConfigError(f"reward_funcs: {path} is a {type(function).__name__}, not a function")
-    return function  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _working_folder_importable() -> Any:
-    """The working folder is on the import path, last, so that nothing in it can shadow an installed package."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    yield

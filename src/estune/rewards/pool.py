@@ -20,11 +20,11 @@ from typing import Any, TypeVar
 
 import psutil
 
+from estune.common.moments import mean
+from estune.common.resources import cores
 from estune.errors import RewardError
-from estune.moments import mean
-from estune.resources import cores
 from estune.rewards.call import Answer, Call, Failure, Returned, source
-from estune.rewards.here import Here
+from estune.rewards.in_process import Here
 from estune.rewards.portable import portable
 from estune.rewards.prepare import prepare
 from estune.rewards.process import Refused, Scorer

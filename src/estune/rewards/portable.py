@@ -16,7 +16,7 @@ from typing import Any
 
 import cloudpickle
 
-from estune.visible import one_line
+from estune.common.visible import one_line
 
 # What does not change, or is the same in every process.
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, range, Fraction, Decimal, re.Pattern, PurePath)

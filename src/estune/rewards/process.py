@@ -14,11 +14,12 @@ from types import SimpleNamespace
 
 import cloudpickle
 
+from estune.common.visible import one_line
+from estune.errors import clean
 from estune.rewards.call import Answer, Call, Failure, timed_out
 from estune.rewards.descendants import end_kept, usage
 from estune.rewards.patience import done_within
 from estune.rewards.scorer import FRAME, Request, Response, Setup
-from estune.visible import clean, one_line
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from estune.common.visible import one_line
 from estune.rewards.call import Answer, Call, Failure, answer
-from estune.visible import one_line
 
 FRAME = struct.Struct("<Q")
 _PR_SET_CHILD_SUBREAPER = 36

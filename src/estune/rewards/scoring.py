@@ -15,13 +15,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from estune.common.moments import mean
+from estune.common.types import Completion, is_token_ids
 from estune.config import ESConfig
 from estune.errors import ConfigError, RewardError
-from estune.member import Completion, is_token_ids
-from estune.moments import mean
-from estune.rewards import sums
+from estune.rewards import weighted_sum
 from estune.rewards.call import Call, Failure
-from estune.rewards.functions import NOT_PASSED, OFFERED, RewardFunc, accepted, check_parameters, resolve_rewards, reward_name
+from estune.rewards.functions import NOT_PASSED, OFFERED, RewardFunc, accepted, check_parameters, reward_name
 from estune.rewards.limits import own_limit
 from estune.rewards.pool import Limits, Outcome, Pool
 
@@ -88,7 +88,7 @@ class Pending:
         by_function = {name: np.array(outcome.values, np.float64) for name, outcome in zip(names, found, strict=True)}
         metrics = {name: value for outcome in found for name, value in outcome.metrics.items()}
         extra = {name: values for outcome in found for name, values in outcome.extra.items()}
-        by_function, beyond = sums.within_range(by_function, self.rewards.weights)
+        by_function, beyond = weighted_sum.within_range(by_function, self.rewards.weights)
         by_name = zip(names, found, strict=True)
         failures = {name: failed for name, one in by_name if (failed := one.failures | beyond[name])}
         if self.strict and failures:
@@ -127,10 +127,10 @@ class Rewards:
         self._pool = Pool(self.functions, self.names, limits or Limits())
 
     @classmethod
-    def of(cls, reward_funcs: Any, config: ESConfig) -> "Rewards":
-        """Those that are named or given, as `config` says. Raises ConfigError."""
+    def of(cls, functions: Sequence[RewardFunc], config: ESConfig) -> "Rewards":
+        """`functions` with the weights and limits of `config`. Raises ConfigError."""
         limits = Limits(config.reward_workers, config.reward_timeout, config.reward_memory, config.reward_concurrency)
-        return cls(resolve_rewards(reward_funcs), config.reward_weights, limits, config.on_reward_error)
+        return cls(functions, config.reward_weights, limits, config.on_reward_error)
 
     def check(self, columns: Sequence[str]) -> None:
         """Check every function's parameters against the dataset's columns; raises RewardError."""
@@ -167,7 +167,7 @@ class Rewards:
 
     def weighted(self, by_function: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
         """The weighted sum (B,) of the functions' rewards, NaN where there is none."""
-        return sums.weighted(by_function, self.weights)
+        return weighted_sum.weighted(by_function, self.weights)
 
     def close(self) -> None:
         """End the processes in which functions are called; another call starts them anew."""

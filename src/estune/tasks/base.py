@@ -55,7 +55,7 @@ def first_rows(rows: Sequence[Row], count: int | None, what: str) -> list[Row]:
 
 def hub_rows(task: str, hub: str, split: str, config: str | None, adapt: Callable[..., Any]) -> list[Row]:
     """Return a hub dataset's rows in a task's columns; where it cannot be had, a DataError that tells the way without a network."""
-    from estune.data import load_rows
+    from estune.tasks.rows import load_rows
 
     try:
         return load_rows(hub, split, config, adapt=adapt)

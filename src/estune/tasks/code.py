@@ -9,7 +9,7 @@ from typing import Any
 from estune.errors import DataError
 from estune.rewards.code import code_reward
 from estune.tasks.base import Row, Task, first_rows, hub_rows
-from estune.usable import usable
+from estune.tasks.usable_rows import usable
 
 _MBPP = "google-research-datasets/mbpp"
 _HUMANEVAL = "openai/openai_humaneval"

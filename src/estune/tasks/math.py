@@ -18,7 +18,7 @@ from estune.rewards.limits import bounds_itself
 from estune.tasks.answers import boxed_argument, last_boxed
 from estune.tasks.base import Completion, LogMetric, Row, Task, completion_text, first_rows, hub_rows, log_mean
 from estune.tasks.grading import same_answer
-from estune.usable import usable
+from estune.tasks.usable_rows import usable
 
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."  # what Qwen2.5-Math was trained with
 HARD = 3  # the paper learns from MATH's levels 3 to 5

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 from estune import engines
-from estune.center import Center
+from estune.common.types import Prompt
 from estune.config import ESConfig
 from estune.errors import ConfigError
-from estune.member import Prompt
+from estune.theta.theta import Center
 from estune.workers import cluster
 from estune.workers.base import Worker, Workers
+from estune.workers.model_source import Source
 from estune.workers.ranks import Ranks
-from estune.workers.source import Source
 
 
 def build(center: Center, source: Source, config: ESConfig, prompts: Mapping[str, Sequence[Prompt]], ranks: Ranks | None = None) -> Workers:

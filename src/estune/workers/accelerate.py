@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from estune.center import Center
-from estune.member import Completion, Member, Prompt, Sampling
+from estune.common.types import Completion, Member, Prompt, Sampling
+from estune.theta.theta import Center
 from estune.workers.base import Evaluation, Status, Work, Worker
 from estune.workers.ranks import Ranks
 

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from estune import engines
-from estune.center import Center
+from estune.common.types import Completion, Member, Prompt, Sampling
 from estune.config import ESConfig
-from estune.member import Completion, Member, Prompt, Sampling
-from estune.shared import Address
+from estune.theta.shared_memory import Address
+from estune.theta.theta import Center
 from estune.workers.base import Worker
-from estune.workers.source import Source
+from estune.workers.model_source import Source
 
 
 @dataclass(frozen=True)

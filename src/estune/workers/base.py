@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from estune.center import Center
+from estune.common.resources import give_back
+from estune.common.types import Completion, Member, Prompt, Sampling
 from estune.engines.base import Engine
 from estune.errors import DataError, EstuneError
-from estune.member import Completion, Member, Prompt, Sampling
-from estune.resources import give_back
+from estune.theta.theta import Center
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from estune.common.guard import guarded
+from estune.common.resources import cores
 from estune.config import ESConfig
 from estune.errors import ConfigError
-from estune.resources import cores
-from estune.seams import guarded
 
 _REACH = 10  # seconds for a cluster's head to answer
 _STORE = 512 << 20  # bytes of shared memory for prompts and completions under way

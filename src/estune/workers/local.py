@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from estune.center import Center
-from estune.member import Member, Prompt, Sampling
+from estune.common.types import Member, Prompt, Sampling
+from estune.theta.theta import Center
 from estune.workers.base import Evaluation, Status, Work, Worker
 
 

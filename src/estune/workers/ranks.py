@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.distributed
 
-from estune.center import Center
 from estune.errors import ConfigError
-from estune.shared import Address
+from estune.theta.shared_memory import Address
+from estune.theta.theta import Center
 
 dist: Any = torch.distributed  # its stores are public, but not in its list of exports
 _PATIENCE = timedelta(days=30)  # the leader may score or save for long; one that ends takes the others along

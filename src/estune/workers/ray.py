@@ -16,15 +16,15 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from estune.center import Center
+from estune.common.types import Completion, Member, Prompt, Sampling
 from estune.config import ESConfig
 from estune.errors import EngineError, InputError
-from estune.member import Completion, Member, Prompt, Sampling
+from estune.theta.theta import Center
 from estune.workers import cluster
 from estune.workers.actors import EngineActor, KeeperActor, Place
 from estune.workers.base import Evaluation, Status, Work
 from estune.workers.dispatch import Dispatch, Pace, Piece
-from estune.workers.source import Source
+from estune.workers.model_source import Source
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,112 @@
+"""A conversation as the text that a model's chat template makes of it.
+
+Templates differ in what they take: many know no system message, most know text alone. What can be said in another way without
+losing anything is; whatever else a template refuses is one line about the prompt.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from estune.common.guard import guarded
+from estune.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+Messages = list[dict[str, Any]]
+
+
+class Chat:
+    """The chat template of `tokenizer`, with settings that are passed to it.
+
+    What it does to a conversation beyond rendering it is logged once.
+    """
+
+    def __init__(self, tokenizer: Any, settings: Mapping[str, Any]) -> None:
+        self._tokenizer = tokenizer
+        self._settings = settings
+        self._said: set[str] = set()
+
+    def render(self, prompt: Sequence[Mapping[str, Any]]) -> str:
+        """The text that the model sees.
+
+        Raises:
+            DataError: there is no template, it refuses the conversation, or a message holds something other than text.
+        """
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise DataError("the prompts are conversations, but the model's tokenizer has no chat template; use plain text prompts")
+        messages = [_plain(message) for message in prompt]
+        self._check_tools(messages)
+        folded = _folded(messages)
+        if folded is None:
+            return self._rendered(messages)
+        try:
+            text = self._rendered(messages)
+        except DataError as refused:
+            return self._without_system(folded, refused)
+        if messages[0]["content"].strip() in text:
+            return text
+        return self._without_system(folded, text)
+
+    def _rendered(self, messages: Messages) -> str:
+        with guarded(DataError, "the model's chat template refuses this conversation", "change its messages, or the template"):
+            made = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self._settings)
+        if not isinstance(made, str):
+            raise DataError(f"the tokenizer's chat template returned a {type(made).__name__}, not text; use plain text prompts")
+        return made
+
+    def _without_system(self, folded: Messages, otherwise: DataError | str) -> str:
+        """Render `folded` where that shows all of its text; else what came `otherwise`."""
+        try:
+            text = self._rendered(folded)
+        except DataError:
+            text = ""
+        if folded[0]["content"].strip() in text:
+            self._say_once("the model's chat template takes no system message, so its text goes before that of the first user message")
+            return text
+        if isinstance(otherwise, DataError):
+            raise otherwise
+        return otherwise
+
+    def _check_tools(self, messages: Messages) -> None:
+        used = any("tool_calls" in message for message in messages)
+        if used and "tool_calls" not in str(self._tokenizer.chat_template):
+            self._say_once("the model's chat template shows no tool_calls, so the prompts lack those of their messages")
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            logger.warning(line)
+
+
+def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message with its content as text, without the empty fields that a table of messages adds."""
+    kept = {name: value for name, value in message.items() if value is not None}
+    return kept | {"content": _text(message.get("content"))}
+
+
+def _text(content: Any) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence) and not isinstance(content, bytes):
+        return "".join(map(_part, content))
+    raise DataError(f"a message's content is a {type(content).__name__}; it must be text, or a list of parts with text")
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__
+    raise DataError(f"a message's content has a part of type {kind!r}; only parts with text can be asked")
+
+
+def _folded(messages: Messages) -> Messages | None:
+    """The conversation with its system message put before the first user message; None where it does not begin like that."""
+    if len(messages) < 2 or messages[0].get("role") != "system" or messages[1].get("role") != "user":
+        return None
+    system, user, *rest = messages
+    return [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]

@@ -1,0 +1,73 @@
+"""A single run, in the process that is made for it: `estune compare --run FOLDER`."""
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from estune.common.durable import write_text
+from estune.evaluation.compare.runs import Run, is_es, load
+from estune.monitor.console import quieten_libraries
+from estune.run.inputs import data_and_rewards
+
+_PR_SET_PDEATHSIG = 1
+
+
+def do(folder: Path) -> None:
+    """Do the run that `run.json` in `folder` describes, and write `result.json`.
+
+    Raises:
+        InputError: anything in the input that cannot work.
+    """
+    _end_with_parent()
+    run = read(folder)
+    quieten_libraries()
+    found = _train(run, folder) | {"peak_bytes": peak_memory()}
+    about = {"method": run.method, "learning_rate": run.learning_rate, "seed": run.seed, "rl": run.rl}
+    write_text(folder / "result.json", json.dumps(about | found, indent=1) + "\n")
+
+
+def read(folder: Path) -> Run:
+    """The run that `folder` is for."""
+    return load(json.loads((folder / "run.json").read_text(encoding="utf-8")))
+
+
+def prepare(run: Run) -> None:
+    """Fetch or convert the model, so that no run's memory and time are those of that."""
+    from estune.theta.checkpoint import resolve
+
+    config = run.config()
+    resolve(config.model_name_or_path or "", config.model_revision, trust_remote_code=config.trust_remote_code)
+
+
+def peak_memory() -> int:
+    """The most bytes that this process had resident, without what it was forked from."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _train(run: Run, folder: Path) -> dict[str, Any]:
+    config = run.config()
+    evaluating = dataclasses.replace(config, eval_strategy="steps") if run.evaluates else config
+    rows, held_out, rewards = data_and_rewards(evaluating)
+    if is_es(run):
+        from estune.evaluation.compare import es
+
+        return es.train(run, folder, rows, held_out, rewards)
+    from estune.evaluation.compare import rl
+
+    return rl.train(run, folder, rows, held_out, rewards)
+
+
+def _end_with_parent() -> None:
+    """Stop as after SIGTERM when the comparison's own process is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

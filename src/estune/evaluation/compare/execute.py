@@ -1,0 +1,119 @@
+"""Do the runs of a comparison one after the other, each in a process of its own; what is finished is not done again."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from estune.common.durable import write_text
+from estune.errors import ConfigError, EstuneError, InputError
+from estune.evaluation.compare.runs import Run
+
+Say = Callable[[str], None]
+
+# The command of this very package, whatever is installed.
+_COMMAND = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from estune.cli.main import main; sys.exit(main())"
+
+
+def claim(runs: Sequence[Run], output: Path) -> None:
+    """Make the runs' folders, each with what the run is.
+
+    Raises:
+        ConfigError: a folder holds another run.
+    """
+    for run in runs:
+        path = output / run.name / "run.json"
+        now = json.loads(json.dumps(asdict(run)))
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(now, indent=1) + "\n")
+        elif (name := _differs(json.loads(path.read_text(encoding="utf-8")), now)) is not None:
+            raise ConfigError(f"output: {path.parent} holds a run with another {name}; give the same again, or choose another folder")
+
+
+def do_all(runs: Sequence[Run], output: Path, say: Say, done: Callable[[], None]) -> None:
+    """Do what is not finished; `done` is called after each run.
+
+    Raises:
+        EstuneError: a run failed; what is finished stays.
+        KeyboardInterrupt, SystemExit: on Ctrl-C or SIGTERM, when the run under way has stopped.
+    """
+    left = [run for run in runs if not result_of(run, output)]
+    if left and not Path(left[0].settings["model_name_or_path"]).is_dir():
+        _child(left[0], output, say, "--prepare")
+    for number, run in enumerate(runs, 1):
+        if run not in left:
+            say(f"{run.label} | finished already")
+            continue
+        say(f"{run.label} | run {number} of {len(runs)}")
+        _child(run, output, say)
+        done()
+
+
+def result_of(run: Run, output: Path) -> dict[str, Any] | None:
+    """What a finished run's file says."""
+    path = output / run.name / "result.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def collect(runs: Sequence[Run], output: Path) -> dict[str, Any]:
+    """All that is finished, as compare.json has it."""
+    first = runs[0]
+    return {
+        "model": first.config().model_name_or_path,
+        "tokens": first.tokens,
+        "eval_tokens": first.eval_tokens,
+        "eval_prompts": first.eval_prompts,
+        "methods": list(dict.fromkeys(run.method for run in runs)),
+        "runs": [found for run in runs if (found := result_of(run, output))],
+    }
+
+
+def _child(run: Run, output: Path, say: Say, *more: str) -> None:
+    """A process that does `run`, or prepares it; its lines are shown behind its label, its errors kept in log.txt."""
+    folder = output / run.name
+    path = folder / "log.txt"
+    already = path.stat().st_size if path.exists() else 0  # of an earlier attempt
+    command = [sys.executable, "-c", _COMMAND, json.dumps(sys.path), "compare", "--run", str(folder), *more]
+    with (
+        path.open("a", encoding="utf-8") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", errors="replace") as child,
+    ):
+        assert child.stdout is not None
+        try:
+            for line in child.stdout:
+                say(f"{run.label} | {line.rstrip()}")
+        except BaseException:
+            child.terminate()  # after Ctrl-C it is stopping already, and a second signal has it stop at once
+            raise
+    if child.returncode:
+        _failed(run, path, child.returncode, already)
+
+
+def _failed(run: Run, log: Path, status: int, already: int) -> None:
+    if status == 130:
+        raise KeyboardInterrupt
+    if status == 143:
+        raise SystemExit(143)
+    lines = log.read_bytes()[already:].decode(errors="replace").split("\n")
+    said = next((line for line in reversed(lines) if line.strip()), "it said nothing").removeprefix("estune: ")
+    if status < 0:
+        killed = signal.Signals(-status).name
+        said = f"killed by {killed}" + (", as the system does when memory runs out" if killed == "SIGKILL" else "")
+    kind = InputError if status == 2 else EstuneError
+    raise kind(f"{run.label}: {said} (see {log}; what is finished stays, the same command goes on)")
+
+
+def _differs(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """The first thing in which two runs differ, named as its setting where it is one."""
+    for name in sorted({*before, *now}):
+        had, has = before.get(name), now.get(name)
+        if had != has and isinstance(had, dict) and isinstance(has, dict):
+            return next(str(key) for key in sorted({*had, *has}) if had.get(key) != has.get(key))
+        if had != has:
+            return name
+    return None

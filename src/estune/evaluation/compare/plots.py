@@ -1,0 +1,85 @@
+"""Reward against tokens and against time as SVG and PNG: a dot an evaluation, the median as a line, the seeds' spread as a band."""
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from estune.evaluation.compare.methods import INSTALL
+from estune.evaluation.compare.table import Comparison, Result, at, best, reward_at
+
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart without red and green
+_TITLES = {"train": "training prompts", "held_out": "held-out prompts"}
+
+
+def missing() -> str | None:
+    """Why nothing can be drawn, or None."""
+    return None if find_spec("matplotlib") else f"no plots without matplotlib: {INSTALL}, then --redraw"
+
+
+def draw(comparison: Comparison, folder: Path) -> list[Path]:
+    """Draw what `comparison` holds into `folder`; returns the files. `missing` must be None."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sets = [name for name in _TITLES if any(name in point for one in comparison["runs"] for point in one["points"])]
+    figure, axes = pyplot.subplots(len(sets), 2, figsize=(11, 1 + 3.6 * len(sets)), squeeze=False, sharey="row", layout="constrained")
+    for row, name in zip(axes, sets, strict=True):
+        for color, method in zip(_COLORS * 9, comparison["methods"], strict=False):
+            _add(row, comparison, method, name, color)
+        row[0].set(xlabel="tokens of training completions", ylabel=f"reward, {_TITLES[name]}")
+        row[1].set(xlabel="seconds of training")
+        for axis in row:
+            axis.grid(alpha=0.25)
+            axis.spines[["top", "right"]].set_visible(False)
+    if axes[0][0].lines:
+        axes[0][0].legend(frameon=False)
+    paths = [folder / "compare.svg", folder / "compare.png"]
+    for path in paths:
+        figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+    return paths
+
+
+def marks(comparison: Comparison) -> list[int]:
+    """Where curves are read off: at each multiple of eval_tokens, and at the end."""
+    return [*range(0, comparison["tokens"], comparison["eval_tokens"]), comparison["tokens"]]
+
+
+def curve(comparison: Comparison, results: Sequence[Result], prompts: str) -> list[dict[str, float]]:
+    """At each mark that some seed came to: tokens, the median of seconds, and the least, median and most reward."""
+    found = []
+    for tokens in marks(comparison):
+        there = [one for one in results if one["points"][-1]["tokens"] >= tokens]
+        rewards = sorted(value for one in there if not math.isnan(value := reward_at(one, tokens, prompts)))
+        if rewards:
+            seconds = sorted(at(one["points"], tokens, _seconds) for one in there)
+            middle = {"tokens": float(tokens), "seconds": _middle(seconds), "reward": _middle(rewards)}
+            found.append(middle | {"low": rewards[0], "high": rewards[-1]})
+    return found
+
+
+def _add(axes: Any, comparison: Comparison, method: str, prompts: str, color: str) -> None:
+    results = best(comparison, method)
+    points = curve(comparison, results, prompts)
+    if not points:
+        return
+    for axis, x in zip(axes, ("tokens", "seconds"), strict=True):
+        along = [point[x] for point in points]
+        axis.plot(along, [point["reward"] for point in points], color=color, linewidth=1.5, label=method)
+        axis.fill_between(along, [p["low"] for p in points], [p["high"] for p in points], color=color, alpha=0.15, linewidth=0)
+        for one in results:  # what was measured, as dots; lines are read off between them
+            known = [(point[x], value) for point in one["points"] if (value := point.get(prompts, {}).get("reward")) is not None]
+            axis.plot(*zip(*known, strict=True), color=color, marker="o", markersize=3, linewidth=0)
+
+
+def _seconds(point: Mapping[str, Any]) -> float:
+    return float(point["seconds"])
+
+
+def _middle(ordered: Sequence[float]) -> float:
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2

@@ -1,0 +1,192 @@
+"""From the command's options to a list of runs: every method, each of its learning rates, each seed."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from estune.config import RunConfig, build, nearest, spans_max_steps
+from estune.errors import ConfigError
+from estune.evaluation.compare.methods import METHODS, LearningRate, Method
+
+SAMPLES = 8  # completions of a prompt that an RL method compares, TRL's default
+_TOGETHER = 16  # sequences in one backward pass; the gradient is summed up over as many as a step has
+_NO_FILES = {"report_to": None, "log_completions": False, "push_to_hub": False, "run_name": None, "hub_model_id": None}
+_NO_EVALUATION = {
+    "eval_strategy": "no",
+    "eval_steps": None,
+    "eval_on_start": False,
+    "metric_for_best_model": None,
+    "load_best_model_at_end": False,
+    "early_stopping_patience": None,
+}
+_OWN = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "seed", "output_dir")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Tokens of training completions, the distance of evaluations in them, and the prompts that each of these asks at most.
+
+    Raises:
+        ConfigError: one is below 1, or evaluations are further apart than the whole.
+    """
+
+    tokens: int
+    eval_tokens: int
+    eval_prompts: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ConfigError(f"{name}: must be at least 1; it is {value}")
+        if self.eval_tokens > self.tokens:
+            raise ConfigError(f"eval_tokens: must be at most tokens, {self.tokens}; it is {self.eval_tokens}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one learning rate and one seed: all that the process which does it has to know."""
+
+    method: str
+    learning_rate: LearningRate
+    seed: int
+    tokens: int
+    eval_tokens: int
+    eval_prompts: int
+    settings: dict[str, Any]  # of RunConfig, where they differ from its defaults
+    rl: dict[str, Any]  # of TRL's GRPOConfig, for an RL method
+    evaluates: bool  # whether held-out prompts are asked too
+
+    @property
+    def point(self) -> str:
+        """Method and learning rate, as it is shown."""
+        rate = "" if self.learning_rate in (None, "auto") else f" {self.learning_rate:g}"
+        return f"{self.method}{rate}"
+
+    @property
+    def label(self) -> str:
+        """What stands before the run's lines on the screen."""
+        return f"{self.point} seed {self.seed}"
+
+    @property
+    def name(self) -> str:
+        """The name of the run's folder."""
+        return self.label.replace(" ", "-")
+
+    def config(self) -> RunConfig:
+        """The run's settings, checked."""
+        return build(RunConfig, self.settings)
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what cannot be the same for all methods; raises ConfigError."""
+    if config.datasets:
+        raise ConfigError("datasets: TRL draws no mixtures; compare on one task or dataset_name")
+    if config.workers == "accelerate":
+        raise ConfigError("workers: accelerate is launched from outside, but each run of a comparison has a process of its own; take local")
+    if schedule := spans_max_steps(config):
+        raise ConfigError(f"{schedule} spans max_steps, but here a run ends with its tokens; leave it constant")
+
+
+def runs(
+    config: RunConfig,
+    methods: Sequence[Method],
+    rates: Mapping[str, Sequence[LearningRate]],
+    seeds: int,
+    budget: Budget,
+    rows: int,
+    rl: Mapping[str, Any],
+) -> list[Run]:
+    """The runs in the order in which they are done: seed by seed, so that there is something to see of each method early.
+
+    Args:
+        rows: how many training prompts there are.
+        rl: further settings of GRPOConfig, for all RL methods.
+
+    Raises:
+        ConfigError: a method's settings are refused by the config's checks, or seeds or `rl` are wrong.
+    """
+    if seeds < 1:
+        raise ConfigError(f"seeds: must be at least 1; it is {seeds}")
+    if wrong := next((name for name in rl if name in _OWN), None):
+        raise ConfigError(f"rl_kwargs: {wrong} is what the comparison sets itself; leave it out")
+    samples = rl.get("num_generations", SAMPLES)
+    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 2:
+        raise ConfigError(f"rl_kwargs: num_generations must be a whole number from 2 on; it is {samples!r}")
+    check(config)
+    batch = min(config.batch_size or rows, rows)
+    return [
+        _run(config, method, rate, config.seed + offset, budget, batch, rl)
+        for offset in range(seeds)
+        for method in methods
+        for rate in rates[method.name]
+    ]
+
+
+def _run(config: RunConfig, method: Method, rate: LearningRate, seed: int, budget: Budget, batch: int, rl: Mapping[str, Any]) -> Run:
+    own = dict(method.settings) | {"learning_rate": method.alpha(rate, config.sigma)} if method.kind == "es" else {}
+    settings = _changed(config) | _NO_EVALUATION | _NO_FILES | {"seed": seed, "logging_steps": 1, "save_steps": 2**31} | own
+    population = settings.get("population_size", config.population_size)
+    samples = population if method.kind == "es" else rl.get("num_generations", SAMPLES)
+    steps = most_steps(budget.tokens, batch, samples)
+    settings |= {"max_steps": steps, "disable_tqdm": True, "num_completions_to_print": 0, "resume_from_checkpoint": False}
+    settings = _changed(_built(settings, method))
+    trl = _trl(config, method, rate, seed, steps, batch, rl) if method.kind == "rl" else {}
+    evaluates = config.eval_strategy != "no" or config.eval_on_start or config.eval_dataset_name is not None
+    return Run(method.name, rate, seed, **vars(budget), settings=settings, rl=trl, evaluates=evaluates)
+
+
+def _built(settings: dict[str, Any], method: Method) -> RunConfig:
+    try:
+        return build(RunConfig, settings)
+    except ConfigError as error:
+        raise ConfigError(f"methods: {method.name} does not go with this config; mend it or leave {method.name} out ({error})") from None
+
+
+def most_steps(tokens: int, batch: int, samples: int) -> int:
+    """Steps after which a run ends however few tokens it made: a model whose answers are empty would never use them up."""
+    return max(1, -(-tokens // (batch * samples)))
+
+
+def _trl(config: RunConfig, method: Method, rate: LearningRate, seed: int, steps: int, batch: int, rl: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of GRPOConfig. A step sees the config's batch of prompts, its gradient summed up over several backward passes."""
+    samples = rl.get("num_generations", SAMPLES)
+    together = max(size for size in range(1, min(_TOGETHER, batch * samples) + 1) if batch * samples % size == 0)
+    return {
+        "learning_rate": rate,
+        "lr_scheduler_type": "constant",
+        "seed": seed,
+        "max_steps": steps,
+        "num_generations": samples,
+        "per_device_train_batch_size": together,
+        "gradient_accumulation_steps": batch * samples // together,
+        "max_completion_length": config.max_completion_length,
+        "temperature": 1.0,
+        "gradient_checkpointing": False,
+        "chat_template_kwargs": config.chat_template_kwargs or {},
+        **method.settings,
+        **rl,
+    }
+
+
+def is_es(run: Run) -> bool:
+    return METHODS[run.method].kind == "es"
+
+
+def seeds_of(runs: Sequence[Run]) -> list[int]:
+    return list(dict.fromkeys(run.seed for run in runs))
+
+
+def load(values: Mapping[str, Any]) -> Run:
+    """A run from what was written down. Raises ConfigError: it was written by another version."""
+    names = [field.name for field in dataclasses.fields(Run)]
+    if set(values) != set(names):
+        odd = next(iter(set(values) ^ set(names)))
+        raise ConfigError(f"a run's {odd!r} is not what this version writes{nearest(odd, names)}")
+    return Run(**values)
+
+
+def _changed(config: RunConfig) -> dict[str, Any]:
+    """The settings that differ from their defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    return {name: value for name, value in vars(config).items() if value != defaults[name]}

@@ -1,0 +1,91 @@
+"""When a run is evaluated and when it ends, by the tokens that it has made: the same for all methods."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from estune.common.durable import write_text
+from estune.evaluation.compare.runs import Run
+from estune.monitor.held_out import evaluate
+from estune.rewards.scoring import Rewards
+from estune.tasks.rows import Row
+from estune.workers.base import Evaluator
+
+Point = dict[str, Any]  # step, tokens, seconds, and figures of the train and held_out prompts
+Figures = dict[str, dict[str, float | None]]
+_POINTS = "points.jsonl"
+
+
+@dataclass(frozen=True)
+class Papers:
+    """The prompts that an evaluation asks, by the name of the set, with what scores the answers."""
+
+    sets: dict[str, list[Row]]
+    rewards: Rewards
+
+    @classmethod
+    def of(cls, run: Run, train: Sequence[Row], held_out: Sequence[Row] | None, rewards: Rewards) -> "Papers":
+        sets = {"train": list(train[: run.eval_prompts])}
+        return cls(sets | ({"held_out": list(held_out[: run.eval_prompts])} if held_out else {}), rewards)
+
+    def examine(self, run: Run, workers: Evaluator, version: int, state: Any) -> Figures:
+        """θ's greedy answers to each set, as figures without the prefix eval_."""
+        config = run.config()
+        held = {name: evaluate(workers, self.rewards, rows, config, version, state, first=version == 0) for name, rows in self.sets.items()}
+        return {name: {key.removeprefix("eval_"): value for key, value in one.metrics.items()} for name, one in held.items()}
+
+
+class Watch:
+    """A run's curve, kept in its folder as it grows. `examine` evaluates the model as it is now."""
+
+    def __init__(self, run: Run, folder: Path, examine: Callable[[], Figures]) -> None:
+        self._run = run
+        self._path = folder / _POINTS
+        self._examine = examine
+        self.points = read_points(folder)
+
+    def begin_afresh(self) -> None:
+        """Forget the curve of an earlier beginning."""
+        self.points = []
+        self._path.unlink(missing_ok=True)
+
+    def look(self, step: int, tokens: int, seconds: float) -> bool:
+        """Evaluate if a mark was passed since the last evaluation; whether the run is at its end."""
+        ended = tokens >= self._run.tokens
+        if self._due(step, tokens, ended):
+            self._add(step, tokens, seconds)
+        return ended
+
+    def finish(self, step: int, tokens: int, seconds: float) -> None:
+        """Evaluate the model that the run ends with, unless that is done."""
+        if self._due(step, tokens, ended=True):
+            self._add(step, tokens, seconds)
+
+    def _add(self, step: int, tokens: int, seconds: float) -> None:
+        self.points.append({"step": step, "tokens": tokens, "seconds": seconds, **self._examine()})
+        write_text(self._path, "".join(json.dumps(point) + "\n" for point in self.points))
+        self._show()
+
+    def _due(self, step: int, tokens: int, ended: bool) -> bool:
+        if not self.points:
+            return True
+        last = self.points[-1]
+        passed = tokens // self._run.eval_tokens > last["tokens"] // self._run.eval_tokens
+        return bool(step > last["step"] and (passed or ended))
+
+    def _show(self) -> None:
+        point = self.points[-1]
+        rewards = "  ".join(
+            f"{name.replace('_', ' ')} {point[name]['reward']:.4g}"
+            for name in ("train", "held_out")
+            if point.get(name, {}).get("reward") is not None
+        )
+        print(f"evaluated at {point['tokens']} tokens: {rewards}", flush=True)
+
+
+def read_points(folder: Path) -> list[Point]:
+    """The curve that is in the folder, empty where there is none."""
+    path = folder / _POINTS
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

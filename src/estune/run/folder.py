@@ -1,0 +1,295 @@
+"""A run's folder: one process at a time, checkpoints that load anywhere, fp32 snapshots to resume from, metrics.
+
+journal.jsonl     the record of the run (journal.py)
+metrics.jsonl     one line a step, TRL's metric names (measured.py)
+checkpoint-K/     θ in the base checkpoint's own dtypes and names: transformers and vLLM load it as it is
+theta/            θ in fp32 at the last save, from which a resume replays the journal's last steps
+completions/      what the evaluations answered
+profile-K.json    with `profile`: what was done when, from step K on (timeline.py)
+reward_error.txt  the first reward that was lost, with its traceback
+config.yaml, README.md
+
+What a run left there is data: a checkpoint or snapshot counts if it says that it is the journal's θ, and holds what it says.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from estune.common.anchor import Anchor
+from estune.common.durable import held, remove_folder, sync, write_text
+from estune.common.visible import one_line
+from estune.config import ESConfig
+from estune.errors import ConfigError, JournalError
+from estune.run.metrics_file import Measured
+from estune.run.model import Model
+from estune.theta.identity import Identity, fault, run_digest
+from estune.theta.journal import Header, Journal, Step, exists
+from estune.theta.theta import snapshot_identity
+
+logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """Paths and files of one run under `output_dir`."""
+
+    def __init__(self, config: ESConfig) -> None:
+        self.path = Path(config.output_dir)
+        self.measured = Measured(self.path / "metrics.jsonl")
+        self._config = config
+        self._anchor: Anchor | None = None
+        self._journal: Journal | None = None
+        self._models: set[Path] = set()  # folders that models were saved to
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the folder for this process, and notice from then on when it is renamed, deleted or replaced.
+
+        Raises:
+            ConfigError: another process has it.
+        """
+        with held(self.path, "output_dir"):
+            self._anchor, self._journal = Anchor(self.path), None
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around whatever is written in the folder. Raises LostFolderError when it is no longer this run's."""
+        self.check_own()
+        try:
+            yield
+        except OSError:
+            self.check_own()
+            raise
+
+    def check_own(self) -> None:
+        """Raises LostFolderError when the folder or the journal in it is no longer this run's."""
+        if self._anchor:
+            self._anchor.check()
+        if self._journal:
+            self._journal.check_own()
+
+    def begin(self, header: Header) -> Journal:
+        """Start the run's journal."""
+        self._journal = Journal.create(self.path, header)
+        return self._journal
+
+    def go_on(self) -> Journal:
+        """The journal that is there, to be gone on with. Raises JournalError."""
+        self._journal = Journal.open(self.path, repair=True)
+        return self._journal
+
+    def check_fresh(self, base: Path) -> None:
+        """Refuse a folder that holds a run, the base model, or files that a run would replace.
+
+        Raises:
+            ConfigError: it does.
+        """
+        if exists(self.path):
+            raise ConfigError(
+                f"output_dir: {self.path} holds a run already; add --resume_from_checkpoint true to go on with it, or choose another"
+            )
+        if there := self.checkpoints():
+            raise ConfigError(
+                f"output_dir: {self.path} holds checkpoint-{there[-1]}, but no journal of its run; move it away, or choose another"
+            )
+        if other := self._in_the_way():
+            raise ConfigError(f"output_dir: {self.path} holds {other}, which a run would replace; move it away, or choose another")
+        if self.path.resolve() == base:
+            raise ConfigError(f"output_dir: {self.path} is the folder of the base model; choose another")
+
+    def model_folder(self, wanted: str | None) -> Path:
+        """Return where `save_model` writes: `wanted`, which must be new or empty, or `final`.
+
+        Raises:
+            ConfigError: something else is there.
+        """
+        final = self.path / "final"
+        target = Path(wanted) if wanted else final
+        if target.resolve() == self.path.resolve():  # as scripts for TRL do: there it lies beside the logs
+            target = final
+        ours = target.resolve() in self._models or target.resolve() == final.resolve()
+        if target.exists() and not ours and (not target.is_dir() or any(target.iterdir())):
+            raise ConfigError(f"output_dir: {target} exists already; give save_model a new folder")
+        self._models.add(target.resolve())
+        return target
+
+    def checkpoint(self, step: int) -> Path:
+        return self.path / f"checkpoint-{step}"
+
+    def checkpoints(self) -> list[int]:
+        """Steps of the checkpoints that are there, ascending."""
+        return _numbered(self.path, "checkpoint-", "")
+
+    def append(self, step: Step) -> None:
+        """Add a step to the journal, on disk when this returns."""
+        assert self._journal is not None
+        with self.writing():
+            self._journal.append(step)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Add a step's line of metrics."""
+        with self.writing():
+            self.measured.append(record)
+
+    def save(self, step: int, model: Model, state: dict[str, Any], best: int | None) -> None:
+        """Write what is missing of the snapshot and the checkpoint of `step`, then delete what is no longer kept.
+
+        What is there of an earlier life of the run, and is not θ as it is now, is written again.
+        """
+        with self.writing():
+            identity = self.identity(model)
+            assert identity is not None
+            if snapshot_identity(self._snapshot(step)) != identity:
+                self._snapshot(step).parent.mkdir(exist_ok=True)
+                model.center.save(self._snapshot(step), identity)
+            for other in self._snapshots():
+                if other != step:
+                    self._snapshot(other).unlink()
+            self.save_checkpoint(step, model, state)
+            self._rotate(step, best)
+
+    def save_checkpoint(self, step: int, model: Model, state: dict[str, Any]) -> None:
+        """Write the checkpoint of `step`, which θ is at, unless it is there."""
+
+        def write_state(folder: Path) -> None:
+            (folder / "trainer_state.json").write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
+
+        identity, target = self.identity(model), self.checkpoint(step)
+        if target.exists():
+            wrong = fault(target, identity)
+            if wrong is None:
+                return
+            logger.warning("%s is not what the journal says of step %d (%s); it is written again", target, step, wrong)
+        model.write(target, identity, write_state)
+
+    def identity(self, model: Model) -> Identity | None:
+        """Which θ the model has now; None where no run was begun yet."""
+        if self._journal is None:
+            return None
+        version = model.center.version
+        known = self._journal.digest(version) if version <= self._journal.last else None
+        return Identity(run_digest(self._journal.header), version, known or model.center.digest())
+
+    def doubtful(self, best: int | None) -> list[int]:
+        """Of the newest checkpoint and the best: the steps at which they are not known to be what the journal says."""
+        assert self._journal is not None
+        journal, there = self._journal, self.checkpoints()
+        if beyond := [step for step in there if step > journal.last]:
+            logger.warning(
+                "%s is of a step that the journal does not have; it is checked when the run gets there", self.checkpoint(beyond[-1])
+            )
+        within = [step for step in there if step <= journal.last]
+        wanted = {*within[-1:], *(step for step in within if step == best)}
+        return sorted(step for step in wanted if not self._vouched(step, journal))
+
+    def _vouched(self, step: int, journal: Journal) -> bool:
+        digest = journal.digest(step)
+        return digest is not None and fault(self.checkpoint(step), Identity(run_digest(journal.header), step, digest)) is None
+
+    def needs(self, model: Model) -> int:
+        """Bytes that the run will have on disk at once, beyond what is there: checkpoints, and two snapshots while one is replaced."""
+        config = self._config
+        saves = -(-config.max_steps // config.save_steps)
+        kept = min(saves, config.save_total_limit + 2) if config.save_total_limit else saves
+        return max(1, kept - len(self.checkpoints())) * model.saved_bytes() + 2 * model.theta_bytes()
+
+    def bring_near(self, model: Model, until: int) -> None:
+        """Bring θ to the newest state at or before step `until` that the journal vouches for: a snapshot, θ as it is, or the base.
+
+        Damaged snapshots are passed over.
+        """
+        assert self._journal is not None
+        here = model.center.version
+        for step in reversed([step for step in self._snapshots() if step <= until]):
+            if step <= here <= until:
+                return
+            if self._journal.digest(step) is None:
+                continue
+            try:
+                model.center.restore(self._snapshot(step))
+                return self._journal.check(model.center)
+            except JournalError as error:
+                logger.warning("%s; going back to an earlier state", error)
+                self._snapshot(step).unlink()
+                here = -1
+        if not 0 <= here <= until:
+            model.center.reset(model.checkpoint)
+
+    def write_completions(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Keep what an evaluation answered, one JSON a line."""
+        with self.writing():
+            (self.path / "completions").mkdir(exist_ok=True)
+            write_text(self._completions(step), json_lines(rows))
+
+    def keep_mishap(self, text: str) -> Path:
+        """Keep what is said of the first lost reward of the run; returns the file's path."""
+        path = self.path / "reward_error.txt"
+        with self.writing():
+            if not path.exists():
+                write_text(path, text)
+        return path
+
+    def evaluated(self, step: int) -> bool:
+        """Whether an evaluation followed `step`."""
+        return self._completions(step).is_file()
+
+    def completions(self, step: int) -> list[dict[str, Any]] | None:
+        """What the evaluation of `step` answered; None where there was none, or its file is damaged."""
+        try:
+            rows = [json.loads(line) for line in self._completions(step).read_bytes().splitlines()]
+        except (OSError, ValueError, RecursionError):
+            return None
+        return rows if all(isinstance(row, dict) and {"prompt", "completion", "reward"} <= set(row) for row in rows) else None
+
+    def _in_the_way(self) -> str | None:
+        """Return what is there under a name that a run uses, if no run of this trainer left it."""
+        if self.measured.foreign():
+            return "metrics.jsonl"
+        patterns = ["theta/step-*.safetensors", "completions/step-*.jsonl"]
+        patterns += ["profile-*.json"] * self._config.profile
+        patterns += ["final/*"] * ((self.path / "final").resolve() not in self._models)
+        found = (path for pattern in patterns for path in self.path.glob(pattern))
+        return next((str(path.relative_to(self.path)) for path in found), None)
+
+    def _completions(self, step: int) -> Path:
+        return self.path / "completions" / f"step-{step}.jsonl"
+
+    def _snapshot(self, step: int) -> Path:
+        return self.path / "theta" / f"step-{step}.safetensors"
+
+    def _snapshots(self) -> list[int]:
+        return _numbered(self.path / "theta", "step-", ".safetensors")
+
+    def _rotate(self, newest: int, best: int | None) -> None:
+        for scratch in self.path.glob(".checkpoint-*.tmp"):
+            shutil.rmtree(scratch)  # what a kill left
+        limit = self._config.save_total_limit
+        if limit is not None:
+            for step in [step for step in self.checkpoints() if step <= newest][:-limit]:
+                if step != best:
+                    remove_folder(self.checkpoint(step))
+            sync(self.path)
+
+
+def json_lines(rows: list[dict[str, Any]]) -> str:
+    """One JSON object per line. NaN and infinity become null; what JSON cannot express becomes its text."""
+    plain = [{str(name): _plain(value) for name, value in row.items()} for row in rows]
+    return "".join(json.dumps(row) + "\n" for row in plain)
+
+
+def _plain(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value, default=str), parse_constant=lambda word: None)
+    except Exception:  # a dictionary with tuples as keys, an int of 5,000 digits, a __str__ that fails
+        return one_line(value)
+
+
+def _numbered(folder: Path, prefix: str, suffix: str) -> list[int]:
+    names = [path.name for path in folder.glob(f"{prefix}*{suffix}")] if folder.is_dir() else []
+    middles = [name[len(prefix) : len(name) - len(suffix)] for name in names]
+    return sorted(int(middle) for middle in middles if middle.isdecimal())

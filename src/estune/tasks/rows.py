@@ -1,0 +1,290 @@
+"""Datasets: rows with a `prompt` and any further columns, from the hub, a folder, a file, or Python."""
+
+import inspect
+import itertools
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from estune.common.types import is_token_ids
+from estune.errors import DataError
+from estune.tasks import data_files
+from estune.tasks.usable_rows import usable
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+Adapt = Callable[..., Iterable[Mapping[str, Any]]]
+_MOST = 1_000_000  # rows of a stream, which may have no end
+_NOT_SHOWN = ("tools", "chat_template_kwargs", "image", "images")  # TRL's trainers use these
+_EXPANDED = set("*?[]#%:\n")  # characters that datasets takes for patterns and addresses
+
+
+def rows_of(dataset: Any, what: str) -> list[Row]:
+    """Return the rows of a `datasets.Dataset` or a list of mappings, checked.
+
+    `what` names the data in errors.
+
+    Raises:
+        DataError: there are no rows, no column `prompt`, rows with other columns, or a prompt that
+            is neither text, token ids nor messages.
+    """
+    rows = _listed(dataset, what)
+    if strange := next((row for row in rows if not isinstance(row, Mapping)), None):
+        wanted = "must be rows that map columns to values, such as one split of a dataset"
+        raise DataError(f"{what}: {wanted}; it has {_shown(strange)}")
+    _check_columns(rows, what)
+    return [_checked_at(row, f"{what}: row {index}") for index, row in enumerate(rows)]
+
+
+def load_rows(
+    name: str,
+    split: str,
+    config: str | None = None,
+    adapt: Adapt | None = None,
+) -> list[Row]:
+    """Return the rows of a split of the dataset that `dataset_name` names.
+
+    `adapt` makes a task's columns of the dataset's own. Rows that cannot be used are left out, and
+    a line in the log says so.
+
+    Raises:
+        DataError: there is no such dataset or split, it cannot be read, or most rows are unusable.
+    """
+    try:
+        with _quiet():
+            loaded = usable(_load(name, split, config), _mapping, name)
+        rows = _adapted(adapt, _same_columns(loaded), name)
+        _check_columns(rows, name)
+        return usable(rows, _checked, name)
+    except DataError:
+        raise
+    except Exception as error:  # offline, gated, unknown split, damaged: each has its own kind
+        raise _not_loaded(name, split, error) from None
+
+
+def has_split(name: str, split: str) -> bool:
+    """Whether a dataset has this split; a single file has only 'train'."""
+    path = Path(name).expanduser()
+    if path.is_file() or (path / "dataset_info.json").is_file():
+        return split == "train"
+    if (path / "dataset_dict.json").is_file():
+        return (path / split).is_dir()
+    try:
+        return split in _splits(name, path)
+    except Exception:  # whatever is wrong shows when the training split is loaded
+        return False
+
+
+def warn_of_columns_not_shown(rows: Sequence[Row]) -> None:
+    """Log a line for each column that TRL's trainers would give to the model, but estune does not."""
+    for name in _NOT_SHOWN:
+        if any(row.get(name) is not None for row in rows):
+            logger.warning(
+                "the dataset's column %r is not shown to the model, only reward functions get it; "
+                "put what the model should see into prompt",
+                name,
+            )
+
+
+def _listed(dataset: Any, what: str) -> list[Any]:
+    """All rows; a stream is read up to a limit, since it may have no end."""
+    try:
+        dataset = data_files.undecoded(dataset)
+        endless = not hasattr(dataset, "__len__")
+        rows = list(itertools.islice(dataset, _MOST + 1) if endless else dataset)
+    except Exception as error:  # a stream may raise anything, and so may a picture
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"
+        raise DataError(f"{what}: its rows cannot be read ({reason})") from error
+    if endless and len(rows) > _MOST:
+        raise DataError(
+            f"{what}: a stream of more than {_MOST:,} rows, which are all kept in memory; give its first ones, for example with .take(n)",
+        )
+    return data_files.without_added_keys(rows) if getattr(dataset, "features", None) else rows
+
+
+def _check_columns(rows: Sequence[Mapping[str, Any]], what: str) -> None:
+    """Raises DataError where there are no rows, no column `prompt`, or rows of unlike columns."""
+    if not rows:
+        raise DataError(f"{what}: has no rows")
+    for index, row in enumerate(rows):
+        if other := [name for name in row if not isinstance(name, str)]:
+            raise DataError(
+                f"{what}: row {index}: a column's name must be text; it has {other[0]!r}",
+            )
+        if row.keys() != rows[0].keys():
+            both = f"row {index} has the columns {_names(row)}, row 0 has {_names(rows[0])}"
+            raise DataError(f"{what}: {both}")
+    if "prompt" not in rows[0]:
+        columns = _names(rows[0]) or "none"
+        raise DataError(f"{what}: has no column 'prompt'; its columns are {columns}")
+
+
+def _names(row: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(row))
+
+
+def _checked_at(row: Mapping[str, Any], where: str) -> Row:
+    try:
+        return _checked(row)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def _checked(row: Mapping[str, Any]) -> Row:
+    """A copy of the row with its prompt in plain Python; raises DataError where that is none."""
+    prompt = row["prompt"]
+    prompt = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # of numpy, torch and others
+    if isinstance(prompt, list):
+        prompt = [each.item() if hasattr(each, "item") else each for each in prompt]
+    if not _is_prompt(prompt):
+        raise DataError(
+            "the prompt is neither text nor a list of messages with role and content, nor one of token ids",
+        )
+    if not all(map(_is_unicode, _texts(prompt))):
+        half = "half of a character, an unpaired surrogate such as \\ud800"
+        raise DataError(f"the prompt holds {half}")
+    return dict(row) | {"prompt": prompt}
+
+
+def _is_prompt(prompt: Any) -> bool:
+    if isinstance(prompt, str) or is_token_ids(prompt):
+        return True
+    return (
+        isinstance(prompt, list)
+        and len(prompt) > 0
+        and all(isinstance(message, dict) and {"role", "content"} <= set(message) for message in prompt)
+    )
+
+
+def _texts(prompt: Any) -> list[str]:
+    if isinstance(prompt, str):
+        return [prompt]
+    contents = [message["content"] for message in prompt if isinstance(message, dict)]
+    return [content for content in contents if isinstance(content, str)]
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _mapping(row: Any) -> Row:
+    if isinstance(row, DataError):  # what a file has in a row's place
+        raise row
+    if not isinstance(row, Mapping):
+        raise DataError(f"is not an object with columns, but {_shown(row)}")
+    return dict(row)
+
+
+def _shown(value: Any) -> str:
+    return f"{' '.join(repr(value).split()):.60}"
+
+
+def _same_columns(rows: Sequence[Row]) -> list[Row]:
+    """The rows with each other's columns, None where they had none."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in columns} for row in rows]
+
+
+def _adapted(adapt: Adapt | None, rows: list[Row], name: str) -> list[Any]:
+    if adapt is None or not rows:
+        return rows
+    named = {"what": name} if "what" in inspect.signature(adapt).parameters else {}
+    return list(adapt(rows, **named))
+
+
+def _load(name: str, split: str, config: str | None) -> list[Any]:
+    """The rows as they are; a DataError in the place of one that a file does not have whole."""
+    from datasets import load_dataset
+
+    path = Path(name).expanduser()
+    if path.is_file():
+        return data_files.read(path, name)
+    if path.is_dir():
+        with _plainly_named(path) as folder:
+            return _of_folder(folder, name, split, config)
+    if path.exists():
+        raise DataError(f"{name}: is neither a file nor a folder")
+    if name.startswith(("/", ".", "~")) or data_files.is_data_file(path):
+        raise DataError(f"{name}: no such file or folder; give a file, a folder or a hub id")
+    return data_files.without_added_keys(load_dataset(name, config, split=split))
+
+
+def _of_folder(folder: Path, name: str, split: str, config: str | None) -> list[Any]:
+    from datasets import load_dataset, load_from_disk
+
+    if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
+        saved: Any = load_from_disk(str(folder))
+        return data_files.without_added_keys(saved[split] if isinstance(saved, dict) else saved)
+    found = _data_files(folder, config)
+    paths = [Path(path) for path in found.get(split, [])]
+    if paths and all(map(data_files.is_data_file, paths)):
+        names = {path: f"{name}/{path.relative_to(folder)}" for path in paths}
+        return [row for path in paths for row in data_files.read(path, names[path])]
+    return data_files.without_added_keys(load_dataset(str(folder), config, split=split))
+
+
+def _data_files(folder: Path, config: str | None = None) -> dict[str, list[str]]:
+    """Return split → its files, as datasets finds them: by name, or as the folder's README.md says."""
+    from datasets import load_dataset_builder
+
+    found = load_dataset_builder(str(folder), config).config.data_files or {}
+    return {str(split): list(map(str, paths)) for split, paths in found.items()}
+
+
+def _splits(name: str, path: Path) -> Iterable[str]:
+    from datasets import get_dataset_split_names
+
+    if not path.is_dir():
+        return list(get_dataset_split_names(name))
+    with _plainly_named(path) as folder:
+        return _data_files(folder) or list(get_dataset_split_names(str(folder)))
+
+
+@contextmanager
+def _plainly_named(folder: Path) -> Iterator[Path]:
+    """The folder, or where datasets would misread its path, another one with links to its files."""
+    whole = folder.resolve()
+    if not _EXPANDED & set(str(whole)):
+        yield whole
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield Path(shutil.copytree(whole, Path(scratch) / "data", copy_function=os.symlink))
+
+
+def _not_loaded(name: str, split: str, error: Exception) -> DataError:
+    from datasets.exceptions import DatasetGenerationError
+
+    cause = (error.__cause__ or error) if isinstance(error, DatasetGenerationError) else error
+    reason = " ".join(str(cause).split())[:240]
+    if "corresponds to no data" in reason:
+        return DataError(f"{name}: has no rows")
+    why = f"the split {split!r} cannot be loaded ({type(cause).__name__}: {reason})"
+    return DataError(f"{name}: {why}; check the name and the split")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars and log lines of datasets: what is wrong is said once, by the error."""
+    import datasets
+    from datasets.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), not datasets.are_progress_bars_disabled()
+    logging.set_verbosity(logging.CRITICAL)
+    if bars:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            datasets.enable_progress_bars()

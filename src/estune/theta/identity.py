@@ -1,0 +1,135 @@
+"""Which θ a checkpoint holds, and whether its weights are still the ones that were written.
+
+θ cannot be had from a checkpoint's bf16, so the folder says it: `estune.json` names the run, the step and θ's digest, and has
+a digest of each file of weights. Whoever reads the checkpoint compares those; a resume compares θ's with the journal too.
+Snapshots of θ carry the same three facts; their tensors are θ itself, so θ's digest is their own.
+"""
+
+import dataclasses
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from estune.common.signed_lines import signed, verified
+from estune.config import MAY_CHANGE_ON_RESUME, RunConfig
+from estune.errors import JournalError, ModelError
+from estune.theta.records import FILE, Header, read
+
+NAME = "estune.json"
+_CHUNK = 1 << 22
+Stamp = tuple[str, int, int, int]  # a file's name, inode, size and time of change
+
+
+@dataclass(frozen=True)
+class Identity:
+    """θ after `step` updates of a run, and its digest."""
+
+    run: str
+    step: int
+    theta: str
+
+
+def run_digest(header: Header) -> str:
+    """A name for the run that two undisturbed runs share: a digest of θ₀'s and of the settings on which θ depends."""
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    config = json.loads(json.dumps(header.config))  # as it is once it was written and read
+    fixed = {name: value for name, value in config.items() if name not in MAY_CHANGE_ON_RESUME and value != defaults.get(name)}
+    return hashlib.blake2b(json.dumps([header.digest, fixed], sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def seal(folder: Path, identity: Identity) -> None:
+    """Write down in `folder` which θ it holds and what its weights' files are."""
+    (folder / NAME).write_text(signed(json.dumps(asdict(identity) | {"files": _digests(folder)})), encoding="utf-8")
+
+
+def fault(folder: Path, identity: Identity | None = None) -> str | None:
+    """What is wrong with a checkpoint, None if nothing is: it should be sealed, have the sealed weights and be that of `identity`."""
+    record = _sealed(folder)
+    if record is None:
+        return f"{NAME} is missing or damaged"
+    if identity is not None and record != asdict(identity) | {"files": record["files"]}:
+        return f"it says that it is θ of step {record['step']} with digest {record['theta']}"
+    return _changed(folder, record["files"])
+
+
+def check_sealed(folder: Path) -> None:
+    """Compare a checkpoint with what it says of itself, if it does, and with the journal beside it, if there is one.
+
+    Raises:
+        ModelError: it has other weights, or is another θ than the journal has for its step.
+    """
+    if (folder / NAME).is_file() and (wrong := _checked(folder, _stamps(folder))):
+        raise ModelError(
+            f"{folder}: it is not the checkpoint that was written there ({wrong}); resume its run or estune replay to have it again, "
+            f"or delete {folder / NAME} to use the weights as they are"
+        )
+
+
+@lru_cache(maxsize=64)
+def _checked(folder: Path, stamps: tuple[Stamp, ...]) -> str | None:
+    """What is wrong, found out once for files that stay as they are."""
+    return fault(folder) or _disowned(folder)
+
+
+def _disowned(folder: Path) -> str | None:
+    """Why the journal beside a sealed checkpoint does not have its θ; None where it does, or does not tell."""
+    path, record = folder.parent / FILE, _sealed(folder)
+    try:
+        journal = read(path, path.read_bytes())
+    except (OSError, JournalError):
+        return None
+    if record is None or not 0 < record["step"] <= len(journal.steps):
+        return None
+    digest = journal.steps[record["step"] - 1].digest
+    if record["run"] != run_digest(journal.header):
+        return f"{path} is of another run"
+    return f"{path} has another θ for step {record['step']}" if digest not in (None, record["theta"]) else None
+
+
+def _stamps(folder: Path) -> tuple[Stamp, ...]:
+    beside = folder.parent / FILE
+    paths = [*_weights(folder), folder / NAME, *([beside] if beside.is_file() else [])]
+    stats = [(path.name, path.stat()) for path in paths]
+    return tuple((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def _sealed(folder: Path) -> dict[str, Any] | None:
+    try:
+        record = verified((folder / NAME).read_bytes())
+    except OSError:
+        return None
+    kinds = {"run": str, "step": int, "theta": str, "files": dict}
+    right = record is not None and record.keys() == kinds.keys() and all(type(record[name]) is kind for name, kind in kinds.items())
+    return record if right else None
+
+
+def _changed(folder: Path, files: dict[str, str]) -> str | None:
+    try:
+        found = _digests(folder)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    wrong = sorted(name for name in {*found, *files} if found.get(name) != files.get(name))
+    return f"{wrong[0]} is another than the one that was written" if wrong else None
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files that hold weights, or say which file holds which."""
+    return sorted([*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")])
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    paths = _weights(folder)
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip((path.name for path in paths), pool.map(_digest, paths), strict=True))
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        for chunk in iter(lambda: file.read(_CHUNK), b""):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,153 @@
+"""Which tensors of a checkpoint are the model's parameters, and what each is called inside the model.
+
+The files' names are the ones that count: noise is addressed by them. transformers may rename a tensor on loading, or
+leave out one that is tied to another, so the model is built once without memory (torch's meta device) and asked.
+A model whose layout in memory differs from its files by more than names is refused, rather than tuned wrongly.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from estune.common.guard import guarded
+from estune.errors import ConfigError, ModelError
+from estune.theta.checkpoint import Checkpoint
+from estune.theta.light import transformers
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The parameters of a checkpoint.
+
+    in_model: name in the files → name inside the transformers model, each parameter once.
+    aliases: further names that the files hold for a tied parameter → the name under which it is kept.
+    """
+
+    in_model: dict[str, str]
+    aliases: dict[str, str]
+
+    def targets(self, patterns: list[str] | None) -> list[str]:
+        """The names that ES tunes: those in which some pattern is found, or all."""
+        return [name for name in self.in_model if patterns is None or matches(patterns, name)]
+
+
+def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout:
+    """Work out the parameters of `checkpoint`.
+
+    Raises:
+        ModelError: no causal LM, quantised, unknown to transformers, incomplete, or laid out otherwise in memory.
+    """
+    model = _empty_model(checkpoint, trust_remote_code)
+    with guarded(ModelError, f"{checkpoint.folder}: transformers does not say how this model is laid out"):
+        inside = dict(model.named_parameters(remove_duplicate=False))
+        rename = _renaming(model)
+        embedding = _embedding(model)
+    renamed = {name: rename(name) for name in checkpoint.tensors}
+    found = {name: inside_name for name, inside_name in renamed.items() if inside_name in inside}
+    _check_shapes(checkpoint, found, inside)
+    in_model, aliases = _once_each(checkpoint, found, inside, embedding)
+    covered = {id(inside[name]) for name in in_model.values()}
+    if missing := [name for name, parameter in inside.items() if id(parameter) not in covered]:
+        raise ModelError(f"{checkpoint.folder}: its files lack {len(missing)} parameters, {missing[0]} among them")
+    return Layout(in_model, aliases)
+
+
+def matches(patterns: list[str], name: str) -> bool:
+    """Whether some pattern is found in the name. Raises ConfigError for one that is no regular expression."""
+    for pattern in patterns:
+        try:
+            if re.search(pattern, name):
+                return True
+        except re.error as error:
+            raise ConfigError(f"target_parameters: {pattern!r} is no regular expression ({error})") from None
+    return False
+
+
+def _empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
+    folder = checkpoint.folder
+    try:
+        with guarded(ModelError, f"{folder}: transformers cannot build this model"):
+            config = transformers().AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            _check_config(checkpoint, config)
+            with torch.device("meta"):
+                model = transformers().AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model.tie_weights()
+    except ModelError as error:
+        if "trust_remote_code" in str(error.__cause__) and not trust_remote_code:
+            why = "comes with code of its own; read it, and add --trust_remote_code true if it may run"
+            raise ModelError(f"{folder}: {why}") from error.__cause__
+        raise
+    return model
+
+
+def _check_config(checkpoint: Checkpoint, config: Any) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+    if getattr(config, "quantization_config", None):
+        raise ModelError(f"{checkpoint.folder}: is quantised; give the model's full-precision checkpoint")
+    known = set(CAUSAL.values())
+    architectures = config.architectures or []
+    remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
+    if not remote and architectures and not known & set(architectures):
+        raise ModelError(
+            f"{checkpoint.folder}: {architectures[0]} is no causal language model; give one that generates text, such as a LlamaForCausalLM"
+        )
+
+
+def _renaming(model: Any) -> Callable[[str], str]:
+    """The library's own map from names in files to names in the model; refuses tensors that it would convert."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model) or []
+    renamings = [rule for rule in mapping if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in mapping if isinstance(rule, WeightConverter)]
+    state = model.state_dict()
+
+    def rename(name: str) -> str:
+        if name in state:
+            return name
+        inside, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if converter is not None:
+            raise ModelError(f"{name}: transformers keeps it fused with others in memory, which cannot be tuned yet")
+        return str(inside)
+
+    return rename
+
+
+def _check_shapes(checkpoint: Checkpoint, found: dict[str, str], inside: dict[str, Any]) -> None:
+    for name, inside_name in found.items():
+        stored, wanted = checkpoint.tensors[name], tuple(inside[inside_name].shape)
+        if stored.shape != wanted:
+            raise ModelError(f"{checkpoint.folder}: {name} has shape {stored.shape}, its config asks for {wanted}")
+        if stored.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise ModelError(f"{checkpoint.folder}: {name} is stored as {stored.dtype}, which cannot be tuned")
+
+
+def _once_each(
+    checkpoint: Checkpoint, found: dict[str, str], inside: dict[str, Any], embedding: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Drop the second name of a tied parameter: equal tensors go by the input embedding's, different are refused."""
+    groups: dict[int, list[str]] = {}
+    for name, inside_name in found.items():
+        groups.setdefault(id(inside[inside_name]), []).append(name)
+    in_model, aliases = {}, {}
+    for names in groups.values():
+        kept = next((name for name in names if found[name] == embedding), names[0])
+        in_model[kept] = found[kept]
+        for other in names:
+            if other == kept:
+                continue
+            if not torch.equal(checkpoint.read(kept).float(), checkpoint.read(other).float()):
+                raise ModelError(f"{checkpoint.folder}: {kept} and {other} are tied in the config but differ in the files")
+            aliases[other] = kept
+    return in_model, aliases
+
+
+def _embedding(model: Any) -> str:
+    """The name, inside the model, of the input embedding's weight."""
+    module = model.get_input_embeddings()
+    return next(f"{name}.weight" for name, other in model.named_modules() if other is module)

@@ -1,0 +1,52 @@
+"""The source stays a house: few entries, imports that run down, files that can be read in one sitting."""
+
+import ast
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1] / "src" / "estune"
+
+# From the ground floor up: a room imports from those before it alone. `estune` itself stands above all of them.
+FLOORS = [
+    *("errors", "common", "config", "noise", "theta", "engines", "workers", "rewards", "tasks"),
+    *("monitor", "strategy", "run", "trainer", "evaluation", "cli", "__main__"),
+]
+
+
+def modules():
+    """Every module's path, and the names of the modules of ours that it imports."""
+    paths = sorted(SOURCE.rglob("*.py"))
+    return [(path, sorted(imported(path))) for path in paths if path != SOURCE / "__init__.py"]
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.startswith("estune."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("estune."):
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def floor(name):
+    return FLOORS.index(name.removesuffix(".py"))
+
+
+def test_the_source_has_at_most_eighteen_entries():
+    entries = [path.name for path in SOURCE.iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 18, sorted(entries)
+    assert {name.removesuffix(".py") for name in entries} == {*FLOORS, "__init__", "py.typed"}
+
+
+def test_imports_run_down():
+    up = [
+        f"{path.relative_to(SOURCE)} imports {name}"
+        for path, names in modules()
+        for name in names
+        if floor(name.split(".")[1]) > floor(path.relative_to(SOURCE).parts[0])
+    ]
+    assert not up
+
+
+def test_no_file_has_more_than_400_lines():
+    paths = [path for folder in ("src", "tests", "benchmarks") for path in (SOURCE.parents[1] / folder).rglob("*.py")]
+    long = {path.name: count for path in paths if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400}
+    assert not long
