@@ -44,10 +44,22 @@ class Failed(SystemExit):
 
 def options(description: str | None) -> argparse.Namespace:
     """Parse --model, --json and --quick."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(MODEL), help="folder, .gguf or hub id [models/SmolLM2…, from make model]")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    parser.add_argument("--quick", action="store_true", help="sizes that show whether it runs; the figures mean nothing")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model",
+        default=str(MODEL),
+        help="folder, .gguf or hub id [models/SmolLM2…, from make model]",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="sizes that show whether it runs; the figures mean nothing",
+    )
     return parser.parse_args()
 
 
@@ -69,7 +81,12 @@ def best_of(times: int, *functions: Callable[[], object]) -> list[float]:
     """Seconds of the fastest of `times` calls of each, after one that isn't counted; in turn, since a machine's speed drifts."""
     for function in functions:
         function()
-    return [min(seconds) for seconds in zip(*([timed(function) for function in functions] for _ in range(times)), strict=True)]
+    return [
+        min(seconds)
+        for seconds in zip(
+            *([timed(function) for function in functions] for _ in range(times)), strict=True
+        )
+    ]
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -79,7 +96,12 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def steps_between(model: str, rows: Sequence[Mapping[str, Any]], reward: Any = "conciseness_reward", **settings: Any) -> list[Step]:
+def steps_between(
+    model: str,
+    rows: Sequence[Mapping[str, Any]],
+    reward: Any = "conciseness_reward",
+    **settings: Any,
+) -> list[Step]:
     """The metrics of the steps between the first and the last, of a run of the trainer that is silent and leaves nothing.
 
     Raises:
@@ -92,7 +114,9 @@ def steps_between(model: str, rows: Sequence[Mapping[str, Any]], reward: Any = "
         ESTrainer(model, reward, config, list(rows)).train()
         steps = middle_steps(Path(output))
     if still := [step["step"] for step in steps if step["frac_reward_zero_std"] == 1]:
-        raise Failed(f"step {still[0]}: all members earned the same, so there is no update to measure; take a larger sigma or more prompts")
+        raise Failed(
+            f"step {still[0]}: all members earned the same, so there is no update to measure; take a larger sigma or more prompts"
+        )
     return steps
 
 
@@ -110,7 +134,9 @@ def word_tokenizer(vocabulary: int) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({f"w{token}": token for token in range(vocabulary)}, unk_token="w1"))
+    words = Tokenizer(
+        models.WordLevel({f"w{token}": token for token in range(vocabulary)}, unk_token="w1")
+    )
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", unk_token="w1")
 
@@ -132,7 +158,9 @@ class Peak:
 
     def _watch(self) -> None:
         while True:
-            kilobytes = re.findall(r"^Rss(?:Anon|Shmem):\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+            kilobytes = re.findall(
+                r"^Rss(?:Anon|Shmem):\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE
+            )
             self.bytes = max(self.bytes, 1024 * sum(map(int, kilobytes)))
             time.sleep(0.01)
 
@@ -147,7 +175,9 @@ def child(module: str, *arguments: str, session: bool = False, python: str = sys
     """
     command = [python, "-m", module, *arguments]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, text=True, start_new_session=session, stdout=pipe, stderr=pipe) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, start_new_session=session, stdout=pipe, stderr=pipe
+    ) as process:
         try:
             out, err = process.communicate()
         except BaseException:
@@ -176,7 +206,9 @@ def vllm_python() -> str:
 def _reason(status: int, err: str) -> str:
     if status < 0:
         killed = signal.Signals(-status).name
-        return f"killed by {killed}" + (", as the system does when memory runs out" if killed == "SIGKILL" else "")
+        return f"killed by {killed}" + (
+            ", as the system does when memory runs out" if killed == "SIGKILL" else ""
+        )
     return last_line(err) or f"ended with status {status} and said nothing"
 
 
@@ -191,7 +223,10 @@ def show(figures: Figures, as_json: bool) -> None:
 
 def lines(figures: Figures) -> str:
     """One figure per line."""
-    return "\n".join(f"{name:32} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in figures.items())
+    return "\n".join(
+        f"{name:32} {value if isinstance(value, str) else f'{value:.4g}'}"
+        for name, value in figures.items()
+    )
 
 
 def machine() -> str:
@@ -201,16 +236,28 @@ def machine() -> str:
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
     versions = [f"{name} {found}" for name in _VERSIONS if (found := _version(name))]
     versions += _vllm_versions()
-    return ", ".join([_processor(), f"{cores()} cores", memory, f"Python {platform.python_version()}", *versions])
+    return ", ".join(
+        [_processor(), f"{cores()} cores", memory, f"Python {platform.python_version()}", *versions]
+    )
 
 
 def _processor() -> str:
     """Its name, with family and model where there is one: virtual machines tend to say no more than AMD EPYC."""
     file = Path("/proc/cpuinfo")
-    about = dict(re.findall(r"^(model name|cpu family|model)\s*:\s*(.+)$", file.read_text() if file.exists() else "", re.MULTILINE))
+    about = dict(
+        re.findall(
+            r"^(model name|cpu family|model)\s*:\s*(.+)$",
+            file.read_text() if file.exists() else "",
+            re.MULTILINE,
+        )
+    )
     if "model name" not in about:
         return platform.processor() or platform.machine()
-    return f"{about['model name']} (family {about['cpu family']}, model {about['model']})" if "cpu family" in about else about["model name"]
+    return (
+        f"{about['model name']} (family {about['cpu family']}, model {about['model']})"
+        if "cpu family" in about
+        else about["model name"]
+    )
 
 
 def _version(name: str, path: Sequence[str] = ()) -> str | None:

@@ -19,7 +19,9 @@ def main() -> None:
     asked = options(__doc__)
     size = ("2", "4", "8") if asked.quick else ("8", "50", "128")
     module, vllm_environment = "benchmarks.engines_child", vllm_python()
-    run, vllm = (child(module, what, asked.model, *size, python=vllm_environment) for what in ("run", "vllm"))
+    run, vllm = (
+        child(module, what, asked.model, *size, python=vllm_environment) for what in ("run", "vllm")
+    )
     transformers = child(module, "transformers", asked.model, *size)
     show(
         {
@@ -29,7 +31,10 @@ def main() -> None:
             "transformers_tokens_per_second": transformers["tokens_per_second"],
             "tokens_per_completion": vllm["tokens_per_completion"],
         }
-        | {name: run[f"es/{name}"] for name in ("generate_seconds", "load_seconds", "update_seconds")},
+        | {
+            name: run[f"es/{name}"]
+            for name in ("generate_seconds", "load_seconds", "update_seconds")
+        },
         asked.json,
     )
 

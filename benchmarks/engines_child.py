@@ -12,7 +12,11 @@ from benchmarks.common import characters, checkpoint, steps_between
 from estune.config import ESConfig
 from estune.tasks import get_task
 
-VLLM: dict[str, Any] = {"engine": "vllm", "vllm_enforce_eager": True, "engine_kwargs": {"kv_cache_memory_bytes": 1 << 30}}
+VLLM: dict[str, Any] = {
+    "engine": "vllm",
+    "vllm_enforce_eager": True,
+    "engine_kwargs": {"kv_cache_memory_bytes": 1 << 30},
+}
 
 
 def run(model: str, members: int, prompts: int, tokens: int) -> dict[str, Any]:
@@ -52,7 +56,11 @@ def main() -> None:
     what, model, *size = sys.argv[1:]
     members, prompts, tokens = map(int, size)
     with contextlib.redirect_stdout(io.StringIO()):
-        figures = run(model, members, prompts, tokens) if what == "run" else answering(what, model, prompts, tokens)
+        figures = (
+            run(model, members, prompts, tokens)
+            if what == "run"
+            else answering(what, model, prompts, tokens)
+        )
     print(json.dumps(figures))
 
 

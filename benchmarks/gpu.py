@@ -42,24 +42,36 @@ Figures = dict[str, float | str]
 
 SAMPLE = 4096  # elements at either end of a parameter that are compared with the reference
 COPIED = 1 << 30  # elements of the copy that bandwidth is taken from, at most
-SEEDS, COEFFICIENTS = list(range(30)), [float(np.float32((-1) ** n * 1e-6 * (n + 1))) for n in range(30)]
+SEEDS, COEFFICIENTS = (
+    list(range(30)),
+    [float(np.float32((-1) ** n * 1e-6 * (n + 1))) for n in range(30)],
+)
 MEMBER = Member(7, -1, 1e-3, "iid", 0)
 # elements and warps of a Triton program; the default, 2048 and 4, is measured anyway
 BLOCKS = ((1024, 4), (2048, 8), (4096, 4), (4096, 8), (8192, 8))
 
 
-def qwen(hidden: int, layers: int, heads: int, key_heads: int, intermediate: int, vocabulary: int) -> Shapes:
+def qwen(
+    hidden: int, layers: int, heads: int, key_heads: int, intermediate: int, vocabulary: int
+) -> Shapes:
     """Of a Qwen2 whose embeddings are untied."""
     keys = hidden // heads * key_heads
     shapes: Shapes = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for number in range(layers):
         layer = f"model.layers.{number}."
         for name, rows in {"q": hidden, "k": keys, "v": keys}.items():
-            shapes |= {f"{layer}self_attn.{name}_proj.weight": (rows, hidden), f"{layer}self_attn.{name}_proj.bias": (rows,)}
+            shapes |= {
+                f"{layer}self_attn.{name}_proj.weight": (rows, hidden),
+                f"{layer}self_attn.{name}_proj.bias": (rows,),
+            }
         shapes |= {f"{layer}self_attn.o_proj.weight": (hidden, hidden)}
-        shapes |= {f"{layer}mlp.{name}_proj.weight": (intermediate, hidden) for name in ("gate", "up")}
+        shapes |= {
+            f"{layer}mlp.{name}_proj.weight": (intermediate, hidden) for name in ("gate", "up")
+        }
         shapes |= {f"{layer}mlp.down_proj.weight": (hidden, intermediate)}
-        shapes |= {f"{layer}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+        shapes |= {
+            f"{layer}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")
+        }
     return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
 
 
@@ -69,9 +81,20 @@ MODELS = {name: qwen(*size) for name, size in SIZES.items()}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parameters-like", choices=MODELS, default="qwen2.5-7b", help="whose shapes the parameters have [qwen2.5-7b]")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu for torch's kernels on CPU tensors in its place [cuda]")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--parameters-like",
+        choices=MODELS,
+        default="qwen2.5-7b",
+        help="whose shapes the parameters have [qwen2.5-7b]",
+    )
+    parser.add_argument(
+        "--device",
+        default="cuda",
+        help="cuda, cuda:1, or cpu for torch's kernels on CPU tensors in its place [cuda]",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON objects and nothing else")
     asked = parser.parse_args()
     device, shapes = torch.device(asked.device), MODELS[asked.parameters_like]
@@ -102,14 +125,22 @@ def on_device(shapes: Shapes, device: torch.device) -> Iterator[Figures]:
     """Figures with θ on the device."""
     count = sum(map(math.prod, shapes.values()))
     copied = copy_bandwidth(min(count, COPIED), device)
-    center = Center(filled({name: torch.empty(shape, device=device) for name, shape in shapes.items()}))
-    weights = {name: torch.empty(shape, dtype=torch.bfloat16, device=device) for name, shape in shapes.items()}
+    center = Center(
+        filled({name: torch.empty(shape, device=device) for name, shape in shapes.items()})
+    )
+    weights = {
+        name: torch.empty(shape, dtype=torch.bfloat16, device=device)
+        for name, shape in shapes.items()
+    }
     yield {"parameters": count, "copy_bytes_a_second": copied}
     write(center, weights)
     yield {"bits_equal": same_member(center, weights)}
     seconds = timed_operations(center, weights, device)
     for name, each in BYTES.items():
-        yield {f"{name}_seconds": seconds[name], f"{name}_of_copy": each * count / seconds[name] / copied}
+        yield {
+            f"{name}_seconds": seconds[name],
+            f"{name}_of_copy": each * count / seconds[name] / copied,
+        }
     yield {"update_bits_equal": same_update(center)}
     yield from usual_way(weights, seconds, device)
     yield from other_blocks(center, weights, device, count / copied)
@@ -118,7 +149,9 @@ def on_device(shapes: Shapes, device: torch.device) -> Iterator[Figures]:
 BYTES = {"perturbed": 6, "update_1": 8, "update_30": 8}  # read and written per parameter
 
 
-def timed_operations(center: Center, weights: dict[str, torch.Tensor], device: torch.device) -> dict[str, float]:
+def timed_operations(
+    center: Center, weights: dict[str, torch.Tensor], device: torch.device
+) -> dict[str, float]:
     """Seconds that each operation in BYTES takes."""
     runs: dict[str, Callable[[], object]] = {
         "perturbed": lambda: write(center, weights),
@@ -128,13 +161,22 @@ def timed_operations(center: Center, weights: dict[str, torch.Tensor], device: t
     return {name: timed(run, device) for name, run in runs.items()}
 
 
-def usual_way(weights: dict[str, torch.Tensor], ours: dict[str, float], device: torch.device) -> Iterator[Figures]:
+def usual_way(
+    weights: dict[str, torch.Tensor], ours: dict[str, float], device: torch.device
+) -> Iterator[Figures]:
     """Time of the same work by torch.randn, in the model's dtype, relative to ours."""
-    yield {"usual_over_perturbed": timed(lambda: usual_member(weights), device, 1) / ours["perturbed"]}
-    yield {"usual_over_update": timed(lambda: usual_update(weights, len(SEEDS)), device, 1) / ours["update_30"]}
+    yield {
+        "usual_over_perturbed": timed(lambda: usual_member(weights), device, 1) / ours["perturbed"]
+    }
+    yield {
+        "usual_over_update": timed(lambda: usual_update(weights, len(SEEDS)), device, 1)
+        / ours["update_30"]
+    }
 
 
-def other_blocks(center: Center, weights: dict[str, torch.Tensor], device: torch.device, copy_seconds: float) -> Iterator[Figures]:
+def other_blocks(
+    center: Center, weights: dict[str, torch.Tensor], device: torch.device, copy_seconds: float
+) -> Iterator[Figures]:
     """Bandwidths with other sizes of Triton's programs.
 
     Args:
@@ -147,7 +189,10 @@ def other_blocks(center: Center, weights: dict[str, torch.Tensor], device: torch
     for elements, warps in BLOCKS:
         backend._SIZE, backend.LAUNCH["num_warps"] = elements, warps
         seconds = timed_operations(center, weights, device)
-        yield {f"{name}_{elements}x{warps}_of_copy": each * copy_seconds / seconds[name] for name, each in BYTES.items()}
+        yield {
+            f"{name}_{elements}x{warps}_of_copy": each * copy_seconds / seconds[name]
+            for name, each in BYTES.items()
+        }
 
 
 def write(center: Center, weights: dict[str, torch.Tensor]) -> None:
@@ -162,10 +207,15 @@ def update(center: Center, seeds: int) -> None:
 def from_host(shapes: Shapes, device: torch.device) -> Figures:
     """Figures with θ in host memory, from which members stream."""
     center = in_host_memory(shapes)
-    weights = {name: torch.empty(shape, dtype=torch.bfloat16, device=device) for name, shape in shapes.items()}
+    weights = {
+        name: torch.empty(shape, dtype=torch.bfloat16, device=device)
+        for name, shape in shapes.items()
+    }
     held = sum(tensor.nbytes for tensor in weights.values())
     load = timed(lambda: write(center, weights), device)
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else held  # not measured on a CPU
+    peak = (
+        torch.cuda.max_memory_allocated(device) if device.type == "cuda" else held
+    )  # not measured on a CPU
     equal = same_member(center, weights)
     weights.clear()
     bus = bus_seconds(center, device)
@@ -188,7 +238,13 @@ def in_host_memory(shapes: Shapes) -> Center:
 def bus_seconds(center: Center, device: torch.device) -> float:
     """Seconds to copy θ to the device."""
     buffer = torch.empty(max(theta.numel() for theta in center.theta.values()), device=device)
-    return timed(lambda: [buffer[: theta.numel()].copy_(theta.view(-1), non_blocking=True) for theta in center.theta.values()], device)
+    return timed(
+        lambda: [
+            buffer[: theta.numel()].copy_(theta.view(-1), non_blocking=True)
+            for theta in center.theta.values()
+        ],
+        device,
+    )
 
 
 def timed(run: Callable[[], object], device: torch.device, times: int = 3) -> float:
@@ -216,15 +272,24 @@ def filled(theta: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def same_member(center: Center, weights: dict[str, torch.Tensor]) -> bool:
     """Whether `weights` are MEMBER's: the reference's bits, at both ends of every parameter."""
     written, scale = samples(weights), np.float32(MEMBER.sign) * np.float32(MEMBER.sigma)
-    exact = {at: theta.numpy() + scale * epsilon(MEMBER.seed, *at, theta.numel()) for at, theta in samples(center.theta).items()}
-    return all(torch.equal(written[at], torch.from_numpy(values).bfloat16()) for at, values in exact.items())
+    exact = {
+        at: theta.numpy() + scale * epsilon(MEMBER.seed, *at, theta.numel())
+        for at, theta in samples(center.theta).items()
+    }
+    return all(
+        torch.equal(written[at], torch.from_numpy(values).bfloat16())
+        for at, values in exact.items()
+    )
 
 
 def same_update(center: Center) -> bool:
     """Whether an update of all seeds gives θ the reference's bits there."""
     before = samples(center.theta)
     center.update(SEEDS, COEFFICIENTS, noise="iid", version=center.version)
-    return all(torch.equal(theta, before[at] + delta(*at, theta.numel())) for at, theta in samples(center.theta).items())
+    return all(
+        torch.equal(theta, before[at] + delta(*at, theta.numel()))
+        for at, theta in samples(center.theta).items()
+    )
 
 
 def delta(name: str, start: int, size: int) -> torch.Tensor:
@@ -236,8 +301,15 @@ def delta(name: str, start: int, size: int) -> torch.Tensor:
 
 def samples(tensors: dict[str, torch.Tensor]) -> dict[tuple[str, int], torch.Tensor]:
     """(name, first element) → some elements from there on, on the CPU."""
-    starts = {(name, start): tensor.view(-1) for name, tensor in tensors.items() for start in (0, max(0, tensor.numel() - SAMPLE))}
-    return {(name, start): flat[start : start + SAMPLE].cpu().clone() for (name, start), flat in starts.items()}
+    starts = {
+        (name, start): tensor.view(-1)
+        for name, tensor in tensors.items()
+        for start in (0, max(0, tensor.numel() - SAMPLE))
+    }
+    return {
+        (name, start): flat[start : start + SAMPLE].cpu().clone()
+        for (name, start), flat in starts.items()
+    }
 
 
 def epsilon(seed: int, name: str, start: int, size: int) -> np.ndarray:

@@ -39,7 +39,10 @@ def main() -> None:
 def members(center: Center, model: dict[str, torch.Tensor], rounds: int) -> dict[str, float | str]:
     copy = {name: theta.clone() for name, theta in center.theta.items()}
     copied, perturbed, usual = best_of(
-        rounds, partial(copy_all, center.theta, copy), partial(write, center, model), partial(usual_member, model)
+        rounds,
+        partial(copy_all, center.theta, copy),
+        partial(write, center, model),
+        partial(usual_member, model),
     )
     one, two = (partial(write, Center(center.theta, threads=threads), model) for threads in (1, 2))
     return {
@@ -91,7 +94,12 @@ def usual_member(model: dict[str, torch.Tensor]) -> None:
 def usual_step(model: dict[str, torch.Tensor], sigma: float) -> None:
     generator = torch.Generator(device_of(model)).manual_seed(7)
     for weights in model.values():
-        weights.add_(torch.randn(weights.shape, generator=generator, dtype=weights.dtype, device=weights.device), alpha=sigma)
+        weights.add_(
+            torch.randn(
+                weights.shape, generator=generator, dtype=weights.dtype, device=weights.device
+            ),
+            alpha=sigma,
+        )
 
 
 def usual_update(model: dict[str, torch.Tensor], seeds: int) -> None:
@@ -99,7 +107,9 @@ def usual_update(model: dict[str, torch.Tensor], seeds: int) -> None:
     for weights in model.values():
         delta = torch.zeros(weights.shape, device=weights.device)
         for generator in generators:
-            delta.add_(torch.randn(weights.shape, generator=generator, device=weights.device), alpha=1e-7)
+            delta.add_(
+                torch.randn(weights.shape, generator=generator, device=weights.device), alpha=1e-7
+            )
         weights.add_(delta.to(weights.dtype))
 
 

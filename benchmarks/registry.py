@@ -12,7 +12,9 @@ class Ratio:
     says: str
     most: float | None = None
     least: float | None = None
-    margin: float = 0.02  # the part of the baseline by which it may be worse, as runs of the same code differ
+    margin: float = (
+        0.02  # the part of the baseline by which it may be worse, as runs of the same code differ
+    )
 
     @property
     def bar(self) -> str:
@@ -21,7 +23,9 @@ class Ratio:
         return "" if self.most is None else f"≤ {self.most:g}"
 
     def met(self, value: float) -> bool:
-        return (self.most is None or value <= self.most) and (self.least is None or value >= self.least)
+        return (self.most is None or value <= self.most) and (
+            self.least is None or value >= self.least
+        )
 
     def worse(self, value: float, baseline: float) -> bool:
         """Whether it is worse than the baseline by more than the margin."""
@@ -47,10 +51,27 @@ BENCHMARKS = (
         "writing members and updating θ",
         (
             Ratio("perturbed_over_copy", "writing a member ÷ copying θ", most=2, margin=0.1),
-            Ratio("usual_over_perturbed", "the usual way with torch.randn ÷ writing a member", least=10, margin=0.1),
-            Ratio("usual_over_update", "the usual update of 30 seeds ÷ ours", least=10, margin=0.15),
-            Ratio("perturbed_scaling_on_two_cores", "writing a member with one thread ÷ with two", least=1.8, margin=0.05),
-            Ratio("update_scaling_on_two_cores", "the update with one thread ÷ with two", least=1.8, margin=0.05),
+            Ratio(
+                "usual_over_perturbed",
+                "the usual way with torch.randn ÷ writing a member",
+                least=10,
+                margin=0.1,
+            ),
+            Ratio(
+                "usual_over_update", "the usual update of 30 seeds ÷ ours", least=10, margin=0.15
+            ),
+            Ratio(
+                "perturbed_scaling_on_two_cores",
+                "writing a member with one thread ÷ with two",
+                least=1.8,
+                margin=0.05,
+            ),
+            Ratio(
+                "update_scaling_on_two_cores",
+                "the update with one thread ÷ with two",
+                least=1.8,
+                margin=0.05,
+            ),
         ),
     ),
     Benchmark(
@@ -58,8 +79,17 @@ BENCHMARKS = (
         "benchmarks.step",
         "a step on transformers, and its memory",
         (
-            Ratio("step_over_generation", "a step on transformers ÷ the generation in it", most=1.01, margin=0.005),
-            Ratio("memory_over_bar", "memory of a run ÷ (1.25 × (model + θ) + what generating takes)", most=1),
+            Ratio(
+                "step_over_generation",
+                "a step on transformers ÷ the generation in it",
+                most=1.01,
+                margin=0.005,
+            ),
+            Ratio(
+                "memory_over_bar",
+                "memory of a run ÷ (1.25 × (model + θ) + what generating takes)",
+                most=1,
+            ),
         ),
     ),
     Benchmark(
@@ -67,23 +97,46 @@ BENCHMARKS = (
         "benchmarks.engines",
         "a step on vLLM, and vLLM beside transformers",
         (
-            Ratio("step_over_generation_vllm", "a step on vLLM ÷ the generation in it", most=1.02, margin=0.005),
-            Ratio("vllm_over_transformers", "tokens a second of vLLM ÷ those of transformers", least=2.5, margin=0.1),
+            Ratio(
+                "step_over_generation_vllm",
+                "a step on vLLM ÷ the generation in it",
+                most=1.02,
+                margin=0.005,
+            ),
+            Ratio(
+                "vllm_over_transformers",
+                "tokens a second of vLLM ÷ those of transformers",
+                least=2.5,
+                margin=0.1,
+            ),
         ),
     ),
     Benchmark(
         "workers",
         "benchmarks.workers",
         "a Ray worker beside the trainer's own process",
-        (Ratio("ray_over_local", "a step on one Ray worker ÷ in the trainer's process", most=1.03),),
+        (
+            Ratio(
+                "ray_over_local", "a step on one Ray worker ÷ in the trainer's process", most=1.03
+            ),
+        ),
     ),
     Benchmark(
         "scheduler",
         "benchmarks.scheduler",
         "dealing members out to workers, simulated",
         (
-            Ratio("simulated_over_ideal", "30 members on 8 workers ÷ ideal; 1.25 is what whole members take", most=1.25, margin=0.001),
-            Ratio("scheduler_over_core", "CPU time of dealing 10,000 members to 1,000 workers ÷ the step's time", margin=0.5),
+            Ratio(
+                "simulated_over_ideal",
+                "30 members on 8 workers ÷ ideal; 1.25 is what whole members take",
+                most=1.25,
+                margin=0.001,
+            ),
+            Ratio(
+                "scheduler_over_core",
+                "CPU time of dealing 10,000 members to 1,000 workers ÷ the step's time",
+                margin=0.5,
+            ),
         ),
     ),
     Benchmark(
@@ -91,9 +144,22 @@ BENCHMARKS = (
         "benchmarks.rewards",
         "what rewards add to generation",
         (
-            Ratio("judge_over_generation", "a step with an async judge of 10 ms ÷ its generation", most=1.02, margin=0.005),
-            Ratio("plain_over_generation", "the same with a function that sleeps 10 ms; 1.033 is ideal", margin=0.005),
-            Ratio("hang_over_bound", "a reward that hangs ÷ ⌈hangs ÷ scorers⌉ × reward_timeout", margin=0.05),
+            Ratio(
+                "judge_over_generation",
+                "a step with an async judge of 10 ms ÷ its generation",
+                most=1.02,
+                margin=0.005,
+            ),
+            Ratio(
+                "plain_over_generation",
+                "the same with a function that sleeps 10 ms; 1.033 is ideal",
+                margin=0.005,
+            ),
+            Ratio(
+                "hang_over_bound",
+                "a reward that hangs ÷ ⌈hangs ÷ scorers⌉ × reward_timeout",
+                margin=0.05,
+            ),
         ),
     ),
     Benchmark(
@@ -102,9 +168,21 @@ BENCHMARKS = (
         "ES beside TRL's GRPO, 16 completions of 32 tokens",
         (
             Ratio("es_over_grpo_memory", "memory of ES in fp32 ÷ GRPO's", most=0.2, margin=0.05),
-            Ratio("es_over_grpo_time", "time of a member in fp32 ÷ of a GRPO step, of as many completions", margin=0.1),
-            Ratio("es_default_over_grpo_memory", "memory of ES in its default dtype ÷ GRPO's in fp32", margin=0.05),
-            Ratio("es_over_checkpointed_grpo_memory", "the same, ES in fp32 and GRPO with gradient checkpointing", margin=0.05),
+            Ratio(
+                "es_over_grpo_time",
+                "time of a member in fp32 ÷ of a GRPO step, of as many completions",
+                margin=0.1,
+            ),
+            Ratio(
+                "es_default_over_grpo_memory",
+                "memory of ES in its default dtype ÷ GRPO's in fp32",
+                margin=0.05,
+            ),
+            Ratio(
+                "es_over_checkpointed_grpo_memory",
+                "the same, ES in fp32 and GRPO with gradient checkpointing",
+                margin=0.05,
+            ),
         ),
     ),
 )

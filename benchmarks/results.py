@@ -60,7 +60,9 @@ class Results:
             written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
             self.entries = {name: Entry(**entry) for name, entry in written.items()}
         except (ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path}: not results of this command ({error}); delete it, or name another file") from None
+            raise ConfigError(
+                f"{path}: not results of this command ({error}); delete it, or name another file"
+            ) from None
 
     def put(self, name: str, entry: Entry) -> None:
         self.entries[name] = entry
@@ -76,14 +78,26 @@ class Results:
             self.put(benchmark.name, dataclasses.replace(entry, figures=ratios))
 
 
-def rows(benchmarks: Sequence[Benchmark], measured: Mapping[str, Entry], baseline: Mapping[str, Entry]) -> list[Row]:
+def rows(
+    benchmarks: Sequence[Benchmark], measured: Mapping[str, Entry], baseline: Mapping[str, Entry]
+) -> list[Row]:
     """All that there is to say of the benchmarks, one line a ratio."""
     found: list[Row] = []
     for benchmark in benchmarks:
         entry, before = measured.get(benchmark.name), baseline.get(benchmark.name)
         if entry is None or entry.failed:
-            found.append(Row(benchmark.name, entry.failed if entry else "not measured", verdict="FAILED" if entry else ""))
-            found.extend(_row(ratio, entry, before) for ratio in benchmark.ratios if entry and ratio.name in entry.figures)
+            found.append(
+                Row(
+                    benchmark.name,
+                    entry.failed if entry else "not measured",
+                    verdict="FAILED" if entry else "",
+                )
+            )
+            found.extend(
+                _row(ratio, entry, before)
+                for ratio in benchmark.ratios
+                if entry and ratio.name in entry.figures
+            )
         else:
             found.extend(_row(ratio, entry, before) for ratio in benchmark.ratios)
     return found
@@ -92,7 +106,9 @@ def rows(benchmarks: Sequence[Benchmark], measured: Mapping[str, Entry], baselin
 def _row(ratio: Ratio, entry: Entry, before: Entry | None) -> Row:
     value = entry.figures.get(ratio.name)
     if value is None:
-        return Row(ratio.name, "the benchmark printed no such figure", bar=ratio.bar, verdict="FAILED")
+        return Row(
+            ratio.name, "the benchmark printed no such figure", bar=ratio.bar, verdict="FAILED"
+        )
     if isinstance(value, str):
         return Row(ratio.name, value, bar=ratio.bar, verdict="not measured")
     verdict = "" if entry.quick or not ratio.bar else "met" if ratio.met(value) else "MISSED"
@@ -104,7 +120,10 @@ def _row(ratio: Ratio, entry: Entry, before: Entry | None) -> Row:
 
 
 def table(shown: Sequence[Row]) -> Table:
-    drawn = Table(caption="WORSE: than the baseline, by more than the ratio's margin in benchmarks/registry.py", caption_justify="left")
+    drawn = Table(
+        caption="WORSE: than the baseline, by more than the ratio's margin in benchmarks/registry.py",
+        caption_justify="left",
+    )
     for head in ("ratio", "value", "bar", "", "baseline", "change"):
         drawn.add_column(head, no_wrap=True, justify="left" if head in ("ratio", "") else "right")
     drawn.add_column("what it is", overflow="fold")

@@ -78,7 +78,10 @@ def _hang() -> float:
     """Seconds that it takes to score a member with completions at which the function hangs, for the second time."""
     rewards = Rewards([hangs], limits=Limits(SCORERS, TIMEOUT))
     texts = (["hang"] + ["fine"] * (OTHERS // HANGING)) * HANGING
-    rows, completions = [{"prompt": ""}] * len(texts), [Completion(text, [1], False) for text in texts]
+    rows, completions = (
+        [{"prompt": ""}] * len(texts),
+        [Completion(text, [1], False) for text in texts],
+    )
     rewards.score(rows, completions, first=False)
     started = time.perf_counter()
     rewards.score(rows, completions, first=False)

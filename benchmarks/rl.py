@@ -41,9 +41,14 @@ def main() -> None:
             "es_over_grpo_memory": es["peak_GB"] / grpo["peak_GB"],
             "es_over_grpo_time": es["seconds"] / grpo["seconds"],
             "es_default_over_grpo_memory": found["es_default"]["peak_GB"] / grpo["peak_GB"],
-            "es_over_checkpointed_grpo_memory": es["peak_GB"] / found["grpo_checkpointed"]["peak_GB"],
+            "es_over_checkpointed_grpo_memory": es["peak_GB"]
+            / found["grpo_checkpointed"]["peak_GB"],
         }
-        | {f"{what}_{name}": value for what, figures in found.items() for name, value in figures.items()},
+        | {
+            f"{what}_{name}": value
+            for what, figures in found.items()
+            for name, value in figures.items()
+        },
         asked.json,
     )
 
@@ -89,7 +94,10 @@ def grpo(model: str, completions: int, tokens: int, checkpointed: bool = False) 
         folder = str(checkpoint(model).folder)
         trainer = GRPOTrainer(folder, characters, GRPOConfig(**settings), data, callbacks=[clock])
         trainer.train()
-    return {"seconds": clock.steps[1], "tokens": trainer.state.log_history[1]["completions/mean_length"]}
+    return {
+        "seconds": clock.steps[1],
+        "tokens": trainer.state.log_history[1]["completions/mean_length"],
+    }
 
 
 def grpo_checkpointed(model: str, completions: int, tokens: int) -> dict[str, float]:

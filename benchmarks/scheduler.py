@@ -16,7 +16,10 @@ from benchmarks.simulate import Times, World, check, driver
 def main() -> None:
     asked = options(__doc__)
     world, times = World(workers=1), Times(sigma=0.5, seed=0)
-    ideal, process = check(world, times, 1_200 if asked.quick else 60_000)[0], driver(world, times, 0)[0]
+    ideal, process = (
+        check(world, times, 1_200 if asked.quick else 60_000)[0],
+        driver(world, times, 0)[0],
+    )
     show(
         {
             "simulated_over_ideal": ideal["estune"],

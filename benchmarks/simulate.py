@@ -121,10 +121,14 @@ class Cluster:
     now: float = 0.0
     loads: int = 0
     turns: int = 0
-    _events: list[tuple[float, int, bool, int, Schedule | None, Piece | None]] = field(default_factory=list)
+    _events: list[tuple[float, int, bool, int, Schedule | None, Piece | None]] = field(
+        default_factory=list
+    )
     _idle: list[int] = field(default_factory=list)
     _away: int = 0
-    _count: Iterator[int] = field(default_factory=itertools.count)  # so that what happens at once happens in order
+    _count: Iterator[int] = field(
+        default_factory=itertools.count
+    )  # so that what happens at once happens in order
     _holds: dict[int, int] = field(default_factory=dict)  # worker → the member that it has loaded
     _slowness: list[float] = field(default_factory=list)
 
@@ -149,7 +153,9 @@ class Cluster:
                 self._moved(worker, ended, piece, schedule if asked_by is schedule else None)
             self._hand_out(schedule, seconds)
 
-    def _moved(self, worker: int, ended: bool, piece: Piece | None, schedule: Schedule | None) -> None:
+    def _moved(
+        self, worker: int, ended: bool, piece: Piece | None, schedule: Schedule | None
+    ) -> None:
         """`worker` is idle, because its piece ended or because it came back; or it is lost."""
         if piece and not ended:
             self._away += 1
@@ -182,7 +188,9 @@ class Cluster:
         lives = self.random.exponential(1 / world.fails) if world.fails else takes
         self._at(self.now + min(takes, lives), lives >= takes, worker, schedule, piece)
 
-    def _at(self, when: float, ended: bool, worker: int, schedule: Schedule | None, piece: Piece | None) -> None:
+    def _at(
+        self, when: float, ended: bool, worker: int, schedule: Schedule | None, piece: Piece | None
+    ) -> None:
         heapq.heappush(self._events, (when, next(self._count), ended, worker, schedule, piece))
 
 
@@ -194,7 +202,9 @@ def policy(name: str, workers: int) -> Policy:
     if name == "static":
         return lambda members: Static(members, PROMPTS, workers)
     pace = Pace()
-    return lambda members: Greedy(members, PROMPTS) if name == "greedy" else Dispatch(members, PROMPTS, pace)
+    return lambda members: (
+        Greedy(members, PROMPTS) if name == "greedy" else Dispatch(members, PROMPTS, pace)
+    )
 
 
 @dataclass(frozen=True)
@@ -215,7 +225,9 @@ class Times:
         return listed
 
 
-def efficiency(name: str, world: World, times: Times, steps: int, members: int) -> tuple[float, float]:
+def efficiency(
+    name: str, world: World, times: Times, steps: int, members: int
+) -> tuple[float, float]:
     """Of `steps` steps in a row, and the loads a member."""
     cluster = Cluster(world, np.random.default_rng([times.seed, 1]))
     schedule, drawn = policy(name, world.workers), times.draw(steps, members)
@@ -233,7 +245,9 @@ def check(world: World, times: Times, budget: int) -> Rows:
     """Times over ideal, of 30 members on 8 workers without loading: greedy 1.25 and static 1.47 were known before."""
     row: dict[str, Any] = {}
     for name in ("static", "greedy", "estune"):
-        value, loads = efficiency(name, replace(world, workers=8, load=0.0), times, budget // 12, 30)
+        value, loads = efficiency(
+            name, replace(world, workers=8, load=0.0), times, budget // 12, 30
+        )
         row[name] = 1 / value
     return [row | {"loads": loads}]
 
@@ -248,7 +262,9 @@ def table(world: World, times: Times, budget: int) -> Rows:
             for name in ("static", "greedy"):
                 row[name] = efficiency(name, here, times, steps, members)[0]
             for fixed in FIXED:
-                row[f"estune {fixed:g}"], loads = efficiency("estune", replace(here, fixed=fixed), times, steps, members)
+                row[f"estune {fixed:g}"], loads = efficiency(
+                    "estune", replace(here, fixed=fixed), times, steps, members
+                )
                 row["loads"] = row.get("loads", loads)  # where nothing is fixed
             rows.append(row)
             progress(f"N = {members}, {workers} workers")
@@ -257,14 +273,21 @@ def table(world: World, times: Times, budget: int) -> Rows:
 
 def failures(world: World, times: Times, budget: int) -> Rows:
     """Efficiency where workers are lost, or some are slow; all `workers` count, as if they were always there and fast."""
-    kinds: dict[str, list[str]] = {"none": ["fails", "slow_part"], "lost": ["slow_part"], "slow": ["fails"], "both": []}  # what is not
+    kinds: dict[str, list[str]] = {
+        "none": ["fails", "slow_part"],
+        "lost": ["slow_part"],
+        "slow": ["fails"],
+        "both": [],
+    }  # what is not
     rows: Rows = []
     for members, workers in ((30, 8), (300, 32), (3_000, 256), (10_000, 1000)):
         for kind, without in kinds.items():
             here = replace(replace(world, workers=workers), **dict.fromkeys(without, 0))
             row: dict[str, Any] = {"N": members, "workers": workers, "trouble": kind}
             for name in ("static", "greedy", "estune"):
-                row[name] = efficiency(name, here, times, enough(members, workers, budget), members)[0]
+                row[name] = efficiency(
+                    name, here, times, enough(members, workers, budget), members
+                )[0]
             rows.append(row)
             progress(f"N = {members}, {workers} workers, trouble: {kind}")
     return rows
@@ -278,7 +301,11 @@ def driver(world: World, times: Times, budget: int) -> Rows:
     started = time.process_time()
     deque(cluster.step(Dispatch(members, PROMPTS), seconds), maxlen=0)
     cpu = time.process_time() - started
-    before, (held, weight), lasts = peak_bytes(), hold(here, seconds, times.seed), cluster.now * MEMBER_SECONDS
+    before, (held, weight), lasts = (
+        peak_bytes(),
+        hold(here, seconds, times.seed),
+        cluster.now * MEMBER_SECONDS,
+    )
     return [
         {
             "cpu_seconds": cpu,
@@ -298,7 +325,9 @@ def hold(world: World, seconds: list[float], seed: int) -> tuple[int, float]:
     """Keep completions until all of their member's are there, as workers/ray.py does; how many members at most, bytes of one."""
     travels = pickle.dumps(Completion("x" * 4 * TOKENS, list(range(1000, 1000 + TOKENS)), False))
     answers, most = defaultdict[int, list[Completion]](list), 0
-    for piece in Cluster(world, np.random.default_rng(seed)).step(Dispatch(len(seconds), PROMPTS), seconds):
+    for piece in Cluster(world, np.random.default_rng(seed)).step(
+        Dispatch(len(seconds), PROMPTS), seconds
+    ):
         answers[piece.member].extend(pickle.loads(travels) for _ in range(piece.size))
         most = max(most, len(answers))
         if len(answers[piece.member]) == PROMPTS:
@@ -311,7 +340,9 @@ def weigh(completion: Completion) -> int:
 
 
 def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def progress(text: str) -> None:
@@ -319,7 +350,12 @@ def progress(text: str) -> None:
         print(f"\r{text:40}", end="", file=sys.stderr, flush=True)
 
 
-PARTS = {"driver": driver, "check": check, "table": table, "failures": failures}  # the driver first, for its peak of memory
+PARTS = {
+    "driver": driver,
+    "check": check,
+    "table": table,
+    "failures": failures,
+}  # the driver first, for its peak of memory
 
 
 def show(title: str | None, rows: Rows) -> None:
@@ -330,16 +366,35 @@ def show(title: str | None, rows: Rows) -> None:
         return
     print(" ".join(f"{name:>11}" for name in rows[0]))
     for row in rows:
-        print(" ".join(f"{value:11.3f}" if isinstance(value, float) else f"{value:>11}" for value in row.values()))
+        print(
+            " ".join(
+                f"{value:11.3f}" if isinstance(value, float) else f"{value:>11}"
+                for value in row.values()
+            )
+        )
 
 
 def draw(rows: Rows, path: Path) -> None:
-    lines = {"static": "tab:gray", "greedy": "tab:olive", "estune 0": "#08519c", "estune 0.25": "#4292c6", "estune 0.5": "#9ecae1"}
-    figure, axes = pyplot().subplots(1, len(MEMBERS), figsize=(13, 3.4), sharey=True, layout="constrained")
+    lines = {
+        "static": "tab:gray",
+        "greedy": "tab:olive",
+        "estune 0": "#08519c",
+        "estune 0.25": "#4292c6",
+        "estune 0.5": "#9ecae1",
+    }
+    figure, axes = pyplot().subplots(
+        1, len(MEMBERS), figsize=(13, 3.4), sharey=True, layout="constrained"
+    )
     for members, axis in zip(MEMBERS, axes, strict=True):
         here = [row for row in rows if row["N"] == members]
         for name, color in lines.items():
-            axis.plot([row["workers"] for row in here], [row[name] for row in here], color=color, label=name, marker=".")
+            axis.plot(
+                [row["workers"] for row in here],
+                [row[name] for row in here],
+                color=color,
+                label=name,
+                marker=".",
+            )
         axis.set(xscale="log", title=f"N = {members:,}", xlabel="workers", ylim=(0, 1.02))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("efficiency")
@@ -348,11 +403,17 @@ def draw(rows: Rows, path: Path) -> None:
 
 
 def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--only", choices=PARTS, help="one of the parts [all]")
     add("--sigma", type=float, default=0.5, help="of the lognormal time of members [0.5]")
-    add("--times", type=Path, help="draw members' times from this JSON list instead; only their ratios count")
+    add(
+        "--times",
+        type=Path,
+        help="draw members' times from this JSON list instead; only their ratios count",
+    )
     add("--load", type=float, default=0.01, help="time to load a member [0.01]; check has none")
     add(
         "--fixed",
@@ -360,11 +421,26 @@ def options() -> argparse.Namespace:
         default=0.0,
         help="part of a member's time that is fixed, in all but the table, which has 0, 0.25 and 0.5 [0]",
     )
-    add("--fails", type=float, default=0.02, help="how often a worker is lost while it works one member's time, in failures [0.02]")
+    add(
+        "--fails",
+        type=float,
+        default=0.02,
+        help="how often a worker is lost while it works one member's time, in failures [0.02]",
+    )
     add("--back", type=float, default=2.0, help="time until a lost one is back [2]")
-    add("--slow-part", type=float, default=0.1, help="part of the workers that are slow, in failures [0.1]")
+    add(
+        "--slow-part",
+        type=float,
+        default=0.1,
+        help="part of the workers that are slow, in failures [0.1]",
+    )
     add("--slower", type=float, default=4.0, help="how many times slower they are [4]")
-    add("--budget", type=int, default=60_000, help="about how many members a figure comes from [60000]")
+    add(
+        "--budget",
+        type=int,
+        default=60_000,
+        help="about how many members a figure comes from [60000]",
+    )
     add("--seed", type=int, default=0, help="of all that is drawn [0]")
     add("--draw", type=Path, help="draw the table's picture into this .svg or .png")
     add("--json", action="store_true", help="print one JSON object and nothing else")

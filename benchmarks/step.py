@@ -16,7 +16,9 @@ from benchmarks.common import child, options, parameters, show
 def main() -> None:
     asked = options(__doc__)
     size = ("2", "4", "8") if asked.quick else ("4", "50", "64")
-    run, alone = (child("benchmarks.step_child", what, asked.model, *size) for what in ("run", "alone"))
+    run, alone = (
+        child("benchmarks.step_child", what, asked.model, *size) for what in ("run", "alone")
+    )
     model, theta = (itemsize * parameters(asked.model) for itemsize in (run["itemsize"], 4))
     bar = 1.25 * (model + theta) + alone["peak_bytes"] - model
     show(
@@ -27,7 +29,10 @@ def main() -> None:
             "peak_generation_alone_GB": alone["peak_bytes"] / 1e9,
             "model_and_theta_GB": (model + theta) / 1e9,
         }
-        | {name: run[f"es/{name}"] for name in ("generate_seconds", "load_seconds", "update_seconds")},
+        | {
+            name: run[f"es/{name}"]
+            for name in ("generate_seconds", "load_seconds", "update_seconds")
+        },
         asked.json,
     )
 

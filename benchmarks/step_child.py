@@ -15,7 +15,9 @@ def run(model: str, members: int, prompts: int, tokens: int) -> dict[str, Any]:
     from estune.engines.device import engine_dtype
 
     rows = get_task("conciseness").train(prompts)
-    steps = steps_between(model, rows, population_size=members, max_steps=4, max_completion_length=tokens)
+    steps = steps_between(
+        model, rows, population_size=members, max_steps=4, max_completion_length=tokens
+    )
     worse = max(steps, key=lambda step: step["step_time"] / step["es/generate_seconds"])
     return worse | {"itemsize": engine_dtype(ESConfig()).itemsize}
 
@@ -28,7 +30,10 @@ def alone(model: str, members: int, prompts: int, tokens: int) -> dict[str, Any]
     base = checkpoint(model)
     with tempfile.TemporaryDirectory() as output:
         engine: Any = engines.build(base, layout(base), ESConfig(output_dir=output))
-        engine.generate([row["prompt"] for row in get_task("conciseness").train(prompts)], max_completion_length=tokens)
+        engine.generate(
+            [row["prompt"] for row in get_task("conciseness").train(prompts)],
+            max_completion_length=tokens,
+        )
     return {}
 
 

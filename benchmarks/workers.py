@@ -27,19 +27,31 @@ def main() -> None:
     for _ in range(times):
         for workers, found in steps.items():
             found.append(child("benchmarks.workers", "--child", workers, asked.model, *size))
-    best = {workers: min(found, key=lambda parts: parts["step"]) for workers, found in steps.items()}
-    parts = {f"{workers}_{part}_seconds": seconds for workers, found in best.items() for part, seconds in found.items()}
+    best = {
+        workers: min(found, key=lambda parts: parts["step"]) for workers, found in steps.items()
+    }
+    parts = {
+        f"{workers}_{part}_seconds": seconds
+        for workers, found in best.items()
+        for part, seconds in found.items()
+    }
     show({"ray_over_local": best["ray"]["step"] / best["local"]["step"]} | parts, asked.json)
 
 
-def step_parts(workers: str, model: str, members: int, prompts: int, tokens: int) -> dict[str, float]:
+def step_parts(
+    workers: str, model: str, members: int, prompts: int, tokens: int
+) -> dict[str, float]:
     """Seconds of a step of the trainer, and of the engine's parts in it."""
     from estune.tasks import get_task
 
     size = {"population_size": members, "max_steps": 4, "max_completion_length": tokens}
     steps = steps_between(model, get_task("conciseness").train(prompts), workers=workers, **size)
-    names = {"step": "step_time"} | {part: f"es/{part}_seconds" for part in ("generate", "load", "update")}
-    return {part: float(statistics.mean(step[name] for step in steps)) for part, name in names.items()}
+    names = {"step": "step_time"} | {
+        part: f"es/{part}_seconds" for part in ("generate", "load", "update")
+    }
+    return {
+        part: float(statistics.mean(step[name] for step in steps)) for part, name in names.items()
+    }
 
 
 if __name__ == "__main__":

@@ -38,7 +38,16 @@ def config_file(path: Path = Path("run.yaml"), **values) -> Path:
 
 def train_on(model, data, *more) -> list[str]:
     """The arguments of a small run on the fake engine; later flags win."""
-    where = ["--model_name_or_path", model, "--dataset_name", data, "--reward_funcs", "conciseness_reward", "--output_dir", "out"]
+    where = [
+        "--model_name_or_path",
+        model,
+        "--dataset_name",
+        data,
+        "--reward_funcs",
+        "conciseness_reward",
+        "--output_dir",
+        "out",
+    ]
     return list(map(str, ["train", *where, *FLAGS, *more]))
 
 

@@ -51,14 +51,20 @@ def make_tokenizer():
     from transformers import PreTrainedTokenizerFast
 
     words = ["<pad>", "<eos>", "<unk>", "user", "assistant", *WORDS]
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    inner = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
 
-def make_model(folder: Path, *, dtype: str = "float32", tied: bool = True, seed: int = 0, **config) -> Path:
+def make_model(
+    folder: Path, *, dtype: str = "float32", tied: bool = True, seed: int = 0, **config
+) -> Path:
     """Write a random Llama of 20,000 parameters to `folder`."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -93,7 +99,9 @@ def tiny(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def rows():
-    return [{"prompt": f"what is {word}", "target": "x" * (5 + i)} for i, word in enumerate(WORDS[:6])]
+    return [
+        {"prompt": f"what is {word}", "target": "x" * (5 + i)} for i, word in enumerate(WORDS[:6])
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -118,11 +126,29 @@ def make_trainer(mini, tmp_path, rows):
     """A trainer of `mini` on the fake engine, four steps of four members; every argument can be given otherwise."""
     from estune import ESConfig, ESTrainer
 
-    def make(model=mini, reward_funcs=short, train_dataset=rows[:2], eval_dataset=rows[2:4], callbacks=(), tokenizer=None, **settings):
-        usual = {"output_dir": str(tmp_path / "run"), "engine": "fake", "population_size": 4, "max_steps": 4, "save_steps": 2}
-        args = ESConfig(**usual | {"sigma": 0.02, "num_completions_to_print": 0, "reward_workers": 0} | settings)
+    def make(
+        model=mini,
+        reward_funcs=short,
+        train_dataset=rows[:2],
+        eval_dataset=rows[2:4],
+        callbacks=(),
+        tokenizer=None,
+        **settings,
+    ):
+        usual = {
+            "output_dir": str(tmp_path / "run"),
+            "engine": "fake",
+            "population_size": 4,
+            "max_steps": 4,
+            "save_steps": 2,
+        }
+        args = ESConfig(
+            **usual | {"sigma": 0.02, "num_completions_to_print": 0, "reward_workers": 0} | settings
+        )
         model = str(model) if isinstance(model, Path) else model
-        return ESTrainer(model, reward_funcs, args, train_dataset, eval_dataset, tokenizer, callbacks)
+        return ESTrainer(
+            model, reward_funcs, args, train_dataset, eval_dataset, tokenizer, callbacks
+        )
 
     return make
 
@@ -162,7 +188,10 @@ def refused(capsys):
 @pytest.fixture
 def data(tmp_path) -> Path:
     """A small dataset file."""
-    rows = [{"prompt": f"what is {word}", "target": "x" * (5 + i)} for i, word in enumerate(["red", "blue", "cat", "dog"])]
+    rows = [
+        {"prompt": f"what is {word}", "target": "x" * (5 + i)}
+        for i, word in enumerate(["red", "blue", "cat", "dog"])
+    ]
     return lines(tmp_path / "data.jsonl", rows)
 
 

@@ -18,20 +18,40 @@ from estune.theta import theta as centers
 from estune.theta.checkpoint import Checkpoint, Stored
 from estune.theta.theta import Center
 
-SHAPES = {"b.weight": (30, 71), "a.weight": (9_003,), "norm": (7,), "empty": (0, 3), "scalar": (), "odd": (3, 5, 11)}
+SHAPES = {
+    "b.weight": (30, 71),
+    "a.weight": (9_003,),
+    "norm": (7,),
+    "empty": (0, 3),
+    "scalar": (),
+    "odd": (3, 5, 11),
+}
 SEEDS, COEFFICIENTS = [5, 2**64 - 1, 0], [1e-3, -3e-4, 2e-5]
-MEMBERS = [Member(9, -1, 1e-3, "iid", 3), Member(2, 1, 0.1, "correlated", 3), Member.candidate(SEEDS, COEFFICIENTS, "iid", 3)]
+MEMBERS = [
+    Member(9, -1, 1e-3, "iid", 3),
+    Member(2, 1, 0.1, "correlated", 3),
+    Member.candidate(SEEDS, COEFFICIENTS, "iid", 3),
+]
 
 
 def base(folder: Path) -> Checkpoint:
     """θ₀ in bf16, in a file: weights of very different sizes, so that another order, or a fused product, shows."""
     generator = torch.Generator().manual_seed(1)
     theta = {
-        name: (torch.randn(shape, generator=generator) * 10.0 ** torch.randint(-5, 1, shape, generator=generator)).bfloat16()
+        name: (
+            torch.randn(shape, generator=generator)
+            * 10.0 ** torch.randint(-5, 1, shape, generator=generator)
+        ).bfloat16()
         for name, shape in SHAPES.items()
     }
     save_file(theta, folder / "model.safetensors")
-    return Checkpoint(folder, {name: Stored("model.safetensors", torch.bfloat16, shape) for name, shape in SHAPES.items()})
+    return Checkpoint(
+        folder,
+        {
+            name: Stored("model.safetensors", torch.bfloat16, shape)
+            for name, shape in SHAPES.items()
+        },
+    )
 
 
 def updated(checkpoint: Checkpoint, **options: bool) -> Center:
@@ -50,7 +70,9 @@ def bits(center: Center) -> dict[str, str]:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             room = {name: torch.full(shape, 7.0, dtype=dtype) for name, shape in SHAPES.items()}
             for name, _, tensor in center.perturbed(member, room.__getitem__):
-                found[f"{number} {dtype} {name}"] = tensor.view(-1).view(torch.uint8).numpy().tobytes().hex()
+                found[f"{number} {dtype} {name}"] = (
+                    tensor.view(-1).view(torch.uint8).numpy().tobytes().hex()
+                )
     return found
 
 
@@ -71,7 +93,11 @@ def main(folder: Path) -> dict[str, bool]:
     there = updated(checkpoint)
     found = {"digest": there.digest() == here.digest(), "members": bits(there) == wanted}
     kernels.compiled = lambda kind: True  # type: ignore[assignment]
-    return found | {"streamed": bits(here) == wanted, "on a device": there.on_device and not here.on_device, "numba": numba("cpu") is None}
+    return found | {
+        "streamed": bits(here) == wanted,
+        "on a device": there.on_device and not here.on_device,
+        "numba": numba("cpu") is None,
+    }
 
 
 if __name__ == "__main__":

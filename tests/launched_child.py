@@ -20,21 +20,43 @@ def vowels(completions: list[str], **columns: Any) -> list[float]:
 
 def listening() -> list[str]:
     """Addresses at which this process listens."""
-    return sorted({c.laddr.ip for c in psutil.Process().net_connections("inet") if c.status == psutil.CONN_LISTEN})
+    return sorted(
+        {
+            c.laddr.ip
+            for c in psutil.Process().net_connections("inet")
+            if c.status == psutil.CONN_LISTEN
+        }
+    )
 
 
 def main() -> None:
     model, out, steps = sys.argv[1:4]
     settings = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
-    usual = {"output_dir": out, "dtype": "float32", "sigma": 0.02, "population_size": 8, "save_steps": 2, "max_completion_length": 8}
+    usual = {
+        "output_dir": out,
+        "dtype": "float32",
+        "sigma": 0.02,
+        "population_size": 8,
+        "save_steps": 2,
+        "max_completion_length": 8,
+    }
     config = ESConfig(**usual | {"max_steps": int(steps), "workers": "accelerate"} | settings)
     trainer = ESTrainer(model, vowels, config, ROWS, ROWS[:2])
     trainer.train()
     figures = trainer.evaluate()
     trainer.save_model()
-    again = ESTrainer(model, vowels, dataclasses.replace(config, output_dir=f"{out}/again", seed=7, max_steps=1), ROWS)
+    again = ESTrainer(
+        model,
+        vowels,
+        dataclasses.replace(config, output_dir=f"{out}/again", seed=7, max_steps=1),
+        ROWS,
+    )
     again.train()
-    report = {"rank": os.environ.get("RANK", "0"), "digest": trainer.model.center.digest(), "figures": bool(figures)}
+    report = {
+        "rank": os.environ.get("RANK", "0"),
+        "digest": trainer.model.center.digest(),
+        "figures": bool(figures),
+    }
     report |= {
         "listening": listening(),
         "processes": trainer.model.workers.status().alive,

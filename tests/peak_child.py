@@ -16,8 +16,12 @@ peak = 0
 def watch() -> None:
     global peak
     while True:
-        fields = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
-        peak = max(peak, sum(int(fields[name].split()[0]) * 1024 for name in ("Pss_Anon", "Pss_Shmem")))
+        fields = dict(
+            line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+        )
+        peak = max(
+            peak, sum(int(fields[name].split()[0]) * 1024 for name in ("Pss_Anon", "Pss_Shmem"))
+        )
         time.sleep(0.02)
 
 
@@ -28,7 +32,9 @@ def main() -> None:
 
     model, output, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     rows = get_task("conciseness").train(settings.pop("prompts"))
-    config = ESConfig(output_dir=output, population_size=2, max_steps=1, disable_tqdm=True, **settings)
+    config = ESConfig(
+        output_dir=output, population_size=2, max_steps=1, disable_tqdm=True, **settings
+    )
     ESTrainer(model, "conciseness_reward", config, rows).train()
     print("PEAK", peak)
     sys.stdout.flush()

@@ -33,11 +33,25 @@ def vowels(completions: list[str]) -> list[float]:
 class Run:
     """A trainer that calls `mischief(run)` once, before the `at`-th member is scored."""
 
-    def __init__(self, folder: Path, mischief: Callable[["Run"], None], *, at: int = 20, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, mischief: Callable[["Run"], None], *, at: int = 20, **settings: Any
+    ) -> None:
         self.folder, self.model, self.calls, self.seen = folder, folder / "model", 0, {}
         self.at, self.mischief = at, mischief
-        usual = {"output_dir": str(folder / "out"), "dtype": "float32", "sigma": 0.02, "population_size": MEMBERS, "max_steps": STEPS}
-        usual |= {"max_completion_length": 8, "save_steps": 1, "workers": "ray", "num_workers": 2, "worker_timeout": 100.0}
+        usual = {
+            "output_dir": str(folder / "out"),
+            "dtype": "float32",
+            "sigma": 0.02,
+            "population_size": MEMBERS,
+            "max_steps": STEPS,
+        }
+        usual |= {
+            "max_completion_length": 8,
+            "save_steps": 1,
+            "workers": "ray",
+            "num_workers": 2,
+            "worker_timeout": 100.0,
+        }
         rows = [{"prompt": f"what is {word}"} for word in WORDS]
         self.trainer = ESTrainer(str(self.model), vowels, ESConfig(**usual | settings), rows)
         self.submit, self.trainer.rewards.submit = self.trainer.rewards.submit, self.disturbed  # type: ignore[method-assign]
@@ -64,7 +78,10 @@ class Run:
             self.trainer.train()
         except EstuneError as raised:
             error = str(raised)
-        lines = [json.loads(line) for line in (self.folder / "out" / "journal.jsonl").read_text().splitlines()[1:]]
+        lines = [
+            json.loads(line)
+            for line in (self.folder / "out" / "journal.jsonl").read_text().splitlines()[1:]
+        ]
         digests = [line["digest"] for line in lines]
         alive = self.workers.status().alive
         return {"digests": digests, "error": error, "alive": alive, **self.seen}
@@ -84,7 +101,14 @@ def local(run: Run) -> None: ...
 def listening(run: Run) -> None:
     """The addresses at which processes of this run listen."""
     mine = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    run.seen["listening"] = sorted({c.laddr.ip for p in mine for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN})
+    run.seen["listening"] = sorted(
+        {
+            c.laddr.ip
+            for p in mine
+            for c in p.net_connections("inet")
+            if c.status == psutil.CONN_LISTEN
+        }
+    )
 
 
 def all_three(run: Run) -> None:
@@ -136,7 +160,11 @@ def all_killed_for_good(run: Run) -> None:
 def raylet_killed(run: Run) -> None:
     """The second node is lost, with its engine and its θ; another comes later."""
     until(lambda: len(run.nodes()) == 2)
-    second = next(p for p in psutil.process_iter() if _is_raylet(p) and not any("--head" in word for word in p.cmdline()))
+    second = next(
+        p
+        for p in psutil.process_iter()
+        if _is_raylet(p) and not any("--head" in word for word in p.cmdline())
+    )
     os.kill(second.pid, signal.SIGKILL)
     run.at, run.mischief = run.at + MEMBERS, another_node
 
@@ -170,12 +198,20 @@ ADDRESS = "127.0.0.1:6411"
 
 def start(*flags: str) -> None:
     """`ray start` as a user types it."""
-    subprocess.run([RAY, "start", *flags, "--num-cpus=1", "--disable-usage-stats"], check=True, capture_output=True)
+    subprocess.run(
+        [RAY, "start", *flags, "--num-cpus=1", "--disable-usage-stats"],
+        check=True,
+        capture_output=True,
+    )
 
 
 def _is_raylet(process: psutil.Process) -> bool:
     try:
-        return process.cmdline()[:1] and process.cmdline()[0].endswith("/raylet") and ADDRESS.split(":")[1] in " ".join(process.cmdline())
+        return (
+            process.cmdline()[:1]
+            and process.cmdline()[0].endswith("/raylet")
+            and ADDRESS.split(":")[1] in " ".join(process.cmdline())
+        )
     except psutil.Error:
         return False
 
@@ -197,7 +233,10 @@ CASES: dict[str, tuple[Callable[[Run], None], dict[str, Any]]] = {
     "resumed": (local, {"resume_from_checkpoint": True}),
     "raylet killed": (raylet_killed, {"ray_address": ADDRESS}),
     "resumed on two nodes": (local, {"ray_address": ADDRESS, "resume_from_checkpoint": True}),
-    "replica damaged": (damaged, {"ray_address": ADDRESS, "at": 2 * MEMBERS}),  # when no member of the step is at it any more
+    "replica damaged": (
+        damaged,
+        {"ray_address": ADDRESS, "at": 2 * MEMBERS},
+    ),  # when no member of the step is at it any more
 }
 
 
@@ -216,7 +255,9 @@ def main() -> None:
         begun(folder)
     try:
         run = Run(folder, mischief, **settings)
-        while case == "resumed on two nodes" and len(run.nodes()) < 2:  # while θ is still the base model's
+        while (
+            case == "resumed on two nodes" and len(run.nodes()) < 2
+        ):  # while θ is still the base model's
             run.workers._turn(None)
         print("RESULT", json.dumps(run.go()))
     finally:

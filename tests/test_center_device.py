@@ -48,7 +48,9 @@ def device(here, monkeypatch) -> None:
     device_child.stand_in(by_torch)
 
 
-def test_after_updates_with_and_without_decay_theta_and_its_members_have_the_same_bits(here, checkpoint, device):
+def test_after_updates_with_and_without_decay_theta_and_its_members_have_the_same_bits(
+    here, checkpoint, device
+):
     wanted = (here.digest(), bits_on_cpu(here), here.root_mean_square())
     there = updated(checkpoint)
     assert there.on_device and not here.on_device
@@ -64,9 +66,13 @@ def bits_on_cpu(center: Center) -> dict[str, str]:
 @pytest.mark.slow
 def test_with_tritons_kernels_too(tmp_path):
     command = [sys.executable, str(CHILD), str(tmp_path)]
-    done = subprocess.run(command, env=environment(interpret=True), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env=environment(interpret=True), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout) == dict.fromkeys(("digest", "members", "streamed", "on a device", "numba"), True)
+    assert json.loads(done.stdout) == dict.fromkeys(
+        ("digest", "members", "streamed", "on a device", "numba"), True
+    )
 
 
 def test_a_snapshot_goes_from_a_device_to_a_cpu_and_back(here, checkpoint, device, tmp_path):
@@ -95,15 +101,25 @@ def test_an_update_is_applied_once_and_only_to_its_version(here, checkpoint, dev
         there.update(SEEDS, COEFFICIENTS, noise="iid", version=1)
 
 
-@pytest.mark.parametrize("member", [Member(1, 1, 1e-3, "iid", 0), Member.candidate([1], [1e-3], "iid", 0)], ids=["member", "candidate"])
+@pytest.mark.parametrize(
+    "member",
+    [Member(1, 1, 1e-3, "iid", 0), Member.candidate([1], [1e-3], "iid", 0)],
+    ids=["member", "candidate"],
+)
 @pytest.mark.parametrize("where", ["on a device", "streamed to one"])
 def test_the_weight_that_overflows_is_named(where, member, device, monkeypatch):
     if where == "streamed to one":
         monkeypatch.setattr(kernels, "on_device", lambda kind: None)
         monkeypatch.setattr(kernels, "compiled", lambda kind: True)
-    center = Center({"fine": torch.ones(9), "w": torch.full((5000,), 70_000.0), "also fine": torch.ones(9)})
+    center = Center(
+        {"fine": torch.ones(9), "w": torch.full((5000,), 70_000.0), "also fine": torch.ones(9)}
+    )
     with pytest.raises(ModelError, match=r"^w overflows torch.float16"):
-        list(center.perturbed(member, lambda name: torch.empty(center.theta[name].shape, dtype=torch.float16)))
+        list(
+            center.perturbed(
+                member, lambda name: torch.empty(center.theta[name].shape, dtype=torch.float16)
+            )
+        )
 
 
 @pytest.mark.parametrize("job", [1 << 10, 1 << 21])
@@ -130,7 +146,12 @@ def test_a_buffer_is_filled_again_only_after_what_reads_it(monkeypatch):
     wanted = [
         line
         for event, value in each
-        for line in (f"copies waits for {event}", "current waits for copies", f"read {[value] * 3}", f"{event} recorded in current")
+        for line in (
+            f"copies waits for {event}",
+            "current waits for copies",
+            f"read {[value] * 3}",
+            f"{event} recorded in current",
+        )
     ]
     assert said == ["copies waits for current", *wanted]
 
@@ -164,13 +185,17 @@ def recording(said: list[str]) -> SimpleNamespace:
         yield
 
     current = Stream("current")
-    return SimpleNamespace(Stream=Stream, Event=Event, stream=stream, current_stream=lambda device: current)
+    return SimpleNamespace(
+        Stream=Stream, Event=Event, stream=stream, current_stream=lambda device: current
+    )
 
 
 @pytest.fixture
 def cudart(monkeypatch) -> SimpleNamespace:
     fake = SimpleNamespace(status=0, locked={})
-    fake.cudaHostRegister = lambda address, size, flags: fake.locked.update({address: size}) or fake.status
+    fake.cudaHostRegister = lambda address, size, flags: (
+        fake.locked.update({address: size}) or fake.status
+    )
     fake.cudaHostUnregister = lambda address: fake.locked.pop(address)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: fake)
     return fake
@@ -180,7 +205,10 @@ def test_shared_theta_is_page_locked_in_one_piece_while_it_lives(cudart):
     shared = Shared({"a": (3, 5), "b": (100_000,)})
     assert lock(shared, torch.device("cpu"))
     ((address, size),) = cudart.locked.items()
-    assert all(address <= t.data_ptr() and t.data_ptr() + t.nbytes <= address + size for t in shared.tensors.values())
+    assert all(
+        address <= t.data_ptr() and t.data_ptr() + t.nbytes <= address + size
+        for t in shared.tensors.values()
+    )
     del shared
     gc.collect()
     assert cudart.locked == {}

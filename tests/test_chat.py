@@ -12,7 +12,10 @@ from estune.errors import DataError
 USER = {"role": "user", "content": "what is red"}
 SYSTEM = {"role": "system", "content": "be blue"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
-NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + TEMPLATE
+)
 SILENT = TEMPLATE.replace("%}{{ m['role']", "if m['role'] != 'system' %}{{ m['role']")
 ALTERNATING = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -46,7 +49,9 @@ def test_a_system_message_stays_where_the_template_takes_it(caplog):
 
 
 @pytest.mark.parametrize("template", [NO_SYSTEM, SILENT, ALTERNATING])
-def test_where_the_template_takes_no_system_message_its_text_goes_before_the_users_and_that_is_said_once(template, caplog):
+def test_where_the_template_takes_no_system_message_its_text_goes_before_the_users_and_that_is_said_once(
+    template, caplog
+):
     one = chat(template)
     for _ in range(2):
         assert one.render([SYSTEM, USER]).startswith("user be blue\n\nwhat is red ")
@@ -64,14 +69,26 @@ def test_a_conversation_that_a_template_refuses_either_way_keeps_the_templates_w
 
 @pytest.mark.parametrize("template", BROKEN.values(), ids=BROKEN)
 def test_whatever_a_template_raises_is_one_line(template):
-    with pytest.raises(DataError, match=r"^the model's chat template refuses this conversation \(.+\); change its messages") as caught:
+    with pytest.raises(
+        DataError,
+        match=r"^the model's chat template refuses this conversation \(.+\); change its messages",
+    ) as caught:
         chat(template).render([USER])
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is not None
 
 
 @pytest.mark.parametrize(
-    "kind", [TypeError, KeyError, AttributeError, RecursionError, MemoryError, ImportError, type("Own", (Exception,), {})]
+    "kind",
+    [
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        MemoryError,
+        ImportError,
+        type("Own", (Exception,), {}),
+    ],
 )
 def test_whatever_apply_chat_template_raises_is_one_line(kind, monkeypatch):
     one = chat()
@@ -108,11 +125,22 @@ def test_content_in_parts_or_none_is_text(content, text):
 
 
 def test_a_message_without_content_is_empty():
-    assert chat().render([USER, {"role": "assistant"}, USER]) == "user what is red assistant  user what is red assistant "
+    assert (
+        chat().render([USER, {"role": "assistant"}, USER])
+        == "user what is red assistant  user what is red assistant "
+    )
 
 
 @pytest.mark.parametrize(
-    "content", [[{"type": "image", "url": "cat.png"}], [{"type": "text", "text": None}], 7, {"text": "x"}, b"cat", [3]]
+    "content",
+    [
+        [{"type": "image", "url": "cat.png"}],
+        [{"type": "text", "text": None}],
+        7,
+        {"text": "x"},
+        b"cat",
+        [3],
+    ],
 )
 def test_content_that_is_not_text_is_refused(content):
     with pytest.raises(DataError, match="a message's content"):
@@ -127,7 +155,11 @@ def test_empty_fields_that_a_table_added_do_not_reach_the_template():
 
 def test_tool_calls_that_a_template_does_not_show_are_spoken_of_once(caplog):
     one = chat()
-    messages = [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}, {"role": "tool", "name": "add", "content": "4"}]
+    messages = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "name": "add", "content": "4"},
+    ]
     for _ in range(2):
         assert one.render(messages) == "user what is red assistant  tool 4 assistant "
     assert [record.message for record in caplog.records] == [

@@ -25,7 +25,9 @@ def place(tiny, tmp_path, monkeypatch):
     """A working folder with data, rewards and a model, as a user would have."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").symlink_to(tiny)
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps({"prompt": f"what is {i}", "target": i}) + "\n" for i in range(4)))
+    (tmp_path / "data.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"what is {i}", "target": i}) + "\n" for i in range(4))
+    )
     (tmp_path / "rewards_of_mine.py").write_text(REWARDS)
     monkeypatch.setattr(sys, "path", list(sys.path))  # the command adds the working folder
     monkeypatch.delitem(sys.modules, "rewards_of_mine", raising=False)
@@ -45,7 +47,12 @@ BASE = {
 
 
 def train(*more, **settings):
-    flags = [word for name, value in (BASE | settings).items() if value is not None for word in (f"--{name}", value)]
+    flags = [
+        word
+        for name, value in (BASE | settings).items()
+        if value is not None
+        for word in (f"--{name}", value)
+    ]
     return main(["train", *flags, *more])
 
 
@@ -106,7 +113,9 @@ def test_wrong_input_is_one_line_and_status_2(place, capsys, settings, says):
 
 def test_unknown_flags_and_keys_name_the_nearest_right_one(place, capsys):
     assert "did you mean 'sigma'" in refused(capsys, train("--sigam", "1"))
-    assert "did you mean 'population_size'" in refused(capsys, train("--config", write(place, "a.yaml", "populaton_size: 4\n")))
+    assert "did you mean 'population_size'" in refused(
+        capsys, train("--config", write(place, "a.yaml", "populaton_size: 4\n"))
+    )
     assert "a.yaml" in refused(capsys, train("--config", "a.yaml"))
 
 
@@ -128,7 +137,9 @@ def test_an_empty_or_damaged_dataset_is_refused(place, capsys, text):
 
 def test_a_model_that_is_no_causal_lm_is_refused(place, capsys):
     folder = make_model(place / "other")
-    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["LlamaForSequenceClassification"]}
+    config = json.loads((folder / "config.json").read_text()) | {
+        "architectures": ["LlamaForSequenceClassification"]
+    }
     (folder / "config.json").write_text(json.dumps(config))
     assert "no causal language model" in refused(capsys, train(model_name_or_path="other"))
 
@@ -148,13 +159,19 @@ def test_a_second_run_in_the_folder_is_refused_unless_told_to_resume(place, caps
     assert train("--resume_from_checkpoint", "true") == 0
     assert train("--resume_from_checkpoint", "true", max_steps="3") == 0
     capsys.readouterr()
-    assert "sigma: the run" in refused(capsys, train("--resume_from_checkpoint", "true", sigma="0.5", max_steps="3"))
+    assert "sigma: the run" in refused(
+        capsys, train("--resume_from_checkpoint", "true", sigma="0.5", max_steps="3")
+    )
 
 
 def test_a_failed_reward_loses_nothing(place, capsys):
     assert train(reward_funcs="rewards_of_mine.breaks") == 2
     capsys.readouterr()
-    source = (place / "rewards_of_mine.py").read_text().replace('raise KeyError("gone")', "return [-len(c) for c in completions]")
+    source = (
+        (place / "rewards_of_mine.py")
+        .read_text()
+        .replace('raise KeyError("gone")', "return [-len(c) for c in completions]")
+    )
     (place / "rewards_of_mine.py").write_text(source)
     del sys.modules["rewards_of_mine"]
     assert train("--resume_from_checkpoint", "true", reward_funcs="rewards_of_mine.breaks") == 0
@@ -162,31 +179,65 @@ def test_a_failed_reward_loses_nothing(place, capsys):
 
 def test_flags_win_over_the_file_and_the_file_over_the_task(place):
     write(place, "run.yaml", "sigma: 2e-3\nmax_completion_length: 7\nantithetic: yes\n")
-    assert train("--config", "run.yaml", "--max_completion_length", "9", sigma=None, task="conciseness", dataset_name=None) == 0
+    assert (
+        train(
+            "--config",
+            "run.yaml",
+            "--max_completion_length",
+            "9",
+            sigma=None,
+            task="conciseness",
+            dataset_name=None,
+        )
+        == 0
+    )
     config = json.loads((place / "out" / "journal.jsonl").read_text().splitlines()[0])["config"]
-    assert (config["sigma"], config["max_completion_length"], config["antithetic"]) == (0.002, 9, True)
+    assert (config["sigma"], config["max_completion_length"], config["antithetic"]) == (
+        0.002,
+        9,
+        True,
+    )
 
 
 def test_the_config_that_a_run_writes_reruns_it(place):
     assert train() == 0
     assert main(["train", "--config", "out/config.yaml", "--output_dir", "again"]) == 0
-    assert (place / "out/checkpoint-2/model.safetensors").read_bytes() == (place / "again/checkpoint-2/model.safetensors").read_bytes()
+    assert (place / "out/checkpoint-2/model.safetensors").read_bytes() == (
+        place / "again/checkpoint-2/model.safetensors"
+    ).read_bytes()
 
 
 def test_replay_gives_any_step(place, capsys):
     assert train("--save_steps", "1") == 0
     for step in (1, 2):
         assert main(["replay", "out", "--step", str(step), "--output", f"step-{step}"]) == 0
-        replayed, saved = place / f"step-{step}" / "model.safetensors", place / f"out/checkpoint-{step}" / "model.safetensors"
+        replayed, saved = (
+            place / f"step-{step}" / "model.safetensors",
+            place / f"out/checkpoint-{step}" / "model.safetensors",
+        )
         assert replayed.read_bytes() == saved.read_bytes()
     capsys.readouterr()
     assert "from 0 to 2" in refused(capsys, main(["replay", "out", "--step", "3", "--output", "x"]))
-    assert "exists already" in refused(capsys, main(["replay", "out", "--step", "1", "--output", "step-1"]))
+    assert "exists already" in refused(
+        capsys, main(["replay", "out", "--step", "1", "--output", "step-1"])
+    )
     assert "the folder of a run" in refused(capsys, main(["replay", "model", "--output", "x"]))
 
 
 def test_eval_shows_figures_and_writes_answers(place, capsys):
-    words = ["eval", "--model", "model", "--task", "conciseness", "--engine", "fake", "--max_eval_samples", "3", "--output", "a.jsonl"]
+    words = [
+        "eval",
+        "--model",
+        "model",
+        "--task",
+        "conciseness",
+        "--engine",
+        "fake",
+        "--max_eval_samples",
+        "3",
+        "--output",
+        "a.jsonl",
+    ]
     assert main(words) == 0
     assert "eval_correct" in capsys.readouterr().out
     assert [set(json.loads(line)) for line in (place / "a.jsonl").read_text().splitlines()] == [
@@ -222,15 +273,24 @@ def test_score_prints_one_reward_a_line_and_nothing_else(place, capsys):
     ],
 )
 def test_score_refuses_what_it_cannot_read(place, capsys, text, says):
-    assert says in refused(capsys, main(["score", "--task", "countdown", "--completions", write(place, "c.jsonl", text + "\n")]))
-    assert "cannot be read" in refused(capsys, main(["score", "--task", "countdown", "--completions", "none.jsonl"]))
+    assert says in refused(
+        capsys,
+        main(
+            ["score", "--task", "countdown", "--completions", write(place, "c.jsonl", text + "\n")]
+        ),
+    )
+    assert "cannot be read" in refused(
+        capsys, main(["score", "--task", "countdown", "--completions", "none.jsonl"])
+    )
 
 
 def test_tasks_lists_every_task_with_a_line(capsys):
     from estune.tasks import TASKS
 
     assert main(["tasks"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][: len(TASKS)] == list(TASKS)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()][: len(TASKS)] == list(
+        TASKS
+    )
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "score", "replay", "tasks", "new-task"])
@@ -243,5 +303,7 @@ def test_every_help_teaches(capsys, command):
 
 def test_the_module_is_the_command_and_a_file_in_the_working_folder_shadows_nothing(place):
     write(place, "numpy.py", "raise RuntimeError('shadowed')\n")
-    done = subprocess.run([sys.executable, "-m", "estune", "tasks"], cwd=place, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "estune", "tasks"], cwd=place, capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, "")

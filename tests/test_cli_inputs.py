@@ -40,7 +40,9 @@ def test_a_model_that_is_no_causal_lm_is_named_with_its_kind(data, refused):
     from safetensors.torch import save_file
     from transformers import BertConfig
 
-    BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, architectures=["BertForMaskedLM"]).save_pretrained("bert")
+    BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, architectures=["BertForMaskedLM"]
+    ).save_pretrained("bert")
     save_file({"x": torch.zeros(1)}, "bert/model.safetensors")
     assert "BertForMaskedLM is no causal language model" in refused(*train_on("./bert", data))
 
@@ -76,10 +78,14 @@ def test_a_damaged_model_file_is_named(name, content, says, mini, data, refused)
 
 
 def test_a_bad_regular_expression_is_named(mini, data, refused):
-    assert "target_parameters: '(' is no regular expression" in refused(*train_on(mini, data, "--target_parameters", "("))
+    assert "target_parameters: '(' is no regular expression" in refused(
+        *train_on(mini, data, "--target_parameters", "(")
+    )
 
 
-def test_a_regular_expression_that_matches_nothing_shows_what_the_names_look_like(mini, data, refused):
+def test_a_regular_expression_that_matches_nothing_shows_what_the_names_look_like(
+    mini, data, refused
+):
     message = refused(*train_on(mini, data, "--target_parameters", "nothing_like_this"))
     assert "target_parameters: no parameter matches; they are named like" in message
 
@@ -113,9 +119,15 @@ def test_an_output_folder_that_cannot_be_written_is_named(mini, data, refused):
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([{"question": "a", "answer": "b"}], "has no column 'prompt'; its columns are answer, question"),
+        (
+            [{"question": "a", "answer": "b"}],
+            "has no column 'prompt'; its columns are answer, question",
+        ),
         ([], "has no rows"),
-        ([{"prompt": 3, "target": "x"}], "row 0: the prompt is neither text nor a list of messages"),
+        (
+            [{"prompt": 3, "target": "x"}],
+            "row 0: the prompt is neither text nor a list of messages",
+        ),
     ],
 )
 def test_a_dataset_that_cannot_be_trained_on_is_named(rows, says, mini, refused):
@@ -125,17 +137,29 @@ def test_a_dataset_that_cannot_be_trained_on_is_named(rows, says, mini, refused)
 def test_a_dataset_file_that_is_missing_damaged_or_of_unknown_kind_is_named(mini, refused):
     assert "missing.jsonl: no such file or folder" in refused(*train_on(mini, "missing.jsonl"))
     Path("data.txt").write_text("x")
-    assert "data.txt: a data file must end in .json, .jsonl, .parquet, .csv" in refused(*train_on(mini, "data.txt"))
+    assert "data.txt: a data file must end in .json, .jsonl, .parquet, .csv" in refused(
+        *train_on(mini, "data.txt")
+    )
     Path("torn.jsonl").write_text('{"prompt": "a"}\n{"prompt": ')
     assert "torn.jsonl: cannot be read" in refused(*train_on(mini, "torn.jsonl"))
 
 
 def test_evaluation_without_held_out_data_is_refused(mini, data, refused):
-    assert "give an eval_dataset, or eval_strategy no" in refused(*train_on(mini, data, "--eval_strategy", "steps"))
+    assert "give an eval_dataset, or eval_strategy no" in refused(
+        *train_on(mini, data, "--eval_strategy", "steps")
+    )
 
 
 def test_more_training_rows_than_the_task_has_are_refused_with_the_number_there_is(mini, refused):
-    message = refused("train", "--model_name_or_path", mini, "--task", "conciseness", "--max_train_samples", "5000")
+    message = refused(
+        "train",
+        "--model_name_or_path",
+        mini,
+        "--task",
+        "conciseness",
+        "--max_train_samples",
+        "5000",
+    )
     assert "has 112 rows, so it cannot give 5000; ask for at most 112" in message
 
 
@@ -153,10 +177,14 @@ def test_a_run_on_each_kind_of_dataset(kind, mini, data):
     elif kind == "saved":
         rows.save_to_disk("dataset")
     else:
-        getattr(rows, f"to_{kind}")(f"dataset.{kind}", **({"lines": False} if kind == "json" else {}))
+        getattr(rows, f"to_{kind}")(
+            f"dataset.{kind}", **({"lines": False} if kind == "json" else {})
+        )
     name = f"dataset.{kind}" if Path(f"dataset.{kind}").exists() else "dataset"
     evaluating = ["--eval_strategy", "steps"] if kind in ("saved splits", "folder") else []
-    assert main(train_on(mini, name, "--max_steps", "1", "--max_train_samples", "3", *evaluating)) == 0
+    assert (
+        main(train_on(mini, name, "--max_steps", "1", "--max_train_samples", "3", *evaluating)) == 0
+    )
     metrics = json.loads(Path("out/metrics.jsonl").read_text())
     assert ("eval_reward" in metrics) == bool(evaluating)
     assert journal()[1]["step"] == 1
@@ -173,7 +201,10 @@ def test_held_out_data_may_be_a_file_of_its_own(mini, data):
 
 
 def test_a_reward_function_of_the_working_folder_by_its_dotted_path(mini, data, tmp_path):
-    name = module("def short(completions, target, **columns):\n    return [-len(c) for c in completions]\n", tmp_path)
+    name = module(
+        "def short(completions, target, **columns):\n    return [-len(c) for c in completions]\n",
+        tmp_path,
+    )
     assert main(train_on(mini, data, "--reward_funcs", f"{name}.short")) == 0
     assert settings_of()["reward_functions"] == ["short"]
     assert all(reward < 0 for step in journal()[1:] for reward in step["rewards"])
@@ -181,9 +212,19 @@ def test_a_reward_function_of_the_working_folder_by_its_dotted_path(mini, data, 
 
 def test_several_reward_functions_with_weights(mini, data, tmp_path):
     name = module(
-        "def one(completions):\n    return [1] * len(completions)\ndef two(completions):\n    return one(completions)\n", tmp_path
+        "def one(completions):\n    return [1] * len(completions)\ndef two(completions):\n    return one(completions)\n",
+        tmp_path,
     )
-    more = ["--reward_funcs", f"{name}.one", f"{name}.two", "--reward_weights", "0.5", "2", "--max_steps", "1"]
+    more = [
+        "--reward_funcs",
+        f"{name}.one",
+        f"{name}.two",
+        "--reward_weights",
+        "0.5",
+        "2",
+        "--max_steps",
+        "1",
+    ]
     assert main(train_on(mini, data, *more)) == 0
     assert journal()[1]["rewards"] == [2.5, 2.5]
     assert journal()[1]["coefficients"] == []
@@ -191,9 +232,18 @@ def test_several_reward_functions_with_weights(mini, data, tmp_path):
 
 def test_nothing_in_the_working_folder_shadows_an_installed_module(data):
     Path("json.py").write_text("raise RuntimeError('shadowed')")
-    Path("mine.py").write_text("import json\ndef short(completions): return [float(json.dumps(1))] * len(completions)\n")
+    Path("mine.py").write_text(
+        "import json\ndef short(completions): return [float(json.dumps(1))] * len(completions)\n"
+    )
     lines(Path("answers.jsonl"), [{"completion": "x"}])
-    command = [Path(sys.executable).parent / "estune", "score", "--reward_funcs", "mine.short", "--completions", "answers.jsonl"]
+    command = [
+        Path(sys.executable).parent / "estune",
+        "score",
+        "--reward_funcs",
+        "mine.short",
+        "--completions",
+        "answers.jsonl",
+    ]
     scored = subprocess.run(command, capture_output=True, text=True)
     assert (scored.returncode, scored.stdout, scored.stderr) == (0, "1.0\n", "")
 
@@ -211,10 +261,16 @@ def test_nothing_in_the_working_folder_shadows_an_installed_module(data):
         ("def f(completions, answer): ...", "f", "f: nothing provides its parameter 'answer'"),
         ("def f(target): ...", "f", "f: takes no 'completions'"),
         ("def f(completions, /): ...", "f", "f: nothing provides its parameter 'completions'"),
-        ("def f(): ...", "f", "f: takes no 'completions'; write it as def f(completions, **columns)"),
+        (
+            "def f(): ...",
+            "f",
+            "f: takes no 'completions'; write it as def f(completions, **columns)",
+        ),
     ],
 )
-def test_a_reward_function_that_cannot_serve_is_refused_before_the_run(text, function, says, mini, data, tmp_path, refused):
+def test_a_reward_function_that_cannot_serve_is_refused_before_the_run(
+    text, function, says, mini, data, tmp_path, refused
+):
     name = f"absent_{tmp_path.name}" if text is None else module(text, tmp_path)
     message = refused(*train_on(mini, data, "--reward_funcs", f"{name}.{function}"))
     assert says.format(name=name) in message
@@ -233,14 +289,22 @@ def test_a_wrong_number_of_reward_weights_names_both_numbers(mini, data, refused
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ("raise KeyError('level')", "reward function f raised KeyError: 'level' at {file}:2; mend it and resume the run"),
+        (
+            "raise KeyError('level')",
+            "reward function f raised KeyError: 'level' at {file}:2; mend it and resume the run",
+        ),
         ("import sys; sys.exit(0)", "reward function f raised SystemExit: 0 at {file}:2"),
         ("return [1]", "reward function f returned 1 rewards for 2 completions"),
         ("return 1", "reward function f returned 1; it must return one number"),
-        ("return [float('nan')] * len(completions)", "reward function f returned nan for completion 0"),
+        (
+            "return [float('nan')] * len(completions)",
+            "reward function f returned nan for completion 0",
+        ),
     ],
 )
-def test_a_reward_function_that_fails_at_the_first_batch_ends_the_run_in_a_line(body, says, mini, data, tmp_path, capsys):
+def test_a_reward_function_that_fails_at_the_first_batch_ends_the_run_in_a_line(
+    body, says, mini, data, tmp_path, capsys
+):
     name = module(f"def f(completions, **columns):\n    {body}\n", tmp_path)
     assert main(train_on(mini, data, "--reward_funcs", f"{name}.f")) == 2
     out, err = capsys.readouterr()

@@ -23,14 +23,24 @@ def here(tmp_path, monkeypatch):
 
 def test_the_written_test_passes(here):
     assert main(["new-task", "my_task"]) == 0
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "test_my_task.py"], cwd=here, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "test_my_task.py"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout
 
 
 def test_the_written_task_gives_rows_and_scores_completions(here, capsys):
     main(["new-task", "my_task"])
     task = get_task("my_task.TASK")
-    assert task.name == "my_task" and len(task.train(3)) == 3 and set(task.test(1)[0]) == {"prompt", "answer"}
+    assert (
+        task.name == "my_task"
+        and len(task.train(3)) == 3
+        and set(task.test(1)[0]) == {"prompt", "answer"}
+    )
     rows = [{"completion": "eert", "answer": "eert"}, {"completion": "tree", "answer": "eert"}]
     (here / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     capsys.readouterr()
@@ -51,8 +61,13 @@ def test_the_command_that_it_prints_trains(here, tiny, capsys):
 def test_nothing_is_overwritten(there, here, capsys):
     (here / there).write_text("mine")
     assert main(["new-task", "my_task"]) == 2
-    assert capsys.readouterr().err == f"estune: {there}: is there already; choose another name or move it away\n"
-    assert [path.name for path in here.iterdir()] == [there] and (here / there).read_text() == "mine"
+    assert (
+        capsys.readouterr().err
+        == f"estune: {there}: is there already; choose another name or move it away\n"
+    )
+    assert [path.name for path in here.iterdir()] == [there] and (
+        here / there
+    ).read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,14 @@ pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def test_the_module_is_the_command_and_its_help_names_every_command():
-    shown = subprocess.run([sys.executable, "-m", "estune", "--help"], capture_output=True, text=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "estune", "--help"], capture_output=True, text=True
+    )
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert all(command in shown.stdout for command in ("train", "eval", "compare", "score", "replay", "tasks"))
+    assert all(
+        command in shown.stdout
+        for command in ("train", "eval", "compare", "score", "replay", "tasks")
+    )
     assert "estune train --task conciseness" in shown.stdout
 
 
@@ -85,8 +90,14 @@ def test_tasks_lists_every_task_with_its_summary(capsys):
         (["replay", "out", "--output", "o", "--stpe", "1"], "did you mean 'step'?"),
         (["train"], "model_name_or_path: give a hub id, a local folder or a .gguf file"),
         (["eval", "--task", "countdown"], "model: give a hub id, a local folder or a .gguf file"),
-        (["train", "--model_name_or_path", "x"], "task: give one (see estune tasks), or dataset_name and reward_funcs"),
-        (["train", "--model_name_or_path", "x", "--dataset_name", "y"], "reward_funcs: give a built-in name or a dotted path"),
+        (
+            ["train", "--model_name_or_path", "x"],
+            "task: give one (see estune tasks), or dataset_name and reward_funcs",
+        ),
+        (
+            ["train", "--model_name_or_path", "x", "--dataset_name", "y"],
+            "reward_funcs: give a built-in name or a dotted path",
+        ),
     ],
 )
 def test_what_is_missing_or_misspelt_is_named_with_the_way_out(arguments, says, refused):
@@ -146,7 +157,9 @@ def test_what_is_wrong_in_a_yaml_file_is_said_with_the_files_name(text, says, re
 
 
 def test_a_yaml_file_that_cannot_be_read_is_named_with_the_reason(refused):
-    assert "missing.yaml: cannot be read (No such file or directory)" in refused("train", "--config", "missing.yaml")
+    assert "missing.yaml: cannot be read (No such file or directory)" in refused(
+        "train", "--config", "missing.yaml"
+    )
     Path("folder").mkdir()
     assert "folder: cannot be read (Is a directory)" in refused("train", "--config", "folder")
     Path("binary.yaml").write_bytes(b"\xff\xfe\x00")
@@ -162,7 +175,11 @@ def test_a_yaml_file_that_cannot_be_read_is_named_with_the_reason(refused):
         ("sigma: -1", "sigmma: 1", "second.yaml: unknown setting 'sigmma'"),
         ("task: nope", "seed: 1", "first.yaml: there is no task 'nope'"),
         ("seed: 1", "a: [", "second.yaml: is no YAML"),
-        ("antithetic: true", "population_size: 3", "second.yaml: population_size: antithetic members come in pairs"),
+        (
+            "antithetic: true",
+            "population_size: 3",
+            "second.yaml: population_size: antithetic members come in pairs",
+        ),
         ("sigma: -1", "sigma: -2", "second.yaml: sigma: must be greater than 0; it is -2"),
     ],
 )
@@ -174,7 +191,9 @@ def test_of_several_yaml_files_the_wrong_one_is_named(first, second, says, refus
 
 def test_a_missing_one_of_several_yaml_files_is_named(refused):
     config_file(sigma=0.1)
-    assert "missing.yaml: cannot be read" in refused("train", "--config", "run.yaml", "missing.yaml")
+    assert "missing.yaml: cannot be read" in refused(
+        "train", "--config", "run.yaml", "missing.yaml"
+    )
 
 
 def test_an_empty_yaml_file_sets_nothing(refused):
@@ -188,7 +207,22 @@ def test_a_run_from_a_yaml_file_with_flags_that_override_it(mini, data):
         "sigma: 1e-3\nlearning_rate: 2e-2\npopulation_size: 4\nmax_steps: 9\nantithetic: true\n"
         "stop: [END, STOP]\nreport_to: none\neval_strategy: no\n"
     )
-    assert main(["train", "--config", "run.yaml", "--max_steps", "1", "--antithetic", "false", "--stop", "none"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--config",
+                "run.yaml",
+                "--max_steps",
+                "1",
+                "--antithetic",
+                "false",
+                "--stop",
+                "none",
+            ]
+        )
+        == 0
+    )
     config = settings_of("estune-output")
     assert config["sigma"] == 0.001
     assert config["learning_rate"] == 0.02
@@ -203,18 +237,56 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_tasks_default(mini):
     assert main([*base, "--task", "conciseness", "--output_dir", "a"]) == 0
     config_file(task="conciseness", max_completion_length=7)
     assert main([*base, "--config", "run.yaml", "--output_dir", "b"]) == 0
-    assert main([*base, "--config", "run.yaml", "--max_completion_length", "9", "--output_dir", "c"]) == 0
+    assert (
+        main([*base, "--config", "run.yaml", "--max_completion_length", "9", "--output_dir", "c"])
+        == 0
+    )
     assert [settings_of(folder)["max_completion_length"] for folder in "abc"] == [default, 7, 9]
 
 
-@pytest.mark.parametrize("configs", [["--config", "run.yaml", "over.yaml"], ["--config", "run.yaml", "--config", "over.yaml"]])
+@pytest.mark.parametrize(
+    "configs",
+    [["--config", "run.yaml", "over.yaml"], ["--config", "run.yaml", "--config", "over.yaml"]],
+)
 def test_a_later_file_overrides_an_earlier_one_and_a_flag_both(configs, mini, data):
     config_file(sigma=0.1, seed=1, learning_rate=0.1, population_size=3, eval_strategy="no")
     config_file(Path("over.yaml"), sigma=0.2, seed=2, population_size=4, antithetic=True)
-    model = ["--model_name_or_path", mini, "--dataset_name", data, "--reward_funcs", "conciseness_reward"]
-    assert main(list(map(str, ["train", *configs, *model, "--engine", "fake", "--max_steps", "1", "--seed", "3"]))) == 0
+    model = [
+        "--model_name_or_path",
+        mini,
+        "--dataset_name",
+        data,
+        "--reward_funcs",
+        "conciseness_reward",
+    ]
+    assert (
+        main(
+            list(
+                map(
+                    str,
+                    [
+                        "train",
+                        *configs,
+                        *model,
+                        "--engine",
+                        "fake",
+                        "--max_steps",
+                        "1",
+                        "--seed",
+                        "3",
+                    ],
+                )
+            )
+        )
+        == 0
+    )
     config = settings_of("estune-output")
-    assert [config[name] for name in ("sigma", "seed", "learning_rate", "population_size")] == [0.2, 3, 0.1, 4]
+    assert [config[name] for name in ("sigma", "seed", "learning_rate", "population_size")] == [
+        0.2,
+        3,
+        0.1,
+        4,
+    ]
 
 
 def test_what_a_later_file_mends_is_not_held_against_an_earlier_one(mini, data):
@@ -224,8 +296,22 @@ def test_what_a_later_file_mends_is_not_held_against_an_earlier_one(mini, data):
 
 
 def test_a_flag_can_complete_what_the_file_alone_would_contradict(mini, data):
-    config_file(antithetic=True, population_size=3, metric_for_best_model="reward", eval_dataset_name=str(data))
-    more = ["--config", "run.yaml", "--eval_strategy", "steps", "--population_size", "4", "--max_steps", "1"]
+    config_file(
+        antithetic=True,
+        population_size=3,
+        metric_for_best_model="reward",
+        eval_dataset_name=str(data),
+    )
+    more = [
+        "--config",
+        "run.yaml",
+        "--eval_strategy",
+        "steps",
+        "--population_size",
+        "4",
+        "--max_steps",
+        "1",
+    ]
     assert main(train_on(mini, data, *more)) == 0
     assert settings_of()["population_size"] == 4
 
@@ -234,17 +320,31 @@ def test_a_wrong_flag_is_not_blamed_on_a_file(refused):
     config_file(sigma=0.1)
     config_file(Path("over.yaml"), antithetic=True, population_size=3)
     assert refused("train", "--config", "run.yaml", "--sigma", "-1").startswith("estune: sigma: ")
-    assert refused("train", "--config", "run.yaml", "over.yaml", "--sigma", "-1").startswith("estune: sigma: ")
+    assert refused("train", "--config", "run.yaml", "over.yaml", "--sigma", "-1").startswith(
+        "estune: sigma: "
+    )
 
 
-@pytest.mark.parametrize(("flags", "value"), [(["--antithetic"], True), (["--antithetic", "true"], True), (["--antithetic=no"], False)])
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [(["--antithetic"], True), (["--antithetic", "true"], True), (["--antithetic=no"], False)],
+)
 def test_a_boolean_flag_may_stand_alone_or_take_a_value(flags, value, mini, data):
     assert main(train_on(mini, data, "--max_steps", "1", *flags)) == 0
     assert settings_of()["antithetic"] is value
 
 
 def test_lists_and_mappings_are_given_as_flags(mini, data):
-    lists = ["--stop", "END", "a b", "--target_parameters", "mlp", "norm", "--reward_funcs", "conciseness_reward"]
+    lists = [
+        "--stop",
+        "END",
+        "a b",
+        "--target_parameters",
+        "mlp",
+        "norm",
+        "--reward_funcs",
+        "conciseness_reward",
+    ]
     more = ["--chat_template_kwargs", "{enable_thinking: false}", "--max_steps", "1"]
     assert main(train_on(mini, data, *lists, *more)) == 0
     config = settings_of()
@@ -254,16 +354,32 @@ def test_lists_and_mappings_are_given_as_flags(mini, data):
 
 def test_none_unsets_what_the_file_sets(mini, data):
     config_file(learning_rate=0.5, save_total_limit=1, target_parameters=["mlp"])
-    unset = [word for name in ("learning_rate", "save_total_limit", "target_parameters") for word in (f"--{name}", "none")]
+    unset = [
+        word
+        for name in ("learning_rate", "save_total_limit", "target_parameters")
+        for word in (f"--{name}", "none")
+    ]
     assert main(train_on(mini, data, "--config", "run.yaml", "--max_steps", "1", *unset)) == 0
     config = settings_of()
-    assert [config[name] for name in ("learning_rate", "save_total_limit", "target_parameters")] == [None, None, None]
+    assert [
+        config[name] for name in ("learning_rate", "save_total_limit", "target_parameters")
+    ] == [None, None, None]
 
 
 @pytest.mark.parametrize("length", [256, 32, 40])
 def test_the_runs_own_config_file_reruns_it(length, mini):
-    flags = [*FLAGS, "--max_steps", "1", "--max_completion_length", str(length), "--output_dir", "first"]
+    flags = [
+        *FLAGS,
+        "--max_steps",
+        "1",
+        "--max_completion_length",
+        str(length),
+        "--output_dir",
+        "first",
+    ]
     assert main(["train", "--model_name_or_path", str(mini), "--task", "conciseness", *flags]) == 0
     assert main(["train", "--config", "first/config.yaml", "--output_dir", "second"]) == 0
     assert settings_of("second") | {"output_dir": "first"} == settings_of("first")
-    assert [step["rewards"] for step in journal("second")[1:]] == [step["rewards"] for step in journal("first")[1:]]
+    assert [step["rewards"] for step in journal("second")[1:]] == [
+        step["rewards"] for step in journal("first")[1:]
+    ]

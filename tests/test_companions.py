@@ -12,12 +12,44 @@ from estune.theta.checkpoint import open_checkpoint, resolve
 from estune.theta.companions import companions
 
 GO_ALONG = [
-    *("qwen.tiktoken", "tokenizer.model", "sentencepiece.bpe.model", "vocab.bpe", "merges.txt", "vocab.bin", "tokenizer.pkl", "LICENSE"),
-    *("README.md", "modeling_own.py", "own/bpe.vocab", "own/deep/er.py", "params.yaml", "a b[1]*.dict", "chat_template.jinja", "noext"),
+    *(
+        "qwen.tiktoken",
+        "tokenizer.model",
+        "sentencepiece.bpe.model",
+        "vocab.bpe",
+        "merges.txt",
+        "vocab.bin",
+        "tokenizer.pkl",
+        "LICENSE",
+    ),
+    *(
+        "README.md",
+        "modeling_own.py",
+        "own/bpe.vocab",
+        "own/deep/er.py",
+        "params.yaml",
+        "a b[1]*.dict",
+        "chat_template.jinja",
+        "noext",
+    ),
 ]
 STAY_BEHIND = [
-    *("pytorch_model.bin", "pytorch_model.bin.index.json", "model-q4.gguf", "consolidated.00.pth", "tf_model.h5", "optimizer.pt"),
-    *("onnx/model.onnx", "onnx/model.onnx_data", "other.safetensors", "tokenizer.safetensors", "training_args.bin", "trainer_state.json"),
+    *(
+        "pytorch_model.bin",
+        "pytorch_model.bin.index.json",
+        "model-q4.gguf",
+        "consolidated.00.pth",
+        "tf_model.h5",
+        "optimizer.pt",
+    ),
+    *(
+        "onnx/model.onnx",
+        "onnx/model.onnx_data",
+        "other.safetensors",
+        "tokenizer.safetensors",
+        "training_args.bin",
+        "trainer_state.json",
+    ),
     *(".gitattributes", ".git/config", "checkpoint-5/config.json", "runs/a/events"),
     *("out/journal.jsonl", "out/config.yaml"),
 ]
@@ -62,10 +94,15 @@ def test_a_base_that_is_gone_when_a_checkpoint_is_written_is_one_line(make_train
             base.rename(moves.pop())
         return [float(len(text)) for text in completions]
 
-    with pytest.raises(ModelError, match="cannot be copied .* put the base model back and resume the run"):
+    with pytest.raises(
+        ModelError, match="cannot be copied .* put the base model back and resume the run"
+    ):
         make_trainer(model=base, reward_funcs=reward).train()
     elsewhere.rename(base)
-    assert make_trainer(model=base, reward_funcs=reward).train(resume_from_checkpoint=True).global_step == 4
+    assert (
+        make_trainer(model=base, reward_funcs=reward).train(resume_from_checkpoint=True).global_step
+        == 4
+    )
 
 
 def test_the_index_of_shards_goes_along(mini, tmp_path):
@@ -74,19 +111,25 @@ def test_the_index_of_shards_goes_along(mini, tmp_path):
     AutoModelForCausalLM.from_pretrained(mini).save_pretrained(tmp_path, max_shard_size="2KB")
     assert Path("model.safetensors.index.json") in companions(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"another set")
-    with pytest.raises(ModelError, match=r"has two sets of weights, model.safetensors and the \d files of"):
+    with pytest.raises(
+        ModelError, match=r"has two sets of weights, model.safetensors and the \d files of"
+    ):
         open_checkpoint(tmp_path)
 
 
 def test_an_index_that_names_the_single_file_is_one_set_of_weights(mini, tmp_path):
     folder = shutil.copytree(mini, tmp_path / "one")
     names = open_checkpoint(folder).tensors
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(names, "model.safetensors")})
+    )
     assert open_checkpoint(folder).tensors == names
 
 
 @pytest.mark.parametrize(("trusted", "weights"), [(True, True), (False, True), (False, False)])
-def test_of_the_hub_all_is_fetched_but_other_formats_and_code_that_is_not_trusted(trusted, weights, tmp_path, monkeypatch):
+def test_of_the_hub_all_is_fetched_but_other_formats_and_code_that_is_not_trusted(
+    trusted, weights, tmp_path, monkeypatch
+):
     from huggingface_hub.utils import filter_repo_objects
 
     def download(model, revision, ignore_patterns):
@@ -101,10 +144,15 @@ def test_of_the_hub_all_is_fetched_but_other_formats_and_code_that_is_not_truste
     assert {"qwen.tiktoken", "own/bpe.vocab", "LICENSE", "tokenizer.model"} <= fetched
     assert ("model.safetensors" in fetched) == weights
     assert ("modeling_own.py" in fetched) == trusted
-    assert not {"pytorch_model.bin", "consolidated.00.pth", "onnx/model.onnx", "model-q4.gguf"} & fetched
+    assert (
+        not {"pytorch_model.bin", "consolidated.00.pth", "onnx/model.onnx", "model-q4.gguf"}
+        & fetched
+    )
 
 
-def test_the_base_of_a_model_given_as_an_object_has_the_files_of_where_it_was_loaded_from(make_trainer, mini, tmp_path):
+def test_the_base_of_a_model_given_as_an_object_has_the_files_of_where_it_was_loaded_from(
+    make_trainer, mini, tmp_path
+):
     from transformers import AutoModelForCausalLM
 
     folder = filled(shutil.copytree(mini, tmp_path / "own"))

@@ -32,7 +32,9 @@ def test_tokens_are_counted_without_the_end_and_rewards_are_of_the_row(tokenizer
 
 def test_text_behind_a_stop_string_earns_nothing(tmp_path, rows):
     config = ESConfig(stop=["dog"], reward_workers=0)
-    scorer = _Scorer(Rewards.of([short], config), rows, Tokenizer(tmp_path, config, make_tokenizer()), {END}, 4)
+    scorer = _Scorer(
+        Rewards.of([short], config), rows, Tokenizer(tmp_path, config, make_tokenizer()), {END}, 4
+    )
     assert scorer.score([[CAT, DOG, RED, RED]], row=[0]) == [-abs(len("cat ") - 5)]
 
 
@@ -43,12 +45,16 @@ def test_a_row_that_stopped_ends_with_the_end_token_for_trl(tokenizer):
     out = model.generate(input_ids=rows[:, :1])
     assert out[0].tolist() == [9, CAT, DOG, END, END]
     assert out[1:].equal(rows[1:])
-    assert model.generate(input_ids=rows[:, :1], stopping_criteria=None).equal(rows)  # an evaluation is left alone
+    assert model.generate(input_ids=rows[:, :1], stopping_criteria=None).equal(
+        rows
+    )  # an evaluation is left alone
 
 
 def test_rl_asks_the_prompts_of_es_in_the_same_order(rows):
     config = RunConfig(model_name_or_path="m", batch_size=4)
-    (run,) = runs(config, [METHODS["dr_grpo"]], {"dr_grpo": (1e-5,)}, 1, Budget(300, 30, 4), len(rows), {})
+    (run,) = runs(
+        config, [METHODS["dr_grpo"]], {"dr_grpo": (1e-5,)}, 1, Budget(300, 30, 4), len(rows), {}
+    )
     wanted = [row for step in range(1, 11) for row in strategy.batch(config, step, len(rows))]
     laid_out = prompts(run, rows)
     assert laid_out["row"] == wanted
@@ -57,5 +63,9 @@ def test_rl_asks_the_prompts_of_es_in_the_same_order(rows):
 
 def test_only_the_parameters_that_are_named_get_gradients(tiny):
     model = _trainable(tiny, RunConfig(target_parameters=["q_proj"]))
-    assert {name.split(".")[-2] for name, parameter in model.named_parameters() if parameter.requires_grad} == {"q_proj"}
+    assert {
+        name.split(".")[-2]
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    } == {"q_proj"}
     assert all(parameter.requires_grad for parameter in _trainable(tiny, RunConfig()).parameters())

@@ -33,7 +33,12 @@ def test_importing_the_config_pulls_in_neither_torch_nor_transformers():
 def test_defaults_are_the_papers():
     config = ESConfig()
     assert (config.population_size, config.sigma, config.alpha) == (30, 1e-3, 5e-4)
-    assert (config.noise, config.reward_shaping, config.antithetic, config.batch_size) == ("iid", "z_score", False, None)
+    assert (config.noise, config.reward_shaping, config.antithetic, config.batch_size) == (
+        "iid",
+        "z_score",
+        False,
+        None,
+    )
     assert config.target_parameters is None
 
 
@@ -108,7 +113,9 @@ def test_a_value_out_of_range_is_refused_with_its_name_the_limit_and_itself(name
         ("output_dir", 5, "string"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused_with_its_name_the_right_type_and_itself(name, value, says):
+def test_a_value_of_the_wrong_type_is_refused_with_its_name_the_right_type_and_itself(
+    name, value, says
+):
     message = refusal(**{name: value})
     assert message.startswith(f"{name}: must be")
     assert says in message
@@ -173,9 +180,21 @@ def test_text_and_near_types_become_the_declared_type(name, given, taken):
 
 
 def test_a_run_config_is_a_config_with_model_data_and_rewards():
-    config = build(RunConfig, {"model_name_or_path": "m", "task": "countdown", "reward_funcs": "mine.short", "sigma": 0.1})
+    config = build(
+        RunConfig,
+        {
+            "model_name_or_path": "m",
+            "task": "countdown",
+            "reward_funcs": "mine.short",
+            "sigma": 0.1,
+        },
+    )
     assert isinstance(config, ESConfig)
-    assert (config.model_name_or_path, config.reward_funcs, config.dataset_train_split) == ("m", ["mine.short"], "train")
+    assert (config.model_name_or_path, config.reward_funcs, config.dataset_train_split) == (
+        "m",
+        ["mine.short"],
+        "train",
+    )
 
 
 def test_every_setting_explains_itself():
@@ -183,8 +202,13 @@ def test_every_setting_explains_itself():
 
 
 def test_what_a_resume_may_change_are_settings_that_exist():
-    assert {field.name for field in dataclasses.fields(RunConfig)} >= config_module.MAY_CHANGE_ON_RESUME
-    assert not {"seed", "sigma", "learning_rate", "population_size", "noise"} & config_module.MAY_CHANGE_ON_RESUME
+    assert {
+        field.name for field in dataclasses.fields(RunConfig)
+    } >= config_module.MAY_CHANGE_ON_RESUME
+    assert (
+        not {"seed", "sigma", "learning_rate", "population_size", "noise"}
+        & config_module.MAY_CHANGE_ON_RESUME
+    )
 
 
 NAMES = sorted(RunConfig.__dataclass_fields__)
@@ -200,7 +224,11 @@ SCALARS = (
     | st.dates()
 )
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3)
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3)
+    ),
 )
 KEYS = st.sampled_from(NAMES) | st.text(max_size=12)
 LIGHT = settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
@@ -263,5 +291,8 @@ def test_every_setting_that_an_answer_to_trls_names_exists_and_none_of_trls_is_o
 
 @pytest.mark.parametrize("path", ["out/checkpoint-2", "checkpoint-2", "/abs/out", "..\\out"])
 def test_a_path_to_resume_from_is_answered_with_how_runs_resume(path):
-    with pytest.raises(ConfigError, match="is true or false, not a path: a run goes on from the journal in its output_dir"):
+    with pytest.raises(
+        ConfigError,
+        match="is true or false, not a path: a run goes on from the journal in its output_dir",
+    ):
         ESConfig(resume_from_checkpoint=path)

@@ -31,7 +31,13 @@ def record(text, reward=1.0):
 
 
 def metrics(**changes):
-    usual = {"reward": -1.5, "reward_std": 0.25, "es/reward_best": -1.0, "es/tokens_per_second": 120.0, "step_time": 2.0}
+    usual = {
+        "reward": -1.5,
+        "reward_std": 0.25,
+        "es/reward_best": -1.0,
+        "es/tokens_per_second": 120.0,
+        "step_time": 2.0,
+    }
     return usual | changes
 
 
@@ -53,7 +59,10 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("text", ["[/think]", "[bold]loud[/bold]", "[link=http://x]y[/link]", ":smile: \\[x]", "[red", "]]"])
+@pytest.mark.parametrize(
+    "text",
+    ["[/think]", "[bold]loud[/bold]", "[link=http://x]y[/link]", ":smile: \\[x]", "[red", "]]"],
+)
 def test_markup_in_a_completion_is_shown_as_it_is(screen, text):
     shown, stream = screen()
     shown.samples("sample", [record(text)])
@@ -118,7 +127,11 @@ def test_without_a_terminal_there_are_plain_lines_and_no_bar(screen):
         shown.step(step, metrics())
     shown.stop()
     lines = stream.getvalue().splitlines()
-    assert [line.split()[:2] for line in lines] == [["step", "1/3"], ["step", "2/3"], ["step", "3/3"]]
+    assert [line.split()[:2] for line in lines] == [
+        ["step", "1/3"],
+        ["step", "2/3"],
+        ["step", "3/3"],
+    ]
     assert lines[0] == "step 1/3  reward -1.5 ± 0.25, best -1 120 tok/s  2.0 s"
 
 
@@ -134,7 +147,12 @@ def test_logging_steps_thins_the_plain_lines_but_keeps_the_first_and_the_last(sc
     shown, stream = screen(max_steps=25, logging_steps=10)
     for step in range(1, 26):
         shown.step(step, metrics())
-    assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["1/25", "10/25", "20/25", "25/25"]
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == [
+        "1/25",
+        "10/25",
+        "20/25",
+        "25/25",
+    ]
 
 
 def test_a_terminal_gets_a_bar_with_step_reward_and_speed(screen):
@@ -174,10 +192,15 @@ def test_num_completions_to_print_limits_the_table(screen):
 
 def test_answers_before_and_after_stand_beside_each_other(screen):
     shown, stream = screen()
-    first, last = {"eval_reward": -9.0, "eval_runtime": 1.0}, {"eval_reward": -2.0, "eval_runtime": 1.0}
+    first, last = (
+        {"eval_reward": -9.0, "eval_runtime": 1.0},
+        {"eval_reward": -2.0, "eval_runtime": 1.0},
+    )
     shown.before_after([record("long")], [record("brief")], first, last)
     text = stream.getvalue()
-    assert all(part in text for part in ("before", "after", "long", "brief", "eval_reward", "-9", "-2"))
+    assert all(
+        part in text for part in ("before", "after", "long", "brief", "eval_reward", "-9", "-2")
+    )
     assert "eval_runtime" not in text
 
 

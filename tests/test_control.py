@@ -35,7 +35,10 @@ class Landscape:
 
     def moved(self, member):
         if member.seeds:
-            return self.theta + sum(c * self.epsilon(seed) for seed, c in zip(member.seeds, member.coefficients, strict=True))
+            return self.theta + sum(
+                c * self.epsilon(seed)
+                for seed, c in zip(member.seeds, member.coefficients, strict=True)
+            )
         return self.theta + member.sign * member.sigma * self.epsilon(member.seed)
 
     def run(self, steps):
@@ -46,14 +49,22 @@ class Landscape:
             def evaluate(members, scored=scored):
                 self.evaluated += len(members)
                 rewards = [np.asarray(self.reward(self.moved(member)), float) for member in members]
-                scored.extend(Scored(Scores(total, {"r": total}), None, 0.0, 0.0, True) for total in rewards)
+                scored.extend(
+                    Scored(Scores(total, {"r": total}), None, 0.0, 0.0, True) for total in rewards
+                )
                 return list(scored)
 
             seeds = strategy.ask(self.config, self.step)
             now = plan(self.config, self.step, self.control, lambda: self.weights)
-            found = search(self.config, self.step, now, seeds, step_size.known_center(self.control), evaluate)
+            found = search(
+                self.config, self.step, now, seeds, step_size.known_center(self.control), evaluate
+            )
             self.control = json.loads(json.dumps(found.record(same_prompts=True)))
-            self.theta = self.moved(Member.candidate(seeds, found.coefficients, "iid", 0)) if found.coefficients else self.theta
+            self.theta = (
+                self.moved(Member.candidate(seeds, found.coefficients, "iid", 0))
+                if found.coefficients
+                else self.theta
+            )
             self.founds.append(found)
         return self
 
@@ -93,17 +104,24 @@ def test_it_needs_no_more_evaluations_than_the_best_fixed_size_and_far_fewer_tha
             one.run(1)
         return one.evaluated if one.value >= wanted else math.inf
 
-    fixed = {ratio: needed(auto(sigma=0.1, learning_rate=0.1 * ratio)) for ratio in (0.5, 1, 2, 4, 8)}
+    fixed = {
+        ratio: needed(auto(sigma=0.1, learning_rate=0.1 * ratio)) for ratio in (0.5, 1, 2, 4, 8)
+    }
     found = needed(auto(sigma=0.1))
     assert found < 1.5 * min(fixed.values())
     assert found < fixed[0.5] / 3
 
 
 def test_noise_in_the_rewards_neither_stops_it_nor_lets_it_run_away():
-    runs = [Landscape(quadratic(noise=5.0), auto(sigma=0.1, seed=seed), np.zeros(DIMENSIONS)) for seed in range(4)]
+    runs = [
+        Landscape(quadratic(noise=5.0), auto(sigma=0.1, seed=seed), np.zeros(DIMENSIONS))
+        for seed in range(4)
+    ]
     before = runs[0].value
     assert np.mean([one.run(40).value for one in runs]) > 0.75 * before
-    assert all(found.control.next_alpha > 0.001 for one in runs for found in one.founds), "halves upon halves would end the search"
+    assert all(found.control.next_alpha > 0.001 for one in runs for found in one.founds), (
+        "halves upon halves would end the search"
+    )
 
 
 def test_what_is_made_never_loses_more_than_chance_explains():
@@ -126,7 +144,11 @@ def test_on_a_summit_nothing_moves_any_more():
 
 def test_members_that_tie_widen_sigma_until_they_differ():
     """A step of a staircase that members of the first σ do not reach."""
-    one = Landscape(lambda theta: np.full(PROMPTS, float(theta.sum() > 0.5)), auto(sigma=0.001), np.zeros(DIMENSIONS))
+    one = Landscape(
+        lambda theta: np.full(PROMPTS, float(theta.sum() > 0.5)),
+        auto(sigma=0.001),
+        np.zeros(DIMENSIONS),
+    )
     one.weights = 1.0
     one.run(7)
     widths = [found.control.next_sigma for found in one.founds]
@@ -141,13 +163,19 @@ def test_sigma_stays_within_sixteen_times_the_given_one():
 
 
 def test_members_that_are_all_worse_by_far_narrow_sigma():
-    one = Landscape(lambda theta: -np.full(PROMPTS, (theta**2).sum() ** 2), auto(sigma=0.1), np.zeros(DIMENSIONS)).run(2)
+    one = Landscape(
+        lambda theta: -np.full(PROMPTS, (theta**2).sum() ** 2),
+        auto(sigma=0.1),
+        np.zeros(DIMENSIONS),
+    ).run(2)
     assert one.founds[1].control.next_sigma < 0.1
 
 
 def test_members_that_are_better_than_the_centre_by_mere_noise_narrow_sigma():
     """The reward pays for distance in whatever direction, as broken answers may be short."""
-    one = Landscape(lambda theta: np.full(PROMPTS, (theta**2).sum()), auto(sigma=0.1), np.zeros(DIMENSIONS)).run(1)
+    one = Landscape(
+        lambda theta: np.full(PROMPTS, (theta**2).sum()), auto(sigma=0.1), np.zeros(DIMENSIONS)
+    ).run(1)
     assert one.founds[0].control.next_sigma == 0.05
 
 
@@ -161,7 +189,12 @@ def told(center, totals=TOTALS, unit=UNIT, finite=16):
 
 def tried_next(now, center, *tried):
     """The size to try after sizes of which each gained that much."""
-    return next_size(now, told(center), [size for size, _ in tried], [np.array([center + gain]) for _, gain in tried])
+    return next_size(
+        now,
+        told(center),
+        [size for size, _ in tried],
+        [np.array([center + gain]) for _, gain in tried],
+    )
 
 
 def after(now, seen, *tried):
@@ -183,13 +216,17 @@ def test_a_size_that_keeps_half_its_promise_is_doubled_and_one_that_keeps_no_qua
     assert tried_next(now, 6.0, (0.1, 0.26)) is None
     assert tried_next(now, 6.0, (0.1, 0.24)) == pytest.approx(0.05)
     assert tried_next(now, 6.0, (0.1, 0.51), (0.2, 5.0)) is None, "once a step"
-    assert tried_next(now, 6.0, (0.1, 0.0)) is None, "nothing changed: that tells nothing of the size"
+    assert tried_next(now, 6.0, (0.1, 0.0)) is None, (
+        "nothing changed: that tells nothing of the size"
+    )
 
 
 def test_a_size_that_cannot_be_borne_is_halved_until_one_can_be_or_six_were_tried():
     now = Plan(0.1, 0.1, 0.3)
     lost = [(0.1 / 2**i, -1.0) for i in range(6)]
-    assert [tried_next(now, 6.0, *lost[:i]) for i in range(1, 6)] == pytest.approx([0.1 / 2**i for i in range(1, 6)])
+    assert [tried_next(now, 6.0, *lost[:i]) for i in range(1, 6)] == pytest.approx(
+        [0.1 / 2**i for i in range(1, 6)]
+    )
     assert tried_next(now, 6.0, *lost) is None
     assert tried_next(now, 6.0, *lost[:2], (0.025, 0.1)) is None
     assert tried_next(now, 6.0, (0.1, math.nan)) == pytest.approx(0.05)
@@ -203,14 +240,18 @@ def test_no_size_moves_the_centre_farther_than_a_small_part_of_its_weights():
     assert tried_next(Plan(0.1, 0.7, now.reach), 6.0, (0.7, 8.0)) is None, "as good as at the bound"
 
 
-@pytest.mark.parametrize("settings", [{}, {"antithetic": True}, {"reward_shaping": "centered_rank"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"antithetic": True}, {"reward_shaping": "centered_rank"}], ids=str
+)
 def test_the_bound_is_how_far_the_update_goes_whatever_its_shaping(settings):
     config = auto(sigma=0.1, **settings)
     fitness = np.random.default_rng(1).standard_normal(16)
     unit = strategy.tell(config, fitness, alpha=1.0)
     size = next_size(Plan(0.1, 1e9, 0.02), told(0.0, fitness[:, None], unit), [], [])
     update = strategy.tell(config, fitness, alpha=size)
-    weights = sum(c * np.random.default_rng(seed).standard_normal(100_000) for seed, c in enumerate(update))
+    weights = sum(
+        c * np.random.default_rng(seed).standard_normal(100_000) for seed, c in enumerate(update)
+    )
     assert np.sqrt(np.mean(weights**2)) == pytest.approx(0.02, rel=0.02)
 
 
@@ -218,7 +259,9 @@ def test_a_pair_promises_by_its_difference_alone():
     """Both members of each pair gain 5 by curvature, which no update along ε does."""
     fitness = np.array([6.0, 4.0, 4.5, 5.5])
     unit = strategy.tell(auto(antithetic=True, population_size=4), fitness, alpha=1.0)
-    assert told(0.0, fitness[:, None], unit, 4).slope(0.1) == pytest.approx((unit[0] * 1 - unit[1] * 0.5) / 0.1, rel=1e-6)
+    assert told(0.0, fitness[:, None], unit, 4).slope(0.1) == pytest.approx(
+        (unit[0] * 1 - unit[1] * 0.5) / 0.1, rel=1e-6
+    )
 
 
 def test_a_centre_without_rewards_is_no_reason_to_try_or_to_change_anything():
@@ -257,7 +300,9 @@ def test_sigma_halves_where_most_members_compute_no_numbers_and_stays_where_rewa
 
 
 def test_weights_that_are_all_zero_are_refused_in_one_line():
-    with pytest.raises(ConfigError, match="^learning_rate: auto measures steps by the size of the weights, and all"):
+    with pytest.raises(
+        ConfigError, match="^learning_rate: auto measures steps by the size of the weights, and all"
+    ):
         plan(auto(), 1, None, lambda: 0.0)
 
 
@@ -268,7 +313,10 @@ def test_one_prompt_is_enough(make_trainer):
 
 
 def test_the_bound_does_not_hang_on_the_last_digits_of_the_weights_size():
-    assert plan(auto(), 1, None, lambda: 0.1828110690).reach == plan(auto(), 1, None, lambda: 0.1828110691).reach
+    assert (
+        plan(auto(), 1, None, lambda: 0.1828110690).reach
+        == plan(auto(), 1, None, lambda: 0.1828110691).reach
+    )
 
 
 def test_the_best_candidate_is_taken_and_of_equal_ones_the_expected():

@@ -37,28 +37,44 @@ def test_tokens_of_the_centre_and_of_candidates_are_counted(make_trainer, tmp_pa
 
     def counted(completions, completion_ids, target, **columns):
         seen.append(sum(map(len, completion_ids)))
-        return [-float(abs(len(text) - len(wanted))) for text, wanted in zip(completions, target, strict=True)]
+        return [
+            -float(abs(len(text) - len(wanted)))
+            for text, wanted in zip(completions, target, strict=True)
+        ]
 
     trainer = make_trainer(learning_rate="auto", reward_funcs=counted)
     trainer.train()
     assert metrics_of(trainer)[-1]["num_tokens"] == sum(seen)
 
 
-@pytest.mark.parametrize("settings", [{}, {"batch_size": 1}, {"antithetic": True}, {"reward_shaping": "centered_rank"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"batch_size": 1}, {"antithetic": True}, {"reward_shaping": "centered_rank"}],
+    ids=str,
+)
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(make_trainer, tmp_path, settings):
     whole = make_trainer(learning_rate="auto", output_dir=str(tmp_path / "whole"), **settings)
     whole.train()
     make_trainer(learning_rate="auto", max_steps=2, **settings).train()
     rest = make_trainer(learning_rate="auto", **settings)
     rest.train(resume_from_checkpoint=True)
-    assert same(weights_of(folder_of(rest) / "checkpoint-4"), weights_of(folder_of(whole) / "checkpoint-4"))
-    assert [step["control"] for step in steps_of(rest)] == [step["control"] for step in steps_of(whole)]
+    assert same(
+        weights_of(folder_of(rest) / "checkpoint-4"), weights_of(folder_of(whole) / "checkpoint-4")
+    )
+    assert [step["control"] for step in steps_of(rest)] == [
+        step["control"] for step in steps_of(whole)
+    ]
 
 
 def test_a_replay_gives_the_bits_of_the_run(make_trainer, tmp_path, capsys):
     trainer = make_trainer(learning_rate="auto")
     trainer.train()
-    assert main(["replay", str(folder_of(trainer)), "--step", "4", "--output", str(tmp_path / "again")]) == 0
+    assert (
+        main(
+            ["replay", str(folder_of(trainer)), "--step", "4", "--output", str(tmp_path / "again")]
+        )
+        == 0
+    )
     assert same(weights_of(tmp_path / "again"), weights_of(folder_of(trainer) / "checkpoint-4"))
 
 
@@ -68,9 +84,17 @@ def test_the_centre_is_asked_again_only_where_the_prompts_change(make_trainer, t
 
         def reward(completions, target, **columns):
             calls.append(len(completions))
-            return [-float(abs(len(text) - len(wanted))) for text, wanted in zip(completions, target, strict=True)]
+            return [
+                -float(abs(len(text) - len(wanted)))
+                for text, wanted in zip(completions, target, strict=True)
+            ]
 
-        trainer = make_trainer(learning_rate="auto", reward_funcs=reward, output_dir=str(tmp_path / str(settings)), **settings)
+        trainer = make_trainer(
+            learning_rate="auto",
+            reward_funcs=reward,
+            output_dir=str(tmp_path / str(settings)),
+            **settings,
+        )
         trainer.train()
         return len(calls), sum(len(step["control"]["tried"]) for step in steps_of(trainer))
 
@@ -103,5 +127,7 @@ def test_a_word_that_is_not_auto_is_refused():
 def test_auto_is_written_down_as_it_was_given(make_trainer):
     trainer = make_trainer(learning_rate="auto")
     trainer.train()
-    assert yaml.safe_load((folder_of(trainer) / "config.yaml").read_text())["learning_rate"] == "auto"
+    assert (
+        yaml.safe_load((folder_of(trainer) / "config.yaml").read_text())["learning_rate"] == "auto"
+    )
     assert "α and σ found step by step" in (folder_of(trainer) / "README.md").read_text()

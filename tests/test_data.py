@@ -46,7 +46,10 @@ def write(path, rows=ROWS):
 def saved_splits(tmp_path):
     import datasets
 
-    splits = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:1])}
+    splits = {
+        "train": datasets.Dataset.from_list(ROWS),
+        "test": datasets.Dataset.from_list(ROWS[:1]),
+    }
     datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
     return tmp_path / "saved"
 
@@ -108,7 +111,12 @@ def test_a_relative_path_and_a_home_path_are_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "rows.jsonl")
-    assert load_rows("rows.jsonl", "train") == load_rows("./rows.jsonl", "train") == load_rows("~/rows.jsonl", "train") == ROWS
+    assert (
+        load_rows("rows.jsonl", "train")
+        == load_rows("./rows.jsonl", "train")
+        == load_rows("~/rows.jsonl", "train")
+        == ROWS
+    )
 
 
 def test_a_changed_file_is_read_again(tmp_path):
@@ -135,7 +143,10 @@ def test_rows_are_copies():
 # what is refused
 
 
-@pytest.mark.parametrize("name", ["missing.jsonl", "data/missing.csv", "./missing", "/no/such/folder", "~/missing.parquet"])
+@pytest.mark.parametrize(
+    "name",
+    ["missing.jsonl", "data/missing.csv", "./missing", "/no/such/folder", "~/missing.parquet"],
+)
 def test_a_path_that_is_not_there_is_said_to_be_missing(name):
     assert "no such file or folder; give a file, a folder or a hub id" in refusal(name)
 
@@ -162,7 +173,9 @@ def test_an_unknown_ending_lists_the_right_ones(tmp_path):
         ("scalars.json", b"[1, 2]"),
     ],
 )
-def test_a_damaged_file_is_named_with_what_is_wrong_and_nothing_else_is_said(name, content, tmp_path, capfd, caplog):
+def test_a_damaged_file_is_named_with_what_is_wrong_and_nothing_else_is_said(
+    name, content, tmp_path, capfd, caplog
+):
     (tmp_path / name).write_bytes(content)
     refusal(tmp_path / name)
     assert capfd.readouterr() == ("", "")
@@ -180,7 +193,14 @@ def test_the_datasets_library_speaks_again_afterwards(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("a.jsonl", ""), ("b.json", ""), ("c.csv", ""), ("d.csv", "prompt,target\n"), ("e.jsonl", "\n"), ("f.json", "[]")],
+    [
+        ("a.jsonl", ""),
+        ("b.json", ""),
+        ("c.csv", ""),
+        ("d.csv", "prompt,target\n"),
+        ("e.jsonl", "\n"),
+        ("f.json", "[]"),
+    ],
 )
 def test_an_empty_file_has_no_rows(name, content, tmp_path):
     (tmp_path / name).write_text(content)
@@ -202,10 +222,22 @@ def test_an_unknown_split_is_named(saved_splits, folder_of_files):
 
 
 @pytest.mark.parametrize(
-    "prompt", [None, 3, [], {}, ["hi"], [{"role": "user"}], [{"content": "hi"}], [{"role": "user", "content": "hi"}, "x"]]
+    "prompt",
+    [
+        None,
+        3,
+        [],
+        {},
+        ["hi"],
+        [{"role": "user"}],
+        [{"content": "hi"}],
+        [{"role": "user", "content": "hi"}, "x"],
+    ],
 )
 def test_a_prompt_that_is_neither_text_nor_messages_is_named_by_its_row(prompt):
-    with pytest.raises(DataError, match="train_dataset: row 1: the prompt is neither text nor a list of messages"):
+    with pytest.raises(
+        DataError, match="train_dataset: row 1: the prompt is neither text nor a list of messages"
+    ):
         rows_of([{"prompt": "fine"}, {"prompt": prompt}], "train_dataset")
 
 
@@ -221,7 +253,9 @@ def test_no_rows_at_all_is_refused():
 
 @pytest.mark.parametrize("dataset", [["a prompt"], {"train": ROWS}, [1, 2], [[("prompt", "a")]]])
 def test_rows_that_are_no_mappings_are_refused_as_when_all_splits_are_given(dataset):
-    with pytest.raises(DataError, match="train_dataset: must be rows that map columns to values, such as one split"):
+    with pytest.raises(
+        DataError, match="train_dataset: must be rows that map columns to values, such as one split"
+    ):
         rows_of(dataset, "train_dataset")
 
 
@@ -236,7 +270,10 @@ def test_the_fingerprint_changes_with_any_value_and_the_order_but_not_with_the_o
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
-@given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode), st.sampled_from([".json", ".jsonl", ".csv", ".parquet"]))
+@given(
+    st.binary(max_size=60) | st.text(max_size=60).map(str.encode),
+    st.sampled_from([".json", ".jsonl", ".csv", ".parquet"]),
+)
 def test_any_file_gives_rows_or_one_line(tmp_path, content, ending):
     path = tmp_path / f"any{ending}"
     path.write_bytes(content)
@@ -257,7 +294,9 @@ def test_a_stream_without_an_end_is_refused(monkeypatch):
     import itertools
 
     monkeypatch.setattr("estune.tasks.rows._MOST", 100)
-    with pytest.raises(DataError, match=r"train_dataset: a stream of more than 100 rows, .* \.take\(n\)"):
+    with pytest.raises(
+        DataError, match=r"train_dataset: a stream of more than 100 rows, .* \.take\(n\)"
+    ):
         rows_of(({"prompt": str(i)} for i in itertools.count()), "train_dataset")
     assert len(rows_of(({"prompt": str(i)} for i in range(100)), "train_dataset")) == 100
 
@@ -267,12 +306,16 @@ def test_what_a_stream_raises_is_one_line():
         yield {"prompt": "a"}
         raise OSError("the server\nwent away")
 
-    with pytest.raises(DataError, match=r"train_dataset: its rows cannot be read \(OSError: the server went away\)"):
+    with pytest.raises(
+        DataError, match=r"train_dataset: its rows cannot be read \(OSError: the server went away\)"
+    ):
         rows_of(stream(), "train_dataset")
 
 
 def test_a_column_is_named_by_text():
-    with pytest.raises(DataError, match="train_dataset: row 1: a column's name must be text; it has 5"):
+    with pytest.raises(
+        DataError, match="train_dataset: row 1: a column's name must be text; it has 5"
+    ):
         rows_of([{"prompt": "a"}, {"prompt": "b", 5: 1}], "train_dataset")
 
 
@@ -281,7 +324,11 @@ def test_prompts_of_numpy_and_torch_are_prompts(kind):
     import numpy as np
     import torch
 
-    given = {"array": np.array([1, 2]), "tensor": torch.tensor([1, 2]), "text of numpy": np.str_("a")}
+    given = {
+        "array": np.array([1, 2]),
+        "tensor": torch.tensor([1, 2]),
+        "text of numpy": np.str_("a"),
+    }
     [row] = rows_of([{"prompt": given.get(kind, list(np.array([1, 2])))}], "train_dataset")
     assert row["prompt"] == ("a" if kind == "text of numpy" else [1, 2])
     assert {type(each) for each in row["prompt"]} <= {int, str}
@@ -296,12 +343,18 @@ def test_a_column_that_trl_would_show_to_the_model_is_named(name, make_trainer, 
 
 
 def test_a_column_of_nothing_is_not_named(make_trainer, caplog):
-    make_trainer(train_dataset=[{"prompt": "what is red", "target": "x", "tools": None}], eval_dataset=None)
+    make_trainer(
+        train_dataset=[{"prompt": "what is red", "target": "x", "tools": None}], eval_dataset=None
+    )
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("name", ["prompts", "completions", "completion_ids", "trainer_state", "log_metric", "self"])
-def test_a_column_named_like_what_reward_functions_are_called_with_is_left_out_and_named(name, make_trainer, caplog):
+@pytest.mark.parametrize(
+    "name", ["prompts", "completions", "completion_ids", "trainer_state", "log_metric", "self"]
+)
+def test_a_column_named_like_what_reward_functions_are_called_with_is_left_out_and_named(
+    name, make_trainer, caplog
+):
     seen = []
 
     class Reward:
@@ -322,7 +375,11 @@ def test_a_reward_function_of_a_column_that_is_not_passed_is_refused(make_traine
         return [0.0] * len(completions)
 
     with pytest.raises(RewardError, match="nothing provides its parameter 'completion'"):
-        make_trainer(train_dataset=[{"prompt": "what is red", "completion": "x"}], reward_funcs=reward, eval_dataset=None)
+        make_trainer(
+            train_dataset=[{"prompt": "what is red", "completion": "x"}],
+            reward_funcs=reward,
+            eval_dataset=None,
+        )
 
 
 # a run goes on with the same data
@@ -332,10 +389,22 @@ def test_a_run_on_pictures_and_sets_can_be_resumed(make_trainer):
     from PIL import Image
 
     def rows(word):
-        return [{"prompt": "what is red", "target": "x", "image": Image.new("RGB", (2, 2)), "ok": set(word)}]
+        return [
+            {
+                "prompt": "what is red",
+                "target": "x",
+                "image": Image.new("RGB", (2, 2)),
+                "ok": set(word),
+            }
+        ]
 
     make_trainer(train_dataset=rows("abcdef"), max_steps=1).train()
-    assert make_trainer(train_dataset=rows("fedcba"), max_steps=2).train(resume_from_checkpoint=True).global_step == 2
+    assert (
+        make_trainer(train_dataset=rows("fedcba"), max_steps=2)
+        .train(resume_from_checkpoint=True)
+        .global_step
+        == 2
+    )
 
 
 def test_a_run_of_an_earlier_version_can_be_resumed_and_other_data_not(make_trainer, monkeypatch):
@@ -348,19 +417,29 @@ def test_a_run_of_an_earlier_version_can_be_resumed_and_other_data_not(make_trai
     with monkeypatch.context() as earlier:
         earlier.setattr("estune.trainer.digest", _earlier)
         make_trainer(train_dataset=rows, max_steps=1).train()
-    assert make_trainer(train_dataset=rows, max_steps=2).train(resume_from_checkpoint=True).global_step == 2
+    assert (
+        make_trainer(train_dataset=rows, max_steps=2).train(resume_from_checkpoint=True).global_step
+        == 2
+    )
     other = [rows[0] | {"day": datetime.date(2024, 1, 6)}]
-    with pytest.raises(ConfigError, match="train_data: the rows differ from those that the run in .* was started with"):
+    with pytest.raises(
+        ConfigError,
+        match="train_data: the rows differ from those that the run in .* was started with",
+    ):
         make_trainer(train_dataset=other, max_steps=2).train(resume_from_checkpoint=True)
 
 
 def test_data_without_content_are_refused_before_a_model_is_loaded(make_trainer):
     rows = [{"prompt": "what is red", "target": "x", "check": lambda text: 0}]
-    with pytest.raises(DataError, match="train_dataset: row 0: column 'check' holds an object of type function"):
+    with pytest.raises(
+        DataError, match="train_dataset: row 0: column 'check' holds an object of type function"
+    ):
         make_trainer(model="no/such/model/here", train_dataset=rows)
 
 
-def test_objects_of_a_class_of_the_users_script_reach_reward_functions_in_their_processes(make_trainer):
+def test_objects_of_a_class_of_the_users_script_reach_reward_functions_in_their_processes(
+    make_trainer,
+):
     import os
     from dataclasses import make_dataclass
 
@@ -371,5 +450,7 @@ def test_objects_of_a_class_of_the_users_script_reach_reward_functions_in_their_
     def elsewhere(completions, check):
         return [float(check[0].pid != os.getpid())] * len(completions)
 
-    trainer = make_trainer(train_dataset=rows, eval_dataset=None, reward_funcs=elsewhere, reward_workers=1, max_steps=1)
+    trainer = make_trainer(
+        train_dataset=rows, eval_dataset=None, reward_funcs=elsewhere, reward_workers=1, max_steps=1
+    )
     assert trainer.train().metrics["reward"] == 1

@@ -19,14 +19,24 @@ from estune.theta.theta import Center
 from estune.workers.actors import KeeperActor
 from estune.workers.model_source import Source
 
-SHAPES = {"b.weight": (300, 70), "a.weight": (2_200_003,), "norm": (7,), "empty": (0, 3), "scalar": ()}
+SHAPES = {
+    "b.weight": (300, 70),
+    "a.weight": (2_200_003,),
+    "norm": (7,),
+    "empty": (0, 3),
+    "scalar": (),
+}
 SEEDS, COEFFICIENTS = [5, 2**64 - 1], [float(np.float32(1e-3)), float(np.float32(-3e-4))]
 D = float(np.float32(0.013))
 
 
 def random(size, seed):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(size, generator=generator) * torch.logspace(-6, 2, size) if size else torch.zeros(0)
+    return (
+        torch.randn(size, generator=generator) * torch.logspace(-6, 2, size)
+        if size
+        else torch.zeros(0)
+    )
 
 
 def decayed(theta, base, d):
@@ -38,7 +48,10 @@ def decayed(theta, base, d):
 @pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=str)
 def base(tmp_path, request):
     """A checkpoint of θ₀ in the dtype of a file."""
-    values = {name: torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(request.param) for name, shape in SHAPES.items()}
+    values = {
+        name: torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(request.param)
+        for name, shape in SHAPES.items()
+    }
     save_file(values, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
     return open_checkpoint(tmp_path)
@@ -73,14 +86,20 @@ def test_no_product_and_sum_of_a_decay_are_fused():
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_an_update_decays_first_and_then_adds_whatever_the_threads_and_the_files_dtype(base, threads):
+def test_an_update_decays_first_and_then_adds_whatever_the_threads_and_the_files_dtype(
+    base, threads
+):
     center, start, before = moved(base, threads)
     center.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D)
     for name, theta in center.theta.items():
         delta = np.zeros(SHAPES[name], np.float32)
         for seed, coefficient in zip(SEEDS, COEFFICIENTS, strict=True):
-            delta = delta + np.float32(coefficient) * gaussian(seed, name, SHAPES[name], backend="numpy")
-        assert theta.numpy().tobytes() == (decayed(before[name], start[name], D) + delta).tobytes(), name
+            delta = delta + np.float32(coefficient) * gaussian(
+                seed, name, SHAPES[name], backend="numpy"
+            )
+        assert (
+            theta.numpy().tobytes() == (decayed(before[name], start[name], D) + delta).tobytes()
+        ), name
 
 
 def test_an_update_with_decay_that_arrives_twice_is_applied_once(base):
@@ -126,7 +145,9 @@ def test_the_keeper_of_another_node_decays_to_the_same_bits(mini):
     checkpoint = open_checkpoint(mini)
     names = sorted(checkpoint.tensors)
     here = Center.load(checkpoint, names)
-    keeper = KeeperActor(Source(str(mini), None, checkpoint, None, names, None), ESConfig(engine="fake"))
+    keeper = KeeperActor(
+        Source(str(mini), None, checkpoint, None, names, None), ESConfig(engine="fake")
+    )
     here.update([1], [0.1], noise="iid", version=0)
     keeper.update([1], [0.1], "iid", 0, 0.0)
     here.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D)
@@ -138,7 +159,9 @@ def test_the_keeper_of_another_node_decays_to_the_same_bits(mini):
 
 
 def test_a_run_without_decay_has_no_trace_of_it(undisturbed_plain):
-    assert all("decay" not in step and "task_rewards" not in step for step in steps_of(undisturbed_plain))
+    assert all(
+        "decay" not in step and "task_rewards" not in step for step in steps_of(undisturbed_plain)
+    )
 
 
 def test_the_journal_holds_alpha_times_lambda_in_fp32_as_the_schedule_has_it(make_trainer):
@@ -154,7 +177,9 @@ def test_a_step_of_equal_fitness_decays_nothing_and_does_not_say_so(make_trainer
 
     trainer = make_trainer(reward_funcs=constant, weight_decay=1.0)
     trainer.train()
-    assert all(step["coefficients"] == [] and "decay" not in step for step in steps_of(trainer.folder.path))
+    assert all(
+        step["coefficients"] == [] and "decay" not in step for step in steps_of(trainer.folder.path)
+    )
     assert trainer.model.center.digest() == Journal.open(trainer.folder.path).header.digest
 
 
@@ -162,7 +187,10 @@ def test_decay_keeps_a_run_nearer_to_its_base(make_trainer, tmp_path):
     def distance(trainer):
         trainer.train()
         base = trainer.model.checkpoint
-        return sum(float((theta - base.read(name)).norm() ** 2) for name, theta in trainer.model.center.theta.items())
+        return sum(
+            float((theta - base.read(name)).norm() ** 2)
+            for name, theta in trainer.model.center.theta.items()
+        )
 
     free = make_trainer(output_dir=str(tmp_path / "free"), max_steps=8)
     held = make_trainer(output_dir=str(tmp_path / "held"), max_steps=8, weight_decay=50.0)
@@ -173,7 +201,13 @@ def test_decay_keeps_a_run_nearer_to_its_base(make_trainer, tmp_path):
 def test_replay_of_each_step_equals_its_checkpoint(make_trainer, tmp_path, dtype):
     from conftest import make_model
 
-    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    small = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     model = make_model(tmp_path / "model", dtype=dtype, **small)
     trainer = make_trainer(model, save_steps=1, weight_decay=5.0)
     trainer.train()
@@ -188,7 +222,19 @@ def test_the_replay_command_decays_too(make_trainer, tmp_path):
 
     trainer = make_trainer(save_steps=1, weight_decay=5.0)
     trainer.train()
-    assert main(["replay", str(trainer.folder.path), "--step", "3", "--output", str(tmp_path / "replayed")]) == 0
+    assert (
+        main(
+            [
+                "replay",
+                str(trainer.folder.path),
+                "--step",
+                "3",
+                "--output",
+                str(tmp_path / "replayed"),
+            ]
+        )
+        == 0
+    )
     saved = trainer.folder.path / "checkpoint-3" / "model.safetensors"
     assert (tmp_path / "replayed" / "model.safetensors").read_bytes() == saved.read_bytes()
 

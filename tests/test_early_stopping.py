@@ -9,23 +9,37 @@ from estune.errors import ConfigError
 from estune.run.milestones import plateaued
 
 HELD_OUT = [{"prompt": "what is red", "target": "held out"}]
-SETTINGS = {"eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "reward", "max_steps": 8, "save_steps": 1}
+SETTINGS = {
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "metric_for_best_model": "reward",
+    "max_steps": 8,
+    "save_steps": 1,
+}
 
 
 def config(**settings):
-    usual = {"eval_strategy": "steps", "metric_for_best_model": "reward", "early_stopping_patience": 2}
+    usual = {
+        "eval_strategy": "steps",
+        "metric_for_best_model": "reward",
+        "early_stopping_patience": 2,
+    }
     return ESConfig(**usual | settings)
 
 
 def logged(*values):
     """The metrics of a run that evaluated every second step."""
-    return {2 * n + 1: {"reward": 0.0} for n in range(len(values))} | {2 * n + 2: {"eval_reward": v} for n, v in enumerate(values)}
+    return {2 * n + 1: {"reward": 0.0} for n in range(len(values))} | {
+        2 * n + 2: {"eval_reward": v} for n, v in enumerate(values)
+    }
 
 
 def stopping(values, **settings):
     """The step after which a run with these evaluations ends, None when it goes on."""
     metrics = logged(*values)
-    return next((step for step in sorted(metrics) if plateaued(config(**settings), metrics, step)), None)
+    return next(
+        (step for step in sorted(metrics) if plateaued(config(**settings), metrics, step)), None
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +67,9 @@ def rewards(values):
     def reward(completions, target, trainer_state, **columns):
         if target[0] == "held out":
             return [values[trainer_state.global_step]] * len(completions)
-        return [-abs(len(text) - len(wanted)) for text, wanted in zip(completions, target, strict=True)]
+        return [
+            -abs(len(text) - len(wanted)) for text, wanted in zip(completions, target, strict=True)
+        ]
 
     return reward
 
@@ -68,38 +84,69 @@ def test_a_run_stops_there_with_a_checkpoint_and_resuming_it_changes_nothing(mak
     assert (trainer.folder.path / "checkpoint-4" / "model.safetensors").is_file()
     again = make_trainer(reward_funcs=rewards(VALUES), eval_dataset=HELD_OUT, **settings)
     assert again.train(resume_from_checkpoint=True).global_step == 4
-    patient = make_trainer(reward_funcs=rewards(VALUES), eval_dataset=HELD_OUT, **settings | {"early_stopping_patience": 9})
+    patient = make_trainer(
+        reward_funcs=rewards(VALUES),
+        eval_dataset=HELD_OUT,
+        **settings | {"early_stopping_patience": 9},
+    )
     assert patient.train(resume_from_checkpoint=True).global_step == 8
 
 
 @pytest.mark.parametrize("interrupted_after", [1, 2, 3])
-def test_an_interrupted_run_stops_at_the_same_step_with_the_same_bytes(make_trainer, tmp_path, interrupted_after):
+def test_an_interrupted_run_stops_at_the_same_step_with_the_same_bytes(
+    make_trainer, tmp_path, interrupted_after
+):
     settings = SETTINGS | {"early_stopping_patience": 2}
-    whole = make_trainer(reward_funcs=rewards(VALUES), eval_dataset=HELD_OUT, output_dir=str(tmp_path / "whole"), **settings)
+    whole = make_trainer(
+        reward_funcs=rewards(VALUES),
+        eval_dataset=HELD_OUT,
+        output_dir=str(tmp_path / "whole"),
+        **settings,
+    )
     whole.train()
-    make_trainer(reward_funcs=rewards(VALUES), eval_dataset=HELD_OUT, **settings | {"max_steps": interrupted_after}).train()
+    make_trainer(
+        reward_funcs=rewards(VALUES),
+        eval_dataset=HELD_OUT,
+        **settings | {"max_steps": interrupted_after},
+    ).train()
     trainer = make_trainer(reward_funcs=rewards(VALUES), eval_dataset=HELD_OUT, **settings)
     assert trainer.train(resume_from_checkpoint=True).global_step == 4
     for step in (1, 2, 3, 4):
-        saved = [folder / f"checkpoint-{step}" / "model.safetensors" for folder in (trainer.folder.path, whole.folder.path)]
+        saved = [
+            folder / f"checkpoint-{step}" / "model.safetensors"
+            for folder in (trainer.folder.path, whole.folder.path)
+        ]
         assert saved[0].read_bytes() == saved[1].read_bytes()
 
 
 def test_the_best_checkpoint_before_the_plateau_is_the_one_that_is_kept(make_trainer):
-    settings = SETTINGS | {"early_stopping_patience": 2, "save_total_limit": 1, "load_best_model_at_end": True}
+    settings = SETTINGS | {
+        "early_stopping_patience": 2,
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+    }
     trainer = make_trainer(reward_funcs=rewards(VALUES), eval_dataset=HELD_OUT, **settings)
     trainer.train()
-    assert sorted(path.name for path in trainer.folder.path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    assert sorted(path.name for path in trainer.folder.path.glob("checkpoint-*")) == [
+        "checkpoint-2",
+        "checkpoint-4",
+    ]
     assert trainer.model.center.version == 2
 
 
 def test_transformers_own_callback_stops_at_the_same_step(make_trainer, tmp_path):
     callback = EarlyStoppingCallback(early_stopping_patience=2)
     settings = SETTINGS | {"load_best_model_at_end": True}
-    trainer = make_trainer(reward_funcs=rewards(VALUES), eval_dataset=HELD_OUT, callbacks=[callback], **settings)
+    trainer = make_trainer(
+        reward_funcs=rewards(VALUES), eval_dataset=HELD_OUT, callbacks=[callback], **settings
+    )
     assert trainer.train().global_step == 4
     own = make_trainer(
-        reward_funcs=rewards(VALUES), eval_dataset=HELD_OUT, output_dir=str(tmp_path / "own"), early_stopping_patience=2, **settings
+        reward_funcs=rewards(VALUES),
+        eval_dataset=HELD_OUT,
+        output_dir=str(tmp_path / "own"),
+        early_stopping_patience=2,
+        **settings,
     )
     own.train()
     assert_same(trainer.folder.path, own.folder.path)

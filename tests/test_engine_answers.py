@@ -41,7 +41,9 @@ def test_an_ordinary_model_passes_without_a_word(tiny, dtype, caplog):
 def test_it_is_asked_once(tiny, monkeypatch):
     engine, center = place(tiny)
     asked, probe = [], engine._probe
-    monkeypatch.setattr(engine, "_probe", lambda prompts: asked.append(len(prompts)) or probe(prompts))
+    monkeypatch.setattr(
+        engine, "_probe", lambda prompts: asked.append(len(prompts)) or probe(prompts)
+    )
     for _ in range(3):
         engine.check(center, CENTER)
     assert asked == [1, 1, 2]
@@ -94,7 +96,9 @@ def test_a_model_that_mixes_the_rows_of_a_batch_is_asked_one_prompt_at_a_time(ti
     engine, center = place(tiny)
     wanted = [engine.generate([prompt], max_completion_length=6)[0] for prompt in PROMPTS]
     mlp = engine._model.model.layers[0].mlp
-    mlp.register_forward_hook(lambda module, inputs, output: output + 3 * (output.mean(0, keepdim=True) - output))
+    mlp.register_forward_hook(
+        lambda module, inputs, output: output + 3 * (output.mean(0, keepdim=True) - output)
+    )
     engine.check(center, CENTER)
     assert "asked one prompt at a time" in caplog.text
     assert engine.generate(PROMPTS, max_completion_length=6) == wanted
@@ -107,7 +111,9 @@ def test_whatever_a_model_raises_there_is_an_error_of_the_engine(tiny):
         raise KeyError("no such head")
 
     engine._model.model.layers[0].register_forward_pre_hook(broken)
-    with pytest.raises(EngineError, match="failed to answer a prompt of a few tokens .KeyError: 'no such head'"):
+    with pytest.raises(
+        EngineError, match="failed to answer a prompt of a few tokens .KeyError: 'no such head'"
+    ):
         engine.check(center, CENTER)
 
 
@@ -116,7 +122,14 @@ def test_a_rwkv_of_many_layers_answers_alike_each_time_and_alone(tmp_path, caplo
     from transformers import RwkvConfig, RwkvForCausalLM
 
     torch.manual_seed(1)
-    config = RwkvConfig(vocab_size=64, hidden_size=32, num_hidden_layers=12, context_length=64, bos_token_id=0, eos_token_id=1)
+    config = RwkvConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=12,
+        context_length=64,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
     model = RwkvForCausalLM(config)
     for parameter in model.parameters():
         if parameter.ndim >= 2:
@@ -138,6 +151,13 @@ def test_answers_differ_by_their_logits_as_long_as_the_tokens_are_the_same():
     flat, bent = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.5, 1.0])
     same = start_check.Answer([flat, flat], [2, 2])
     assert start_check.difference(same, same) == 0
-    assert start_check.difference(same, start_check.Answer([flat, bent], [2, 2])) == pytest.approx(0.5 / 3**0.5)
-    assert start_check.difference(start_check.Answer([flat, flat], [1, 2]), start_check.Answer([flat, bent], [2, 2])) == 0
+    assert start_check.difference(same, start_check.Answer([flat, bent], [2, 2])) == pytest.approx(
+        0.5 / 3**0.5
+    )
+    assert (
+        start_check.difference(
+            start_check.Answer([flat, flat], [1, 2]), start_check.Answer([flat, bent], [2, 2])
+        )
+        == 0
+    )
     assert start_check.difference(same, start_check.Answer([flat * torch.nan, flat], [2, 2])) == 0

@@ -14,11 +14,21 @@ from estune.theta.parameters import layout
 from estune.theta.theta import Center
 from estune.workers.base import Worker
 
-PROMPTS = ["what is the color of the sky", "cat", "how", "where is the red dog x y z one two three", "who"]
+PROMPTS = [
+    "what is the color of the sky",
+    "cat",
+    "how",
+    "where is the red dog x y z one two three",
+    "who",
+]
 
 
 def engine(folder, **settings) -> TransformersEngine:
-    return TransformersEngine(folder, layout(open_checkpoint(folder)).in_model, ESConfig(**{"dtype": "float32"} | settings))
+    return TransformersEngine(
+        folder,
+        layout(open_checkpoint(folder)).in_model,
+        ESConfig(**{"dtype": "float32"} | settings),
+    )
 
 
 def answers(one: TransformersEngine, prompts=PROMPTS, budget=12):
@@ -28,9 +38,17 @@ def answers(one: TransformersEngine, prompts=PROMPTS, budget=12):
 def test_answers_are_those_of_transformers_own_greedy_generation(tiny):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny, padding_side="left")
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tiny),
+        AutoTokenizer.from_pretrained(tiny, padding_side="left"),
+    )
     batch = tokenizer(PROMPTS, return_tensors="pt", padding=True)
-    out = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=12, do_sample=False)
+    out = model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        max_new_tokens=12,
+        do_sample=False,
+    )
     wanted = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     assert [answer.text for answer in answers(engine(tiny))] == wanted
 
@@ -54,11 +72,15 @@ def test_a_conversation_without_a_template_is_refused(tiny):
         answers(one, [[{"role": "user", "content": "cat"}]])
 
 
-def test_token_ids_go_in_as_they_are_and_those_of_another_model_are_refused_before_anything_runs(tiny):
+def test_token_ids_go_in_as_they_are_and_those_of_another_model_are_refused_before_anything_runs(
+    tiny,
+):
     one = engine(tiny)
     (ids,) = one._tokenizer.encode(["what is red"])
     assert answers(one, [ids]) == answers(one, ["what is red"])
-    worker = Worker(Center.load(open_checkpoint(tiny), layout(open_checkpoint(tiny)).targets(None)), one)
+    worker = Worker(
+        Center.load(open_checkpoint(tiny), layout(open_checkpoint(tiny)).targets(None)), one
+    )
     with pytest.raises(DataError, match="token 1000000 of .* is none of the model's"):
         worker.check_lengths({"train_dataset": [[*ids, 10**6]]})
 
@@ -73,7 +95,9 @@ def test_a_completion_ends_before_the_first_stop_string(tiny):
 
 
 def test_an_answer_that_the_budget_cut_is_marked(tiny):
-    assert all(answer.clipped == (len(answer.ids) == 3) for answer in answers(engine(tiny), budget=3))
+    assert all(
+        answer.clipped == (len(answer.ids) == 3) for answer in answers(engine(tiny), budget=3)
+    )
     assert any(answer.clipped for answer in answers(engine(tiny), budget=1))
 
 
@@ -86,7 +110,9 @@ class Cramped:
     def __call__(self, input_ids, **settings):
         self.sizes.append(len(input_ids))
         if len(input_ids) > self.room:
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
         return self.generate(input_ids=input_ids, **settings)
 
 
@@ -110,7 +136,11 @@ def test_no_memory_for_one_sequence_is_one_clear_error(tiny, monkeypatch):
 
 def test_any_other_failure_is_not_taken_for_lack_of_memory(tiny, monkeypatch):
     one = engine(tiny)
-    monkeypatch.setattr(one._model, "generate", lambda **settings: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    monkeypatch.setattr(
+        one._model,
+        "generate",
+        lambda **settings: (_ for _ in ()).throw(RuntimeError("shapes differ")),
+    )
     with pytest.raises(EngineError, match="shapes differ"):
         answers(one)
 
@@ -118,7 +148,12 @@ def test_any_other_failure_is_not_taken_for_lack_of_memory(tiny, monkeypatch):
 def test_a_prompt_longer_than_the_context_is_refused_naming_its_row(tmp_path):
     folder = make_model(tmp_path / "short", max_position_embeddings=8)
     with pytest.raises(DataError, match="row 1: its prompt has 12 tokens"):
-        Model(str(folder), ESConfig(output_dir=str(tmp_path)), None, {"train_dataset": ["cat", "cat " * 12]}).workers  # noqa: B018
+        Model(
+            str(folder),
+            ESConfig(output_dir=str(tmp_path)),
+            None,
+            {"train_dataset": ["cat", "cat " * 12]},
+        ).workers  # noqa: B018
 
 
 def test_an_answer_stays_within_the_context(tmp_path):
@@ -128,7 +163,9 @@ def test_an_answer_stays_within_the_context(tmp_path):
 
 def test_near_the_end_of_the_context_answers_do_not_depend_on_the_batch_size(tmp_path):
     folder = make_model(tmp_path / "short", max_position_embeddings=14)
-    alone, together = (answers(engine(folder, generation_batch_size=size), budget=100) for size in (1, 64))
+    alone, together = (
+        answers(engine(folder, generation_batch_size=size), budget=100) for size in (1, 64)
+    )
     assert alone == together
 
 

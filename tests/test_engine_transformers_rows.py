@@ -12,10 +12,27 @@ from estune.engines.attention import NAME, attend
 from estune.engines.kv_cache import Reuse
 from estune.engines.transformers import TransformersEngine
 
-BEGINNING = "the capital of the red dog was in a blue sky and what is the color of the cat"  # 18 tokens
-ENDS = ["", "x", "one two three", "who was a green dog", "y z", "how", "where is the sky of the cat", "when"]
+BEGINNING = (
+    "the capital of the red dog was in a blue sky and what is the color of the cat"  # 18 tokens
+)
+ENDS = [
+    "",
+    "x",
+    "one two three",
+    "who was a green dog",
+    "y z",
+    "how",
+    "where is the sky of the cat",
+    "when",
+]
 PROMPTS = [f"{BEGINNING} {end}" for end in ENDS]
-TOKENS = {"vocab_size": 64, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, "initializer_range": 0.3}
+TOKENS = {
+    "vocab_size": 64,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+    "initializer_range": 0.3,
+}
 SIZES = {**TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 GROUPED = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}
 CONFIGS = {
@@ -47,10 +64,19 @@ def saved(kind: str, folder):
 def wanted(folder, one: TransformersEngine, budget: int):
     """What transformers generates for all prompts at once, cut where the engine cuts."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    batch = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")(PROMPTS, return_tensors="pt", padding=True)
+    batch = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")(
+        PROMPTS, return_tensors="pt", padding=True
+    )
     length = batch["input_ids"].shape[1]
-    out = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=budget, do_sample=False)
-    return [one._tokenizer.completion(row, one._end, budget).ids for row in out[:, length:].tolist()]
+    out = model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        max_new_tokens=budget,
+        do_sample=False,
+    )
+    return [
+        one._tokenizer.completion(row, one._end, budget).ids for row in out[:, length:].tolist()
+    ]
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -70,12 +96,18 @@ def ending(tmp_path_factory):
 def counted(ending):
     """An engine, and the shapes of what went through its embeddings."""
     one, shapes = engine(ending), []
-    one._model.get_input_embeddings().register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
+    one._model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, inputs: shapes.append(tuple(inputs[0].shape))
+    )
     return one, shapes
 
 
 def one_at_a_time(one, **settings):
-    return [answer for prompt in PROMPTS for answer in one.generate([prompt], max_completion_length=40, **settings)]
+    return [
+        answer
+        for prompt in PROMPTS
+        for answer in one.generate([prompt], max_completion_length=40, **settings)
+    ]
 
 
 def test_what_all_prompts_begin_with_is_computed_once(counted):
@@ -111,7 +143,9 @@ def test_answers_do_not_depend_on_who_has_ended(ending):
 
 def test_drawn_answers_do_not_depend_on_who_has_ended(ending):
     one, sampling = engine(ending), Sampling(n=3, seed=5)
-    assert one.generate(PROMPTS, max_completion_length=40, sampling=sampling) == one_at_a_time(one, sampling=sampling)
+    assert one.generate(PROMPTS, max_completion_length=40, sampling=sampling) == one_at_a_time(
+        one, sampling=sampling
+    )
 
 
 @pytest.mark.parametrize("length", range(4, 12))
@@ -129,7 +163,11 @@ def test_nan_is_noted_in_its_row_alone(ending):
     one = engine(ending)
     (word,) = one._tokenizer.encode(["green"])[0]
     one._parameters["model.embed_tokens.weight"][word] = torch.nan
-    assert [answer.finite for answer in answers(one, ["cat x", "green dog", "cat"], 20)] == [True, False, True]
+    assert [answer.finite for answer in answers(one, ["cat x", "green dog", "cat"], 20)] == [
+        True,
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(("length", "past"), [(1, 9), (5, 9), (5, 0)])
@@ -140,11 +178,21 @@ def test_attention_in_groups_is_transformers_own(length, past, masked):
     torch.manual_seed(0)
     module = torch.nn.Module()
     module.num_key_value_groups, module.is_causal = 3, True
-    query, key, value = (torch.randn(2, heads, size, 16) for heads, size in ((6, length), (2, past + length), (2, past + length)))
-    mask = torch.ones(length, past + length, dtype=torch.bool).tril(past).repeat(2, 1, 1, 1) if masked else None
+    query, key, value = (
+        torch.randn(2, heads, size, 16)
+        for heads, size in ((6, length), (2, past + length), (2, past + length))
+    )
+    mask = (
+        torch.ones(length, past + length, dtype=torch.bool).tril(past).repeat(2, 1, 1, 1)
+        if masked
+        else None
+    )
     if masked:
         mask[0, :, :, 0] = past == 0
-    ours, theirs = (function(module, query, key, value, mask, scaling=0.2)[0] for function in (attend, sdpa_attention_forward))
+    ours, theirs = (
+        function(module, query, key, value, mask, scaling=0.2)[0]
+        for function in (attend, sdpa_attention_forward)
+    )
     torch.testing.assert_close(ours, theirs)
 
 
@@ -162,18 +210,34 @@ def test_attention_in_groups_is_not_written_into_a_checkpoint(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
-        ("llama", "the prompts' common beginning is computed once, and completions that have ended leave the batch"),
-        ("a sliding window", "common beginning is computed once per prompt: its cache forgets tokens (DynamicSlidingWindowLayer)"),
-        ("positions by length", "common beginning is computed once per prompt: its positions depend on the whole length"),
+        (
+            "llama",
+            "the prompts' common beginning is computed once, and completions that have ended leave the batch",
+        ),
+        (
+            "a sliding window",
+            "common beginning is computed once per prompt: its cache forgets tokens (DynamicSlidingWindowLayer)",
+        ),
+        (
+            "positions by length",
+            "common beginning is computed once per prompt: its positions depend on the whole length",
+        ),
         ("learned positions", "the prompts' common beginning is computed once"),
-        ("no positions", "common beginning is computed once per prompt: its forward has no argument position_ids"),
+        (
+            "no positions",
+            "common beginning is computed once per prompt: its forward has no argument position_ids",
+        ),
         ("a state", "completions that have ended stay in the batch"),
     ],
 )
-def test_one_line_at_the_start_says_what_is_not_computed_twice_or_why_it_is(kind, line, tmp_path, caplog):
+def test_one_line_at_the_start_says_what_is_not_computed_twice_or_why_it_is(
+    kind, line, tmp_path, caplog
+):
     caplog.set_level("INFO", "estune")
     TransformersEngine(saved(kind, tmp_path), {}, ESConfig(dtype="float32"))
-    (record,) = [record for record in caplog.records if record.name == "estune.engines.transformers"]
+    (record,) = [
+        record for record in caplog.records if record.name == "estune.engines.transformers"
+    ]
     assert line in record.getMessage()
     assert (record.levelname == "INFO") == ("per prompt" not in line and "stay" not in line)
 
@@ -184,8 +248,16 @@ def test_a_cache_is_found_under_every_name_that_transformers_has_had_for_it():
 
     model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"])
     newest = Reuse.of(model)
-    old = Reuse.of(type("Old", (), {"forward": forward, "config": model.config, "__module__": "transformers.old"})())
-    none = Reuse.of(type("None_", (), {"forward": lambda self, input_ids: None, "config": model.config})())
+    old = Reuse.of(
+        type(
+            "Old",
+            (),
+            {"forward": forward, "config": model.config, "__module__": "transformers.old"},
+        )()
+    )
+    none = Reuse.of(
+        type("None_", (), {"forward": lambda self, input_ids: None, "config": model.config})()
+    )
     assert newest.whole and old.whole and old.argument == "past_key_values"
     assert "its forward has no argument cache or past_key_values" in none.describe()
 

@@ -28,7 +28,12 @@ from estune.theta.theta import Center
 
 pytestmark = pytest.mark.vllm
 BASE = Member(0, 1, 0.0, "iid", 0)
-MEMBERS = [BASE, Member(1, 1, 0.02, "iid", 0), Member(1, -1, 0.02, "iid", 0), Member(2**64 - 1, 1, 0.05, "correlated", 0)]
+MEMBERS = [
+    BASE,
+    Member(1, 1, 0.02, "iid", 0),
+    Member(1, -1, 0.02, "iid", 0),
+    Member(2**64 - 1, 1, 0.05, "correlated", 0),
+]
 SPECIAL = ["a", "to", "was", "when", "how", "sky", "red", "cat", "one", "three", "x", "z"]
 CHAT = [{"role": "user", "content": "what is red"}]
 
@@ -41,7 +46,14 @@ def place(folder: Path, **settings) -> SimpleNamespace:
     reference = TransformersEngine(folder, plan.in_model, config)
     center = Center.load(checkpoint, plan.in_model, share=True)
     engine = VLLMEngine(checkpoint, plan, config)
-    return SimpleNamespace(folder=folder, checkpoint=checkpoint, layout=plan, center=center, engine=engine, reference=reference)
+    return SimpleNamespace(
+        folder=folder,
+        checkpoint=checkpoint,
+        layout=plan,
+        center=center,
+        engine=engine,
+        reference=reference,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +139,18 @@ def test_a_completion_ends_before_the_first_stop_string(tied, monkeypatch):
     assert len(cut.ids) < len(whole.ids)
 
 
-def test_a_stop_string_that_names_a_special_token_ends_a_completion_on_both_engines(untied, monkeypatch):
+def test_a_stop_string_that_names_a_special_token_ends_a_completion_on_both_engines(
+    untied, monkeypatch
+):
     load(untied, BASE)
     tokens = untied.engine._tokenizer.inner.convert_ids_to_tokens
     answers = same(untied, budget=40)
-    ids, at = next((one.ids, i) for one in answers for i, token in enumerate(one.ids) if tokens(token) in SPECIAL and i)
+    ids, at = next(
+        (one.ids, i)
+        for one in answers
+        for i, token in enumerate(one.ids)
+        if tokens(token) in SPECIAL and i
+    )
     word = tokens(ids[at])
     assert all(word not in one.text for one in answers)
     for engine in (untied.engine, untied.reference):
@@ -216,24 +235,41 @@ def given(monkeypatch, change) -> None:
     """Let the engine be given other weights, by reloading: `change` maps name → tensor to the same or fewer."""
     whole = Shard._estune_weights
     monkeypatch.setattr(Places, "learn", lambda *_: None)
-    monkeypatch.setattr(Shard, "_estune_weights", lambda self, member: iter(change(dict(whole(self, member))).items()))
+    monkeypatch.setattr(
+        Shard,
+        "_estune_weights",
+        lambda self, member: iter(change(dict(whole(self, member))).items()),
+    )
 
 
 def test_a_parameter_that_was_not_loaded_is_an_error_whenever_a_member_is(untied, monkeypatch):
     with monkeypatch.context() as changed:
         untied.engine._attached = None  # forgets how members can be written without reloading
         given(changed, lambda weights: weights.pop("model.norm.weight") is None or weights)
-        with pytest.raises(EngineError, match=r"vLLM did not load 1 of its parameters, model\.norm\.weight among them"):
+        with pytest.raises(
+            EngineError,
+            match=r"vLLM did not load 1 of its parameters, model\.norm\.weight among them",
+        ):
             untied.engine.load(untied.center, MEMBERS[1])
     load(untied, MEMBERS[1])
     same(untied)
 
 
-@pytest.mark.parametrize("part", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"])
-def test_a_part_of_a_fused_layer_that_was_not_loaded_is_found_by_the_check(untied, monkeypatch, part):
+@pytest.mark.parametrize(
+    "part",
+    ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"],
+)
+def test_a_part_of_a_fused_layer_that_was_not_loaded_is_found_by_the_check(
+    untied, monkeypatch, part
+):
     load(untied, BASE)
     with monkeypatch.context() as changed:
-        given(changed, lambda weights: {name: tensor for name, tensor in weights.items() if f"layers.1.{part}" not in name})
+        given(
+            changed,
+            lambda weights: {
+                name: tensor for name, tensor in weights.items() if f"layers.1.{part}" not in name
+            },
+        )
         with pytest.raises(EngineError, match="weights in "):
             untied.engine.check(untied.center, BASE)
     load(untied, BASE)
@@ -241,20 +277,28 @@ def test_a_part_of_a_fused_layer_that_was_not_loaded_is_found_by_the_check(untie
 
 
 @pytest.mark.parametrize(
-    "pair", [("layers.0.mlp.up_proj", "layers.0.mlp.gate_proj"), ("layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj")]
+    "pair",
+    [
+        ("layers.0.mlp.up_proj", "layers.0.mlp.gate_proj"),
+        ("layers.0.self_attn.q_proj", "layers.1.self_attn.q_proj"),
+    ],
 )
 def test_weights_under_each_others_names_are_found_by_the_check(untied, monkeypatch, pair):
     load(untied, BASE)
     one, other = (f"model.{name}.weight" for name in pair)
     with monkeypatch.context() as changed:
         given(changed, lambda weights: weights | {one: weights[other], other: weights[one]})
-        with pytest.raises(EngineError, match="does not hold the centre's weights in .*; its layout differs"):
+        with pytest.raises(
+            EngineError, match="does not hold the centre's weights in .*; its layout differs"
+        ):
             untied.engine.check(untied.center, BASE)
     load(untied, BASE)
     untied.engine.check(untied.center, BASE)
 
 
-def test_an_output_layer_that_stays_packed_from_old_weights_is_found_by_the_check(tied, monkeypatch):
+def test_an_output_layer_that_stays_packed_from_old_weights_is_found_by_the_check(
+    tied, monkeypatch
+):
     load(tied, BASE)
     with monkeypatch.context() as changed:
         changed.setattr(module, "_tied", lambda model: [])
@@ -284,8 +328,12 @@ def test_a_centre_that_is_not_shared_is_refused(tied):
         tied.engine.load(Center.load(tied.checkpoint, tied.layout.in_model), BASE)
 
 
-def test_a_centre_on_a_device_is_read_where_it_is_by_the_engine_in_this_process(untied, monkeypatch):
-    monkeypatch.setattr(kernels, "on_device", lambda kind: by_torch)  # CPU tensors stand for a device's
+def test_a_centre_on_a_device_is_read_where_it_is_by_the_engine_in_this_process(
+    untied, monkeypatch
+):
+    monkeypatch.setattr(
+        kernels, "on_device", lambda kind: by_torch
+    )  # CPU tensors stand for a device's
     center = updated(Center.load(untied.checkpoint, untied.layout.in_model))
     member = Member(3, 1, 0.02, "iid", 1)
     load(untied, member, center)
@@ -317,15 +365,24 @@ def long(tied) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def uncached(tied) -> VLLMEngine:
     """A second engine of the same model, built after the noise kernels were compiled."""
-    for _ in tied.center.perturbed(MEMBERS[1], lambda name: torch.empty(tied.center.theta[name].shape)):
+    for _ in tied.center.perturbed(
+        MEMBERS[1], lambda name: torch.empty(tied.center.theta[name].shape)
+    ):
         pass
-    config = ESConfig(**SETTINGS | {"engine_kwargs": SETTINGS["engine_kwargs"] | {"enable_prefix_caching": False}})
+    config = ESConfig(
+        **SETTINGS | {"engine_kwargs": SETTINGS["engine_kwargs"] | {"enable_prefix_caching": False}}
+    )
     return VLLMEngine(tied.checkpoint, tied.layout, config)
 
 
 def cached(engine: VLLMEngine, prompts) -> list[int]:
     """How many tokens of each prompt came from the cache."""
-    return [answer.num_cached_tokens or 0 for answer in engine._answers(prompts, [{"temperature": 0.0, "max_tokens": 1}] * len(prompts))]
+    return [
+        answer.num_cached_tokens or 0
+        for answer in engine._answers(
+            prompts, [{"temperature": 0.0, "max_tokens": 1}] * len(prompts)
+        )
+    ]
 
 
 def test_a_second_engine_can_be_built_after_noise_was_made(uncached, tied):
@@ -359,7 +416,9 @@ def test_without_the_reset_another_members_cache_would_be_seen(tied, uncached, l
         changed.setattr(tied.engine, "_reset_cache", lambda: None)
         tied.engine.load(tied.center, MEMBERS[3])
     uncached.load(tied.center, MEMBERS[3])
-    assert tied.engine.generate(long, max_completion_length=8) != uncached.generate(long, max_completion_length=8)
+    assert tied.engine.generate(long, max_completion_length=8) != uncached.generate(
+        long, max_completion_length=8
+    )
     tied.engine._reset_cache()
     assert cached(tied.engine, long)[0] == 0
 
@@ -368,7 +427,11 @@ def test_a_cache_that_a_running_request_holds_is_an_error(tied, long):
     from vllm import SamplingParams
 
     inner = tied.engine._llm.llm_engine
-    inner.add_request("under way", {"prompt_token_ids": long[0]}, SamplingParams(temperature=0.0, max_tokens=50, ignore_eos=True))
+    inner.add_request(
+        "under way",
+        {"prompt_token_ids": long[0]},
+        SamplingParams(temperature=0.0, max_tokens=50, ignore_eos=True),
+    )
     inner.step()
     with pytest.raises(EngineError, match="kept its prefix cache"):
         tied.engine.load(tied.center, MEMBERS[1])
@@ -388,7 +451,9 @@ def test_in_bf16_the_engine_holds_the_members_weights_to_the_bit(tied):
     worker = engine._llm.llm_engine.model_executor.driver_worker.worker
     assert worker._estune_dtypes == dict.fromkeys(tied.center.theta, torch.bfloat16)
     held = dict(worker.model_runner.get_model().named_parameters())
-    for name, _, wanted in tied.center.perturbed(MEMBERS[1], lambda name: torch.empty(tied.center.theta[name].shape, dtype=torch.bfloat16)):
+    for name, _, wanted in tied.center.perturbed(
+        MEMBERS[1], lambda name: torch.empty(tied.center.theta[name].shape, dtype=torch.bfloat16)
+    ):
         if "norm" in name or "embed" in name:
             assert torch.equal(held[name], wanted), name
 
@@ -396,18 +461,26 @@ def test_in_bf16_the_engine_holds_the_members_weights_to_the_bit(tied):
 # what is refused
 
 
-def test_a_version_that_lacks_what_is_needed_is_named_with_those_that_were_tested(tied, monkeypatch):
+def test_a_version_that_lacks_what_is_needed_is_named_with_those_that_were_tested(
+    tied, monkeypatch
+):
     import vllm.model_executor.model_loader.reload as reload
 
     monkeypatch.delattr(reload, "finalize_layerwise_reload")
     with pytest.raises(
-        ConfigError, match=rf"vLLM {module._version()} lacks .*finalize_layerwise_reload.*; tested with {module.TESTED[0]}$"
+        ConfigError,
+        match=rf"vLLM {module._version()} lacks .*finalize_layerwise_reload.*; tested with {module.TESTED[0]}$",
     ):
         VLLMEngine(tied.checkpoint, tied.layout, ESConfig(**SETTINGS))
 
 
-@pytest.mark.parametrize(("kwargs", "reason"), [({"max_num_sequences": 4}, "max_num_sequences"), ({"max_num_seqs": "many"}, "str")])
+@pytest.mark.parametrize(
+    ("kwargs", "reason"),
+    [({"max_num_sequences": 4}, "max_num_sequences"), ({"max_num_seqs": "many"}, "str")],
+)
 def test_an_engine_kwarg_that_vllm_does_not_take_is_one_line(tied, kwargs, reason):
-    with pytest.raises(ConfigError, match=rf"^engine_kwargs: vLLM .* does not take them \(.*{reason}.*\)$") as caught:
+    with pytest.raises(
+        ConfigError, match=rf"^engine_kwargs: vLLM .* does not take them \(.*{reason}.*\)$"
+    ) as caught:
         VLLMEngine(tied.checkpoint, tied.layout, ESConfig(**SETTINGS | {"engine_kwargs": kwargs}))
     assert "\n" not in str(caught.value)

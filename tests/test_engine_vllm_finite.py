@@ -28,29 +28,49 @@ def there(folder):
 
 
 def test_a_member_that_overflows_answers_nothing_that_counts_and_the_next_one_is_right(there):
-    for member, finite in ((GOOD, True), (HUGE, False), (GOOD, True)):  # what is left in the cache of keys and values is not seen
+    for member, finite in (
+        (GOOD, True),
+        (HUGE, False),
+        (GOOD, True),
+    ):  # what is left in the cache of keys and values is not seen
         load(there, member)
-        assert {answer.finite for answer in there.engine.generate(TEXT, max_completion_length=4)} == {finite}
+        assert {
+            answer.finite for answer in there.engine.generate(TEXT, max_completion_length=4)
+        } == {finite}
     same(there)
 
 
 def test_it_is_told_again_as_long_as_the_member_stays(there):
     load(there, HUGE)
     for _ in range(2):
-        assert not any(answer.finite for answer in there.engine.generate(TEXT[:2], max_completion_length=2))
+        assert not any(
+            answer.finite for answer in there.engine.generate(TEXT[:2], max_completion_length=2)
+        )
 
 
 def vowels(completions):
     return [float(sum(map(text.count, "aeiou"))) for text in completions]
 
 
-def test_a_run_leaves_it_out_counts_it_and_goes_on_with_the_others(folder, rows, tmp_path, monkeypatch, capsys):
-    settings = SETTINGS | {"engine": "vllm", "population_size": 4, "sigma": 0.05, "max_steps": 1, "max_completion_length": 8}
+def test_a_run_leaves_it_out_counts_it_and_goes_on_with_the_others(
+    folder, rows, tmp_path, monkeypatch, capsys
+):
+    settings = SETTINGS | {
+        "engine": "vllm",
+        "population_size": 4,
+        "sigma": 0.05,
+        "max_steps": 1,
+        "max_completion_length": 8,
+    }
     args = ESConfig(output_dir=str(tmp_path / "run"), **settings)
     broken, whole = strategy.ask(args, 1)[2], Center.perturbed
 
     def huge(self, member, destination):
-        return whole(self, replace(member, sigma=HUGE.sigma) if member.seed == broken else member, destination)
+        return whole(
+            self,
+            replace(member, sigma=HUGE.sigma) if member.seed == broken else member,
+            destination,
+        )
 
     monkeypatch.setattr(Center, "perturbed", huge)
     trainer = ESTrainer(str(folder), vowels, args, rows)
@@ -60,7 +80,9 @@ def test_a_run_leaves_it_out_counts_it_and_goes_on_with_the_others(folder, rows,
     assert [reward is None for reward in step["rewards"]] == [False, False, True, False]
     assert [coefficient == 0 for coefficient in step["coefficients"]] == [False, False, True, False]
     assert output.metrics["es/members_not_finite"] == output.metrics["es/members_left_out"] == 1
-    assert output.metrics["reward"] == pytest.approx(np.mean([reward for reward in step["rewards"] if reward is not None]))
+    assert output.metrics["reward"] == pytest.approx(
+        np.mean([reward for reward in step["rewards"] if reward is not None])
+    )
     assert "step 1: 1 members computed NaN or infinity and are left out" in capsys.readouterr().out
     moved = trainer.model.center.theta
     assert all(bool(theta.isfinite().all()) for theta in moved.values())

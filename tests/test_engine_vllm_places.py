@@ -21,7 +21,10 @@ pytestmark = pytest.mark.vllm
 def places(tmp_path_factory) -> dict[str, SimpleNamespace]:
     """Both kept to the end: vLLM takes what engines share away with the first that goes."""
     folder = tmp_path_factory.mktemp("models")
-    return {name: place(make_model(folder / name, tied=name == "tied", **SHAPE)) for name in ("tied", "untied")}
+    return {
+        name: place(make_model(folder / name, tied=name == "tied", **SHAPE))
+        for name in ("tied", "untied")
+    }
 
 
 @pytest.fixture(params=["tied", "untied"])
@@ -33,7 +36,9 @@ def shard(engine: VLLMEngine) -> Shard:
     return engine._llm.llm_engine.model_executor.driver_worker.worker
 
 
-def checked(there: SimpleNamespace, center: Center | None = None, member: Member = BASE) -> Places | None:
+def checked(
+    there: SimpleNamespace, center: Center | None = None, member: Member = BASE
+) -> Places | None:
     """What an engine that holds `member` has learned from its check."""
     center = center or there.center
     load(there, member, center)
@@ -48,7 +53,9 @@ def taken(there: SimpleNamespace, member: Member, places: Places | None) -> dict
     return responses(shard(there.engine).model_runner.get_model())
 
 
-def test_every_member_is_the_one_that_reloading_gives_and_answers_as_on_the_transformers_engine(there):
+def test_every_member_is_the_one_that_reloading_gives_and_answers_as_on_the_transformers_engine(
+    there,
+):
     places = checked(there)
     assert places is not None
     for member in MEMBERS:
@@ -69,7 +76,11 @@ def test_nothing_is_left_of_a_member_that_was_reloaded_between(there):
 
 def test_what_is_not_tuned_within_a_fused_layer_stays_as_in_the_files(there):
     member = Member(3, 1, 0.5, "iid", 0)
-    center = Center.load(there.checkpoint, there.layout.targets([r"layers\.0\.self_attn\.q_proj", r"layers\.1\.mlp"]), share=True)
+    center = Center.load(
+        there.checkpoint,
+        there.layout.targets([r"layers\.0\.self_attn\.q_proj", r"layers\.1\.mlp"]),
+        share=True,
+    )
     load(there, BASE)  # all parameters, so that the reference is whole
     assert checked(there, center) is not None
     load(there, member, center)
@@ -80,7 +91,9 @@ def test_what_is_not_tuned_within_a_fused_layer_stays_as_in_the_files(there):
 
 def test_without_proof_vllm_reloads_and_members_answer_all_the_same(there, monkeypatch):
     with monkeypatch.context() as changed:
-        changed.setattr("estune.engines.vllm_direct._pack", lambda parameter: None)  # layers would keep the member before
+        changed.setattr(
+            "estune.engines.vllm_direct._pack", lambda parameter: None
+        )  # layers would keep the member before
         assert checked(there) is None
     load(there, MEMBERS[1])
     same(there)
@@ -90,8 +103,17 @@ def test_a_layer_that_was_not_written_whole_is_an_error(there, monkeypatch):
     checked(there)
     whole = Places._fill
     with monkeypatch.context() as changed:
-        changed.setattr(Places, "_fill", lambda self, name, *args, **kwargs: "up_proj" in name or whole(self, name, *args, **kwargs))
-        with pytest.raises(EngineError, match=r"2 of vLLM's parameters were not written whole, MergedColumnParallelLinear.weight"):
+        changed.setattr(
+            Places,
+            "_fill",
+            lambda self, name, *args, **kwargs: (
+                "up_proj" in name or whole(self, name, *args, **kwargs)
+            ),
+        )
+        with pytest.raises(
+            EngineError,
+            match=r"2 of vLLM's parameters were not written whole, MergedColumnParallelLinear.weight",
+        ):
             there.engine.load(there.center, MEMBERS[1])
     load(there, MEMBERS[1])
     same(there)
@@ -100,6 +122,8 @@ def test_a_layer_that_was_not_written_whole_is_an_error(there, monkeypatch):
 def test_layers_of_a_kind_that_is_not_known_are_left_to_vllms_reloading(there, monkeypatch):
     norm = type(shard(there.engine).model_runner.get_model().model.norm)
     with monkeypatch.context() as changed:
-        changed.setattr(norm, "process_weights_after_loading", lambda self, dtype: None, raising=False)
+        changed.setattr(
+            norm, "process_weights_after_loading", lambda self, dtype: None, raising=False
+        )
         assert checked(there) is None
     assert checked(there) is not None

@@ -9,7 +9,21 @@ import pytest
 from estune.errors import DataError
 from estune.tasks.rows import has_split, load_rows, rows_of
 
-ODD_NAMES = ["a b", "a[1]", "a*", "a?", "a#b", "a%20b", "a\nb", "zip:", "a::b", "{a}", "-a", "ü", "a'\"b"]
+ODD_NAMES = [
+    "a b",
+    "a[1]",
+    "a*",
+    "a?",
+    "a#b",
+    "a%20b",
+    "a\nb",
+    "zip:",
+    "a::b",
+    "{a}",
+    "-a",
+    "ü",
+    "a'\"b",
+]
 
 
 def loaded(path, text, encoding="utf-8"):
@@ -31,8 +45,37 @@ def refusal(path, text, encoding="utf-8"):
 @pytest.mark.parametrize(
     "value",
     [
-        *("1969-07-20", "2024-01-05 10:00:00", "10:00", "007", "NA", "None", "null", "true", "1e3", "", " x ", "\u2028", "\U0001f600"),
-        *(1, 1.0, -0.0, 2**70, -(2**63) - 1, 1e-300, True, False, None, [], {}, [1, "a", None, [2.5]], [[1], ["x"]], {"1": {"a": None}}),
+        *(
+            "1969-07-20",
+            "2024-01-05 10:00:00",
+            "10:00",
+            "007",
+            "NA",
+            "None",
+            "null",
+            "true",
+            "1e3",
+            "",
+            " x ",
+            "\u2028",
+            "\U0001f600",
+        ),
+        *(
+            1,
+            1.0,
+            -0.0,
+            2**70,
+            -(2**63) - 1,
+            1e-300,
+            True,
+            False,
+            None,
+            [],
+            {},
+            [1, "a", None, [2.5]],
+            [[1], ["x"]],
+            {"1": {"a": None}},
+        ),
     ],
 )
 def test_a_value_of_json_stays_what_it_is(value, tmp_path):
@@ -43,8 +86,14 @@ def test_a_value_of_json_stays_what_it_is(value, tmp_path):
 
 
 def test_no_row_gets_keys_of_another_in_a_mapping_and_columns_are_filled_with_none(tmp_path):
-    rows = loaded(tmp_path / "a.jsonl", '{"prompt": "a", "m": {"x": 1}}\n{"prompt": "b", "m": {"y": 2}, "hint": "h"}\n')
-    assert rows == [{"prompt": "a", "m": {"x": 1}, "hint": None}, {"prompt": "b", "m": {"y": 2}, "hint": "h"}]
+    rows = loaded(
+        tmp_path / "a.jsonl",
+        '{"prompt": "a", "m": {"x": 1}}\n{"prompt": "b", "m": {"y": 2}, "hint": "h"}\n',
+    )
+    assert rows == [
+        {"prompt": "a", "m": {"x": 1}, "hint": None},
+        {"prompt": "b", "m": {"y": 2}, "hint": "h"},
+    ]
 
 
 @pytest.mark.parametrize(
@@ -73,14 +122,23 @@ def test_a_number_that_is_none_is_read_as_python_writes_it(tmp_path):
     ("text", "says"),
     [
         ('{"prompt": "a"}\n{"prompt": ', "cannot be read (line 2: Expecting value, column 12)"),
-        ('{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}', "the JSON from line 2 on: the key 'prompt' stands twice in one object"),
-        ('{"prompt": "a", "x": 1e400}', "the number 1e400 is too large for a float; write it as a string"),
+        (
+            '{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}',
+            "the JSON from line 2 on: the key 'prompt' stands twice in one object",
+        ),
+        (
+            '{"prompt": "a", "x": 1e400}',
+            "the number 1e400 is too large for a float; write it as a string",
+        ),
         ('{"prompt": "a", "x": ' + "[" * 100_000, "nested too deeply"),
         ('{"prompt": "a", "x": ' + "1" * 5000 + "}", "the JSON from line 1 on: Exceeds the limit"),
         ("{'prompt': 'a'}", "line 1: Expecting property name enclosed in double quotes"),
         ('"text"', "row 0: is not an object with columns, but 'text'"),
         ('{"prompt": "\\ud800"}', "row 0: the prompt holds half of a character"),
-        ('[{"prompt": [{"role": "user", "content": "\\ud800"}]}]', "row 0: the prompt holds half of a character"),
+        (
+            '[{"prompt": [{"role": "user", "content": "\\ud800"}]}]',
+            "row 0: the prompt holds half of a character",
+        ),
     ],
 )
 def test_json_that_cannot_be_kept_is_refused_in_a_line(text, says, tmp_path):
@@ -88,7 +146,9 @@ def test_json_that_cannot_be_kept_is_refused_in_a_line(text, says, tmp_path):
 
 
 def test_another_encoding_is_named_with_its_line(tmp_path):
-    assert "cannot be read (line 2 is not utf-8: " in refusal(tmp_path / "a.csv", "prompt\né\n", "latin-1")
+    assert "cannot be read (line 2 is not utf-8: " in refusal(
+        tmp_path / "a.csv", "prompt\né\n", "latin-1"
+    )
 
 
 # CSV
@@ -116,7 +176,10 @@ def test_a_field_may_be_longer_than_pythons_limit(tmp_path):
     ("text", "says"),
     [
         ("prompt,x,x\na,1,2\n", "has two columns 'x'; rename one"),
-        ("prompt;answer\na;b\n", "its first line is 'prompt;answer'; columns must be separated by commas"),
+        (
+            "prompt;answer\na;b\n",
+            "its first line is 'prompt;answer'; columns must be separated by commas",
+        ),
         ('prompt,x\na,"1\n', "cannot be read (line 2: unexpected end of data)"),
         ("question,x\na,1\n", "has no column 'prompt'; its columns are question, x"),
     ],
@@ -152,7 +215,9 @@ def test_one_odd_row_is_left_out_and_named(name, row, why, tmp_path, caplog):
 def test_a_file_is_read_whatever_its_path(name, tmp_path):
     folder = tmp_path / name
     folder.mkdir()
-    assert load_rows(str(write_lines(folder / f"{name}.jsonl")), "train") == [{"prompt": "a", "day": "1969-07-20"}]
+    assert load_rows(str(write_lines(folder / f"{name}.jsonl")), "train") == [
+        {"prompt": "a", "day": "1969-07-20"}
+    ]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
@@ -221,7 +286,13 @@ def test_types_of_parquet_stay(tmp_path):
     import pyarrow
     import pyarrow.parquet
 
-    row = {"prompt": "a", "day": datetime.date(1969, 7, 20), "price": Decimal("1.10"), "data": b"\x00", "none": None}
+    row = {
+        "prompt": "a",
+        "day": datetime.date(1969, 7, 20),
+        "price": Decimal("1.10"),
+        "data": b"\x00",
+        "none": None,
+    }
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
     assert load_rows(str(tmp_path / "a.parquet"), "train") == [row]
 
@@ -232,7 +303,9 @@ def test_sound_reaches_rewards_as_bytes_without_a_decoder(tmp_path):
     import pyarrow.parquet
 
     features = datasets.Features(prompt=datasets.Value("string"), sound=datasets.Audio())
-    table = pyarrow.table({"prompt": ["a"], "sound": [{"bytes": b"RIFF", "path": None}]}, schema=features.arrow_schema)
+    table = pyarrow.table(
+        {"prompt": ["a"], "sound": [{"bytes": b"RIFF", "path": None}]}, schema=features.arrow_schema
+    )
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     rows = [{"prompt": "a", "sound": {"bytes": b"RIFF"}}]
     assert load_rows(str(tmp_path / "a.parquet"), "train") == rows

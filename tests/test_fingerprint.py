@@ -65,7 +65,11 @@ KINDS = {
     "tensor": (lambda at: torch.arange(5000) == at, 2500, 2501),
     "tensor in bfloat16": (lambda one: torch.tensor(one, dtype=torch.bfloat16), 1.0, 2.0),
     "date": (datetime.date.fromisoformat, "2024-01-05", "2024-01-06"),
-    "datetime": (datetime.datetime.fromisoformat, "2024-01-05T10:00:00+00:00", "2024-01-05T10:00:00+01:00"),
+    "datetime": (
+        datetime.datetime.fromisoformat,
+        "2024-01-05T10:00:00+00:00",
+        "2024-01-05T10:00:00+01:00",
+    ),
     "time": (datetime.time.fromisoformat, "10:00", "10:01"),
     "timedelta": (lambda days: datetime.timedelta(days), 1, 2),
     "decimal": (Decimal, "1.10", "1.1"),
@@ -110,7 +114,9 @@ print(digest([row for make, one, _ in KINDS.values() for row in rows(make(one))]
 """
     command = [sys.executable, "-c", program.format(path=sys.path)]
     there = subprocess.check_output(command, env={"PYTHONHASHSEED": "12345"}, text=True)
-    assert there.strip() == digest([row for make, one, _ in KINDS.values() for row in rows(make(one))])
+    assert there.strip() == digest(
+        [row for make, one, _ in KINDS.values() for row in rows(make(one))]
+    )
 
 
 def test_rows_of_json_keep_the_fingerprint_that_the_first_versions_gave_them():
@@ -120,7 +126,10 @@ def test_rows_of_json_keep_the_fingerprint_that_the_first_versions_gave_them():
 def test_a_run_of_an_earlier_version_is_known_by_what_it_recorded():
     dates = rows(datetime.date(2024, 1, 5))
     recorded = "6f790ce5638e55eec753097fbe0c9d0c"  # of `str` of the date
-    assert recorded_or_new(recorded, [{"prompt": "a", "day": datetime.date(2024, 1, 5)}], "new") == recorded
+    assert (
+        recorded_or_new(recorded, [{"prompt": "a", "day": datetime.date(2024, 1, 5)}], "new")
+        == recorded
+    )
     assert recorded_or_new(recorded, dates, "new") == "new"
     assert recorded_or_new(None, rows({1: "a", "b": 2}), "new") == "new"
 

@@ -22,12 +22,23 @@ REWARD = st.sampled_from([0.0, 0.1, 1.0, 1.1])
 def populations(draw, reward=REWARD, most=6):
     """Rewards of some members on some prompts."""
     members, prompts = draw(st.integers(2, most)), draw(st.integers(1, 4))
-    return np.array(draw(st.lists(st.lists(reward, min_size=prompts, max_size=prompts), min_size=members, max_size=members)))
+    return np.array(
+        draw(
+            st.lists(
+                st.lists(reward, min_size=prompts, max_size=prompts),
+                min_size=members,
+                max_size=members,
+            )
+        )
+    )
 
 
 @given(populations(st.floats(-1e6, 1e6) | st.just(NAN)))
 def test_by_default_it_is_the_mean_over_the_completions_that_got_a_number(totals):
-    wanted = [math.fsum(row[~np.isnan(row)]) / k if (k := int((~np.isnan(row)).sum())) else NAN for row in totals]
+    wanted = [
+        math.fsum(row[~np.isnan(row)]) / k if (k := int((~np.isnan(row)).sum())) else NAN
+        for row in totals
+    ]
     np.testing.assert_array_equal(fitness_of(ESConfig(), totals), wanted)
 
 
@@ -47,7 +58,9 @@ def test_centring_does_not_favour_the_member_that_lacks_the_hard_prompt():
 
 
 @given(populations(st.floats(-10, 10), most=4))
-def test_members_with_the_same_rewards_in_another_order_stay_equal_so_that_nothing_is_updated(totals):
+def test_members_with_the_same_rewards_in_another_order_stay_equal_so_that_nothing_is_updated(
+    totals,
+):
     row = totals[0]
     shuffled = np.array(list(itertools.permutations(row))[:8] * 2)
     assert len(set(centered(shuffled).tolist())) == 1
@@ -59,7 +72,9 @@ def test_standardising_gives_every_prompt_the_same_weight_whatever_its_scale():
     small, large = np.array([0.0, 1.0, 2.0]), np.array([300.0, 100.0, 200.0])
     shaped = standardized(np.stack([small, large], axis=1))
     z = np.array([-1.0, 0.0, 1.0]) * 1.5**0.5
-    assert shaped.tolist() == pytest.approx([(z[0] + z[2]) / 2, (z[1] + z[0]) / 2, (z[2] + z[1]) / 2])
+    assert shaped.tolist() == pytest.approx(
+        [(z[0] + z[2]) / 2, (z[1] + z[0]) / 2, (z[2] + z[1]) / 2]
+    )
 
 
 def test_a_prompt_on_which_all_earn_the_same_tells_nothing():
@@ -68,7 +83,9 @@ def test_a_prompt_on_which_all_earn_the_same_tells_nothing():
     assert set(standardized(thirty).tolist()) == {0.0}
 
 
-@pytest.mark.parametrize("shape", [centered, standardized, lambda totals: pass_at_k(totals, 1, 1.0)])
+@pytest.mark.parametrize(
+    "shape", [centered, standardized, lambda totals: pass_at_k(totals, 1, 1.0)]
+)
 def test_a_member_without_any_reward_has_no_fitness_and_does_not_count_for_others(shape):
     totals = np.array([[1.0, 2.0], [NAN, NAN], [3.0, 0.0], [0.0, 1.0]])
     shaped = shape(totals)
@@ -91,8 +108,14 @@ def test_it_is_pass_at_k_with_the_member_minus_without_it(k, totals):
     wanted = []
     for member in range(len(totals)):
         others = np.delete(totals, member, axis=0)
-        told = [b for b in range(totals.shape[1]) if not np.isnan(totals[member, b]) and (~np.isnan(totals[:, b])).sum() > k]
-        gains = [brute_force_pass(totals[:, b], k) - brute_force_pass(others[:, b], k) for b in told]
+        told = [
+            b
+            for b in range(totals.shape[1])
+            if not np.isnan(totals[member, b]) and (~np.isnan(totals[:, b])).sum() > k
+        ]
+        gains = [
+            brute_force_pass(totals[:, b], k) - brute_force_pass(others[:, b], k) for b in told
+        ]
         wanted.append(np.mean(gains) if gains else NAN)
     np.testing.assert_allclose(pass_at_k(totals, k, 1.0), wanted, atol=1e-12)
 
@@ -101,7 +124,9 @@ def test_it_is_pass_at_k_with_the_member_minus_without_it(k, totals):
 def test_pass_at_1_learns_as_the_mean_of_passes_does(totals):
     passes = (totals >= 1.0).astype(float)
     config = ESConfig(population_size=len(totals), learning_rate=1.0)
-    assert strategy.tell(config, pass_at_k(totals, 1, 1.0)) == pytest.approx(strategy.tell(config, mean(passes)), rel=1e-6, abs=1e-9)
+    assert strategy.tell(config, pass_at_k(totals, 1, 1.0)) == pytest.approx(
+        strategy.tell(config, mean(passes)), rel=1e-6, abs=1e-9
+    )
 
 
 def test_with_k_above_1_who_alone_solves_a_prompt_earns_more_than_who_solves_what_all_do():
@@ -126,13 +151,20 @@ def test_in_expectation_over_independent_members_it_points_along_the_gradient_of
 def test_what_passes_is_a_setting():
     totals = np.array([[0.5], [0.4], [0.1]])
     config = ESConfig(population_size=3, fitness="pass_at_k", pass_k=2, pass_reward=0.4)
-    assert fitness_of(config, totals).tolist() == pass_at_k((totals >= 0.4).astype(float), 2, 1.0).tolist()
+    assert (
+        fitness_of(config, totals).tolist()
+        == pass_at_k((totals >= 0.4).astype(float), 2, 1.0).tolist()
+    )
 
 
 # In a run
 
 
-KINDS = [{"prompt_shaping": "center"}, {"prompt_shaping": "standardize"}, {"fitness": "pass_at_k", "pass_k": 2, "pass_reward": -8.0}]
+KINDS = [
+    {"prompt_shaping": "center"},
+    {"prompt_shaping": "standardize"},
+    {"fitness": "pass_at_k", "pass_k": 2, "pass_reward": -8.0},
+]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -144,7 +176,9 @@ def test_a_shaped_run_that_died_ends_with_the_same_bytes(make_trainer, tmp_path,
     assert_same(folder, whole.folder.path)
 
 
-def test_the_journal_has_the_fitness_that_was_told_and_the_metrics_the_plain_reward(make_trainer, tmp_path, undisturbed_plain):
+def test_the_journal_has_the_fitness_that_was_told_and_the_metrics_the_plain_reward(
+    make_trainer, tmp_path, undisturbed_plain
+):
     trainer = make_trainer(prompt_shaping="center")
     result = trainer.train()
     plain, shaped = steps_of(undisturbed_plain), steps_of(trainer.folder.path)
@@ -158,8 +192,14 @@ def test_the_journal_has_the_fitness_that_was_told_and_the_metrics_the_plain_rew
     [
         ({"fitness": "pass_at_k"}, "pass_k: goes with fitness: pass_at_k"),
         ({"pass_k": 2}, "pass_k: goes with fitness: pass_at_k"),
-        ({"fitness": "pass_at_k", "pass_k": 30}, "pass_k: must be below population_size, 30; it is 30"),
-        ({"fitness": "pass_at_k", "pass_k": 2, "prompt_shaping": "center"}, "prompt_shaping: needs fitness: mean"),
+        (
+            {"fitness": "pass_at_k", "pass_k": 30},
+            "pass_k: must be below population_size, 30; it is 30",
+        ),
+        (
+            {"fitness": "pass_at_k", "pass_k": 2, "prompt_shaping": "center"},
+            "prompt_shaping: needs fitness: mean",
+        ),
         ({"prompt_shaping": "rank"}, "prompt_shaping: must be 'center' or 'standardize'"),
     ],
 )

@@ -14,7 +14,9 @@ def gguf(tmp_path):
     def write(special=None, **added):
         writer = GGUFWriter(tmp_path / "model.gguf", "llama")
         writer.add_string("tokenizer.ggml.model", "gpt2")
-        writer.add_array("tokenizer.ggml.tokens", ["tokenizer.ggml.add_bos_token", "cat"])  # a token of such a name is no entry
+        writer.add_array(
+            "tokenizer.ggml.tokens", ["tokenizer.ggml.add_bos_token", "cat"]
+        )  # a token of such a name is no entry
         for token, value in added.items():
             writer.add_bool(f"tokenizer.ggml.add_{token}_token", value)
         for name, number in (special or {}).items():
@@ -62,7 +64,9 @@ def test_a_prompt_gets_the_tokens_that_the_file_asks_for(gguf, tmp_path, added, 
 def test_special_tokens_are_those_that_the_file_names_by_their_numbers(gguf):
     made = tokenizer()
     honour(gguf(special={"eos": 3, "padding": 1, "bos": 10_000}), made)
-    assert (made.eos_token_id, made.pad_token_id, made.bos_token) == (3, 1, "<unk>"), "a token beyond the vocabulary is passed over"
+    assert (made.eos_token_id, made.pad_token_id, made.bos_token) == (3, 1, "<unk>"), (
+        "a token beyond the vocabulary is passed over"
+    )
 
 
 def test_a_token_that_transformers_adds_and_the_file_does_not_want_goes(gguf):

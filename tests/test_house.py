@@ -47,6 +47,14 @@ def test_imports_run_down():
 
 
 def test_no_file_has_more_than_400_lines():
-    paths = [path for folder in ("src", "tests", "benchmarks") for path in (SOURCE.parents[1] / folder).rglob("*.py")]
-    long = {path.name: count for path in paths if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400}
+    paths = [
+        path
+        for folder in ("src", "tests", "benchmarks")
+        for path in (SOURCE.parents[1] / folder).rglob("*.py")
+    ]
+    long = {
+        path.name: count
+        for path in paths
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    }
     assert not long

@@ -26,8 +26,12 @@ class Hub:
 
 
 def trainer(tiny, tmp_path, rows):
-    config = ESConfig(output_dir=str(tmp_path / "mine"), engine="fake", population_size=2, max_steps=1)
-    return ESTrainer(str(tiny), lambda completions, **columns: [len(c) for c in completions], config, rows)
+    config = ESConfig(
+        output_dir=str(tmp_path / "mine"), engine="fake", population_size=2, max_steps=1
+    )
+    return ESTrainer(
+        str(tiny), lambda completions, **columns: [len(c) for c in completions], config, rows
+    )
 
 
 def test_the_model_and_its_card_are_uploaded(tiny, tmp_path, rows, monkeypatch):
@@ -35,7 +39,10 @@ def test_the_model_and_its_card_are_uploaded(tiny, tmp_path, rows, monkeypatch):
     run = trainer(tiny, tmp_path, rows)
     run.train()
     assert run.push_to_hub() == "https://hub/commit"
-    assert Hub.uploads == [("someone/mine", str(tmp_path / "mine" / "final")), ("someone/mine", "README.md")]
+    assert Hub.uploads == [
+        ("someone/mine", str(tmp_path / "mine" / "final")),
+        ("someone/mine", "README.md"),
+    ]
 
 
 def test_a_refusal_says_where_the_model_is(tiny, tmp_path, rows):

@@ -16,11 +16,20 @@ from estune.theta.checkpoint import open_checkpoint
 from estune.theta.journal import Header, Journal, Step, exists
 from estune.theta.theta import Center
 
-SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+SMALL = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
 
 
 def header(**changes):
-    return Header(**{"format": 1, "model": "some/model", "digest": "00" * 16, "config": {"sigma": 0.1}} | changes)
+    return Header(
+        **{"format": 1, "model": "some/model", "digest": "00" * 16, "config": {"sigma": 0.1}}
+        | changes
+    )
 
 
 def step(number, **changes):
@@ -45,9 +54,13 @@ def written(records):
     """The lines of a journal of format 2, made by the contract: each chained to the one before."""
     lines = []
     for record in records:
-        record = {name: value for name, value in record.items() if name not in ("chain", "checksum")}
+        record = {
+            name: value for name, value in record.items() if name not in ("chain", "checksum")
+        }
         if lines:
-            link = hashlib.blake2b((lines[-1] + json.dumps(record)).encode(), digest_size=16).hexdigest()
+            link = hashlib.blake2b(
+                (lines[-1] + json.dumps(record)).encode(), digest_size=16
+            ).hexdigest()
             record |= {"chain": link}
         lines.append(signed(record))
     return lines
@@ -108,8 +121,15 @@ def test_coefficients_are_fp32_numbers_exact_in_json(run):
 
 def test_every_fp32_number_survives_the_file(tmp_path):
     bits = np.random.default_rng(0).integers(0, 2**32, 2000, dtype=np.uint32).view(np.float32)
-    values = [float(x) for x in bits[np.isfinite(bits)]] + [0.0, -0.0, float(np.float32(1e-45)), float(np.finfo(np.float32).max)]
-    Journal.create(tmp_path, header()).append(step(1, seeds=list(range(len(values))), coefficients=values))
+    values = [float(x) for x in bits[np.isfinite(bits)]] + [
+        0.0,
+        -0.0,
+        float(np.float32(1e-45)),
+        float(np.finfo(np.float32).max),
+    ]
+    Journal.create(tmp_path, header()).append(
+        step(1, seeds=list(range(len(values))), coefficients=values)
+    )
     read = Journal.open(tmp_path).steps[0].coefficients
     assert [struct.pack("<f", x) for x in read] == [struct.pack("<f", x) for x in values]
 
@@ -206,7 +226,9 @@ def test_every_flipped_bit_of_a_line_is_noticed(tmp_path, journal):
         damaged = bytearray(lines[1])
         damaged[at] ^= 1 << at % 8
         journal.path.write_bytes(b"".join([lines[0], bytes(damaged), *lines[2:]]))
-        with pytest.raises(JournalError, match="line [23]"):  # a flip may make a line end, so that two lines are wrong
+        with pytest.raises(
+            JournalError, match="line [23]"
+        ):  # a flip may make a line end, so that two lines are wrong
             Journal.open(tmp_path)
 
 
@@ -237,7 +259,12 @@ def test_a_field_that_is_not_known_is_refused(journal, number):
 
 @pytest.mark.parametrize("number", [1, 3, 4])
 def test_whatever_stands_in_the_notes_is_accepted(journal, number):
-    assert Journal.open(rewritten(journal, number, notes={"weather": "fair", "deep": {"er": [None]}})).last == 3
+    assert (
+        Journal.open(
+            rewritten(journal, number, notes={"weather": "fair", "deep": {"er": [None]}})
+        ).last
+        == 3
+    )
 
 
 @pytest.mark.parametrize("name", ["seeds", "coefficients", "rewards", "sigma", "noise", "step"])
@@ -254,7 +281,9 @@ def test_steps_out_of_order_are_refused(journal, wrong):
 
 @pytest.mark.parametrize("coefficients", [[0.5], [0.5, 0.5, 0.5]])
 def test_other_than_one_coefficient_a_seed_is_refused(journal, coefficients):
-    with pytest.raises(JournalError, match=f"line 3 has {len(coefficients)} coefficients for 2 seeds"):
+    with pytest.raises(
+        JournalError, match=f"line 3 has {len(coefficients)} coefficients for 2 seeds"
+    ):
         Journal.open(rewritten(journal, 3, coefficients=coefficients))
 
 
@@ -297,7 +326,9 @@ def tensors_of(folder):
         if entry["dtype"] == "BF16":
             values = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
         else:
-            values = np.frombuffer(raw, {"F32": "<f4", "F16": "<f2"}[entry["dtype"]]).astype(np.float32)
+            values = np.frombuffer(raw, {"F32": "<f4", "F16": "<f2"}[entry["dtype"]]).astype(
+                np.float32
+            )
         read[name] = entry["dtype"], values.reshape(entry["shape"]).copy(), raw
     return read
 
@@ -313,7 +344,9 @@ def rounded(values, dtype):
 def digest_of(theta):
     whole = hashlib.blake2b(digest_size=16)
     for name in sorted(theta):
-        whole.update(name.encode() + b"\0" + hashlib.blake2b(theta[name].tobytes(), digest_size=16).digest())
+        whole.update(
+            name.encode() + b"\0" + hashlib.blake2b(theta[name].tobytes(), digest_size=16).digest()
+        )
     return whole.hexdigest()
 
 
@@ -332,7 +365,12 @@ KINDS = {
     "correlated": {"noise": "correlated"},
     "antithetic": {"antithetic": True},
     "targets": {"target_parameters": ["q_proj", "norm"]},
-    "all": {"noise": "correlated", "antithetic": True, "learning_rate": 0.03, "target_parameters": ["mlp", "embed"]},
+    "all": {
+        "noise": "correlated",
+        "antithetic": True,
+        "learning_rate": 0.03,
+        "target_parameters": ["mlp", "embed"],
+    },
 }
 
 
@@ -348,11 +386,19 @@ def test_base_and_journal_give_every_checkpoint_to_the_bit(make_trainer, tmp_pat
     assert len(theta) < len(before) or "target_parameters" not in KINDS[kind]
     assert first["digest"] == digest_of(theta)
     for line in steps:
-        assert [np.float32(c) for c in line["coefficients"]] == list(coefficients_of(line, first["config"]))
+        assert [np.float32(c) for c in line["coefficients"]] == list(
+            coefficients_of(line, first["config"])
+        )
         for name, values in theta.items():
             delta = np.zeros_like(values)
             for seed, coefficient in zip(line["seeds"], line["coefficients"], strict=True):
-                noise = gaussian(seed, name, values.shape, correlated=line["noise"] == "correlated", backend="numpy")
+                noise = gaussian(
+                    seed,
+                    name,
+                    values.shape,
+                    correlated=line["noise"] == "correlated",
+                    backend="numpy",
+                )
                 delta += np.float32(coefficient) * noise
             values += delta
         assert line["digest"] == digest_of(theta)

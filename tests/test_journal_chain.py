@@ -61,7 +61,9 @@ def test_lines_of_another_run_behind_our_first_are_named(folder, other):
 
 def test_an_exchanged_a_repeated_and_a_removed_line_are_named(folder):
     lines = raw(folder)
-    assert "line 3 is of step 3, where step 2 belongs" in refused(folder, [*lines[:2], lines[3], lines[2], lines[4]])
+    assert "line 3 is of step 3, where step 2 belongs" in refused(
+        folder, [*lines[:2], lines[3], lines[2], lines[4]]
+    )
     assert "line 4 is of step 2, where step 3 belongs" in refused(folder, [*lines[:3], *lines[2:]])
     assert "line 3 is of step 3, where step 2 belongs" in refused(folder, [*lines[:2], *lines[3:]])
 
@@ -74,7 +76,9 @@ def test_an_edited_first_line_shows_in_the_second(folder):
 
 def lines_of_bytes(lines):
     records = [json.loads(line) for line in lines]
-    return [{name: value for name, value in record.items() if name != "checksum"} for record in records]
+    return [
+        {name: value for name, value in record.items() if name != "checksum"} for record in records
+    ]
 
 
 @pytest.mark.parametrize("number", [2, 4, 5])
@@ -89,7 +93,9 @@ def test_an_edited_line_is_named_itself_though_its_checksum_is_right(folder, num
 def test_a_renumbered_line_is_named(folder):
     lines = raw(folder)
     record = lines_of_bytes([lines[3]])[0] | {"step": 2}
-    assert "line 3 does not follow from line 2" in refused(folder, [*lines[:2], signed(record).encode(), *lines[3:]])
+    assert "line 3 does not follow from line 2" in refused(
+        folder, [*lines[:2], signed(record).encode(), *lines[3:]]
+    )
 
 
 def test_a_foreign_last_line_is_refused_and_not_taken_for_a_torn_one(folder, other, make_trainer):
@@ -111,7 +117,9 @@ def test_a_line_without_a_link_is_refused(folder):
 def test_a_header_that_does_not_name_its_run_is_refused(folder):
     records = lines_of(folder)
     del records[0]["run"]
-    assert "line 1 lacks a field (run)" in refused(folder, [line.encode() for line in written(records)])
+    assert "line 1 lacks a field (run)" in refused(
+        folder, [line.encode() for line in written(records)]
+    )
 
 
 def test_a_resumed_run_goes_on_with_the_chain(folder, make_trainer):
@@ -130,18 +138,32 @@ def test_a_line_of_another_seed_is_named(folder, make_trainer, tmp_path, version
     make_trainer(output_dir=str(tmp_path / "seed 9"), seed=9).train()
     ours, theirs = lines_of(folder), lines_of(tmp_path / "seed 9")
     records = [ours[0] | {"format": version}, *ours[1:3], theirs[3], *ours[4:]]
-    assert "line 4 has seeds that do not follow from the run's seed, 42" in refused(folder, as_lines(records, version))
-    assert "line 2 has seeds" in refused(folder, as_lines([ours[0] | {"format": version}, *theirs[1:]], version))
+    assert "line 4 has seeds that do not follow from the run's seed, 42" in refused(
+        folder, as_lines(records, version)
+    )
+    assert "line 2 has seeds" in refused(
+        folder, as_lines([ours[0] | {"format": version}, *theirs[1:]], version)
+    )
 
 
 def as_lines(records, version):
     if version == 1:
-        plain = [{name: value for name, value in record.items() if name not in ("run", "chain", "checksum")} for record in records]
+        plain = [
+            {
+                name: value
+                for name, value in record.items()
+                if name not in ("run", "chain", "checksum")
+            }
+            for record in records
+        ]
         return [signed(record).encode() for record in plain]
     return [line.encode() for line in written(records)]
 
 
-@pytest.mark.parametrize("settings", [{"antithetic": True}, {"noise": "correlated"}, {"learning_rate": "auto"}, {"batch_size": 1}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"antithetic": True}, {"noise": "correlated"}, {"learning_rate": "auto"}, {"batch_size": 1}],
+)
 def test_the_seeds_of_every_kind_of_run_follow_from_its_seed(make_trainer, settings):
     trainer = make_trainer(seed=7, **settings)
     trainer.train()
@@ -198,7 +220,9 @@ def test_a_foreign_journal_is_neither_resumed_nor_changed(folder, make_trainer, 
     lines = [*raw(folder)[:3], *raw(tmp_path / "chance")[3:]]
     (tmp_path / "mixed" / "journal.jsonl").write_bytes(b"".join(lines))
     with pytest.raises(JournalError, match="line 4 does not follow from line 3"):
-        make_trainer(output_dir=str(tmp_path / "mixed"), max_steps=6).train(resume_from_checkpoint=True)
+        make_trainer(output_dir=str(tmp_path / "mixed"), max_steps=6).train(
+            resume_from_checkpoint=True
+        )
     assert raw(tmp_path / "mixed") == lines
 
 

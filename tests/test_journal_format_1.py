@@ -48,7 +48,14 @@ def old(name, tmp_path):
 
 
 def resumed(folder, name):
-    usual = {"engine": "fake", "population_size": 4, "max_steps": 6, "sigma": 0.1, "num_completions_to_print": 0, "reward_workers": 0}
+    usual = {
+        "engine": "fake",
+        "population_size": 4,
+        "max_steps": 6,
+        "sigma": 0.1,
+        "num_completions_to_print": 0,
+        "reward_workers": 0,
+    }
     config = ESConfig(output_dir=str(folder), **usual | SETTINGS[name])
     trainer = ESTrainer(str(DATA / "base"), short, config, ROWS[:2], ROWS[2:4])
     trainer.train(resume_from_checkpoint=True)
@@ -64,13 +71,26 @@ def test_an_old_journal_is_read(old):
 def test_an_old_journal_is_replayed_to_the_digests_of_its_time(old, name):
     journal, base = Journal.open(old), open_checkpoint(DATA / "base")
     patterns = journal.header.config["target_parameters"] or [""]
-    center = Center.load(base, [tensor for tensor in base.tensors if any(pattern in tensor for pattern in patterns)])
-    assert [center.digest(), *(center.digest() for _ in journal.replay(center, 4))] == DIGESTS[name][:5]
+    center = Center.load(
+        base, [tensor for tensor in base.tensors if any(pattern in tensor for pattern in patterns)]
+    )
+    assert [center.digest(), *(center.digest() for _ in journal.replay(center, 4))] == DIGESTS[
+        name
+    ][:5]
 
 
 @pytest.mark.parametrize("step", [0, 3, 4])
 def test_the_command_replays_an_old_run(old, name, step, tmp_path, capsys):
-    command = ["replay", str(old), "--step", str(step), "--output", str(tmp_path / "again"), "--model", str(DATA / "base")]
+    command = [
+        "replay",
+        str(old),
+        "--step",
+        str(step),
+        "--output",
+        str(tmp_path / "again"),
+        "--model",
+        str(DATA / "base"),
+    ]
     assert main(command) == 0
     assert f"θ's digest is {DIGESTS[name][step]}" in capsys.readouterr().out
 

@@ -41,12 +41,18 @@ def stopped(make_trainer, deed, **settings):
     return str(caught.value)
 
 
-def test_a_folder_that_was_moved_is_named_where_it_is_and_resumed_there(make_trainer, run, tmp_path, undisturbed_plain):
+def test_a_folder_that_was_moved_is_named_where_it_is_and_resumed_there(
+    make_trainer, run, tmp_path, undisturbed_plain
+):
     said = stopped(make_trainer, lambda: run.rename(tmp_path / "away"))
-    assert said.startswith(f"{run}: was moved to {tmp_path / 'away'} while the run was going on, and the run can be resumed there")
+    assert said.startswith(
+        f"{run}: was moved to {tmp_path / 'away'} while the run was going on, and the run can be resumed there"
+    )
     assert not run.exists()
     make_trainer(output_dir=str(tmp_path / "away")).train(resume_from_checkpoint=True)
-    assert files_of(tmp_path / "away" / "checkpoint-4") == files_of(undisturbed_plain / "checkpoint-4")
+    assert files_of(tmp_path / "away" / "checkpoint-4") == files_of(
+        undisturbed_plain / "checkpoint-4"
+    )
 
 
 def test_a_new_run_at_the_old_path_keeps_its_files_to_itself(make_trainer, run, tmp_path):
@@ -63,7 +69,9 @@ def test_a_new_run_at_the_old_path_keeps_its_files_to_itself(make_trainer, run, 
 
 
 def test_a_deleted_folder_is_not_made_again(make_trainer, run):
-    assert stopped(make_trainer, lambda: shutil.rmtree(run)).startswith(f"{run}: was deleted while the run was going on")
+    assert stopped(make_trainer, lambda: shutil.rmtree(run)).startswith(
+        f"{run}: was deleted while the run was going on"
+    )
     assert not run.exists()
 
 
@@ -107,7 +115,9 @@ def test_a_journal_that_somebody_else_changes_is_not_written_to(make_trainer, ru
 
 
 @pytest.mark.parametrize("where", ["journal", "checkpoint", "snapshot", "metrics"])
-def test_a_folder_that_goes_while_something_is_written_is_named_all_the_same(make_trainer, run, tmp_path, monkeypatch, where):
+def test_a_folder_that_goes_while_something_is_written_is_named_all_the_same(
+    make_trainer, run, tmp_path, monkeypatch, where
+):
     from estune.run.metrics_file import Measured
     from estune.theta import checkpoint, theta
 
@@ -134,7 +144,11 @@ def test_what_follows_the_last_step_is_watched_too(make_trainer, run, tmp_path):
     trainer = make_trainer()
     trainer.train()
     run.rename(tmp_path / "away")
-    for write in (trainer.save_model, lambda: trainer.folder.write_completions(4, []), lambda: trainer.folder.keep_mishap("lost")):
+    for write in (
+        trainer.save_model,
+        lambda: trainer.folder.write_completions(4, []),
+        lambda: trainer.folder.keep_mishap("lost"),
+    ):
         with pytest.raises(LostFolderError, match="was moved to"):
             write()
     trainer.save_model(str(tmp_path / "elsewhere"))
@@ -142,7 +156,9 @@ def test_what_follows_the_last_step_is_watched_too(make_trainer, run, tmp_path):
     assert not run.exists()
 
 
-def test_the_command_ends_with_status_1_and_one_line(mini, data, tmp_path, capsys, in_a_folder_of_its_own):
+def test_the_command_ends_with_status_1_and_one_line(
+    mini, data, tmp_path, capsys, in_a_folder_of_its_own
+):
     Path("meddler.py").write_text(
         "import os\n"
         "def meddle(completions, trainer_state, **columns):\n"
@@ -150,10 +166,23 @@ def test_the_command_ends_with_status_1_and_one_line(mini, data, tmp_path, capsy
         "        os.rename('out', 'away')\n"
         "    return [float(len(text)) for text in completions]\n"
     )
-    where = ["--model_name_or_path", str(mini), "--dataset_name", str(data), "--reward_funcs", "meddler.meddle", "--output_dir", "out"]
+    where = [
+        "--model_name_or_path",
+        str(mini),
+        "--dataset_name",
+        str(data),
+        "--reward_funcs",
+        "meddler.meddle",
+        "--output_dir",
+        "out",
+    ]
     assert main(["train", *where, *FLAGS]) == 1
     err = capsys.readouterr().err
-    assert err == f"estune: out: was moved to {tmp_path / 'away'} while the run was going on, and the run can be resumed there; " + (
-        "the run stops before it writes there again\n"
+    assert (
+        err
+        == f"estune: out: was moved to {tmp_path / 'away'} while the run was going on, and the run can be resumed there; "
+        + ("the run stops before it writes there again\n")
     )
-    assert [json.loads(line).get("step") for line in Path("away/journal.jsonl").read_text().splitlines()] == [None, 1]
+    assert [
+        json.loads(line).get("step") for line in Path("away/journal.jsonl").read_text().splitlines()
+    ] == [None, 1]

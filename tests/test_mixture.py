@@ -37,7 +37,9 @@ def two(easy=None, hard=None):
 def asked(mixture, step, history=(), **settings):
     """How many rows of each task a step asks."""
     everything = list(mixture)
-    return Counter(everything[i]["task"] for i in mixture.batch(ESConfig(**settings), step, history))
+    return Counter(
+        everything[i]["task"] for i in mixture.batch(ESConfig(**settings), step, history)
+    )
 
 
 # Rows
@@ -46,18 +48,30 @@ def asked(mixture, step, history=(), **settings):
 def test_rows_of_all_tasks_stand_together_with_the_name_of_theirs_and_none_where_they_have_no_such_column():
     everything = list(two())
     assert [row["task"] for row in everything] == ["easy"] * 6 + ["hard"] * 4
-    assert everything[0] == {"prompt": "what is easy 0", "target": "xxxxxxxxx", "level": None, "task": "easy"}
+    assert everything[0] == {
+        "prompt": "what is easy 0",
+        "target": "xxxxxxxxx",
+        "level": None,
+        "task": "easy",
+    }
     assert everything[6] == {"prompt": "what is hard 0", "target": None, "level": 3, "task": "hard"}
 
 
 # Shares
 
 
-@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(1, 300), st.floats(0, 1, exclude_max=True))
+@given(
+    st.lists(st.floats(0.01, 100), min_size=1, max_size=6),
+    st.integers(1, 300),
+    st.floats(0, 1, exclude_max=True),
+)
 def test_shares_add_up_and_each_is_its_weight_rounded_down_or_up(weights, size, start):
     dealt = shares(weights, size, start)
     assert sum(dealt) == size
-    assert all(abs(count - size * weight / sum(weights)) < 1 + 1e-9 for count, weight in zip(dealt, weights, strict=True))
+    assert all(
+        abs(count - size * weight / sum(weights)) < 1 + 1e-9
+        for count, weight in zip(dealt, weights, strict=True)
+    )
 
 
 def test_over_many_steps_each_task_gets_its_weight():
@@ -70,9 +84,13 @@ def test_over_many_steps_each_task_gets_its_weight():
 def test_a_batch_is_a_function_of_seed_and_step_alone():
     first, second = two(), two()
     batches = [first.batch(ESConfig(batch_size=5), step, []) for step in range(1, 20)]
-    assert batches == [second.batch(ESConfig(batch_size=5, sigma=0.5), step, []) for step in range(1, 20)]
+    assert batches == [
+        second.batch(ESConfig(batch_size=5, sigma=0.5), step, []) for step in range(1, 20)
+    ]
     assert len({tuple(batch) for batch in batches}) > 15
-    assert batches != [first.batch(ESConfig(batch_size=5, seed=1), step, []) for step in range(1, 20)]
+    assert batches != [
+        first.batch(ESConfig(batch_size=5, seed=1), step, []) for step in range(1, 20)
+    ]
 
 
 def test_no_row_comes_twice_before_all_of_its_task_have_come():
@@ -85,7 +103,9 @@ def test_no_row_comes_twice_before_all_of_its_task_have_come():
 
 def test_every_row_is_drawn_as_often_as_every_other_of_its_task():
     mixture = two()
-    drawn = Counter(i for step in range(1, 3001) for i in mixture.batch(ESConfig(batch_size=4), step, []))
+    drawn = Counter(
+        i for step in range(1, 3001) for i in mixture.batch(ESConfig(batch_size=4), step, [])
+    )
     assert [drawn[i] / 1000 for i in range(6)] == pytest.approx([1.0] * 6, rel=0.1)
     assert [drawn[i] / 1500 for i in range(6, 10)] == pytest.approx([1.0] * 4, rel=0.1)
 
@@ -107,7 +127,10 @@ def test_tasks_join_and_leave_at_their_steps():
 def test_a_task_joins_after_the_one_before_it_has_earned_enough_and_stays():
     mixture = two(hard={"from_reward": 0.5})
     assert sorted(asked(mixture, 3, [{"easy": 0.4}, {"easy": None}])) == ["easy"]
-    assert sorted(asked(mixture, 4, [{"easy": 0.4}, {"easy": 0.5}, {"easy": 0.1}])) == ["easy", "hard"]
+    assert sorted(asked(mixture, 4, [{"easy": 0.4}, {"easy": 0.5}, {"easy": 0.1}])) == [
+        "easy",
+        "hard",
+    ]
     assert sorted(asked(mixture, 2, [{"hard": 9.0}])) == ["easy"]
 
 
@@ -115,7 +138,10 @@ def test_what_a_task_earned_is_the_mean_over_its_rewards_that_are_there():
     mixture = two(hard={"from_reward": 0.5})
     everything = list(mixture)
     totals = np.array([[1.0, np.nan, 5.0], [0.0, np.nan, np.nan]])
-    assert mixture.earned([everything[0], everything[1], everything[7]], totals) == {"easy": 0.5, "hard": 5.0}
+    assert mixture.earned([everything[0], everything[1], everything[7]], totals) == {
+        "easy": 0.5,
+        "hard": 5.0,
+    }
     assert two().earned([everything[0]], totals[:, :1]) is None, "nothing waits for it"
 
 
@@ -159,7 +185,12 @@ def test_what_a_tasks_reward_logs_has_its_name_and_its_place():
         return [0.0] * len(completions)
 
     logged = {}
-    call(ForTask(logging, "a"), log_extra=logged.__setitem__, log_metric=logged.__setitem__, trainer_state=0.5)
+    call(
+        ForTask(logging, "a"),
+        log_extra=logged.__setitem__,
+        log_metric=logged.__setitem__,
+        trainer_state=0.5,
+    )
     assert logged == {"a/length": [3, None, 9], "a/correct": 0.5}
 
 
@@ -168,8 +199,13 @@ def test_a_wrong_number_of_rewards_names_the_task(make_trainer):
         return [1.0]
 
     mixture = Mixture([Part("a", rows("a", 2), [one]), Part("b", rows("b", 1), [longest])])
-    with pytest.raises(RewardError, match="reward function a/one raised ValueError: 1 rewards for the 2 completions of a"):
-        make_trainer(train_dataset=mixture, eval_dataset=None, reward_funcs=mixture.reward_funcs).train()
+    with pytest.raises(
+        RewardError,
+        match="reward function a/one raised ValueError: 1 rewards for the 2 completions of a",
+    ):
+        make_trainer(
+            train_dataset=mixture, eval_dataset=None, reward_funcs=mixture.reward_funcs
+        ).train()
 
 
 # What cannot be
@@ -179,14 +215,36 @@ def test_a_wrong_number_of_rewards_names_the_task(make_trainer):
     ("make", "error", "says"),
     [
         (lambda: Mixture([]), ConfigError, "datasets: give at least one"),
-        (lambda: Mixture([Part("a", rows("a", 1)), Part("a", rows("a", 1))]), ConfigError, "each another name .*they are a, a"),
-        (lambda: two(easy={"from_reward": 0.5}), ConfigError, "easy: from_reward looks at the one before it"),
+        (
+            lambda: Mixture([Part("a", rows("a", 1)), Part("a", rows("a", 1))]),
+            ConfigError,
+            "each another name .*they are a, a",
+        ),
+        (
+            lambda: two(easy={"from_reward": 0.5}),
+            ConfigError,
+            "easy: from_reward looks at the one before it",
+        ),
         (lambda: two(easy={"weight": 0.0}), ConfigError, "easy: weight must be greater than 0"),
-        (lambda: two(easy={"weight": float("nan")}), ConfigError, "easy: weight must be greater than 0"),
-        (lambda: two(easy={"from_step": 3, "until_step": 2}), ConfigError, "easy: from_step must be"),
+        (
+            lambda: two(easy={"weight": float("nan")}),
+            ConfigError,
+            "easy: weight must be greater than 0",
+        ),
+        (
+            lambda: two(easy={"from_step": 3, "until_step": 2}),
+            ConfigError,
+            "easy: from_step must be",
+        ),
         (lambda: Mixture([Part("a", [])]), DataError, "datasets: a: has no rows"),
         (lambda: Mixture([Part("a", rows("a", 1, task="x"))]), DataError, "has a column 'task'"),
-        (lambda: Mixture([Part("a", rows("a", 1), [short]), Part("b", rows("b", 1, target="x"))]), RewardError, "parameter 'target'"),
+        (
+            lambda: Mixture(
+                [Part("a", rows("a", 1), [short]), Part("b", rows("b", 1, target="x"))]
+            ),
+            RewardError,
+            "parameter 'target'",
+        ),
     ],
 )
 def test_a_mixture_that_cannot_be_is_refused_in_one_line(make, error, says):
@@ -198,15 +256,35 @@ def test_a_mixture_that_cannot_be_is_refused_in_one_line(make, error, says):
     ("parts", "settings", "says"),
     [
         ({"easy": {"weight": 2.0}}, {}, "batch_size: weights are shares of a batch"),
-        ({"easy": {"until_step": 2}, "hard": {"from_step": 4}}, {}, "datasets: none of them is in at step 3"),
-        ({"easy": {"from_step": 2}, "hard": {"from_step": 2}}, {}, "datasets: none of them is in at step 1"),
-        ({"easy": {"until_step": 2}, "hard": {"from_reward": 0.5}}, {}, "datasets: none of them is in at step 3"),
+        (
+            {"easy": {"until_step": 2}, "hard": {"from_step": 4}},
+            {},
+            "datasets: none of them is in at step 3",
+        ),
+        (
+            {"easy": {"from_step": 2}, "hard": {"from_step": 2}},
+            {},
+            "datasets: none of them is in at step 1",
+        ),
+        (
+            {"easy": {"until_step": 2}, "hard": {"from_reward": 0.5}},
+            {},
+            "datasets: none of them is in at step 3",
+        ),
     ],
 )
-def test_a_run_that_would_have_nothing_to_ask_is_refused_before_a_model_is_loaded(make_trainer, parts, settings, says):
+def test_a_run_that_would_have_nothing_to_ask_is_refused_before_a_model_is_loaded(
+    make_trainer, parts, settings, says
+):
     mixture = two(**parts)
     with pytest.raises(ConfigError, match=f"^{says}"):
-        make_trainer("no/such/model", train_dataset=mixture, eval_dataset=None, reward_funcs=mixture.reward_funcs, **settings)
+        make_trainer(
+            "no/such/model",
+            train_dataset=mixture,
+            eval_dataset=None,
+            reward_funcs=mixture.reward_funcs,
+            **settings,
+        )
 
 
 # A run
@@ -240,7 +318,11 @@ def trained(make_trainer, folder, mixture, dies_at=None, **settings):
     return trainer
 
 
-CURRICULA = {"by step": {"hard": {"from_step": 3}}, "by reward": {"hard": {"from_reward": -1e9}}, "weights": {"easy": {"weight": 3.0}}}
+CURRICULA = {
+    "by step": {"hard": {"from_step": 3}},
+    "by reward": {"hard": {"from_reward": -1e9}},
+    "weights": {"easy": {"weight": 3.0}},
+}
 
 
 @pytest.mark.parametrize("kind", CURRICULA)
@@ -255,12 +337,19 @@ def test_the_journal_holds_what_a_curriculum_by_reward_goes_by(make_trainer, tmp
     trainer = trained(make_trainer, tmp_path / "run", two(hard={"from_reward": -1e9}))
     earned = [step["task_rewards"] for step in steps_of(trainer.folder.path)]
     assert [sorted(one) for one in earned] == [["easy"], *[["easy", "hard"]] * 3]
-    metrics = [json.loads(line) for line in (trainer.folder.path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["rewards/easy/short/mean"] for line in metrics] == pytest.approx([one["easy"] for one in earned])
+    metrics = [
+        json.loads(line)
+        for line in (trainer.folder.path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [line["rewards/easy/short/mean"] for line in metrics] == pytest.approx(
+        [one["easy"] for one in earned]
+    )
     assert metrics[0]["rewards/hard/longest/mean"] is None
 
 
-@pytest.mark.parametrize("other", [{"easy": {"weight": 2.0}}, {"hard": {"from_step": 2}}, {"hard": {"from_reward": 0.5}}])
+@pytest.mark.parametrize(
+    "other", [{"easy": {"weight": 2.0}}, {"hard": {"from_step": 2}}, {"hard": {"from_reward": 0.5}}]
+)
 def test_another_plan_is_refused_on_resume(make_trainer, tmp_path, other):
     trained(make_trainer, tmp_path / "run", two(), dies_at=13)
     with pytest.raises(ConfigError, match="^train_data: "):
@@ -284,9 +373,17 @@ def train(mini, tmp_path, monkeypatch):
 
 
 def test_datasets_in_yaml_mix_tasks_and_files(train, data, tmp_path):
-    entries = [{"task": "conciseness", "weight": 3}, {"path": str(data), "label": "mine", "reward_funcs": ["conciseness_reward"]}]
-    assert train(entries, "--batch_size", "4", "--eval_strategy", "steps", "--max_eval_samples", "2") == 0
-    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    entries = [
+        {"task": "conciseness", "weight": 3},
+        {"path": str(data), "label": "mine", "reward_funcs": ["conciseness_reward"]},
+    ]
+    assert (
+        train(entries, "--batch_size", "4", "--eval_strategy", "steps", "--max_eval_samples", "2")
+        == 0
+    )
+    metrics = [
+        json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert metrics[-1]["rewards/mine/conciseness_reward/mean"] <= 0
     assert metrics[-1]["eval_rewards/conciseness/conciseness_reward/mean"] <= 0
     config = json.loads((tmp_path / "out" / "journal.jsonl").read_text().splitlines()[0])["config"]
@@ -307,26 +404,64 @@ def test_other_datasets_are_refused_on_resume(train, data, capsys):
 def test_a_mixture_can_be_given_as_a_flag(mini, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ["--datasets", "[{task: conciseness, weight: 2}, {task: countdown}]", *FLAGS]
-    assert main(["train", "--model_name_or_path", str(mini), "--output_dir", "out", "--max_train_samples", "3", *flags]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--model_name_or_path",
+                str(mini),
+                "--output_dir",
+                "out",
+                "--max_train_samples",
+                "3",
+                *flags,
+            ]
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
     ("datasets", "says"),
     [
-        ([{"task": "conciseness", "wieght": 2}], "datasets: entry 1: unknown setting 'wieght'; did you mean 'weight'?"),
+        (
+            [{"task": "conciseness", "wieght": 2}],
+            "datasets: entry 1: unknown setting 'wieght'; did you mean 'weight'?",
+        ),
         ([{"task": "conciseness"}, {"task": "countdwon"}], "did you mean 'countdown'?"),
-        ([{"task": "conciseness", "weight": 0}], "datasets: entry 1: weight: must be greater than 0; it is 0"),
-        ([{"task": "conciseness", "weight": "much"}], "datasets: entry 1: weight: must be a valid number"),
-        ([{"task": "conciseness", "from_step": 0}], "datasets: entry 1: from_step: must be at least 1"),
+        (
+            [{"task": "conciseness", "weight": 0}],
+            "datasets: entry 1: weight: must be greater than 0; it is 0",
+        ),
+        (
+            [{"task": "conciseness", "weight": "much"}],
+            "datasets: entry 1: weight: must be a valid number",
+        ),
+        (
+            [{"task": "conciseness", "from_step": 0}],
+            "datasets: entry 1: from_step: must be at least 1",
+        ),
         ([{}], "datasets: entry 1: give a task, or the path of data"),
-        ([{"task": "conciseness", "path": "x"}], "datasets: entry 1: give a task, or the path of data"),
-        ([{"path": "x.jsonl"}], "datasets: entry 1: reward_funcs: give at least one reward function, or a task"),
+        (
+            [{"task": "conciseness", "path": "x"}],
+            "datasets: entry 1: give a task, or the path of data",
+        ),
+        (
+            [{"path": "x.jsonl"}],
+            "datasets: entry 1: reward_funcs: give at least one reward function, or a task",
+        ),
         (
             [{"task": "conciseness"}, {"path": "no.jsonl", "reward_funcs": ["conciseness_reward"]}],
             "datasets: entry 2: no.jsonl: no such file",
         ),
-        ([{"task": "conciseness", "from_step": 3, "until_step": 2}], "from_step must be from 1 on and not after until_step"),
-        ([{"task": "conciseness"}, {"task": "conciseness"}], "each another name (label); they are conciseness, conciseness"),
+        (
+            [{"task": "conciseness", "from_step": 3, "until_step": 2}],
+            "from_step must be from 1 on and not after until_step",
+        ),
+        (
+            [{"task": "conciseness"}, {"task": "conciseness"}],
+            "each another name (label); they are conciseness, conciseness",
+        ),
         ("conciseness", "datasets: must be"),
         ([], "task: give one"),
     ],

@@ -51,18 +51,34 @@ def test_a_deviation_scales_as_its_values_do(power):
 @pytest.mark.parametrize("shaping", ["z_score", "centered_rank"])
 @pytest.mark.parametrize("antithetic", [False, True])
 @pytest.mark.parametrize("prompt_shaping", [None, *PROMPT_SHAPING])
-def test_an_update_does_not_depend_on_the_scale_of_the_rewards(power, shaping, antithetic, prompt_shaping):
-    config = ESConfig(population_size=4, reward_shaping=shaping, antithetic=antithetic, prompt_shaping=prompt_shaping)
+def test_an_update_does_not_depend_on_the_scale_of_the_rewards(
+    power, shaping, antithetic, prompt_shaping
+):
+    config = ESConfig(
+        population_size=4,
+        reward_shaping=shaping,
+        antithetic=antithetic,
+        prompt_shaping=prompt_shaping,
+    )
     totals = np.array([[1.0, 8.0], [2.0, -5.0], [4.0, 0.0], [-3.0, np.nan]])
     wanted = strategy.tell(config, fitness_of(config, totals))
-    assert strategy.tell(config, fitness_of(config, np.ldexp(totals, power))) == pytest.approx(wanted, rel=1e-6)
+    assert strategy.tell(config, fitness_of(config, np.ldexp(totals, power))) == pytest.approx(
+        wanted, rel=1e-6
+    )
 
 
 def test_a_huge_reward_beside_ordinary_ones_is_a_z_score_like_another():
-    np.testing.assert_allclose(strategy.z_score(np.array([1e200, 1.0, 1.0, 1.0])), strategy.z_score(np.array([1.0, 0, 0, 0])))
+    np.testing.assert_allclose(
+        strategy.z_score(np.array([1e200, 1.0, 1.0, 1.0])),
+        strategy.z_score(np.array([1.0, 0, 0, 0])),
+    )
 
 
-@given(st.lists(st.lists(NUMBER | st.just(np.nan), min_size=2, max_size=2), min_size=2, max_size=6).map(np.array))
+@given(
+    st.lists(
+        st.lists(NUMBER | st.just(np.nan), min_size=2, max_size=2), min_size=2, max_size=6
+    ).map(np.array)
+)
 def test_the_fitness_of_finite_rewards_is_finite_and_its_coefficients_too(totals):
     for shape in (centered, standardized):
         fitness = shape(totals)
@@ -84,7 +100,10 @@ def test_intervals_and_tests_of_finite_numbers_are_finite(values):
 
 
 @settings(max_examples=60)
-@given(st.lists(st.integers(-50, 50).map(float), min_size=1, max_size=8).map(np.array), st.sampled_from(SIZES))
+@given(
+    st.lists(st.integers(-50, 50).map(float), min_size=1, max_size=8).map(np.array),
+    st.sampled_from(SIZES),
+)
 def test_a_paired_test_does_not_depend_on_the_scale_of_the_differences(values, power):
     assume(values.any())
     assert statistics.sign_flip(np.ldexp(values, power)) == statistics.sign_flip(values)

@@ -33,14 +33,19 @@ def test_philox_gives_the_known_answers_of_random123(counter, key, words):
 
 
 def test_the_table_is_the_published_one():
-    assert hashlib.blake2b(table().astype("<f4").tobytes(), digest_size=16).hexdigest() == "65561716612ffbcbfd947ed80353b542"
+    assert (
+        hashlib.blake2b(table().astype("<f4").tobytes(), digest_size=16).hexdigest()
+        == "65561716612ffbcbfd947ed80353b542"
+    )
     assert np.mean(table().astype(np.float64) ** 2) == pytest.approx(1, abs=1e-7)
 
 
 def test_the_first_values_are_those_of_the_definition():
     values = gaussian(7, "model.embed_tokens.weight", (4,))
     assert values.dtype == np.float32
-    assert values.tolist() == pytest.approx([-0.35216635, -0.1231456, 0.036860775, -0.6593757], rel=1e-7)
+    assert values.tolist() == pytest.approx(
+        [-0.35216635, -0.1231456, 0.036860775, -0.6593757], rel=1e-7
+    )
 
 
 def literal_element(seed: int, name: str, i: int) -> float:
@@ -50,23 +55,34 @@ def literal_element(seed: int, name: str, i: int) -> float:
     k = [seed % 2**32, seed // 2**32]
     for _ in range(10):
         first, second = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
-        c = [(second >> 32) ^ c[1] ^ k[0], second % 2**32, (first >> 32) ^ c[3] ^ k[1], first % 2**32]
+        c = [
+            (second >> 32) ^ c[1] ^ k[0],
+            second % 2**32,
+            (first >> 32) ^ c[3] ^ k[1],
+            first % 2**32,
+        ]
         k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
     word = c[i % 8 // 2]
     half = word >> 16 if i % 2 else word % 2**16
-    rms = float(np.sqrt(np.mean([NormalDist().inv_cdf((n + 0.5) / 65536) ** 2 for n in range(65536)])))
+    rms = float(
+        np.sqrt(np.mean([NormalDist().inv_cdf((n + 0.5) / 65536) ** 2 for n in range(65536)]))
+    )
     return float(np.float32(NormalDist().inv_cdf((half + 0.5) / 65536) / rms))
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**63 + 5, 2**64 - 1])
 def test_elements_are_laid_out_as_defined(seed):
     values = gaussian(seed, "a.weight", (24,), backend="numpy")
-    assert [float(values[i]) for i in (0, 1, 7, 8, 15, 23)] == [literal_element(seed, "a.weight", i) for i in (0, 1, 7, 8, 15, 23)]
+    assert [float(values[i]) for i in (0, 1, 7, 8, 15, 23)] == [
+        literal_element(seed, "a.weight", i) for i in (0, 1, 7, 8, 15, 23)
+    ]
 
 
 @pytest.mark.parametrize("backend", ["auto", "numba", "torch"])
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**64 - 1])
-@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (7,), (8,), (9,), (3, 5, 7), (1000, 33), (4096,), (4097,)])
+@pytest.mark.parametrize(
+    "shape", [(), (0,), (3, 0), (1,), (7,), (8,), (9,), (3, 5, 7), (1000, 33), (4096,), (4097,)]
+)
 def test_every_backend_equals_the_reference(backend, seed, shape):
     for correlated in (False, True):
         wanted = gaussian(seed, "a.b", shape, backend="numpy", correlated=correlated)
@@ -87,7 +103,9 @@ def test_any_part_of_a_stream_can_be_had_by_itself(start, size):
 
 
 def test_correlated_noise_is_one_stream_for_all_names_and_iid_noise_is_not():
-    assert np.array_equal(gaussian(3, "a", (50,), correlated=True), gaussian(3, "b", (50,), correlated=True))
+    assert np.array_equal(
+        gaussian(3, "a", (50,), correlated=True), gaussian(3, "b", (50,), correlated=True)
+    )
     assert not np.array_equal(gaussian(3, "a", (50,)), gaussian(3, "b", (50,)))
     assert stream("a", correlated=True) == 0
 
@@ -157,10 +175,16 @@ def test_an_update_sums_the_seeds_in_order_in_fp32_and_adds_once(on_device, star
 @pytest.mark.parametrize("on_device", [False, True], ids=["numba", "torch"])
 def test_no_product_and_sum_are_fused(on_device):
     """Some element here would round otherwise under a fused multiply-add, and none does."""
-    write, size, scale = torch_backend.perturb if on_device else kernels.perturb, 20_000, np.float32(1e-3)
+    write, size, scale = (
+        torch_backend.perturb if on_device else kernels.perturb,
+        20_000,
+        np.float32(1e-3),
+    )
     theta, noise, out = spread(size), np.empty(size, np.float32), torch.zeros(size)
     reference.fill(5, 1, 0, noise)
-    fused = (theta.numpy().astype(np.float64) + np.float64(scale) * noise.astype(np.float64)).astype(np.float32)
+    fused = (
+        theta.numpy().astype(np.float64) + np.float64(scale) * noise.astype(np.float64)
+    ).astype(np.float32)
     two_roundings = theta.numpy() + scale * noise
     assert np.any(fused != two_roundings)
     write(theta, float(scale), 5, 1, 0, out)
@@ -176,14 +200,19 @@ def test_no_product_and_sum_of_an_update_are_fused(on_device):
     reference.fill(5, 1, 0, first)
     reference.fill(6, 1, 0, second)
     so_far = coefficients[0] * first
-    fused = (so_far.astype(np.float64) + np.float64(coefficients[1]) * second.astype(np.float64)).astype(np.float32)
+    fused = (
+        so_far.astype(np.float64) + np.float64(coefficients[1]) * second.astype(np.float64)
+    ).astype(np.float32)
     two_roundings = so_far + coefficients[1] * second
     assert np.any(fused != two_roundings)
     move(theta, coefficients.tolist(), seeds, 1, 0)
     assert np.array_equal(theta.numpy(), two_roundings)
 
 
-@pytest.mark.parametrize(("dtype", "value"), [(torch.float16, 65_530.0), (torch.bfloat16, 3.4e38), (torch.float32, float("inf"))])
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(torch.float16, 65_530.0), (torch.bfloat16, 3.4e38), (torch.float32, float("inf"))],
+)
 def test_weights_that_are_not_finite_are_told(dtype, value):
     theta = torch.full((5000,), 1.0)
     out = torch.zeros(5000, dtype=dtype)

@@ -22,7 +22,9 @@ def test_mean_variance_skew_and_kurtosis_are_those_of_a_normal(noise):
     assert abs(noise.mean()) < 5 / np.sqrt(N)
     assert abs(noise.var() - 1) < 5 * np.sqrt(2 / N)
     assert abs(np.mean(noise**3)) < 5 * np.sqrt(15 / N)
-    assert abs(np.mean(noise**4) - 3) < 5 * np.sqrt(96 / N) + 2e-3  # the table ends at 4.3, which costs a little
+    assert (
+        abs(np.mean(noise**4) - 3) < 5 * np.sqrt(96 / N) + 2e-3
+    )  # the table ends at 4.3, which costs a little
 
 
 @pytest.mark.parametrize("seed", [12346, 12344, 0, 12345 + 2**32, 2**64 - 1])

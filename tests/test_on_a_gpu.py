@@ -52,9 +52,14 @@ def members_on(device: str, center: Center) -> dict[str, str]:
     found = {}
     for number, member in enumerate(MEMBERS):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            room = on(device, {name: torch.full(shape, 7.0, dtype=dtype) for name, shape in SHAPES.items()})
+            room = on(
+                device,
+                {name: torch.full(shape, 7.0, dtype=dtype) for name, shape in SHAPES.items()},
+            )
             for name, _, tensor in center.perturbed(member, room.__getitem__):
-                found[f"{number} {dtype} {name}"] = tensor.cpu().view(-1).view(torch.uint8).numpy().tobytes().hex()
+                found[f"{number} {dtype} {name}"] = (
+                    tensor.cpu().view(-1).view(torch.uint8).numpy().tobytes().hex()
+                )
     return found
 
 
@@ -85,7 +90,9 @@ def test_theta_and_its_members_have_the_cpus_bits(wanted, checkpoint, device, as
     assert (there.digest(), members_on(device, there)) == wanted
 
 
-def test_members_that_stream_from_host_memory_have_the_cpus_bits(wanted, checkpoint, device, monkeypatch):
+def test_members_that_stream_from_host_memory_have_the_cpus_bits(
+    wanted, checkpoint, device, monkeypatch
+):
     if device == "cpu":
         monkeypatch.setattr(kernels, "compiled", lambda kind: True)
     there = updated(checkpoint, share=True)
@@ -104,7 +111,9 @@ def test_an_update_of_large_parameters_gives_the_cpus_theta(count, device, as_a_
     assert there.digest() == wanted.digest()
 
 
-def test_a_large_member_is_the_same_from_theta_on_the_device_and_from_host_memory(device, monkeypatch):
+def test_a_large_member_is_the_same_from_theta_on_the_device_and_from_host_memory(
+    device, monkeypatch
+):
     member = Member(2**64 - 1, -1, 1e-3, "iid", 0)
     empty = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in LARGE.items()}
     rooms = [on(device, copy.deepcopy(empty)) for _ in range(2)]
@@ -123,7 +132,9 @@ def test_a_member_that_is_streamed_while_another_is_written_has_its_own_bits(dev
         monkeypatch.setattr(kernels, "compiled", lambda kind: True)
     monkeypatch.setattr(centers, "_JOB", 1 << 14)
     center = large(device, share=True)
-    room = on(device, {name: torch.zeros(shape, dtype=torch.float32) for name, shape in LARGE.items()})
+    room = on(
+        device, {name: torch.zeros(shape, dtype=torch.float32) for name, shape in LARGE.items()}
+    )
     if device == "cuda":
         busy = torch.randn(4096, 4096, device=device)
         for _ in range(20):

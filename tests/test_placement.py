@@ -30,13 +30,20 @@ def test_it_goes_to_the_gpu_where_it_fits_to_the_byte(spare, device):
 
 def test_the_reason_has_all_sizes():
     there = "28.0 GiB beside 20.0 GiB for the engine and 2.0 GiB in reserve"
-    assert choose("auto", 28 * GIB, 20 * GIB, 79 * GIB, "cuda").why == f"θ is on cuda, which has 79.0 GiB free: {there}"
-    assert choose("auto", 28 * GIB, 20 * GIB, 40 * GIB, "cuda").why == f"θ is in host memory, because cuda has 40.0 GiB free, not {there}"
+    assert (
+        choose("auto", 28 * GIB, 20 * GIB, 79 * GIB, "cuda").why
+        == f"θ is on cuda, which has 79.0 GiB free: {there}"
+    )
+    assert (
+        choose("auto", 28 * GIB, 20 * GIB, 40 * GIB, "cuda").why
+        == f"θ is in host memory, because cuda has 40.0 GiB free, not {there}"
+    )
 
 
 def test_where_it_does_not_fit_but_has_to_it_is_refused():
     with pytest.raises(
-        ResourceError, match=r"center_device: θ does not fit: cuda has 40.0 GiB free, not 28.0 GiB beside .* choose auto or cpu"
+        ResourceError,
+        match=r"center_device: θ does not fit: cuda has 40.0 GiB free, not 28.0 GiB beside .* choose auto or cpu",
     ):
         choose("cuda", 28 * GIB, 20 * GIB, 40 * GIB, "cuda")
 
@@ -51,7 +58,10 @@ def test_without_a_gpu_it_is_in_host_memory_and_nothing_is_said_unless_it_was_as
 OTHERS = [
     ({"workers": "ray"}, "workers: ray has engines in other processes"),
     ({"workers": "accelerate"}, "workers: accelerate has engines in other processes"),
-    ({"engine": "vllm", "vllm_tensor_parallel_size": 2}, "the processes of vllm_tensor_parallel_size read it in host memory"),
+    (
+        {"engine": "vllm", "vllm_tensor_parallel_size": 2},
+        "the processes of vllm_tensor_parallel_size read it in host memory",
+    ),
     ({"engine": "fake"}, r"the engine is not on one \(engine: fake"),
     ({"device": "cpu"}, r"the engine is not on one \(engine: transformers, device: cpu"),
     ({"device": "cuda:1"}, "there is no cuda:1 here"),
@@ -59,12 +69,17 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("settings", "reason"), OTHERS)
-def test_on_a_machine_with_a_gpu_that_theta_cannot_be_on_auto_says_why_and_cuda_is_refused(settings, reason, gpu):
+def test_on_a_machine_with_a_gpu_that_theta_cannot_be_on_auto_says_why_and_cuda_is_refused(
+    settings, reason, gpu
+):
     settings = {"device": "cuda"} | settings
     found = place(ESConfig(**settings), GIB, lambda: GIB)
     assert found.device == "cpu"
     assert found.why.startswith("θ is in host memory, because " + reason.replace("\\", ""))
-    with pytest.raises(ConfigError, match=f"^center_device: θ cannot be on a GPU, because {reason}.*; choose auto or cpu$"):
+    with pytest.raises(
+        ConfigError,
+        match=f"^center_device: θ cannot be on a GPU, because {reason}.*; choose auto or cpu$",
+    ):
         place(ESConfig(center_device="cuda", **settings), GIB, lambda: GIB)
 
 
@@ -77,9 +92,15 @@ def test_without_triton_or_with_vllm_in_another_process_it_stays_in_host_memory(
 
 @pytest.mark.parametrize(
     ("settings", "part"),
-    [({}, 0.92), ({"vllm_gpu_memory_utilization": 0.5}, 0.5), ({"engine_kwargs": {"gpu_memory_utilization": 0.3}}, 0.3)],
+    [
+        ({}, 0.92),
+        ({"vllm_gpu_memory_utilization": 0.5}, 0.5),
+        ({"engine_kwargs": {"gpu_memory_utilization": 0.3}}, 0.3),
+    ],
 )
-def test_of_vllm_its_part_of_the_gpu_counts_weights_and_cache_together(settings, part, gpu, monkeypatch):
+def test_of_vllm_its_part_of_the_gpu_counts_weights_and_cache_together(
+    settings, part, gpu, monkeypatch
+):
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
     config = ESConfig(engine="vllm", device="cuda", **settings)
     room = 79 * GIB - RESERVE - vllm_takes(config, 80 * GIB)
@@ -89,31 +110,59 @@ def test_of_vllm_its_part_of_the_gpu_counts_weights_and_cache_together(settings,
 
 def test_a_model_reckons_what_transformers_will_take_before_it_loads_anything(gpu, tiny):
     def model(**settings):
-        return Model(str(tiny), ESConfig(device="cuda", **settings), None, {"train_dataset": ["what is blue"] * 3})
+        return Model(
+            str(tiny),
+            ESConfig(device="cuda", **settings),
+            None,
+            {"train_dataset": ["what is blue"] * 3},
+        )
 
     assert model().place.device == "cuda"
     small, large = model(max_completion_length=16), model(max_completion_length=1000)
-    assert large._gpu_bytes() - small._gpu_bytes() == 2 * 2 * 32 * 984 * 64  # bf16 × layers × cached × tokens × batch
+    assert (
+        large._gpu_bytes() - small._gpu_bytes() == 2 * 2 * 32 * 984 * 64
+    )  # bf16 × layers × cached × tokens × batch
 
 
-def test_in_host_memory_beside_an_engine_on_a_gpu_it_is_in_one_piece_which_can_be_page_locked(gpu, tiny):
-    there, here = (Model(str(tiny), ESConfig(device=device, center_device="cpu"), None, {}) for device in ("cuda", "cpu"))
+def test_in_host_memory_beside_an_engine_on_a_gpu_it_is_in_one_piece_which_can_be_page_locked(
+    gpu, tiny
+):
+    there, here = (
+        Model(str(tiny), ESConfig(device=device, center_device="cpu"), None, {})
+        for device in ("cuda", "cpu")
+    )
     assert there.center.address and not here.center.address
     assert not there.center.on_device
 
 
 @pytest.mark.parametrize(
-    "words", [["--center_device", "cuda"], ["--center_device", "gpu"], ["--center_device", "cuda", "--workers", "ray"]]
+    "words",
+    [
+        ["--center_device", "cuda"],
+        ["--center_device", "gpu"],
+        ["--center_device", "cuda", "--workers", "ray"],
+    ],
 )
 def test_what_cannot_be_is_one_line_and_exit_status_2(words, tiny, tmp_path, capsys):
-    place = ["--task", "conciseness", "--max_train_samples", "2", "--device", "cpu", "--output_dir", str(tmp_path / "run")]
+    place = [
+        "--task",
+        "conciseness",
+        "--max_train_samples",
+        "2",
+        "--device",
+        "cpu",
+        "--output_dir",
+        str(tmp_path / "run"),
+    ]
     assert main(["train", "--model_name_or_path", str(tiny), *place, *words]) == 2
     errors = capsys.readouterr().err
     assert "center_device: " in errors
     assert errors.count("\n") == 1
 
 
-def test_a_run_says_where_theta_is_when_that_was_set_and_may_change_it_on_resume(make_trainer, capsys, monkeypatch):
+def test_a_run_says_where_theta_is_when_that_was_set_and_may_change_it_on_resume(
+    make_trainer, capsys, monkeypatch
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     make_trainer(max_steps=1).train()
     assert "host memory" not in capsys.readouterr().out

@@ -40,14 +40,26 @@ def smollm() -> str:
 
 
 def command(model: str, out: Path, *more: str) -> list[str]:
-    run = [sys.executable, "-m", "estune", "train", "--model_name_or_path", model, "--output_dir", str(out)]
+    run = [
+        sys.executable,
+        "-m",
+        "estune",
+        "train",
+        "--model_name_or_path",
+        model,
+        "--output_dir",
+        str(out),
+    ]
     return [*run, *COMMON, "--max_steps", "4", "--save_steps", "2", *more]
 
 
 def test_a_gguf_becomes_a_checkpoint_with_all_its_parameters(smollm):
     checkpoint = open_checkpoint(resolve(smollm))
     plan = layout(checkpoint)
-    assert sum(torch.Size(checkpoint.tensors[name].shape).numel() for name in plan.in_model) == 134_515_008
+    assert (
+        sum(torch.Size(checkpoint.tensors[name].shape).numel() for name in plan.in_model)
+        == 134_515_008
+    )
     assert "model.embed_tokens.weight" in plan.in_model
 
 
@@ -62,32 +74,59 @@ def test_a_checkpoint_answers_as_the_engine_did(smollm, tmp_path):
         dtype="float32", eval_strategy="steps",
     )  # fmt: skip
     ESTrainer(smollm, task.reward_funcs[0], config, task.train(8), held_out).train()
-    answers = [json.loads(line)["completion"] for line in (tmp_path / "out/completions/step-2.jsonl").read_text().splitlines()]
+    answers = [
+        json.loads(line)["completion"]
+        for line in (tmp_path / "out/completions/step-2.jsonl").read_text().splitlines()
+    ]
 
     folder = tmp_path / "out" / "checkpoint-2"
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder, padding_side="left"),
+    )
     assert model.dtype == torch.float32
     batch = tokenizer.apply_chat_template(
-        [row["prompt"] for row in held_out], add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
+        [row["prompt"] for row in held_out],
+        add_generation_prompt=True,
+        return_dict=True,
+        return_tensors="pt",
+        padding=True,
     )
     out = model.generate(**batch, max_new_tokens=12, do_sample=False)
-    assert tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True) == answers
+    assert (
+        tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        == answers
+    )
 
 
 def test_a_run_killed_in_three_places_ends_with_the_bytes_of_an_undisturbed_one(smollm, tmp_path):
     subprocess.run(command(smollm, tmp_path / "whole"), check=True, stdout=subprocess.DEVNULL)
     out = tmp_path / "killed"
-    for wanted in (1, 2, 3):  # kill -9 once this many steps are in the journal, wherever the run then is
-        run = subprocess.Popen(command(smollm, out, "--resume_from_checkpoint", "true"), stdout=subprocess.DEVNULL)
+    for wanted in (
+        1,
+        2,
+        3,
+    ):  # kill -9 once this many steps are in the journal, wherever the run then is
+        run = subprocess.Popen(
+            command(smollm, out, "--resume_from_checkpoint", "true"), stdout=subprocess.DEVNULL
+        )
         journal = out / "journal.jsonl"
-        while run.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > wanted):
+        while run.poll() is None and not (
+            journal.exists() and journal.read_bytes().count(b"\n") > wanted
+        ):
             time.sleep(0.05)
         assert run.poll() is None
         run.send_signal(signal.SIGKILL)
         run.wait()
-    subprocess.run(command(smollm, out, "--resume_from_checkpoint", "true"), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        command(smollm, out, "--resume_from_checkpoint", "true"),
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     for name in os.listdir(tmp_path / "whole" / "checkpoint-4"):
-        assert (out / "checkpoint-4" / name).read_bytes() == (tmp_path / "whole" / "checkpoint-4" / name).read_bytes(), name
+        assert (out / "checkpoint-4" / name).read_bytes() == (
+            tmp_path / "whole" / "checkpoint-4" / name
+        ).read_bytes(), name
 
 
 def test_a_member_of_the_real_model_is_the_same_for_one_thread_and_for_four(smollm):
@@ -100,7 +139,9 @@ def test_a_member_of_the_real_model_is_the_same_for_one_thread_and_for_four(smol
     name = "model.embed_tokens.weight"
 
     def weights(center: Center) -> torch.Tensor:
-        tensors = center.perturbed(member, lambda n: torch.empty(one.theta[n].shape, dtype=torch.bfloat16))
+        tensors = center.perturbed(
+            member, lambda n: torch.empty(one.theta[n].shape, dtype=torch.bfloat16)
+        )
         return next(tensor for n, _, tensor in tensors if n == name)
 
     assert torch.equal(weights(one), weights(four))

@@ -21,8 +21,22 @@ YAMLS = sorted(FOLDER.rglob("*.yaml"))
 OVERLAYS = [path for path in YAMLS if "model_name_or_path" not in yaml.safe_load(path.read_text())]
 RECIPES = [path for path in YAMLS if path not in OVERLAYS]
 COUNTDOWN = [path for path in RECIPES if path.parent.name == "countdown"]
-SMALL = ["--engine", "fake", "--max_steps", "2", "--population_size", "2", "--max_train_samples", "4", "--max_eval_samples", "4"]
-PROBLEMS = [{"problem": "what is one", "answer": "1", "level": 2}, {"problem": "what is two", "answer": "2", "level": 3}]
+SMALL = [
+    "--engine",
+    "fake",
+    "--max_steps",
+    "2",
+    "--population_size",
+    "2",
+    "--max_train_samples",
+    "4",
+    "--max_eval_samples",
+    "4",
+]
+PROBLEMS = [
+    {"problem": "what is one", "answer": "1", "level": 2},
+    {"problem": "what is two", "answer": "2", "level": 3},
+]
 
 
 def name_of(path: Path) -> str:
@@ -48,7 +62,16 @@ def two_steps(tiny, tmp_path, capsys, from_the_root):
     """Train by the files given, two steps of the tiny model, on few local rows where the recipe fetches its own."""
 
     def run(*files: Path, more=()) -> None:
-        words = ["train", "--config", *map(str, files), "--model_name_or_path", str(tiny), "--output_dir", str(tmp_path / "out"), *SMALL]
+        words = [
+            "train",
+            "--config",
+            *map(str, files),
+            "--model_name_or_path",
+            str(tiny),
+            "--output_dir",
+            str(tmp_path / "out"),
+            *SMALL,
+        ]
         if config_of(*files).dataset_name:
             from recipes.math.data import write
 
@@ -69,7 +92,11 @@ def test_a_recipe_runs_with_a_small_model_in_place_of_its_own(recipe, two_steps)
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=name_of)
 def test_a_recipe_runs_with_a_file_laid_over_it(overlay, two_steps):
-    two_steps(COUNTDOWN[0], overlay, more=["--workers", "local", "--num_workers", "none", "--ray_address", "none"])
+    two_steps(
+        COUNTDOWN[0],
+        overlay,
+        more=["--workers", "local", "--num_workers", "none", "--ray_address", "none"],
+    )
 
 
 @pytest.mark.ray
@@ -87,7 +114,17 @@ def test_a_recipe_runs_on_workers_of_ray(tiny, tmp_path):
         "--output_dir",
         str(tmp_path / "out"),
     ]
-    command = [sys.executable, "-m", "estune", "train", "--config", *files, "--model_name_or_path", str(tiny), *small]
+    command = [
+        sys.executable,
+        "-m",
+        "estune",
+        "train",
+        "--config",
+        *files,
+        "--model_name_or_path",
+        str(tiny),
+        *small,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "on 127.0.0.1 (process" in done.stderr
@@ -142,7 +179,10 @@ def test_the_math_data_are_hard_problems_to_learn_from_and_all_held_out(tmp_path
     from recipes.math.data import write
 
     write(tmp_path / "data", PROBLEMS, PROBLEMS)
-    train, test = ([json.loads(line) for line in (tmp_path / "data" / f"{split}.jsonl").open()] for split in ("train", "test"))
+    train, test = (
+        [json.loads(line) for line in (tmp_path / "data" / f"{split}.jsonl").open()]
+        for split in ("train", "test")
+    )
     assert [row["answer"] for row in train] == ["2"]
     assert [row["answer"] for row in test] == ["1", "2"]
     assert [message["role"] for message in train[0]["prompt"]] == ["system", "user"]
@@ -153,38 +193,98 @@ def test_the_math_data_are_hard_problems_to_learn_from_and_all_held_out(tmp_path
 
 def readme_commands() -> list[list[str]]:
     text = (ROOT / "README.md").read_text()
-    return [shlex.split(line, comments=True) for line in re.findall(r"^\$ (estune .*)$", text, re.M)]
+    return [
+        shlex.split(line, comments=True) for line in re.findall(r"^\$ (estune .*)$", text, re.M)
+    ]
 
 
 def test_the_commands_of_the_readme_run_as_they_stand(tiny, tmp_path, monkeypatch, capsys):
     """In their order and in one folder, with a small model, a data file and a reward put where they expect them."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.jsonl").write_text('{"prompt": "what is a cat", "target": "xx"}\n')
-    (tmp_path / "my_rewards.py").write_text("def short(completions, target, **columns): return [-len(c) for c in completions]\n")
-    (tmp_path / "answers.jsonl").write_text('{"completion": "</think>\\n<answer>1+2</answer>", "numbers": [1, 2], "target": 3}\n')
+    (tmp_path / "my_rewards.py").write_text(
+        "def short(completions, target, **columns): return [-len(c) for c in completions]\n"
+    )
+    (tmp_path / "answers.jsonl").write_text(
+        '{"completion": "</think>\\n<answer>1+2</answer>", "numbers": [1, 2], "target": 3}\n'
+    )
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     for command in readme_commands():
-        words = [str(tiny) if word == "MODEL" else word.replace("checkpoint-8", "checkpoint-2") for word in command[1:]]
+        words = [
+            str(tiny) if word == "MODEL" else word.replace("checkpoint-8", "checkpoint-2")
+            for word in command[1:]
+        ]
         words = ["1" if word == "4" else word for word in words]
         if words[0] == "train":
-            small = [*SMALL, "--eval_strategy", "no", "--eval_on_start", "false"] if "--dataset_name" in words else SMALL
+            small = (
+                [*SMALL, "--eval_strategy", "no", "--eval_on_start", "false"]
+                if "--dataset_name" in words
+                else SMALL
+            )
             resumes = "--resume_from_checkpoint" in words
-            words += [*small, "--output_dir", "runs/own" if "--dataset_name" in words else "runs/quickstart"]
+            words += [
+                *small,
+                "--output_dir",
+                "runs/own" if "--dataset_name" in words else "runs/quickstart",
+            ]
             words += [] if "MODEL" in command else ["--model_name_or_path", str(tiny)]
             words += ["--sigma", "0.002"] if resumes else []
         if words[0] == "eval":
             words += ["--engine", "fake", "--max_eval_samples", "4"]
         if words[0] == "compare":  # TRL's part takes minutes: test_compare_rl.py
-            words += ["--methods", "es-paper", "--tokens", "40", "--model_name_or_path", str(tiny), *SMALL]
+            words += [
+                "--methods",
+                "es-paper",
+                "--tokens",
+                "40",
+                "--model_name_or_path",
+                str(tiny),
+                *SMALL,
+            ]
         assert main(words) == 0, (command, capsys.readouterr().err)
 
 
 @pytest.mark.slow
 def test_the_grid_of_sigma_alpha_and_n_is_drawn(tiny, tmp_path):
-    command = [sys.executable, "recipes/learning/grid.py", "--config", "recipes/learning/conciseness.yaml", "--output", str(tmp_path)]
-    command += ["--sigmas", "0.01", "0.02", "--ratios", "0.5", "auto", "--populations", "4", "--tokens", "60", "--engine", "fake"]
-    command += ["--model_name_or_path", str(tiny), "--max_train_samples", "2", "--max_completion_length", "4", "--eval_strategy", "no"]
-    done = subprocess.run([*command, "--eval_on_start", "false"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        "recipes/learning/grid.py",
+        "--config",
+        "recipes/learning/conciseness.yaml",
+        "--output",
+        str(tmp_path),
+    ]
+    command += [
+        "--sigmas",
+        "0.01",
+        "0.02",
+        "--ratios",
+        "0.5",
+        "auto",
+        "--populations",
+        "4",
+        "--tokens",
+        "60",
+        "--engine",
+        "fake",
+    ]
+    command += [
+        "--model_name_or_path",
+        str(tiny),
+        "--max_train_samples",
+        "2",
+        "--max_completion_length",
+        "4",
+        "--eval_strategy",
+        "no",
+    ]
+    done = subprocess.run(
+        [*command, "--eval_on_start", "false"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     header, _, *rows = (tmp_path / "grid.md").read_text().splitlines()
     assert header == "| N | σ | α = 0.5 σ | α = auto |"
@@ -195,10 +295,18 @@ def test_the_grid_of_sigma_alpha_and_n_is_drawn(tiny, tmp_path):
 
 @pytest.mark.parametrize("ratio", ["-1", "much", "inf"])
 def test_a_ratio_that_is_none_is_refused_before_anything_runs(ratio, tmp_path):
-    command = [sys.executable, "recipes/learning/grid.py", f"--ratios={ratio}", "--output", str(tmp_path / "grid")]
+    command = [
+        sys.executable,
+        "recipes/learning/grid.py",
+        f"--ratios={ratio}",
+        "--output",
+        str(tmp_path / "grid"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith(f"--ratios: must be numbers above 0, or auto; there is '{ratio}'")
+    assert done.stderr.splitlines()[-1].endswith(
+        f"--ratios: must be numbers above 0, or auto; there is '{ratio}'"
+    )
     assert not (tmp_path / "grid").exists()
 
 
@@ -206,6 +314,9 @@ def test_the_readme_python_example_runs(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
     code = code.replace("HuggingFaceTB/SmolLM2-135M", str(tiny))
-    code = code.replace('output_dir="out"', 'output_dir="out", max_steps=2, population_size=2, max_completion_length=4')
+    code = code.replace(
+        'output_dir="out"',
+        'output_dir="out", max_steps=2, population_size=2, max_completion_length=4',
+    )
     exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "out" / "final" / "model.safetensors").is_file()

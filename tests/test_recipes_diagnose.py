@@ -40,7 +40,9 @@ def test_what_is_odd_is_all_slope_and_mere_noise_is_half_of_each():
     noise = np.random.default_rng(0).standard_normal(2 * PAIRS)
     line = np.column_stack([noise[:PAIRS], -noise[:PAIRS]]).ravel()
     assert diagnose._told(step_of(line, 0.0), antithetic=True, raw=True)["slope"] == 1
-    assert diagnose._told(step_of(noise, 0.0), antithetic=True, raw=True)["slope"] == pytest.approx(0.5, abs=0.03)
+    assert diagnose._told(step_of(noise, 0.0), antithetic=True, raw=True)["slope"] == pytest.approx(
+        0.5, abs=0.03
+    )
 
 
 @pytest.mark.parametrize("fitness", [[1.0, 2.0], [1.0, 2.0, None, 3.0], [None] * 4])
@@ -52,9 +54,31 @@ def test_a_single_pair_and_a_step_without_rewards_tell_no_slope(fitness):
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    words = ["--task", "conciseness", "--max_train_samples", "4", "--max_eval_samples", "4", "--max_completion_length", "6"]
-    words += ["--antithetic", "true", "--population_size", "4", "--sigma", "0.05", "--learning_rate", "auto", "--max_steps", "3"]
-    assert main(["train", "--model_name_or_path", str(tiny), *words, "--output_dir", str(folder)]) == 0
+    words = [
+        "--task",
+        "conciseness",
+        "--max_train_samples",
+        "4",
+        "--max_eval_samples",
+        "4",
+        "--max_completion_length",
+        "6",
+    ]
+    words += [
+        "--antithetic",
+        "true",
+        "--population_size",
+        "4",
+        "--sigma",
+        "0.05",
+        "--learning_rate",
+        "auto",
+        "--max_steps",
+        "3",
+    ]
+    assert (
+        main(["train", "--model_name_or_path", str(tiny), *words, "--output_dir", str(folder)]) == 0
+    )
     return folder
 
 
@@ -65,7 +89,11 @@ def told(*words: str) -> tuple[list[str], list[dict[str, str]], str]:
     assert done.returncode == 0, done.stderr
     header, _, *rows, last = done.stdout.splitlines()
     columns = header.strip("| ").split(" | ")
-    return columns, [dict(zip(columns, row.strip("| ").split(" | "), strict=True)) for row in rows], last
+    return (
+        columns,
+        [dict(zip(columns, row.strip("| ").split(" | "), strict=True)) for row in rows],
+        last,
+    )
 
 
 @pytest.mark.slow
@@ -73,9 +101,17 @@ def test_a_run_is_told_step_by_step(run, tiny):
     columns, rows, last = told(str(run), "--kl", "1")
     assert columns == [name for name in diagnose.COLUMNS if name in columns]
     assert set(columns) >= {"promised", "gained", "slope", "distance", "KL"}
-    base, tuned = load_file(tiny / "model.safetensors"), load_file(run / "checkpoint-3" / "model.safetensors")
-    moved, size = (np.concatenate([t.ravel() for t in tensors]) for tensors in ([tuned[n] - base[n] for n in base], base.values()))
-    assert float(rows[-1]["distance"]) == pytest.approx(np.sqrt((moved**2).mean() / (size**2).mean()), rel=0.03)
+    base, tuned = (
+        load_file(tiny / "model.safetensors"),
+        load_file(run / "checkpoint-3" / "model.safetensors"),
+    )
+    moved, size = (
+        np.concatenate([t.ravel() for t in tensors])
+        for tensors in ([tuned[n] - base[n] for n in base], base.values())
+    )
+    assert float(rows[-1]["distance"]) == pytest.approx(
+        np.sqrt((moved**2).mean() / (size**2).mean()), rel=0.03
+    )
     assert float(rows[-1]["KL"]) != 0
     assert re.match(r"over all steps: gained of what was promised: -?\d", last)
     assert not list(run.glob("tmp*"))
@@ -83,7 +119,11 @@ def test_a_run_is_told_step_by_step(run, tiny):
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):
     done = subprocess.run(
-        [sys.executable, "recipes/learning/diagnose.py", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "recipes/learning/diagnose.py", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "the folder of a run?" in done.stderr

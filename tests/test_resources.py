@@ -24,7 +24,9 @@ def test_too_little_memory_names_both_amounts_what_needs_it_and_the_ways_out(mon
     with pytest.raises(ResourceError) as refusal:
         resources.check_memory(28 * GIB, "θ and the engine's weights of org/model")
     message = str(refusal.value)
-    assert message.startswith("memory: θ and the engine's weights of org/model need 28.0 GiB, 1.5 GiB are available")
+    assert message.startswith(
+        "memory: θ and the engine's weights of org/model need 28.0 GiB, 1.5 GiB are available"
+    )
     assert all(way in message for way in ("smaller model", "bfloat16", "target_parameters"))
 
 
@@ -54,7 +56,10 @@ def test_a_folder_that_cannot_be_made_is_refused_with_the_systems_reason(tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError) as refusal:
         resources.check_disk(tmp_path / "file" / "run", 1, "the checkpoints")
-    assert str(refusal.value) == f"output_dir: {tmp_path}/file/run cannot be written (Not a directory); choose another"
+    assert (
+        str(refusal.value)
+        == f"output_dir: {tmp_path}/file/run cannot be written (Not a directory); choose another"
+    )
 
 
 def test_a_disk_refusal_names_the_setting_that_gave_the_folder(tmp_path):
@@ -70,7 +75,13 @@ def test_too_few_resources_are_the_users_to_mend_and_an_os_error_to_other_code()
 
 @pytest.mark.parametrize(
     ("size", "shown"),
-    [(0, "0.0 MiB"), (80 * 1024, "0.1 MiB"), (512 * MIB, "512.0 MiB"), (GIB, "1.0 GiB"), (140 * GIB, "140.0 GiB")],
+    [
+        (0, "0.0 MiB"),
+        (80 * 1024, "0.1 MiB"),
+        (512 * MIB, "512.0 MiB"),
+        (GIB, "1.0 GiB"),
+        (140 * GIB, "140.0 GiB"),
+    ],
 )
 def test_amounts_are_in_gib_and_small_ones_in_mib(size, shown):
     assert resources.amount(size) == shown
@@ -85,7 +96,9 @@ def test_the_machine_has_memory_disk_and_cores():
 def test_pages_of_files_count_as_free_in_a_container(tmp_path):
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.stat").write_text("anon 300\ninactive_file 250\nactive_file 100\nshmem 50\n")
+    (tmp_path / "memory.stat").write_text(
+        "anon 300\ninactive_file 250\nactive_file 100\nshmem 50\n"
+    )
     assert resources._left_in_container(tmp_path) == 650
 
 
@@ -102,7 +115,9 @@ def test_memory_that_was_freed_can_be_given_back_or_kept_anywhere(monkeypatch):
     resources.keep_freed()
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt")
+@pytest.mark.skipif(
+    not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library has no mallopt"
+)
 def test_a_large_block_that_was_kept_costs_no_new_pages():
     code = """
 import ctypes, resource
@@ -120,4 +135,6 @@ resources.keep_freed()
 faults()
 print(second >= first / 2 > 0, faults() < first / 10)
 """
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split() == ["True", "True"]
+    assert subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split() == ["True", "True"]

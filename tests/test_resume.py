@@ -28,18 +28,32 @@ SETTINGS = {
 def steps_of(folder):
     """The journal's steps without what differs from run to run: the notes with their timings, and so the chain and the checksum."""
     records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()[1:]]
-    return [{name: value for name, value in record.items() if name not in ("notes", "chain", "checksum")} for record in records]
+    return [
+        {
+            name: value
+            for name, value in record.items()
+            if name not in ("notes", "chain", "checksum")
+        }
+        for record in records
+    ]
 
 
 def metrics_of(folder):
     """metrics.jsonl without timings, and so without checksums."""
     timed = ("seconds", "per_second", "step_time", "runtime", "checksum")
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if not name.endswith(timed)} for record in records]
+    return [
+        {name: value for name, value in record.items() if not name.endswith(timed)}
+        for record in records
+    ]
 
 
 def files_of(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def result_of(folder, last=4):
@@ -52,7 +66,9 @@ def result_of(folder, last=4):
         "steps": steps_of(folder),
         "metrics": metrics_of(folder),
         "theta": (sorted(path.name for path in (folder / "theta").iterdir()), snapshot),
-        "completions": files_of(folder / "completions") if (folder / "completions").exists() else {},
+        "completions": files_of(folder / "completions")
+        if (folder / "completions").exists()
+        else {},
         "card": (folder / "README.md").read_text().replace(folder.name, "RUN"),
         "leftovers": leftovers,
     }
@@ -108,7 +124,9 @@ def disk(monkeypatch):
     return Disk(monkeypatch)
 
 
-def test_death_at_every_operation_on_the_disk_changes_nothing_in_the_end(make_trainer, undisturbed, disk, tmp_path):
+def test_death_at_every_operation_on_the_disk_changes_nothing_in_the_end(
+    make_trainer, undisturbed, disk, tmp_path
+):
     number, died = 0, True
     while died:
         number += 1
@@ -126,7 +144,9 @@ def test_death_at_every_operation_on_the_disk_changes_nothing_in_the_end(make_tr
     assert number > 50
 
 
-def test_dying_again_and_again_changes_nothing_in_the_end(make_trainer, undisturbed, disk, tmp_path):
+def test_dying_again_and_again_changes_nothing_in_the_end(
+    make_trainer, undisturbed, disk, tmp_path
+):
     for number in range(1, 1000):
         disk.dies_at(number)
         try:
@@ -145,7 +165,12 @@ def test_a_step_counts_once_its_line_is_whole(make_trainer, undisturbed, tmp_pat
     journal = trainer.folder.path / "journal.jsonl"
     data = journal.read_bytes()
     ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
-    torn = [cut for end in ends for cut in (end - 1, end, end + 1, end + 40) if ends[0] <= cut <= len(data)]
+    torn = [
+        cut
+        for end in ends
+        for cut in (end - 1, end, end + 1, end + 40)
+        if ends[0] <= cut <= len(data)
+    ]
     for cut in torn:
         folder = tmp_path / "torn"
         shutil.copytree(trainer.folder.path, folder)
@@ -199,7 +224,9 @@ def test_the_setting_resumes_as_the_argument_does(make_trainer):
 
 
 @pytest.mark.parametrize("wrong", ["checkpoint-2", 1])
-def test_resuming_from_a_chosen_checkpoint_is_refused_since_the_journal_says_where(make_trainer, wrong):
+def test_resuming_from_a_chosen_checkpoint_is_refused_since_the_journal_says_where(
+    make_trainer, wrong
+):
     with pytest.raises(ConfigError, match="resume_from_checkpoint: must be true or false"):
         make_trainer().train(resume_from_checkpoint=wrong)
 
@@ -216,7 +243,9 @@ def test_resuming_a_finished_run_changes_nothing(make_trainer):
     again = make_trainer(reward_funcs=unused, **SETTINGS).train(resume_from_checkpoint=True)
     assert again == done
     after = files_of(trainer.folder.path)
-    assert {name: data for name, data in after.items() if name != ".lock"} == {n: d for n, d in before.items() if n != ".lock"}
+    assert {name: data for name, data in after.items() if name != ".lock"} == {
+        n: d for n, d in before.items() if n != ".lock"
+    }
 
 
 def test_a_resumed_run_knows_its_best_checkpoint(make_trainer):
@@ -235,14 +264,19 @@ def test_a_resumed_run_knows_its_best_checkpoint(make_trainer):
     make_trainer(reward_funcs=rewards, eval_dataset=held_out, max_steps=2, **settings).train()
     trainer = make_trainer(reward_funcs=rewards, eval_dataset=held_out, **settings)
     trainer.train(resume_from_checkpoint=True)
-    assert sorted(path.name for path in trainer.folder.path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-4"]
+    assert sorted(path.name for path in trainer.folder.path.glob("checkpoint-*")) == [
+        "checkpoint-1",
+        "checkpoint-4",
+    ]
     assert trainer.model.center.version == 1
 
 
 # Replay
 
 
-@pytest.mark.parametrize("kind", [{}, {"noise": "correlated", "antithetic": True}, {"target_parameters": ["q_proj"]}])
+@pytest.mark.parametrize(
+    "kind", [{}, {"noise": "correlated", "antithetic": True}, {"target_parameters": ["q_proj"]}]
+)
 def test_replay_of_each_step_equals_its_checkpoint(make_trainer, mini, kind):
     trainer = make_trainer(save_steps=1, **kind)
     trainer.train()
@@ -259,9 +293,23 @@ def test_the_command_writes_the_checkpoint_of_a_step(make_trainer, tmp_path, cap
 
     trainer = make_trainer(save_steps=1)
     trainer.train()
-    assert main(["replay", str(trainer.folder.path), "--step", str(step), "--output", str(tmp_path / "replayed")]) == 0
+    assert (
+        main(
+            [
+                "replay",
+                str(trainer.folder.path),
+                "--step",
+                str(step),
+                "--output",
+                str(tmp_path / "replayed"),
+            ]
+        )
+        == 0
+    )
     saved = trainer.folder.path / f"checkpoint-{step}" if step else trainer.model.checkpoint.folder
-    assert (tmp_path / "replayed" / "model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
+    assert (tmp_path / "replayed" / "model.safetensors").read_bytes() == (
+        saved / "model.safetensors"
+    ).read_bytes()
 
 
 # Real deaths
@@ -309,8 +357,12 @@ ESTrainer({model!r}, mortal, ESConfig(**settings), rows[:2], rows[2:4]).train()
 @pytest.mark.parametrize(("where", "steps"), [("scoring", 2), ("saving", 2), ("journal", 2)])
 def test_kill_9(make_trainer, mini, tmp_path, undisturbed_plain, where, steps):
     run = tmp_path / "run"
-    script = SCRIPT.format(tests=str(Path(__file__).parent), where=where, run=str(run), model=str(mini))
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    script = SCRIPT.format(
+        tests=str(Path(__file__).parent), where=where, run=str(run), model=str(mini)
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300
+    )
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert Journal.open(run).last == steps
     make_trainer().train(resume_from_checkpoint=True)

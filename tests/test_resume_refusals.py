@@ -30,7 +30,9 @@ def test_a_run_can_be_made_longer(make_trainer, tmp_path):
     make_trainer().train()
     trainer = make_trainer(max_steps=7)
     assert trainer.train(resume_from_checkpoint=True).global_step == 7
-    assert files_of(trainer.folder.path / "checkpoint-7") == files_of(tmp_path / "long" / "checkpoint-7")
+    assert files_of(trainer.folder.path / "checkpoint-7") == files_of(
+        tmp_path / "long" / "checkpoint-7"
+    )
     assert [step["coefficients"] for step in steps_of(trainer.folder.path)] == [
         step["coefficients"] for step in steps_of(tmp_path / "long")
     ]
@@ -92,7 +94,9 @@ def test_what_alters_no_step_may_change_on_resume(make_trainer, name):
 def test_what_would_change_theta_is_refused_by_name(make_trainer, name):
     folder = interrupted(make_trainer)
     before = files_of(folder)
-    with pytest.raises(InputError, match=f"^{name}: the run in .*give the same again, or choose another output_dir"):
+    with pytest.raises(
+        InputError, match=f"^{name}: the run in .*give the same again, or choose another output_dir"
+    ):
         make_trainer(**{name: REFUSED[name]}).train(resume_from_checkpoint=True)
     assert files_of(folder).keys() == before.keys()
     assert (folder / "journal.jsonl").read_bytes() == before["journal.jsonl"]
@@ -119,7 +123,13 @@ def test_another_reward_function_is_refused(make_trainer):
 def test_another_base_model_is_refused(make_trainer, mini, tmp_path):
     interrupted(make_trainer)
     sizes = json.loads((mini / "config.json").read_text())
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    )
     other = make_model(tmp_path / "other", seed=1, **{name: sizes[name] for name in names})
     with pytest.raises(ConfigError, match="^model: .*other does not have the weights"):
         make_trainer(other).train(resume_from_checkpoint=True)
@@ -134,7 +144,12 @@ def test_the_base_model_may_have_moved(make_trainer, mini, tmp_path):
 def test_the_folder_may_have_moved(make_trainer, tmp_path):
     folder = interrupted(make_trainer)
     folder.rename(tmp_path / "moved")
-    assert make_trainer(output_dir=str(tmp_path / "moved")).train(resume_from_checkpoint=True).global_step == 4
+    assert (
+        make_trainer(output_dir=str(tmp_path / "moved"))
+        .train(resume_from_checkpoint=True)
+        .global_step
+        == 4
+    )
 
 
 # The snapshots of θ
@@ -166,13 +181,17 @@ def test_without_snapshots_a_resume_starts_from_the_base(make_trainer, capsys, u
 
 
 @pytest.mark.parametrize("harm", ["values", "header", "empty", "cut", "not safetensors"])
-def test_a_damaged_snapshot_is_passed_over_with_a_warning(make_trainer, capsys, caplog, undisturbed_plain, harm):
+def test_a_damaged_snapshot_is_passed_over_with_a_warning(
+    make_trainer, capsys, caplog, undisturbed_plain, harm
+):
     folder = interrupted(make_trainer)
     snapshot = folder / "theta" / "step-2.safetensors"
     if harm in ("values", "header"):
         damage(snapshot, {"values": -5, "header": 20}[harm])
     else:
-        snapshot.write_bytes({"empty": b"", "cut": snapshot.read_bytes()[:-100], "not safetensors": b"x" * 500}[harm])
+        snapshot.write_bytes(
+            {"empty": b"", "cut": snapshot.read_bytes()[:-100], "not safetensors": b"x" * 500}[harm]
+        )
     with caplog.at_level(logging.WARNING):
         make_trainer().train(resume_from_checkpoint=True)
     assert "going back to an earlier state" in caplog.text
@@ -180,7 +199,9 @@ def test_a_damaged_snapshot_is_passed_over_with_a_warning(make_trainer, capsys, 
     assert_same(folder, undisturbed_plain)
 
 
-def test_of_two_snapshots_the_older_serves_when_the_newer_is_damaged(make_trainer, capsys, undisturbed_plain):
+def test_of_two_snapshots_the_older_serves_when_the_newer_is_damaged(
+    make_trainer, capsys, undisturbed_plain
+):
     folder = interrupted(make_trainer, member=7, save_steps=1)
     older = (folder / "theta" / "step-1.safetensors").read_bytes()
     make_trainer(save_steps=1, max_steps=3).train(resume_from_checkpoint=True)
@@ -192,7 +213,9 @@ def test_of_two_snapshots_the_older_serves_when_the_newer_is_damaged(make_traine
     assert files_of(folder / "checkpoint-4") == files_of(undisturbed_plain / "checkpoint-4")
 
 
-def test_a_snapshot_of_a_step_that_the_journal_lost_is_not_used(make_trainer, capsys, undisturbed_plain):
+def test_a_snapshot_of_a_step_that_the_journal_lost_is_not_used(
+    make_trainer, capsys, undisturbed_plain
+):
     folder = interrupted(make_trainer)
     lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "journal.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:-30])
@@ -219,7 +242,9 @@ def test_a_torn_line_of_metrics_is_written_again(make_trainer, undisturbed_plain
     assert_same(folder, undisturbed_plain)
 
 
-def test_a_snapshot_that_claims_a_step_beyond_the_journal_is_passed_over(make_trainer, undisturbed_plain):
+def test_a_snapshot_that_claims_a_step_beyond_the_journal_is_passed_over(
+    make_trainer, undisturbed_plain
+):
     folder = interrupted(make_trainer)
     snapshot = folder / "theta" / "step-2.safetensors"
     save_file(load_file(snapshot), snapshot, metadata={"version": "99"})

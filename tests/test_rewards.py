@@ -46,7 +46,16 @@ def test_a_function_with_keyword_columns_gets_all_that_trl_passes():
     state = object()
     score(reward, state=state)
     assert sorted(seen) == sorted(
-        ["prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "target", "level"]
+        [
+            "prompts",
+            "completions",
+            "completion_ids",
+            "trainer_state",
+            "log_extra",
+            "log_metric",
+            "target",
+            "level",
+        ]
     )
     assert seen["prompts"] == ["p0", "p1"]
     assert seen["completions"] == ["one", "three"]
@@ -145,7 +154,9 @@ def test_a_class_may_name_its_reward():
 
 
 @pytest.mark.parametrize(
-    "values", [[1, 2], (1, 2), np.array([1, 2]), np.float32([1, 2]), [np.float64(1), 2], [True, 2]], ids=lambda v: type(v).__name__
+    "values",
+    [[1, 2], (1, 2), np.array([1, 2]), np.float32([1, 2]), [np.float64(1), 2], [True, 2]],
+    ids=lambda v: type(v).__name__,
 )
 def test_any_sequence_of_numbers_will_do(values):
     assert score(lambda completions: values).total.tolist() == [1, 2]
@@ -238,7 +249,9 @@ def test_weights_default_to_one_each():
 
 @pytest.mark.parametrize("weights", [[], [1], [1, 2, 3]])
 def test_a_wrong_number_of_weights_names_both_numbers(weights):
-    with pytest.raises(ConfigError, match=rf"reward_weights: {len(weights)} weights for 2 reward functions"):
+    with pytest.raises(
+        ConfigError, match=rf"reward_weights: {len(weights)} weights for 2 reward functions"
+    ):
         Rewards([lengths, Scaled(1)], weights)
 
 
@@ -298,4 +311,8 @@ def test_the_fitness_of_any_rewards_is_the_mean_of_the_numbers_among_them(values
     answers = [Completion("", [], False) for _ in values]
     numbers = [value for value in values if value is not None]
     fitness = Rewards([lambda completions: values]).score(rows, answers).fitness
-    assert math.isnan(fitness) if not numbers else fitness == pytest.approx(math.fsum(numbers) / len(numbers))
+    assert (
+        math.isnan(fitness)
+        if not numbers
+        else fitness == pytest.approx(math.fsum(numbers) / len(numbers))
+    )

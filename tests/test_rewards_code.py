@@ -28,7 +28,10 @@ GRADES = {
     "in a block": (f"So:\n```python\n{ADD}\n```\nDone.", 1.0),
     "in a block without a language": (f"```\n{ADD}\n```", 1.0),
     "in a block that was cut off": (f"```python\n{ADD}", 1.0),
-    "the last of two blocks": (f"```python\ndef add(a, b):\n    return 0\n```\nNo:\n```python\n{ADD}\n```", 1.0),
+    "the last of two blocks": (
+        f"```python\ndef add(a, b):\n    return 0\n```\nNo:\n```python\n{ADD}\n```",
+        1.0,
+    ),
     "half right": ("def add(a, b):\n    return 3", 0.5),
     "wrong": ("def add(a, b):\n    return 7", 0.0),
     "raises": ("raise ValueError", 0.0),
@@ -46,9 +49,13 @@ def test_a_program_earns_the_part_of_its_tests_that_it_passes(program, grade):
     assert score(program) == grade
 
 
-WHOLE = ["try:\n    assert add(1, 2) == 3\nexcept OSError:\n    raise"]  # a test that cannot be split
+WHOLE = [
+    "try:\n    assert add(1, 2) == 3\nexcept OSError:\n    raise"
+]  # a test that cannot be split
 ALWAYS = "    def {0}(self, *others): return {1}\n"
-AGREES = "class Any:\n" + "".join(ALWAYS.format(f"__{name}__", "True") for name in ("eq", "lt", "le", "contains", "bool"))
+AGREES = "class Any:\n" + "".join(
+    ALWAYS.format(f"__{name}__", "True") for name in ("eq", "lt", "le", "contains", "bool")
+)
 SUMS = ["assert add(20000, 977) == 20977", "assert add(3, 10005) == 10008"]
 CHEATS = {
     "equals everything": f"{AGREES}def add(a, b): return Any()",
@@ -94,7 +101,10 @@ def test_a_program_that_does_something_else_earns_nothing(program):
     assert score(program, SUMS, seconds=1.0) == 0
 
 
-@pytest.mark.parametrize("program", [CHEATS[name] for name in CHEATS if "mark" in name or "report" in name or "leaves" in name])
+@pytest.mark.parametrize(
+    "program",
+    [CHEATS[name] for name in CHEATS if "mark" in name or "report" in name or "leaves" in name],
+)
 def test_a_verdict_of_the_programs_own_process_is_not_guessed(program):
     assert score(program, WHOLE) == 0
     assert score(program, WHOLE, unlocked=True) == 0
@@ -117,7 +127,10 @@ def test_the_name_of_a_function_of_pythons_own_may_be_the_programs():
 
 
 def test_a_program_that_redefines_what_a_test_compares_with_gains_nothing():
-    assert score("def abs(x): return 0\ndef add(a, b): return 7", ["assert abs(add(1, 2) - 3) < 1e-6"]) == 0
+    assert (
+        score("def abs(x): return 0\ndef add(a, b): return 7", ["assert abs(add(1, 2) - 3) < 1e-6"])
+        == 0
+    )
 
 
 def test_state_of_one_test_is_not_seen_by_another():
@@ -134,14 +147,18 @@ def test_after_a_test_that_takes_too_long_the_others_fail_without_being_run():
 
 
 def test_programs_that_never_end_cost_themselves_and_nobody_else():
-    rewards = code_reward(["while True: pass", "import time\ntime.sleep(1000)", ADD], [TESTS] * 3, seconds=0.5)
+    rewards = code_reward(
+        ["while True: pass", "import time\ntime.sleep(1000)", ADD], [TESTS] * 3, seconds=0.5
+    )
     assert rewards == [0, 0, 1]
     assert rewards.overran == 2
 
 
 @pytest.mark.slow
 def test_a_program_that_stops_what_watches_it_is_ended_all_the_same():
-    rewards = code_reward(["import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)", ADD], [TESTS] * 2, seconds=0.5)
+    rewards = code_reward(
+        ["import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)", ADD], [TESTS] * 2, seconds=0.5
+    )
     assert rewards == [0, 1]
 
 
@@ -164,7 +181,9 @@ def test_a_program_reaches_no_network():
         port = server.getsockname()[1]
         reached = []
         threading.Thread(target=lambda: reached.append(server.accept()), daemon=True).start()
-        assert score(f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 1)\n{ADD}") == 0
+        assert (
+            score(f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 1)\n{ADD}") == 0
+        )
         assert not reached
 
 
@@ -193,7 +212,9 @@ def test_where_there_is_no_sandbox_nothing_is_run_unless_it_is_wanted(monkeypatc
     assert score(ADD) == 1
 
 
-@pytest.mark.parametrize("tests", [[], "", "[", "[1]", [{"input": "1"}], {"input": "1", "output": "1"}, 3])
+@pytest.mark.parametrize(
+    "tests", [[], "", "[", "[1]", [{"input": "1"}], {"input": "1", "output": "1"}, 3]
+)
 def test_a_row_without_tests_is_refused(tests):
     with pytest.raises(RewardError, match="code_reward: completion 0.* tests"):
         score(ADD, tests)
@@ -206,7 +227,11 @@ def test_the_program_is_the_last_block():
 
 def test_rows_of_mbpp_and_humaneval_become_prompts_and_tests():
     mbpp = {"text": "Add.", "test_list": TESTS, "test_setup_code": "import math"}
-    humaneval = {"prompt": "def add(a, b):\n", "test": "def check(f):\n    assert f(1, 2) == 3", "entry_point": "add"}
+    humaneval = {
+        "prompt": "def add(a, b):\n",
+        "test": "def check(f):\n    assert f(1, 2) == 3",
+        "entry_point": "add",
+    }
     own = {"prompt": "p", "tests": TESTS}
     rows = program_rows([mbpp, humaneval, own])
     assert all(set(row) == {"prompt", "tests"} for row in rows)

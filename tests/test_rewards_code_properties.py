@@ -15,7 +15,18 @@ from estune.rewards.programs.grade import Grade, grade
 from estune.rewards.sandbox import Limits, Outcome
 from estune.tasks.code import program_rows
 
-FENCES = ["```", "```python\n", "```Python3 \n", "```py", "```\r\n", "````\n", "~~~\n", "`", "```json\n", "\n```\n"]
+FENCES = [
+    "```",
+    "```python\n",
+    "```Python3 \n",
+    "```py",
+    "```\r\n",
+    "````\n",
+    "~~~\n",
+    "`",
+    "```json\n",
+    "\n```\n",
+]
 PROGRAMS = [
     ADD,
     f"{ADD}\n",
@@ -31,7 +42,9 @@ PROGRAMS = [
     "\x0c",
     " " * 99,
 ]
-WRITTEN = st.lists(st.one_of(st.sampled_from([*FENCES, *PROGRAMS]), st.text(max_size=12)), max_size=8).map("".join)
+WRITTEN = st.lists(
+    st.one_of(st.sampled_from([*FENCES, *PROGRAMS]), st.text(max_size=12)), max_size=8
+).map("".join)
 PROSE = st.text(st.characters(exclude_characters="`"), max_size=40)
 SLOW = settings(max_examples=15, deadline=None)  # each starts a process
 
@@ -64,7 +77,11 @@ def test_whatever_is_written_earns_from_0_to_1(text, tests):
 @SLOW
 @given(texts=st.lists(WRITTEN, max_size=3))
 def test_conversations_and_batches_of_any_size_earn_one_number_a_completion(texts):
-    rewards = code_reward([[{"role": "assistant", "content": text}] for text in texts], [TESTS[:1]] * len(texts), seconds=1.0)
+    rewards = code_reward(
+        [[{"role": "assistant", "content": text}] for text in texts],
+        [TESTS[:1]] * len(texts),
+        seconds=1.0,
+    )
     assert len(rewards) == len(texts)
     assert all(reward in (0, 1) for reward in rewards)
 
@@ -85,7 +102,10 @@ def test_a_huge_completion_is_read_in_time():
 
 FORGED = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
-    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.sampled_from(["secret", "reports"]), inner, max_size=2)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.sampled_from(["secret", "reports"]), inner, max_size=2),
+    ),
     max_leaves=6,
 )
 
@@ -102,7 +122,11 @@ class Prints:
 
 
 @settings(max_examples=500, deadline=None)
-@given(printed=st.one_of(st.text(), FORGED.map(json.dumps), st.builds(lambda text: "[" * 100_000 + text, st.text())))
+@given(
+    printed=st.one_of(
+        st.text(), FORGED.map(json.dumps), st.builds(lambda text: "[" * 100_000 + text, st.text())
+    )
+)
 def test_a_report_that_something_else_wrote_earns_nothing(printed):
     assert grade(ADD, TESTS, 1.0, Prints(printed.encode("utf-8", "replace"))) == Grade(0.0)
 
@@ -114,8 +138,24 @@ def test_a_program_that_leaves_its_group_is_ended_in_time():
     assert time.monotonic() - started < 8
 
 
-CELLS = st.one_of(st.none(), st.integers(), st.text(max_size=5), st.lists(st.one_of(st.integers(), st.text(max_size=5)), max_size=2))
-COLUMNS = st.sampled_from(["prompt", "text", "test_list", "test_imports", "test_setup_code", "test", "entry_point", "tests"])
+CELLS = st.one_of(
+    st.none(),
+    st.integers(),
+    st.text(max_size=5),
+    st.lists(st.one_of(st.integers(), st.text(max_size=5)), max_size=2),
+)
+COLUMNS = st.sampled_from(
+    [
+        "prompt",
+        "text",
+        "test_list",
+        "test_imports",
+        "test_setup_code",
+        "test",
+        "entry_point",
+        "tests",
+    ]
+)
 
 
 @settings(max_examples=500)

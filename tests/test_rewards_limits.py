@@ -37,7 +37,9 @@ def limited():
 
 def children():
     """The processes that limited calls run in."""
-    return [each for each in psutil.Process().children() if "limited_child" in " ".join(each.cmdline())]
+    return [
+        each for each in psutil.Process().children() if "limited_child" in " ".join(each.cmdline())
+    ]
 
 
 @pytest.mark.parametrize("what", ["spin", "power", "memory", "crash"])
@@ -70,7 +72,9 @@ def test_what_cannot_be_made_is_said_in_its_own_words():
 
 def test_calls_from_several_threads_take_turns(limited):
     found = {}
-    threads = [threading.Thread(target=lambda n=n: found.__setitem__(n, limited(n))) for n in range(8)]
+    threads = [
+        threading.Thread(target=lambda n=n: found.__setitem__(n, limited(n))) for n in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -122,8 +126,15 @@ def test_a_grader_says_how_long_its_calls_may_take():
     assert own_limit(ForTask(bounded, "one"), columns) == 2
     assert own_limit(bounded, {}) is None  # it will be refused by name when it is called
     assert own_limit(len, columns) is None
-    tests = {"completions": ["", "", ""], "tests": [["a"] * 3, '["a"]', None]}  # None: a row of another task
-    assert own_limit(code_reward, tests) > own_limit(functools.partial(code_reward, seconds=1.0), tests) > 4
+    tests = {
+        "completions": ["", "", ""],
+        "tests": [["a"] * 3, '["a"]', None],
+    }  # None: a row of another task
+    assert (
+        own_limit(code_reward, tests)
+        > own_limit(functools.partial(code_reward, seconds=1.0), tests)
+        > 4
+    )
 
 
 @pytest.fixture
@@ -144,16 +155,23 @@ def rewards():
 def test_reward_timeout_does_not_fall_on_a_grader_that_bounds_itself(rewards, workers, first):
     rows = [{"prompt": "p", "tests": TESTS}] * 3
     answers = [Completion(text, [1], False) for text in (SPINS, RIGHT, SPINS)]
-    scores = rewards(functools.partial(code_reward, seconds=0.5), timeout=0.2, workers=workers).score(rows, answers, first=first)
+    scores = rewards(
+        functools.partial(code_reward, seconds=0.5), timeout=0.2, workers=workers
+    ).score(rows, answers, first=first)
     assert scores.total.tolist() == [0, 1, 0]
     assert not scores.failures
     assert failure_metrics([scores, scores]) == {"es/reward_errors": 0, "es/reward_timeouts": 4}
 
 
 def test_in_a_mixture_too_what_met_a_limit_is_counted(rewards):
-    rows = [{"prompt": "p", "tests": TESTS, "task": "code"}, {"prompt": "p", "tests": None, "task": "other"}]
+    rows = [
+        {"prompt": "p", "tests": TESTS, "task": "code"},
+        {"prompt": "p", "tests": None, "task": "other"},
+    ]
     answers = [Completion(SPINS, [1], False)] * 2
-    scores = rewards(ForTask(functools.partial(code_reward, seconds=0.5), "code"), timeout=0.2).score(rows, answers)
+    scores = rewards(
+        ForTask(functools.partial(code_reward, seconds=0.5), "code"), timeout=0.2
+    ).score(rows, answers)
     assert scores.total[0] == 0
     assert math.isnan(scores.total[1])
     assert scores.overran == 1
@@ -163,20 +181,46 @@ def test_a_function_that_does_not_bound_itself_has_reward_timeout_as_ever(reward
     def sleeps(completions):
         time.sleep(100)
 
-    scores = rewards(sleeps, timeout=0.3).score([{"prompt": "p"}], [Completion("a", [1], False)], first=False)
+    scores = rewards(sleeps, timeout=0.3).score(
+        [{"prompt": "p"}], [Completion("a", [1], False)], first=False
+    )
     assert failure_metrics([scores]) == {"es/reward_errors": 1, "es/reward_timeouts": 1}
 
 
-def test_in_training_what_met_a_limit_is_a_metric_from_the_first_step_on(tiny, tmp_path, capsys, monkeypatch):
+def test_in_training_what_met_a_limit_is_a_metric_from_the_first_step_on(
+    tiny, tmp_path, capsys, monkeypatch
+):
     body = "    from estune.rewards.limits import Grades\n    return Grades(map(float, range(len(completions))), overran=1)\n"
     (tmp_path / "bounded_reward.py").write_text(f"def mine(completions, **columns):\n{body}")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     monkeypatch.syspath_prepend(str(tmp_path))
-    words = ["train", "--model_name_or_path", str(tiny), "--engine", "fake", "--dataset_name", str(tmp_path / "rows.jsonl")]
-    words += ["--reward_funcs", "bounded_reward.mine", "--population_size", "2", "--max_steps", "2", "--output_dir", str(tmp_path / "out")]
+    words = [
+        "train",
+        "--model_name_or_path",
+        str(tiny),
+        "--engine",
+        "fake",
+        "--dataset_name",
+        str(tmp_path / "rows.jsonl"),
+    ]
+    words += [
+        "--reward_funcs",
+        "bounded_reward.mine",
+        "--population_size",
+        "2",
+        "--max_steps",
+        "2",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     assert main(words) == 0
-    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["es/reward_timeouts"], line["es/reward_errors"]) for line in metrics] == [(2, 0), (2, 0)]
+    metrics = [
+        json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [(line["es/reward_timeouts"], line["es/reward_errors"]) for line in metrics] == [
+        (2, 0),
+        (2, 0),
+    ]
 
 
 def test_score_says_how_many_met_the_limit_and_grades_the_others(tmp_path, capsys):
@@ -184,7 +228,10 @@ def test_score_says_how_many_met_the_limit_and_grades_the_others(tmp_path, capsy
     rows.write_text('{"completion": "import os; os._exit(0)", "tests": ["assert f(1) == 1"]}\n')
     assert main(["score", "--task", "mbpp", "--completions", str(rows)]) == 0
     assert capsys.readouterr() == ("0.0\n", "")
-    lines = ["from estune.rewards.limits import Grades", "def mine(completions, **columns): return Grades([0.0], overran=1)"]
+    lines = [
+        "from estune.rewards.limits import Grades",
+        "def mine(completions, **columns): return Grades([0.0], overran=1)",
+    ]
     (tmp_path / "mine.py").write_text("\n".join(lines))
     sys.path.insert(0, str(tmp_path))
     try:
@@ -193,4 +240,7 @@ def test_score_says_how_many_met_the_limit_and_grades_the_others(tmp_path, capsy
         sys.path.remove(str(tmp_path))
     out, err = capsys.readouterr()
     assert out == "0.0\n"
-    assert err == "1 answer met the grader's time limit and got its lowest grade (es/reward_timeouts)\n"
+    assert (
+        err
+        == "1 answer met the grader's time limit and got its lowest grade (es/reward_timeouts)\n"
+    )

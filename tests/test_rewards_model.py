@@ -13,7 +13,13 @@ from estune.tasks.reward_functions import resolve_rewards
 
 def reward_model(folder, labels=1):
     torch.manual_seed(0)
-    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     model = LlamaForSequenceClassification(LlamaConfig(**sizes, num_labels=labels, pad_token_id=0))
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
@@ -29,10 +35,14 @@ def test_text_is_scored_as_it_is_joined_one_sequence_like_many(judge):
     folder, model = judge
     rewards = Rewards(resolve_rewards(str(folder)))
     rows = [{"prompt": "what is "}, {"prompt": "the capital of "}]
-    scores = rewards.score(rows, [Completion("blue", [1], False), Completion("the red cat is in the sky", [1], False)])
+    scores = rewards.score(
+        rows, [Completion("blue", [1], False), Completion("the red cat is in the sky", [1], False)]
+    )
     assert rewards.names == ["judge"]
     tokenizer = make_tokenizer()
-    for text, reward in zip(["what is blue", "the capital of the red cat is in the sky"], scores.total, strict=True):
+    for text, reward in zip(
+        ["what is blue", "the capital of the red cat is in the sky"], scores.total, strict=True
+    ):
         with torch.inference_mode():
             logits = model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits
         assert float(logits[0, 0]) == pytest.approx(reward, abs=1e-5)
@@ -43,8 +53,12 @@ def test_a_conversation_goes_through_the_chat_template(judge):
     rewards = Rewards(resolve_rewards([str(folder)]))
     rows = [{"prompt": [{"role": "user", "content": "what is blue"}]}]
     (reward,) = rewards.score(rows, [Completion("the sky", [1], False)]).total
-    text = make_tokenizer().apply_chat_template([*rows[0]["prompt"], {"role": "assistant", "content": "the sky"}], tokenize=False)
-    assert rewards.score([{"prompt": ""}], [Completion(text, [1], False)]).total[0] == pytest.approx(reward, abs=1e-5)
+    text = make_tokenizer().apply_chat_template(
+        [*rows[0]["prompt"], {"role": "assistant", "content": "the sky"}], tokenize=False
+    )
+    assert rewards.score([{"prompt": ""}], [Completion(text, [1], False)]).total[
+        0
+    ] == pytest.approx(reward, abs=1e-5)
 
 
 def test_a_run_trains_on_it(judge, make_trainer):

@@ -16,7 +16,11 @@ from estune.tasks.reward_functions import resolve_rewards
 # what is refused
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, "1", b"1", "high", [1], {}, 1j, 10**400], ids=lambda v: repr(v)[:12])
+@pytest.mark.parametrize(
+    "bad",
+    [math.nan, math.inf, -math.inf, "1", b"1", "high", [1], {}, 1j, 10**400],
+    ids=lambda v: repr(v)[:12],
+)
 def test_what_is_no_finite_number_is_refused_with_the_completions_index(bad):
     message = refusal(lambda completions: [0, bad])
     assert "reward function <lambda> returned" in message
@@ -32,7 +36,17 @@ def test_a_tensor_of_several_numbers_for_a_completion_is_refused():
 
 @pytest.mark.parametrize(
     "bad",
-    [None, 1.5, "ab", b"ab", {0: 1, 1: 2}, {1, 2}, (x for x in (1, 2)), np.array(1.0), np.float64(1)],
+    [
+        None,
+        1.5,
+        "ab",
+        b"ab",
+        {0: 1, 1: 2},
+        {1, 2},
+        (x for x in (1, 2)),
+        np.array(1.0),
+        np.float64(1),
+    ],
     ids=lambda v: type(v).__name__,
 )
 def test_what_is_no_list_is_refused(bad):
@@ -79,7 +93,9 @@ def test_the_line_in_a_call_method_is_named_too():
         def __call__(self, completions):
             raise KeyError("level")
 
-    assert f"test_rewards_refused.py:{Judge.__call__.__code__.co_firstlineno + 1};" in refusal(Judge())
+    assert f"test_rewards_refused.py:{Judge.__call__.__code__.co_firstlineno + 1};" in refusal(
+        Judge()
+    )
 
 
 def test_a_function_that_exits_does_not_end_the_run_unexplained():
@@ -89,7 +105,9 @@ def test_a_function_that_exits_does_not_end_the_run_unexplained():
     assert "judge raised SystemExit" in refusal(judge)
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [KeyboardInterrupt, SystemExit, GeneratorExit], ids=lambda kind: kind.__name__
+)
 def test_a_function_cannot_end_the_run_by_what_it_raises(kind):
     def judge(completions):
         raise kind
@@ -108,7 +126,10 @@ def test_parameters_that_nothing_provides_are_found_before_anything_is_generated
     def judge(completions, answer):
         return []
 
-    with pytest.raises(RewardError, match=r"judge: nothing provides its parameter 'answer'.* prompts, completions, .*level, target"):
+    with pytest.raises(
+        RewardError,
+        match=r"judge: nothing provides its parameter 'answer'.* prompts, completions, .*level, target",
+    ):
         check_parameters(judge, ["target", "level"])
 
 
@@ -116,7 +137,10 @@ def test_a_function_that_takes_no_completions_is_refused_with_the_right_form():
     def judge(prompts, target):
         return []
 
-    with pytest.raises(RewardError, match=r"judge: takes no 'completions'; write it as def f\(completions, \*\*columns\)"):
+    with pytest.raises(
+        RewardError,
+        match=r"judge: takes no 'completions'; write it as def f\(completions, \*\*columns\)",
+    ):
         check_parameters(judge, ["target"])
 
 
@@ -184,7 +208,10 @@ def test_what_names_no_function_is_refused(given, says):
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("statement", ["raise ValueError('broken')", "import sys; sys.exit()", "import sys; sys.exit(0)", "def f(:"])
+@pytest.mark.parametrize(
+    "statement",
+    ["raise ValueError('broken')", "import sys; sys.exit()", "import sys; sys.exit(0)", "def f(:"],
+)
 def test_a_module_that_fails_on_import_is_refused_with_its_path(statement, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

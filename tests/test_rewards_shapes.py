@@ -22,7 +22,9 @@ ANSWERS = [Completion(text, [1], False) for text in ("one", "three", "fifteen")]
 
 def result_of(value, *, workers=0, **settings):
     """The rewards for three completions of a function that returns `value`, and the function's failures."""
-    rewards = Rewards([lambda completions: value], None, Limits(workers=workers, timeout=20), **settings)
+    rewards = Rewards(
+        [lambda completions: value], None, Limits(workers=workers, timeout=20), **settings
+    )
     try:
         return rewards.score(ROWS, ANSWERS)
     finally:
@@ -133,7 +135,10 @@ BAD = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
 def test_what_is_no_reward_ends_the_first_batch_with_one_line(value):
-    with pytest.raises(RewardError, match=r"^reward function <lambda> returned .*it must return one number.*mend it") as caught:
+    with pytest.raises(
+        RewardError,
+        match=r"^reward function <lambda> returned .*it must return one number.*mend it",
+    ) as caught:
         result_of(value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
@@ -160,7 +165,11 @@ def test_a_scorer_refuses_as_the_trainer_does_and_goes_on():
             def __float__(self):
                 raise SystemExit(3)
 
-        return [Exits()] * len(completions) if "three" in completions else [Fraction(1, 2)] * len(completions)
+        return (
+            [Exits()] * len(completions)
+            if "three" in completions
+            else [Fraction(1, 2)] * len(completions)
+        )
 
     rewards = Rewards([judge], None, Limits(workers=1, timeout=20), "zero")
     found = rewards.score(ROWS, ANSWERS)
@@ -196,7 +205,10 @@ def test_a_weighted_sum_that_no_double_holds_names_the_function():
     def larger(completions):
         return [1.0, 1.7e308, 1.0]
 
-    with pytest.raises(RewardError, match=r"reward function larger returned 1\.7e\+308, which makes the weighted sum .*lower its weight"):
+    with pytest.raises(
+        RewardError,
+        match=r"reward function larger returned 1\.7e\+308, which makes the weighted sum .*lower its weight",
+    ):
         Rewards([large, larger], None, Limits(workers=0)).score(ROWS, ANSWERS)
     with pytest.raises(RewardError, match=r"reward function large returned 1e\+308"):
         Rewards([large], [10.0], Limits(workers=0)).score(ROWS, ANSWERS)
@@ -212,9 +224,15 @@ def test_opposite_sums_that_no_double_holds_are_lost_too():
     def minus(completions):
         return [-1.7e308] * 3
 
-    scores = Rewards([plus, minus], [2.0, 2.0], Limits(workers=0), "drop").score(ROWS, ANSWERS, first=False)
+    scores = Rewards([plus, minus], [2.0, 2.0], Limits(workers=0), "drop").score(
+        ROWS, ANSWERS, first=False
+    )
     assert np.isnan(scores.total).all()
-    assert Rewards([plus, minus], None, Limits(workers=0)).score(ROWS, ANSWERS).total.tolist() == [0, 0, 0]
+    assert Rewards([plus, minus], None, Limits(workers=0)).score(ROWS, ANSWERS).total.tolist() == [
+        0,
+        0,
+        0,
+    ]
 
 
 def test_figures_that_functions_log_are_json_whatever_they_are():
@@ -240,6 +258,9 @@ def test_what_a_function_logs_and_the_trainer_cannot_read_is_a_failure_of_that_f
         return [1.0] * len(completions)
 
     rewards = Rewards([judge], None, Limits(workers=1, timeout=20))
-    with pytest.raises(RewardError, match="judge logged something that cannot be received .ValueError: invalid literal"):
+    with pytest.raises(
+        RewardError,
+        match="judge logged something that cannot be received .ValueError: invalid literal",
+    ):
         rewards.score(ROWS, ANSWERS)
     rewards.close()

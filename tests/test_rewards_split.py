@@ -118,7 +118,11 @@ EQUAL = [
     ("assert list(f(1)) == [1]", {"iterator": [1]}, True),
     ("assert f(1) == range(3)", {"range": [0, 3, 1]}, True),
     ("assert f(1) == {'a'}", {"keys": ["a"]}, True),
-    ("from fractions import Fraction\nassert f(1) == Fraction(1, 2)", {"fraction": ["0x1", "0x2"]}, True),
+    (
+        "from fractions import Fraction\nassert f(1) == Fraction(1, 2)",
+        {"fraction": ["0x1", "0x2"]},
+        True,
+    ),
     ("assert f(1) == 0.5", {"decimal": "0.5"}, True),
     ("assert f(1) == 3", {"object": "Any"}, False),
     ("assert f(1) is not None", {"object": "Any"}, True),
@@ -146,7 +150,9 @@ NAN = [
 
 
 @pytest.mark.parametrize("test", NAN)
-@pytest.mark.parametrize("value", [math.nan, [math.nan], {"decimal": "NaN"}, {"complex": [math.nan, 0.0]}], ids=str)
+@pytest.mark.parametrize(
+    "value", [math.nan, [math.nan], {"decimal": "NaN"}, {"complex": [math.nan, 0.0]}], ids=str
+)
 def test_nan_is_never_right_unless_it_is_asked_for(test, value):
     assert not passed(test, value)
 
@@ -176,7 +182,9 @@ FORGED = [
     '[{"value": ' + "[" * 300 + "]" * 300 + "}]",
     '[{"value": ' + "9" * 100_000 + "}]",
     '[{"value": {"int": "0x' + "f" * 100_000 + '"}}]',
-    '[{"value": {"set": [' + ",".join(f'{{"int":"{hex(k * (2**61 - 1))}"}}' for k in range(10_000)) + "]}}]",
+    '[{"value": {"set": ['
+    + ",".join(f'{{"int":"{hex(k * (2**61 - 1))}"}}' for k in range(10_000))
+    + "]}}]",
 ]
 
 
@@ -192,7 +200,11 @@ VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4)),
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
-        st.dictionaries(st.sampled_from(["tuple", "set", "dict", "int", "iterator", "range", "decimal", "x"]), inner, max_size=2),
+        st.dictionaries(
+            st.sampled_from(["tuple", "set", "dict", "int", "iterator", "range", "decimal", "x"]),
+            inner,
+            max_size=2,
+        ),
     ),
     max_leaves=8,
 )
@@ -240,7 +252,9 @@ def test_a_program_has_what_the_tests_define_but_not_what_they_expect():
 
 
 def test_a_list_that_an_assert_gives_to_the_program_is_the_tests_own_all_the_same():
-    found = split("numbers = [3, 1]\nassert f(numbers) == sorted(numbers)\nassert f(numbers) == sorted(numbers)")
+    found = split(
+        "numbers = [3, 1]\nassert f(numbers) == sorted(numbers)\nassert f(numbers) == sorted(numbers)"
+    )
     assert found is not None
     assert [step.source for step in found.steps] == ["numbers = [3, 1]", "f(numbers)"] * 2
     assert found.passed('[{"value": [1, 3]}, {"value": [1, 3]}]')

@@ -12,7 +12,10 @@ from conftest import make_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.ray]
 
-TRANSFORMERS, VLLM = ["--engine", "transformers"], ["--engine", "vllm", "--vllm_enforce_eager", "true"]
+TRANSFORMERS, VLLM = (
+    ["--engine", "transformers"],
+    ["--engine", "vllm", "--vllm_enforce_eager", "true"],
+)
 BIN = Path(sys.executable).parent
 
 
@@ -37,7 +40,10 @@ CASES = {
     "transformers, ray, 2": ([], [*TRANSFORMERS, "--workers", "ray", "--num_workers", "2"]),
     "transformers, ray, 3": ([], [*TRANSFORMERS, "--workers", "ray", "--num_workers", "3"]),
     "vllm, ray, 2": ([], [*VLLM, "--workers", "ray", "--num_workers", "2"]),
-    "vllm, ray, tensors split over two": ([], [*VLLM, "--workers", "ray", "--num_workers", "1", "--vllm_tensor_parallel_size", "2"]),
+    "vllm, ray, tensors split over two": (
+        [],
+        [*VLLM, "--workers", "ray", "--num_workers", "1", "--vllm_tensor_parallel_size", "2"],
+    ),
     "transformers, accelerate, 1": (torchrun(1), [*TRANSFORMERS, "--workers", "accelerate"]),
     "transformers, accelerate, 2": (torchrun(2), [*TRANSFORMERS, "--workers", "accelerate"]),
     "vllm, accelerate, 2": (torchrun(2), [*VLLM, "--workers", "accelerate"]),
@@ -48,7 +54,13 @@ CASES = {
 def place(tmp_path_factory) -> Path:
     """A model of eight heads, so that two can share them; data; and a reward that no rounding of an engine moves."""
     folder = tmp_path_factory.mktemp("place")
-    make_model(folder / "model", hidden_size=256, intermediate_size=128, num_attention_heads=8, num_key_value_heads=4)
+    make_model(
+        folder / "model",
+        hidden_size=256,
+        intermediate_size=128,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+    )
     rows = [{"prompt": f"what is {word}"} for word in ("red", "blue", "cat", "dog")]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "own_rewards.py").write_text(
@@ -61,11 +73,42 @@ def run(place: Path, case: str) -> dict[str, object]:
     """Train for three steps; returns what the journal says of the last."""
     launcher, flags = CASES[case]
     out = place / case.replace(", ", "-").replace(" ", "-")
-    command = [*launcher, str(BIN / "estune"), "train", "--model_name_or_path", "model", "--dataset_name", "data.jsonl"]
-    command += ["--reward_funcs", "own_rewards.vowels", "--output_dir", str(out), "--dtype", "float32", "--sigma", "0.05"]
-    command += ["--population_size", "6", "--max_steps", "3", "--max_completion_length", "2", *flags]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=500)
+    command = [
+        *launcher,
+        str(BIN / "estune"),
+        "train",
+        "--model_name_or_path",
+        "model",
+        "--dataset_name",
+        "data.jsonl",
+    ]
+    command += [
+        "--reward_funcs",
+        "own_rewards.vowels",
+        "--output_dir",
+        str(out),
+        "--dtype",
+        "float32",
+        "--sigma",
+        "0.05",
+    ]
+    command += [
+        "--population_size",
+        "6",
+        "--max_steps",
+        "3",
+        "--max_completion_length",
+        "2",
+        *flags,
+    ]
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "2",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
+    done = subprocess.run(
+        command, cwd=place, env=environment, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     last = json.loads((out / "journal.jsonl").read_text().splitlines()[-1])
     return {name: last[name] for name in ("step", "seeds", "coefficients", "rewards", "digest")}

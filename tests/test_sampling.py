@@ -13,7 +13,9 @@ BUDGET = 12
 
 
 def drawn(one, prompts=PROMPTS, **settings):
-    return one.generate(prompts, max_completion_length=BUDGET, sampling=Sampling(**{"n": 3, "seed": 5} | settings))
+    return one.generate(
+        prompts, max_completion_length=BUDGET, sampling=Sampling(**{"n": 3, "seed": 5} | settings)
+    )
 
 
 def test_n_completions_of_the_first_prompt_come_first_then_those_of_the_next(tiny):
@@ -69,17 +71,30 @@ def test_tokens_come_as_often_as_their_probability_says(temperature, top_p):
     seen = torch.bincount(tokens, minlength=5)
     assert seen[wanted == 0].sum() == 0
     there = wanted > 0
-    assert chisquare(seen[there].numpy(), count * wanted[there].double().numpy() / wanted[there].double().sum().item()).pvalue > 0.001
+    assert (
+        chisquare(
+            seen[there].numpy(),
+            count * wanted[there].double().numpy() / wanted[there].double().sum().item(),
+        ).pvalue
+        > 0.001
+    )
 
 
 def test_the_last_number_below_one_never_draws_a_token_without_probability():
     scores = torch.tensor([[0.0, 1.0, -torch.inf, -torch.inf]])
-    assert draw(scores, torch.tensor([np.nextafter(np.float32(1), np.float32(0))]), Sampling()).tolist() == [1]
+    assert draw(
+        scores, torch.tensor([np.nextafter(np.float32(1), np.float32(0))]), Sampling()
+    ).tolist() == [1]
     assert draw(scores.flip(-1), torch.tensor([0.0]), Sampling()).tolist() == [2]
 
 
 def test_seeds_differ_by_prompt_sample_and_seed():
-    seeds = [s for ids in ([1], [2], [1, 2]) for seed in (0, 1) for s in sample_seeds(ids, Sampling(n=4, seed=seed))]
+    seeds = [
+        s
+        for ids in ([1], [2], [1, 2])
+        for seed in (0, 1)
+        for s in sample_seeds(ids, Sampling(n=4, seed=seed))
+    ]
     assert len(set(seeds)) == 24
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -106,11 +121,21 @@ def test_vllm_draws_the_same_for_a_seed_and_each_token_as_often_as_its_probabili
     assert one.generate(PROMPTS, max_completion_length=BUDGET) == greedy
     few = SETTINGS | {"engine_kwargs": SETTINGS["engine_kwargs"] | {"max_num_batched_tokens": 32}}
     narrow = VLLMEngine(checkpoint, layout(checkpoint), ESConfig(**few))
-    assert drawn(narrow, PROMPTS * 10) == first * 10  # far more than it reads in one go, which it cannot draw for on a CPU
+    assert (
+        drawn(narrow, PROMPTS * 10) == first * 10
+    )  # far more than it reads in one go, which it cannot draw for on a CPU
     reference, count = engine(folder), 600
-    sampling, wanted = Sampling(n=count), reference._model(input_ids=torch.tensor([[5, 6]])).logits[0, -1].softmax(-1)
+    sampling, wanted = (
+        Sampling(n=count),
+        reference._model(input_ids=torch.tensor([[5, 6]])).logits[0, -1].softmax(-1),
+    )
     for each in (one, reference):
-        tokens = [answer.ids[0] if answer.ids else None for answer in each.generate([[5, 6]], max_completion_length=1, sampling=sampling)]
+        tokens = [
+            answer.ids[0] if answer.ids else None
+            for answer in each.generate([[5, 6]], max_completion_length=1, sampling=sampling)
+        ]
         for token in range(5, 64):
             spread = float((wanted[token] * (1 - wanted[token]) / count).sqrt())
-            assert tokens.count(token) / count == pytest.approx(float(wanted[token]), abs=4.5 * spread + 2 / count)
+            assert tokens.count(token) / count == pytest.approx(
+                float(wanted[token]), abs=4.5 * spread + 2 / count
+            )

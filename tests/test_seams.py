@@ -67,10 +67,19 @@ def fail(*arguments, **settings):
 def folder(tmp_path_factory) -> Path:
     """A model, prompts of both kinds, completions and rewards."""
     folder = tmp_path_factory.mktemp("seams")
-    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    small = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     make_model(folder / "model", **small)
     chat = [{"role": "user", "content": "what is red"}]
-    lines(folder / "text.jsonl", [{"prompt": "cat", "target": "x"}, {"prompt": "the red dog", "target": "xx"}])
+    lines(
+        folder / "text.jsonl",
+        [{"prompt": "cat", "target": "x"}, {"prompt": "the red dog", "target": "xx"}],
+    )
     lines(folder / "chat.jsonl", [{"prompt": chat, "target": "x"}])
     lines(folder / "done.jsonl", [{"completion": "red", "target": "x"}])
     rows = [{"prompt": "cat", "target": "x"}, {"prompt": "the red dog", "target": "xx"}]
@@ -79,7 +88,9 @@ def folder(tmp_path_factory) -> Path:
     next((folder / "saved").glob("*.arrow")).rename(folder / "arrow" / "train.arrow")
     (folder / "run.yaml").write_text("population_size: 2\n")
     short = {"population_size": 2, "max_steps": 1, "engine": "fake", "disable_tqdm": True}
-    ESTrainer(str(folder / "model"), vowels, ESConfig(output_dir=str(folder / "finished"), **short), rows).train()
+    ESTrainer(
+        str(folder / "model"), vowels, ESConfig(output_dir=str(folder / "finished"), **short), rows
+    ).train()
     return folder
 
 
@@ -87,11 +98,33 @@ def vowels(completions, **columns):
     return [float(sum(map(text.count, "aeiou"))) for text in completions]
 
 
-RUN = ["--max_steps", "1", "--max_completion_length", "3", "--dtype", "float32", "--reward_workers", "0", "--disable_tqdm", "--seed", "1"]
+RUN = [
+    "--max_steps",
+    "1",
+    "--max_completion_length",
+    "3",
+    "--dtype",
+    "float32",
+    "--reward_workers",
+    "0",
+    "--disable_tqdm",
+    "--seed",
+    "1",
+]
 REWARDS = ["--reward_funcs", "conciseness_reward"]
 MODEL = ["--model_name_or_path", "model", "--config", "run.yaml"]
 COMMANDS = {
-    "train": ["train", *MODEL, "--dataset_name", "chat.jsonl", *REWARDS, *RUN, "--eval_on_start", "--eval_dataset_name", "text.jsonl"],
+    "train": [
+        "train",
+        *MODEL,
+        "--dataset_name",
+        "chat.jsonl",
+        *REWARDS,
+        *RUN,
+        "--eval_on_start",
+        "--eval_dataset_name",
+        "text.jsonl",
+    ],
     "eval": [
         "eval",
         "--model",
@@ -110,7 +143,15 @@ COMMANDS = {
     "score": ["score", *REWARDS, "--completions", "done.jsonl"],
     "train on a folder": ["train", *MODEL, "--dataset_name", "arrow", *REWARDS, *RUN],
     "train on a hub's data": ["train", *MODEL, "--dataset_name", "no/such", *REWARDS, *RUN],
-    "train a hub's model": ["train", "--model_name_or_path", "no/such", "--dataset_name", "text.jsonl", *REWARDS, *RUN],
+    "train a hub's model": [
+        "train",
+        "--model_name_or_path",
+        "no/such",
+        "--dataset_name",
+        "text.jsonl",
+        *REWARDS,
+        *RUN,
+    ],
     "replay": ["replay", "finished", "--step", "1", "--output", "replayed"],
     "tasks": ["tasks"],
     "new-task": ["new-task", "mine"],
@@ -119,7 +160,12 @@ COMMANDS = {
 
 LOCAL = [name for name in COMMANDS if "hub" not in name]
 # Made for a hub, a model object or a function of a script alone.
-ELSEWHERE = {"GenerationConfig.validate", "PreTrainedModel.save_pretrained", "PreTrainedTokenizerFast.save_pretrained", "HfApi"}
+ELSEWHERE = {
+    "GenerationConfig.validate",
+    "PreTrainedModel.save_pretrained",
+    "PreTrainedTokenizerFast.save_pretrained",
+    "HfApi",
+}
 ELSEWHERE |= {"snapshot_download", "dumps", "PreTrainedTokenizerFast.convert_ids_to_tokens"}
 
 
@@ -127,7 +173,11 @@ def replace(monkeypatch, call):
     """Let the library call `module:name` fail."""
     owner, _, name = call.replace(":", ".").rpartition(".")
     module = call.partition(":")[0]
-    monkeypatch.setattr(pkgutil.resolve_name(f"{module}:{owner[len(module) + 1 :]}" if owner != module else module), name, fail)
+    monkeypatch.setattr(
+        pkgutil.resolve_name(f"{module}:{owner[len(module) + 1 :]}" if owner != module else module),
+        name,
+        fail,
+    )
 
 
 @pytest.fixture
@@ -155,7 +205,9 @@ def test_no_command_shows_a_traceback_whatever_a_library_raises(call, there, mon
         if status:
             failed.append(name)
             assert any(line.startswith("estune: ") for line in err.splitlines())
-    assert set(failed) & set(LOCAL) or call.partition(":")[2] in ELSEWHERE  # else the seam has moved, and nothing was tried
+    assert (
+        set(failed) & set(LOCAL) or call.partition(":")[2] in ELSEWHERE
+    )  # else the seam has moved, and nothing was tried
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -165,7 +217,14 @@ def test_from_python_only_errors_of_our_own_are_raised(call, there, monkeypatch)
     given = AutoModelForCausalLM.from_pretrained("model")
     replace(monkeypatch, call)
     chat = [{"prompt": [{"role": "user", "content": "what is red"}], "target": "x"}]
-    config = ESConfig(population_size=2, max_steps=1, max_completion_length=3, dtype="float32", reward_workers=0, disable_tqdm=True)
+    config = ESConfig(
+        population_size=2,
+        max_steps=1,
+        max_completion_length=3,
+        dtype="float32",
+        reward_workers=0,
+        disable_tqdm=True,
+    )
     for model, tokenizer in ("model", None), (given, make_tokenizer()):
         with suppress(EstuneError):
             trainer = ESTrainer(model, lengths, config, chat, chat, processing_class=tokenizer)
@@ -179,9 +238,15 @@ def lengths(completions, **columns):
 
 
 def test_the_guard_says_what_failed_why_and_what_to_do():
-    with pytest.raises(ModelError) as caught, guarded(ModelError, "model: it does not load", "give another"):
+    with (
+        pytest.raises(ModelError) as caught,
+        guarded(ModelError, "model: it does not load", "give another"),
+    ):
         fail()
-    assert str(caught.value) == "model: it does not load (Strange: the library has its own ideas); give another"
+    assert (
+        str(caught.value)
+        == "model: it does not load (Strange: the library has its own ideas); give another"
+    )
     assert isinstance(caught.value.__cause__, Strange)
 
 
@@ -248,7 +313,9 @@ def test_adapters_are_refused_with_the_way_to_merge_them(tmp_path, refused, mini
         folder.mkdir()
         for file in files:
             (folder / file.name).symlink_to(file)
-        (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "elsewhere"}))
+        (folder / "adapter_config.json").write_text(
+            json.dumps({"peft_type": "LORA", "base_model_name_or_path": "elsewhere"})
+        )
         line = refused("train", "--model_name_or_path", folder, "--task", "conciseness")
         assert "merge_and_unload" in line
         assert ("take adapter_config.json away" in line) == (name == "beside")
@@ -259,25 +326,52 @@ def test_a_model_object_with_an_adapter_is_refused(tmp_path):
 
     wrapped = SimpleNamespace(peft_config={}, save_pretrained=fail)
     with pytest.raises(ModelError, match="give model.merge_and_unload"):
-        ESTrainer(wrapped, lambda completions, **columns: [0.0], ESConfig(output_dir=str(tmp_path)), [{"prompt": "cat"}])
+        ESTrainer(
+            wrapped,
+            lambda completions, **columns: [0.0],
+            ESConfig(output_dir=str(tmp_path)),
+            [{"prompt": "cat"}],
+        )
 
 
 @pytest.mark.parametrize(
-    "settings", [{"temperature": 0.6, "do_sample": False}, {"top_p": 0.9, "do_sample": False}, {"num_return_sequences": 4, "num_beams": 1}]
+    "settings",
+    [
+        {"temperature": 0.6, "do_sample": False},
+        {"top_p": 0.9, "do_sample": False},
+        {"num_return_sequences": 4, "num_beams": 1},
+    ],
 )
-def test_a_model_object_whose_generation_config_cannot_be_saved_is_tuned_all_the_same(mini, tmp_path, settings):
+def test_a_model_object_whose_generation_config_cannot_be_saved_is_tuned_all_the_same(
+    mini, tmp_path, settings
+):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(mini)
     for name, value in settings.items():
         setattr(model.generation_config, name, value)
     own = model.generation_config
-    config = ESConfig(output_dir=str(tmp_path / "out"), population_size=2, max_steps=1, engine="fake", reward_workers=0)
+    config = ESConfig(
+        output_dir=str(tmp_path / "out"),
+        population_size=2,
+        max_steps=1,
+        engine="fake",
+        reward_workers=0,
+    )
     tokenizer = AutoTokenizer.from_pretrained(mini)
-    trainer = ESTrainer(model, lambda completions, **columns: [1.0] * len(completions), config, [{"prompt": "cat"}], None, tokenizer)
+    trainer = ESTrainer(
+        model,
+        lambda completions, **columns: [1.0] * len(completions),
+        config,
+        [{"prompt": "cat"}],
+        None,
+        tokenizer,
+    )
     assert trainer.train().global_step == 1
     assert model.generation_config is own
-    assert json.loads((tmp_path / "out/base/generation_config.json").read_text())["eos_token_id"] == 1
+    assert (
+        json.loads((tmp_path / "out/base/generation_config.json").read_text())["eos_token_id"] == 1
+    )
 
 
 def test_an_attention_that_is_not_installed_is_one_line(mini):
@@ -289,16 +383,23 @@ def test_an_attention_that_is_not_installed_is_one_line(mini):
 # processes that were launched
 
 
-def test_a_launcher_without_the_workers_for_it_is_told_so(mini, refused, data, monkeypatch, in_a_folder_of_its_own):
+def test_a_launcher_without_the_workers_for_it_is_told_so(
+    mini, refused, data, monkeypatch, in_a_folder_of_its_own
+):
     for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    line = refused("train", "--model_name_or_path", mini, "--dataset_name", data, *REWARDS, "--engine", "fake")
+    line = refused(
+        "train", "--model_name_or_path", mini, "--dataset_name", data, *REWARDS, "--engine", "fake"
+    )
     assert "started 2 processes" in line
     assert "set workers: accelerate" in line
     assert not Path("estune-output").exists()
 
 
-@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "4", "RANK": "0"}, {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}])
+@pytest.mark.parametrize(
+    "environment",
+    [{"WORLD_SIZE": "4", "RANK": "0"}, {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}],
+)
 def test_the_environment_of_a_job_scheduler_is_no_launcher(environment, monkeypatch):
     from estune.workers.ranks import ranks_for
 
@@ -332,6 +433,12 @@ def test_rewards_that_cannot_be_read_are_a_failure_of_the_function():
 
 def _returned(value):
     loop = asyncio.new_event_loop()
-    found = answer(lambda completions: value, [Call({"completions": ["a", "b"]}, {}, (), 2)], loop, limit=1, timeout=1)
+    found = answer(
+        lambda completions: value,
+        [Call({"completions": ["a", "b"]}, {}, (), 2)],
+        loop,
+        limit=1,
+        timeout=1,
+    )
     loop.close()
     return found[0]

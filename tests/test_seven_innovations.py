@@ -23,7 +23,11 @@ CONFIG = ESConfig(population_size=30)
 
 def peak_memory() -> int:
     """The most bytes that this process has held; torch's memory is in it, which tracemalloc does not see."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     return 1024 * int(line.split()[1])
 
 
@@ -41,14 +45,20 @@ def test_innovation_1_seed_based_noise_storage():
     assert gaussian(seeds[0], "w", (50,)).tobytes() == gaussian(seeds[0], "w", (50,)).tobytes()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read from /proc")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the peak of a process's memory is read from /proc"
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_innovation_2_layer_level_perturbation(dtype):
     """A member is written where the engine keeps its weights: beside θ and them, no buffer of the model's size exists."""
     layers, size = 32, 1 << 20  # θ takes 128 MiB
     center = Center({f"layer.{i}": torch.ones(size) for i in range(layers)}, threads=1)
     weights = {name: torch.ones(size, dtype=dtype) for name in center.theta}
-    list(Center({"w": torch.zeros(9)}).perturbed(Member(1, 1, 1e-3, "iid", 0), lambda name: torch.ones(9, dtype=dtype)))  # compiles
+    list(
+        Center({"w": torch.zeros(9)}).perturbed(
+            Member(1, 1, 1e-3, "iid", 0), lambda name: torch.ones(9, dtype=dtype)
+        )
+    )  # compiles
     before = fresh_peak_memory()
     for name, _, tensor in center.perturbed(Member(2, 1, 1e-3, "iid", 0), weights.__getitem__):
         assert tensor.data_ptr() == weights[name].data_ptr()
@@ -61,7 +71,10 @@ def test_innovation_3_decomposed_parameter_update():
     seeds, coefficients = [3, 4, 5], [0.25, -0.5, 0.125]
     center.update(seeds, coefficients, noise="iid", version=0)
     for name, theta in center.theta.items():
-        whole = sum(c * gaussian(s, name, tuple(theta.shape)).astype(np.float64) for s, c in zip(seeds, coefficients, strict=True))
+        whole = sum(
+            c * gaussian(s, name, tuple(theta.shape)).astype(np.float64)
+            for s, c in zip(seeds, coefficients, strict=True)
+        )
         assert theta.numpy() == pytest.approx(whole, rel=1e-5, abs=1e-7)
 
 
@@ -84,7 +97,9 @@ def test_innovation_5_greedy_decoding(tmp_path):
     (folder / "generation_config.json").write_text(json.dumps(settings))
     checkpoint = open_checkpoint(folder)
     engine = TransformersEngine(folder, layout(checkpoint).in_model, ESConfig(dtype="float32"))
-    first, second = (engine.generate(["what is the color of"], max_completion_length=8) for _ in range(2))
+    first, second = (
+        engine.generate(["what is the color of"], max_completion_length=8) for _ in range(2)
+    )
     assert first == second
     model = AutoModelForCausalLM.from_pretrained(folder)
     ids = torch.tensor([engine._tokenizer.encode(["what is the color of"])[0]])
@@ -101,7 +116,10 @@ def test_innovation_6_parallel_evaluation():
     for index in np.random.default_rng(0).permutation(30):
         fitness[index] = float(seeds[index] % 1000)
     coefficients = strategy.tell(CONFIG, fitness)
-    here, there = Center({"w": torch.ones(1000)}, threads=1), Center({"w": torch.ones(1000)}, threads=3)
+    here, there = (
+        Center({"w": torch.ones(1000)}, threads=1),
+        Center({"w": torch.ones(1000)}, threads=3),
+    )
     for replica in (here, there):
         replica.update(seeds, json.loads(json.dumps(coefficients)), noise="iid", version=0)
     assert here.digest() == there.digest()
@@ -112,5 +130,7 @@ def test_innovation_7_learning_rate_digestion():
     fitness = np.arange(30.0)
     assert ESConfig().alpha == 5e-4
     assert ESConfig(sigma=0.02).alpha == 0.01
-    same = [strategy.tell(ESConfig(sigma=sigma, learning_rate=1e-3), fitness) for sigma in (1e-3, 1e-1)]
+    same = [
+        strategy.tell(ESConfig(sigma=sigma, learning_rate=1e-3), fitness) for sigma in (1e-3, 1e-1)
+    ]
     assert same[0] == same[1]

@@ -19,9 +19,13 @@ SHAPES = {"a": (3, 5), "empty": (0, 2), "scalar": (), "b": (17,)}
 
 def digest_elsewhere(address: Address) -> str:
     """θ's digest as another process finds it."""
-    imports = "from estune.theta.theta import Center; from estune.theta.shared_memory import Address"
+    imports = (
+        "from estune.theta.theta import Center; from estune.theta.shared_memory import Address"
+    )
     code = f"{imports}; print(Center.attach({address!r}).digest())"
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 @pytest.fixture
@@ -34,7 +38,10 @@ def test_every_shape_has_a_place_of_its_own():
     shared = Shared(SHAPES)
     for number, tensor in enumerate(shared.tensors.values()):
         tensor.fill_(number)
-    assert {name: (tuple(t.shape), t.unique().tolist()) for name, t in Shared.attach(shared.address).tensors.items()} == {
+    assert {
+        name: (tuple(t.shape), t.unique().tolist())
+        for name, t in Shared.attach(shared.address).tensors.items()
+    } == {
         "a": ((3, 5), [0.0]),
         "empty": ((0, 2), []),
         "scalar": ((), [2.0]),
@@ -66,7 +73,11 @@ def test_a_theta_that_is_half_written_is_not_used(center):
     center.put("model.norm.weight", slice(0, 4), torch.zeros(4))
     assert not other.at(0)
     with pytest.raises(EngineError, match="half written"):
-        next(other.perturbed(Member(1, 1, 0.1, "iid", 0), lambda name: torch.empty(other.theta[name].shape)))
+        next(
+            other.perturbed(
+                Member(1, 1, 0.1, "iid", 0), lambda name: torch.empty(other.theta[name].shape)
+            )
+        )
     center.became(0)
     assert other.at(0)
 

@@ -16,7 +16,9 @@ def test_pass_at_k_is_the_share_of_all_choices_of_k_samples_that_hold_a_success(
     outcomes = [True] * successes + [False] * (samples - successes)
     for k in range(1, samples + 1):
         choices = list(itertools.combinations(outcomes, k))
-        assert pass_at_k(samples, successes, k) == pytest.approx(sum(map(any, choices)) / len(choices))
+        assert pass_at_k(samples, successes, k) == pytest.approx(
+            sum(map(any, choices)) / len(choices)
+        )
 
 
 def test_pass_at_1_is_the_fraction_of_successes_and_many_samples_do_not_overflow():
@@ -44,7 +46,9 @@ def test_the_interval_of_a_mean_is_scipys_percentile_bootstrap_up_to_its_own_noi
     from scipy.stats import bootstrap
 
     values = RNG.exponential(size=60)
-    wanted = bootstrap([values], np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)).confidence_interval
+    wanted = bootstrap(
+        [values], np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
     ours = mean(values)
     assert (ours.low, ours.high) == pytest.approx((wanted.low, wanted.high), rel=0.02)
     assert ours == mean(values)  # seeded
@@ -80,7 +84,10 @@ def test_the_paired_test_tries_every_sign_and_agrees_with_scipy(count):
     if count > 1:
         wanted = permutation_test([values], np.mean, permutation_type="samples", n_resamples=np.inf)
         assert ours.p == pytest.approx(wanted.pvalue)
-    brute = [abs(np.dot(signs, values)) >= abs(values.sum()) - 1e-12 for signs in itertools.product((1, -1), repeat=count)]
+    brute = [
+        abs(np.dot(signs, values)) >= abs(values.sum()) - 1e-12
+        for signs in itertools.product((1, -1), repeat=count)
+    ]
     assert ours.p == pytest.approx(np.mean(brute))
 
 
@@ -98,7 +105,9 @@ def test_equal_models_do_not_differ_and_a_p_value_is_never_zero():
     assert sign_flip([0.0] * 30).p == 1.0
     assert sign_flip([]).p == 1.0
     assert 0 < sign_flip([1.0] * 40).p < 1e-4
-    assert sign_flip([1.0, 1.0, 1.0] + [0.0] * 50).p == pytest.approx(0.25)  # zeros say nothing about direction
+    assert sign_flip([1.0, 1.0, 1.0] + [0.0] * 50).p == pytest.approx(
+        0.25
+    )  # zeros say nothing about direction
 
 
 def test_the_paired_test_is_right_about_as_often_as_it_says_where_nothing_differs():

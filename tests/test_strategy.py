@@ -18,7 +18,9 @@ def config(**settings):
 
 def test_coefficients_are_alpha_over_n_times_the_z_score_rounded_to_fp32_once():
     z = (FITNESS - FITNESS.mean()) / FITNESS.std()
-    assert strategy.tell(config(learning_rate=0.3), FITNESS) == [float(np.float32(0.3 / 4 * value)) for value in z]
+    assert strategy.tell(config(learning_rate=0.3), FITNESS) == [
+        float(np.float32(0.3 / 4 * value)) for value in z
+    ]
 
 
 def test_equal_fitness_means_no_update_although_its_deviation_does_not_round_to_zero():
@@ -43,7 +45,12 @@ def test_a_member_without_fitness_gets_zero_and_the_others_are_normalised_withou
     rest = fitness[[0, 2, 3]]
     z = (rest - rest.mean()) / rest.std()
     wanted = np.float32(0.005 / 3 * z)
-    assert strategy.tell(config(), fitness) == [float(wanted[0]), 0.0, float(wanted[1]), float(wanted[2])]
+    assert strategy.tell(config(), fitness) == [
+        float(wanted[0]),
+        0.0,
+        float(wanted[1]),
+        float(wanted[2]),
+    ]
 
 
 def test_nothing_moves_when_no_member_or_only_one_has_a_fitness():
@@ -57,13 +64,17 @@ def mezo(**settings):
 
 def test_without_shaping_one_pair_makes_the_step_of_mezo():
     lr, sigma, rewards = 3e-6, 0.002, np.array([-7.5, -9.25])
-    coefficients = strategy.tell(mezo(population_size=2, sigma=sigma, learning_rate=lr / sigma), rewards)
+    coefficients = strategy.tell(
+        mezo(population_size=2, sigma=sigma, learning_rate=lr / sigma), rewards
+    )
     assert coefficients == pytest.approx([lr * (rewards[0] - rewards[1]) / (2 * sigma)], rel=1e-6)
 
 
 def test_without_shaping_a_step_grows_with_the_rewards():
     pairs, rewards = mezo(population_size=4), np.array([1.0, 0.0, 2.0, 5.0])
-    assert strategy.tell(pairs, 10 * rewards) == pytest.approx([10 * c for c in strategy.tell(pairs, rewards)], rel=1e-6)
+    assert strategy.tell(pairs, 10 * rewards) == pytest.approx(
+        [10 * c for c in strategy.tell(pairs, rewards)], rel=1e-6
+    )
 
 
 def test_without_shaping_half_a_pair_says_nothing():
@@ -88,7 +99,9 @@ def test_an_antithetic_pair_shares_a_seed_and_has_one_coefficient():
         (seeds[1], -1),
     ]
     z = (FITNESS - FITNESS.mean()) / FITNESS.std()
-    assert strategy.tell(pairs, FITNESS) == pytest.approx([0.005 / 4 * (z[0] - z[1]), 0.005 / 4 * (z[2] - z[3])], rel=1e-6)
+    assert strategy.tell(pairs, FITNESS) == pytest.approx(
+        [0.005 / 4 * (z[0] - z[1]), 0.005 / 4 * (z[2] - z[3])], rel=1e-6
+    )
 
 
 def test_half_a_pair_counts_when_the_other_half_has_no_fitness():
@@ -99,25 +112,42 @@ def test_half_a_pair_counts_when_the_other_half_has_no_fitness():
     assert strategy.tell(config(antithetic=True), fitness) == wanted.tolist()
 
 
-@given(st.lists(st.integers(-5, 5), min_size=2, max_size=40).filter(lambda values: len(set(values)) > 1))
+@given(
+    st.lists(st.integers(-5, 5), min_size=2, max_size=40).filter(
+        lambda values: len(set(values)) > 1
+    )
+)
 def test_centered_ranks_sum_to_zero_with_any_ties(values):
     ranks = strategy.centered_rank(np.array(values, float))
     assert abs(ranks.sum()) < 1e-12
-    assert all((ranks[i] < ranks[j]) == (values[i] < values[j]) for i in range(len(values)) for j in range(len(values)))
+    assert all(
+        (ranks[i] < ranks[j]) == (values[i] < values[j])
+        for i in range(len(values))
+        for j in range(len(values))
+    )
 
 
 def test_centered_ranks_spread_evenly_and_ties_share_their_rank():
     assert strategy.centered_rank(FITNESS).tolist() == pytest.approx([1 / 6, -0.5, 0.5, -1 / 6])
-    assert strategy.centered_rank(np.array([1.0, 1.0, 2.0])).tolist() == pytest.approx([-0.25, -0.25, 0.5])
+    assert strategy.centered_rank(np.array([1.0, 1.0, 2.0])).tolist() == pytest.approx(
+        [-0.25, -0.25, 0.5]
+    )
     shaped = strategy.tell(config(reward_shaping="centered_rank", learning_rate=1.0), FITNESS)
     assert shaped == pytest.approx([1 / 24, -0.125, 0.125, -1 / 24])
 
 
-@given(st.lists(st.integers(-1000, 1000), min_size=2, max_size=40), st.integers(1, 50), st.integers(-500, 500))
+@given(
+    st.lists(st.integers(-1000, 1000), min_size=2, max_size=40),
+    st.integers(1, 50),
+    st.integers(-500, 500),
+)
 def test_shifting_and_scaling_the_fitness_changes_nothing(values, scale, shift):
     fitness = np.array(values, float)
     settings = config(population_size=max(2, len(values)))
-    first, second = strategy.tell(settings, fitness), strategy.tell(settings, fitness * scale + shift)
+    first, second = (
+        strategy.tell(settings, fitness),
+        strategy.tell(settings, fitness * scale + shift),
+    )
     assert first == pytest.approx(second, rel=1e-4, abs=1e-9)
 
 
@@ -132,7 +162,14 @@ def test_whoever_is_missing_coefficients_are_finite_and_sum_to_nothing(values):
 
 
 def test_seeds_never_repeat_within_a_run_and_adjacent_runs_share_none():
-    runs = [[seed for step in range(1, 201) for seed in strategy.ask(config(seed=run, population_size=30), step)] for run in (41, 42, 43)]
+    runs = [
+        [
+            seed
+            for step in range(1, 201)
+            for seed in strategy.ask(config(seed=run, population_size=30), step)
+        ]
+        for run in (41, 42, 43)
+    ]
     together = [seed for run in runs for seed in run]
     assert len(set(together)) == len(together) == 3 * 200 * 30
     assert all(0 <= seed < 2**64 for seed in together)

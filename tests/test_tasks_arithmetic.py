@@ -27,7 +27,9 @@ def trees(draw: st.DrawFn) -> tuple[str, list[int], Fraction | None]:
     """A random expression as printed text, its numbers, and its value by Fraction arithmetic (None: none)."""
     numbers = draw(st.lists(st.integers(0, 120), min_size=1, max_size=6))
     space = st.sampled_from(["", " ", "   "])
-    terms: list[tuple[str, Fraction | None]] = [(str(number), Fraction(number)) for number in numbers]
+    terms: list[tuple[str, Fraction | None]] = [
+        (str(number), Fraction(number)) for number in numbers
+    ]
 
     def dress(text: str, value: Fraction | None, atom: bool) -> tuple[str, Fraction | None]:
         if not atom or draw(st.booleans()):
@@ -39,7 +41,9 @@ def trees(draw: st.DrawFn) -> tuple[str, list[int], Fraction | None]:
     while len(terms) > 1:
         (left, a), (right, b) = terms.pop(draw(st.integers(0, len(terms) - 1))), terms.pop()
         sign = draw(st.sampled_from("+-*/"))
-        terms.append(dress(f"{left}{draw(space)}{sign}{draw(space)}{right}", combine(sign, a, b), atom=False))
+        terms.append(
+            dress(f"{left}{draw(space)}{sign}{draw(space)}{right}", combine(sign, a, b), atom=False)
+        )
     return terms[0][0], numbers, terms[0][1]
 
 
@@ -67,7 +71,9 @@ def test_any_expression_over_the_numbers_is_graded_as_fraction_arithmetic_says(
 
 
 SYMBOLS = st.lists(st.sampled_from([*"12+-*/() "]), max_size=14).map("".join)
-STEPS = st.tuples(st.sampled_from("+-*/"), st.sampled_from(["", "", "-", "+ ", "("]), st.sampled_from("123456789"))
+STEPS = st.tuples(
+    st.sampled_from("+-*/"), st.sampled_from(["", "", "-", "+ ", "("]), st.sampled_from("123456789")
+)
 
 
 def chain(steps: list[tuple[str, str, str]]) -> str:

@@ -37,7 +37,10 @@ class Log:
 
 def test_there_are_about_150_questions_each_in_one_split_only() -> None:
     questions = [question(row).casefold() for row in all_rows()]
-    assert (len(TASKS["conciseness"].train(None)), len(TASKS["conciseness"].test(None))) == (112, 40)
+    assert (len(TASKS["conciseness"].train(None)), len(TASKS["conciseness"].test(None))) == (
+        112,
+        40,
+    )
     assert len(set(questions)) == len(questions)
 
 
@@ -84,7 +87,9 @@ def test_more_questions_than_there_are_is_an_error_that_says_how_many_there_are(
         ("The capital of France is Paris.", -26),
     ],
 )
-def test_the_conciseness_reward_is_minus_the_difference_in_characters(response: str, score: int) -> None:
+def test_the_conciseness_reward_is_minus_the_difference_in_characters(
+    response: str, score: int
+) -> None:
     conversation = [{"role": "assistant", "content": response}]
     assert conciseness_reward([response, conversation], target=["Paris", "Paris"]) == [score, score]
 
@@ -110,7 +115,9 @@ def test_the_conciseness_reward_is_minus_the_difference_in_characters(response: 
         ("-5", "-5", 1),
     ],
 )
-def test_the_correct_reward_pays_a_right_answer_by_its_shortness_and_a_wrong_one_nothing(response: str, target: str, score: float) -> None:
+def test_the_correct_reward_pays_a_right_answer_by_its_shortness_and_a_wrong_one_nothing(
+    response: str, target: str, score: float
+) -> None:
     assert conciseness_correct_reward([response], target=[target]) == [score]
 
 
@@ -121,9 +128,15 @@ def test_a_longer_right_answer_always_earns_less_but_never_nothing() -> None:
 
 
 @pytest.mark.parametrize("reward", [conciseness_reward, conciseness_correct_reward])
-def test_the_metric_correct_is_the_share_of_answers_that_hold_the_target(reward: Callable[..., Any]) -> None:
+def test_the_metric_correct_is_the_share_of_answers_that_hold_the_target(
+    reward: Callable[..., Any],
+) -> None:
     log = Log()
-    reward(["Paris", "it is rome", "Bern", "Cairos"], target=["Paris", "Rome", "Oslo", "Cairo"], log_metric=log)
+    reward(
+        ["Paris", "it is rome", "Bern", "Cairos"],
+        target=["Paris", "Rome", "Oslo", "Cairo"],
+        log_metric=log,
+    )
     assert log.metrics == {"correct": 0.5}
 
 

@@ -78,7 +78,9 @@ def is_right(expression: str, numbers: Any, target: Any) -> bool:
         ("", 0),
     ],
 )
-def test_a_completion_is_scored_by_a_tenth_of_its_format_plus_its_answer(completion: str, expected: float) -> None:
+def test_a_completion_is_scored_by_a_tenth_of_its_format_plus_its_answer(
+    completion: str, expected: float
+) -> None:
     assert score(completion) == pytest.approx(expected, abs=1e-12)
     assert score([{"role": "assistant", "content": completion}]) == score(completion)
     [answer] = countdown_answer_reward([completion], numbers=[[1, 2]], target=[3])
@@ -227,7 +229,9 @@ def test_right(expression: str, numbers: Any, target: Any) -> None:
 )
 def test_wrong(expression: str, numbers: list[int], target: Any) -> None:
     assert score(in_full_format(expression), numbers, target) == 0.1
-    [answer] = countdown_answer_reward([in_full_format(expression)], numbers=[numbers], target=[target])
+    [answer] = countdown_answer_reward(
+        [in_full_format(expression)], numbers=[numbers], target=[target]
+    )
     assert answer == 0
 
 
@@ -263,7 +267,9 @@ def test_a_right_answer_among_a_megabyte_of_spaces_is_right() -> None:
     assert is_right("1" + " " * MEGABYTE + "+2" + " " * MEGABYTE, [1, 2], 3)
 
 
-@pytest.mark.parametrize("piece", ["<answer>", "</answer>", "<think>", "</think>", "<answer></answer>", "<", "\n"])
+@pytest.mark.parametrize(
+    "piece", ["<answer>", "</answer>", "<think>", "</think>", "<answer></answer>", "<", "\n"]
+)
 @pytest.mark.parametrize("where", ["alone", "before", "after"])
 def test_a_megabyte_of_tags_takes_no_time_worth_noting(piece: str, where: str) -> None:
     flood = piece * (MEGABYTE // len(piece))
@@ -278,7 +284,11 @@ def test_a_megabyte_of_tags_takes_no_time_worth_noting(piece: str, where: str) -
 
 def test_the_grader_works_at_the_bottom_of_a_deep_stack() -> None:
     def descend(levels: int) -> float:
-        return score(in_full_format("(" * 99 + "1" + ")" * 99 + "+2")) if not levels else descend(levels - 1)
+        return (
+            score(in_full_format("(" * 99 + "1" + ")" * 99 + "+2"))
+            if not levels
+            else descend(levels - 1)
+        )
 
     depth = 0
     frame = sys._getframe()
@@ -290,7 +300,25 @@ def test_the_grader_works_at_the_bottom_of_a_deep_stack() -> None:
 TEXTS = st.one_of(
     st.text(),
     st.text(alphabet="0123456789+-*/() ").map(in_full_format),
-    st.lists(st.sampled_from(["<think>", "</think>", "\n", "<answer>", "</answer>", "1", "2", "+", "-", "(", ")", " ", "x"])).map("".join),
+    st.lists(
+        st.sampled_from(
+            [
+                "<think>",
+                "</think>",
+                "\n",
+                "<answer>",
+                "</answer>",
+                "1",
+                "2",
+                "+",
+                "-",
+                "(",
+                ")",
+                " ",
+                "x",
+            ]
+        )
+    ).map("".join),
 )
 
 

@@ -51,7 +51,9 @@ EMPTY_AT_TIMES = {"string_manipulation"}
 
 
 def score(row: dict[str, Any], answer: object) -> float:
-    [value] = gym_reward([f"so <answer>{answer}</answer>"], entry=[row["entry"]], dataset=[row["dataset"]])
+    [value] = gym_reward(
+        [f"so <answer>{answer}</answer>"], entry=[row["entry"]], dataset=[row["dataset"]]
+    )
     return value
 
 
@@ -77,8 +79,25 @@ def test_the_datasets_own_answer_earns_the_full_reward_and_no_answer_none(name: 
 
 
 SKIPPING = [  # datasets whose verifiers read a part of an answer, and skip the rest
-    *("advanced_geometry", "figlet_font", "fraction_simplification", "gsm_symbolic", "kakurasu", "knights_knaves", "letter_jumble"),
-    *("polynomial_equations", "quantum_lock", "sokoban", "spell_backward", "survo", "time_intervals", "tower_of_hanoi", "word_sorting"),
+    *(
+        "advanced_geometry",
+        "figlet_font",
+        "fraction_simplification",
+        "gsm_symbolic",
+        "kakurasu",
+        "knights_knaves",
+        "letter_jumble",
+    ),
+    *(
+        "polynomial_equations",
+        "quantum_lock",
+        "sokoban",
+        "spell_backward",
+        "survo",
+        "time_intervals",
+        "tower_of_hanoi",
+        "word_sorting",
+    ),
 ]
 
 
@@ -101,17 +120,31 @@ def test_what_stands_behind_a_right_answer_is_not_paid_for(name: str) -> None:
     for entry in made(name):
         answer = str(entry["answer"])
         assert verified(name, answer, entry) == 1
-        assert max(verified(name, text, entry) for text in (f"{answer} {more}", f"{answer}\n{more}", f"{answer}, {more}")) < 0.25
+        assert (
+            max(
+                verified(name, text, entry)
+                for text in (f"{answer} {more}", f"{answer}\n{more}", f"{answer}, {more}")
+            )
+            < 0.25
+        )
 
 
 @pytest.mark.slow
 def test_no_verifier_pays_for_a_long_text_behind_the_right_answer() -> None:
     more = " and anything else" * 200
-    paid = {name: max((verified(name, f"{entry['answer']}{more}", entry) for entry in made(name)), default=0) for name in gym_names()}
+    paid = {
+        name: max(
+            (verified(name, f"{entry['answer']}{more}", entry) for entry in made(name)), default=0
+        )
+        for name in gym_names()
+    }
     assert {name: value for name, value in paid.items() if value > 0.25} == {}
 
 
-@pytest.mark.parametrize(("text", "earned"), [("1150", 1), ("1,150", 1), ("$1150.00", 1), ("-1150", 0), ("1150 or 1151", 0), ("1151", 0)])
+@pytest.mark.parametrize(
+    ("text", "earned"),
+    [("1150", 1), ("1,150", 1), ("$1150.00", 1), ("-1150", 0), ("1150 or 1151", 0), ("1151", 0)],
+)
 def test_an_answer_of_gsm_symbolic_is_one_number_with_its_sign(text: str, earned: float) -> None:
     entry = made("gsm_symbolic")[0] | {"answer": "1150"}
     assert verified("gsm_symbolic", text, entry) == earned
@@ -119,7 +152,9 @@ def test_an_answer_of_gsm_symbolic_is_one_number_with_its_sign(text: str, earned
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", gym_names())
-def test_every_dataset_rewards_its_own_answer_repeats_its_rows_and_keeps_its_splits_apart(name: str) -> None:
+def test_every_dataset_rewards_its_own_answer_repeats_its_rows_and_keeps_its_splits_apart(
+    name: str,
+) -> None:
     train, test = gym_rows(name, "train", 6), gym_rows(name, "test", 6)
     assert gym_rows(name, "train", 4) == train[:4]
     assert not questions(train) & questions(test)
@@ -150,7 +185,9 @@ def test_every_dataset_rewards_its_own_answer_repeats_its_rows_and_keeps_its_spl
         ("number_sorting", "[1, 2", 0, 0),
     ],
 )
-def test_an_answer_is_never_run_as_a_program(name: str, answer: str, least: float, most: float) -> None:
+def test_an_answer_is_never_run_as_a_program(
+    name: str, answer: str, least: float, most: float
+) -> None:
     assert least <= score(first(name), answer) <= most
 
 
@@ -161,7 +198,9 @@ def test_a_literal_still_earns_the_part_that_its_dataset_gives_for_it() -> None:
 
 
 def test_an_entry_of_ones_own_is_not_run_either() -> None:
-    entry = encode({"question": "?", "answer": "0", "metadata": {"problem": "__import__('os')._exit(3)"}})
+    entry = encode(
+        {"question": "?", "answer": "0", "metadata": {"problem": "__import__('os')._exit(3)"}}
+    )
     assert score({"entry": entry, "dataset": "bitwise_arithmetic"}, "0x1") == 0
 
 
@@ -187,7 +226,9 @@ ABSURD = [
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("name", [*SOME, "simple_integration", "puzzle24", "knights_knaves", "jugs"])
+@pytest.mark.parametrize(
+    "name", [*SOME, "simple_integration", "puzzle24", "knights_knaves", "jugs"]
+)
 def test_an_absurd_answer_is_wrong_and_soon(name: str) -> None:
     row = first(name)
     assert all(score(row, answer) < 1 for answer in ABSURD)
@@ -204,7 +245,11 @@ def test_no_text_makes_a_verifier_raise(name: str, text: str) -> None:
 def test_only_the_last_answer_block_counts() -> None:
     row = first("basic_arithmetic")
     good, bad = f"<answer>{right(row)}</answer>", "<answer>x</answer>"
-    both = gym_reward([good + bad, bad + good, good + "<answer>"], entry=[row["entry"]] * 3, dataset=[row["dataset"]] * 3)
+    both = gym_reward(
+        [good + bad, bad + good, good + "<answer>"],
+        entry=[row["entry"]] * 3,
+        dataset=[row["dataset"]] * 3,
+    )
     assert both == [0, 1, 1]
 
 
@@ -212,16 +257,25 @@ def test_the_metric_correct_counts_full_scores_only() -> None:
     row, logged = first("binary_matrix"), dict[str, float]()
     partly = [[int(cell) for cell in line.split()] for line in right(row).splitlines()]
     texts = [f"<answer>{answer}</answer>" for answer in (right(row), partly)]
-    gym_reward(texts, entry=[row["entry"]] * 2, dataset=[row["dataset"]] * 2, log_metric=logged.__setitem__)
+    gym_reward(
+        texts, entry=[row["entry"]] * 2, dataset=[row["dataset"]] * 2, log_metric=logged.__setitem__
+    )
     assert logged == {"correct": 0.5}
 
 
 def test_an_entry_comes_back_as_it_was_with_its_tuples_and_keys() -> None:
-    entry = {"question": "?", "answer": "1", "metadata": {"a": (1, [2, (3,)]), "b": {1: "x", (2, 3): None}, "c": {}}}
+    entry = {
+        "question": "?",
+        "answer": "1",
+        "metadata": {"a": (1, [2, (3,)]), "b": {1: "x", (2, 3): None}, "c": {}},
+    }
     assert decode(encode(entry)) == entry
 
 
-@pytest.mark.parametrize("entry", ["", "no JSON", "[]", "{}", '{"question": 1, "answer": 2, "metadata": 3}', None, "[" * 100_000])
+@pytest.mark.parametrize(
+    "entry",
+    ["", "no JSON", "[]", "{}", '{"question": 1, "answer": 2, "metadata": 3}', None, "[" * 100_000],
+)
 def test_an_entry_that_is_none_is_named_by_its_row(entry: Any) -> None:
     good = first("basic_arithmetic")
     with pytest.raises(DataError, match="row 1: the entry is no entry"):
@@ -240,7 +294,14 @@ def test_the_task_is_found_by_its_prefix_and_its_rows_do_not_depend_on_the_proce
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("suduko", "sudoku"), ("arc1d", "arc_1d"), ("Countdown", "countdown"), ("composite", None), ("", None)]
+    ("typed", "meant"),
+    [
+        ("suduko", "sudoku"),
+        ("arc1d", "arc_1d"),
+        ("Countdown", "countdown"),
+        ("composite", None),
+        ("", None),
+    ],
 )
 def test_an_unknown_dataset_is_answered_with_the_nearest(typed: str, meant: str | None) -> None:
     with pytest.raises(ConfigError, match=f"did you mean {meant!r}" if meant else "did you mean"):
@@ -249,18 +310,43 @@ def test_an_unknown_dataset_is_answered_with_the_nearest(typed: str, meant: str 
 
 def test_a_dataset_that_is_unknown_in_a_row_is_named() -> None:
     with pytest.raises(DataError, match="row 0: reasoning_gym has no dataset 'nope'"):
-        gym_reward(["<answer>1</answer>"], entry=[first("basic_arithmetic")["entry"]], dataset=["nope"])
+        gym_reward(
+            ["<answer>1</answer>"], entry=[first("basic_arithmetic")["entry"]], dataset=["nope"]
+        )
 
 
 def test_the_reward_travels_to_other_processes_by_its_name() -> None:
     assert pickle.loads(pickle.dumps(gym_reward)) is gym_reward
 
 
-NOT_FINITE = ["nan", "NaN", "-nan", "nan+nanj", "nani", "inf", "-Infinity", "infi", "1e999", "1e9_99", "9" * 400, "sNaN", "NaN123"]
+NOT_FINITE = [
+    "nan",
+    "NaN",
+    "-nan",
+    "nan+nanj",
+    "nani",
+    "inf",
+    "-Infinity",
+    "infi",
+    "1e999",
+    "1e9_99",
+    "9" * 400,
+    "sNaN",
+    "NaN123",
+]
 
 
 @pytest.mark.parametrize(
-    "name", ["complex_arithmetic", "decimal_arithmetic", "rectangle_count", "coin_flip", "number_format", "simple_equations", "countdown"]
+    "name",
+    [
+        "complex_arithmetic",
+        "decimal_arithmetic",
+        "rectangle_count",
+        "coin_flip",
+        "number_format",
+        "simple_equations",
+        "countdown",
+    ],
 )
 def test_what_is_no_finite_number_earns_nothing(name: str) -> None:
     row = first(name)
@@ -285,7 +371,9 @@ def test_what_keeps_a_verifier_busy_is_wrong_and_counted(monkeypatch: pytest.Mon
     assert isinstance(grades, Grades) and grades.overran == 1
 
 
-def test_without_reasoning_gym_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_reasoning_gym_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     gym_scoring.datasets.cache_clear()
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
     with pytest.raises(ConfigError, match=r'pip install "estune\[gym\]"'):
@@ -293,14 +381,35 @@ def test_without_reasoning_gym_one_line_says_what_to_install(monkeypatch: pytest
     gym_scoring.datasets.cache_clear()
 
 
-def test_the_working_folder_shadows_nothing_where_rows_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_working_folder_shadows_nothing_where_rows_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "random.py").write_text("raise SystemExit('mine')")
     monkeypatch.chdir(tmp_path)
     assert len(get_task("reasoning_gym:basic_arithmetic").train(1)) == 1
 
 
-def test_a_model_trains_on_a_task_of_reasoning_gym(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "--task", "reasoning_gym:mini_sudoku", "--model_name_or_path", str(tiny), "--engine", "fake", "--max_steps", "1"]
-    words += ["--population_size", "2", "--max_train_samples", "4", "--output_dir", str(tmp_path / "out")]
+def test_a_model_trains_on_a_task_of_reasoning_gym(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "train",
+        "--task",
+        "reasoning_gym:mini_sudoku",
+        "--model_name_or_path",
+        str(tiny),
+        "--engine",
+        "fake",
+        "--max_steps",
+        "1",
+    ]
+    words += [
+        "--population_size",
+        "2",
+        "--max_train_samples",
+        "4",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
     assert (main(words), capsys.readouterr().err) == (0, "")
     assert (tmp_path / "out" / "checkpoint-1" / "model.safetensors").is_file()

@@ -245,14 +245,19 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.timeout(60)
-def test_an_answer_that_keeps_sympy_busy_is_wrong_and_counted_and_costs_nobody_else(briefly: None) -> None:
+def test_an_answer_that_keeps_sympy_busy_is_wrong_and_counted_and_costs_nobody_else(
+    briefly: None,
+) -> None:
     busy = boxed(r"(999 \cdot 999 \cdot 999)!")
     grades = math_reward([boxed("4+1"), busy, boxed(r"\frac{10}{2}"), busy], answer=["5"] * 4)
     assert grades == [1, 0, 1, 0]
     assert isinstance(grades, Grades) and grades.overran == 2
 
 
-@pytest.mark.parametrize("given", ["nan", "NaN", r"\text{nan}", r"\mathrm{NaN}", "-nan", r"\frac{0}{0}", r"\infty-\infty"])
+@pytest.mark.parametrize(
+    "given",
+    ["nan", "NaN", r"\text{nan}", r"\mathrm{NaN}", "-nan", r"\frac{0}{0}", r"\infty-\infty"],
+)
 @pytest.mark.parametrize("answer", ["42", "0", "nan", float("nan")])
 def test_nan_is_never_right(given: str, answer: Any) -> None:
     assert score(boxed(given), answer) == 0
@@ -293,14 +298,22 @@ KNOWN_MISJUDGEMENTS = [
 
 
 @pytest.mark.parametrize(("given", "answer", "grade"), KNOWN_MISJUDGEMENTS)
-def test_a_known_misjudgement_is_still_one_and_is_documented(given: str, answer: str, grade: float) -> None:
+def test_a_known_misjudgement_is_still_one_and_is_documented(
+    given: str, answer: str, grade: float
+) -> None:
     assert score(boxed(given), answer) == grade
-    assert f"| `{given}` | `{answer}` |" in (Path(__file__).parents[1] / "docs/tasks.md").read_text(encoding="utf-8")
+    assert f"| `{given}` | `{answer}` |" in (Path(__file__).parents[1] / "docs/tasks.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_metric_correct_is_the_share_of_right_answers() -> None:
     logged: dict[str, float] = {}
-    grades = math_reward([boxed("1"), boxed("2"), "3", [{"content": boxed("4")}]], answer=[1, 1, 3, 4], log_metric=logged.__setitem__)
+    grades = math_reward(
+        [boxed("1"), boxed("2"), "3", [{"content": boxed("4")}]],
+        answer=[1, 1, 3, 4],
+        log_metric=logged.__setitem__,
+    )
     assert grades == [1, 0, 0, 1] and logged == {"correct": 0.5}
 
 
@@ -318,12 +331,34 @@ def test_without_math_verify_one_line_says_what_to_install(monkeypatch: pytest.M
 
 HUB_ROWS = {
     "gsm8k": [{"question": "1+1?", "answer": "1+1=<<1+1=2>>2\n#### 1,002"}],
-    "math": [{"problem": "1+1?", "solution": r"It is \boxed{1002}.", "answer": "1002", "subject": "Algebra", "level": 3, "unique_id": "x"}],
-    "math500": [{"problem": "1+1?", "solution": r"It is \boxed{1002}.", "subject": "Algebra", "level": 1}],
+    "math": [
+        {
+            "problem": "1+1?",
+            "solution": r"It is \boxed{1002}.",
+            "answer": "1002",
+            "subject": "Algebra",
+            "level": 3,
+            "unique_id": "x",
+        }
+    ],
+    "math500": [
+        {"problem": "1+1?", "solution": r"It is \boxed{1002}.", "subject": "Algebra", "level": 1}
+    ],
     "minerva": [{"question": "1+1?", "answer": "1002"}],
-    "olympiadbench": [{"id": 1, "question": "1+1?", "solution": ["so"], "final_answer": ["1002"], "context": None}],
+    "olympiadbench": [
+        {"id": 1, "question": "1+1?", "solution": ["so"], "final_answer": ["1002"], "context": None}
+    ],
     "amc": [{"id": 0, "question": "1+1?", "answer": "1002.0", "url": "https://"}],
-    "aime": [{"id": 60, "problem": "1+1?", "solution": "so", "answer": "1002", "url": "https://", "year": "2024"}],
+    "aime": [
+        {
+            "id": 60,
+            "problem": "1+1?",
+            "solution": "so",
+            "answer": "1002",
+            "url": "https://",
+            "year": "2024",
+        }
+    ],
 }
 
 
@@ -331,7 +366,10 @@ HUB_ROWS = {
 def test_rows_of_the_hubs_columns_become_prompt_and_answer(name: str) -> None:
     [row] = problem_rows(HUB_ROWS[name])
     assert {"prompt", "answer"} <= set(row) <= {"prompt", "answer", "level", "subject"}
-    assert row["prompt"][-1] == {"role": "user", "content": "1+1?"} and r"\boxed{}" in row["prompt"][0]["content"]
+    assert (
+        row["prompt"][-1] == {"role": "user", "content": "1+1?"}
+        and r"\boxed{}" in row["prompt"][0]["content"]
+    )
     assert score(boxed("1002"), row["answer"]) == 1
 
 
@@ -344,16 +382,31 @@ def test_rows_of_prompt_and_answer_are_taken_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [{"problem": "1+1?"}, {"answer": "2"}, {"problem": "", "answer": "2"}, {"problem": "?", "solution": "no box"}]
+    "row",
+    [
+        {"problem": "1+1?"},
+        {"answer": "2"},
+        {"problem": "", "answer": "2"},
+        {"problem": "?", "solution": "no box"},
+    ],
 )
-def test_a_row_without_problem_or_answer_is_left_out_and_named(row: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    assert [made["answer"] for made in problem_rows([{"problem": "1+1?", "answer": "2"}, row], "rows.jsonl")] == ["2"]
+def test_a_row_without_problem_or_answer_is_left_out_and_named(
+    row: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert [
+        made["answer"]
+        for made in problem_rows([{"problem": "1+1?", "answer": "2"}, row], "rows.jsonl")
+    ] == ["2"]
     [line] = caplog.messages
-    assert line.startswith("rows.jsonl: 1 of 2 rows left out; the first is row 1: needs a problem (prompt, problem or question) and its")
+    assert line.startswith(
+        "rows.jsonl: 1 of 2 rows left out; the first is row 1: needs a problem (prompt, problem or question) and its"
+    )
 
 
 def test_rows_most_of_which_have_no_answer_are_refused() -> None:
-    with pytest.raises(DataError, match=r"row 1: needs a problem .* \(2 of 3 rows cannot be used\)"):
+    with pytest.raises(
+        DataError, match=r"row 1: needs a problem .* \(2 of 3 rows cannot be used\)"
+    ):
         problem_rows([{"problem": "1+1?", "answer": "2"}, {"problem": "a"}, {"problem": "b"}])
 
 
@@ -374,15 +427,22 @@ def test_a_solution_may_box_its_answer_without_braces(solution: str, answer: str
     assert problem_rows([{"problem": "?", "solution": solution}])[0]["answer"] == answer
 
 
-@pytest.mark.parametrize(("answer", "text"), [("a #### 42", "42"), (27.0, "27"), (0.5, "0.5"), (["1", "2"], "1, 2"), (" 7 ", "7")])
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [("a #### 42", "42"), (27.0, "27"), (0.5, "0.5"), (["1", "2"], "1, 2"), (" 7 ", "7")],
+)
 def test_an_answer_is_text(answer: Any, text: str) -> None:
     assert answer_text(answer) == text
 
 
-def test_math_learns_from_levels_3_to_5_and_is_tested_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_math_learns_from_levels_3_to_5_and_is_tested_on_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def hub(name: str, split: str, config: str | None, adapt: Any) -> Any:
         levels = ["Level 1", "Level 2", "Level 3", 4, 5]
-        return adapt([{"problem": f"{split} {level}", "answer": "1", "level": level} for level in levels])
+        return adapt(
+            [{"problem": f"{split} {level}", "answer": "1", "level": level} for level in levels]
+        )
 
     monkeypatch.setattr("estune.tasks.rows.load_rows", hub)
     for name in ("math", "aime"):
@@ -394,16 +454,41 @@ def test_math_learns_from_levels_3_to_5_and_is_tested_on_all(monkeypatch: pytest
 
 @pytest.mark.parametrize("name", HUB_ROWS)
 def test_without_a_network_one_line_tells_the_local_way(name: str) -> None:
-    with pytest.raises(DataError, match=f"without a network: --task {name} --dataset_name FILE") as refusal:
+    with pytest.raises(
+        DataError, match=f"without a network: --task {name} --dataset_name FILE"
+    ) as refusal:
         TASKS[name].test(None)
     assert TASKS[name].source in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "math"])
-def test_a_local_file_of_the_hubs_columns_trains_a_model(name: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_local_file_of_the_hubs_columns_trains_a_model(
+    name: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for split in ("train", "test"):
-        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HUB_ROWS[name] * 4))
-    words = ["train", "--task", name, "--dataset_name", str(tmp_path), "--model_name_or_path", str(tiny), "--engine", "fake"]
-    words += ["--max_steps", "1", "--population_size", "2", "--output_dir", str(tmp_path / "out"), "--eval_on_start", "true"]
+        (tmp_path / f"{split}.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in HUB_ROWS[name] * 4)
+        )
+    words = [
+        "train",
+        "--task",
+        name,
+        "--dataset_name",
+        str(tmp_path),
+        "--model_name_or_path",
+        str(tiny),
+        "--engine",
+        "fake",
+    ]
+    words += [
+        "--max_steps",
+        "1",
+        "--population_size",
+        "2",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--eval_on_start",
+        "true",
+    ]
     assert (main(words), capsys.readouterr().err) == (0, "")
     assert (tmp_path / "out" / "checkpoint-1" / "model.safetensors").is_file()

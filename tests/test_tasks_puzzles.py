@@ -16,7 +16,9 @@ from estune.tasks.puzzles import puzzles
 def test_every_puzzle_has_a_solution_that_the_grader_accepts(split: str) -> None:
     for puzzle in islice(puzzles(split), 2000):
         answer = f"<answer>{puzzle.solution}</answer>"
-        assert countdown_answer_reward([answer], numbers=[puzzle.numbers], target=[puzzle.target]) == [1]
+        assert countdown_answer_reward(
+            [answer], numbers=[puzzle.numbers], target=[puzzle.target]
+        ) == [1]
 
 
 def test_puzzles_have_3_or_4_numbers_of_at_most_two_digits_and_a_target_from_1_to_100() -> None:
@@ -28,7 +30,10 @@ def test_puzzles_have_3_or_4_numbers_of_at_most_two_digits_and_a_target_from_1_t
 
 def test_no_puzzle_is_posed_twice_and_none_in_both_splits() -> None:
     task = TASKS["countdown"]
-    train, test = ([(*sorted(row["numbers"]), row["target"]) for row in split(6000)] for split in (task.train, task.test))
+    train, test = (
+        [(*sorted(row["numbers"]), row["target"]) for row in split(6000)]
+        for split in (task.train, task.test)
+    )
     assert len(set(train)) == len(set(test)) == 6000
     assert not set(train) & set(test)
 
@@ -56,5 +61,8 @@ def test_a_prompt_names_the_numbers_and_the_target_and_ends_in_an_open_thought()
     for row in TASKS["countdown"].train(20):
         assert set(row) == {"prompt", "numbers", "target"}
         assert row["prompt"].endswith("<think>")
-        assert ", ".join(map(str, row["numbers"])) in row["prompt"] and str(row["target"]) in row["prompt"]
+        assert (
+            ", ".join(map(str, row["numbers"])) in row["prompt"]
+            and str(row["target"]) in row["prompt"]
+        )
         assert all(tag in row["prompt"] for tag in ("</think>", "<answer>", "</answer>"))

@@ -16,10 +16,26 @@ from estune.tasks import TASKS, Task, get_task
 from estune.tasks.base import completion_text
 
 MADE_HERE = ["conciseness", "conciseness_correct", "countdown", "countdown_binary"]
-FROM_THE_HUB = ["gsm8k", "math", "math500", "minerva", "olympiadbench", "amc", "aime", "mbpp", "humaneval"]
+FROM_THE_HUB = [
+    "gsm8k",
+    "math",
+    "math500",
+    "minerva",
+    "olympiadbench",
+    "amc",
+    "aime",
+    "mbpp",
+    "humaneval",
+]
 NAMES = MADE_HERE + FROM_THE_HUB
-PROBLEMS = [{"problem": f"{number} + 1", "answer": str(number + 1), "level": 5, "subject": "sums"} for number in range(8)]
-PROGRAMS = [{"text": f"Add {number}.", "test_list": [f"assert add(1) == {number + 1}"]} for number in range(8)]
+PROBLEMS = [
+    {"problem": f"{number} + 1", "answer": str(number + 1), "level": 5, "subject": "sums"}
+    for number in range(8)
+]
+PROGRAMS = [
+    {"text": f"Add {number}.", "test_list": [f"assert add(1) == {number + 1}"]}
+    for number in range(8)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +56,16 @@ def test_the_registry_holds_each_task_under_its_own_name() -> None:
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("concisenes", "conciseness"), ("Countdown", "countdown"), ("binary", "countdown_binary"), ("", None)],
+    [
+        ("concisenes", "conciseness"),
+        ("Countdown", "countdown"),
+        ("binary", "countdown_binary"),
+        ("", None),
+    ],
 )
-def test_an_unknown_task_is_answered_with_the_nearest_name_and_all_of_them(typed: str, meant: str | None) -> None:
+def test_an_unknown_task_is_answered_with_the_nearest_name_and_all_of_them(
+    typed: str, meant: str | None
+) -> None:
     with pytest.raises(ConfigError) as refusal:
         get_task(typed)
     assert meant is None or f"did you mean {meant!r}" in str(refusal.value)
@@ -107,7 +130,10 @@ def test_no_task_imports_a_deep_learning_library() -> None:
     import estune.tasks
 
     sources = [path.read_text() for path in Path(estune.tasks.__path__[0]).rglob("*.py")]
-    assert not any(re.search(r"import (torch|transformers)|from (torch|transformers)", text) for text in sources)
+    assert not any(
+        re.search(r"import (torch|transformers)|from (torch|transformers)", text)
+        for text in sources
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,9 +142,14 @@ def test_no_task_imports_a_deep_learning_library() -> None:
         ("Paris", "Paris"),
         ("", ""),
         ([{"role": "assistant", "content": "Paris"}], "Paris"),
-        ([{"role": "assistant", "content": "hm"}, {"role": "assistant", "content": "Rome"}], "Rome"),
+        (
+            [{"role": "assistant", "content": "hm"}, {"role": "assistant", "content": "Rome"}],
+            "Rome",
+        ),
         ([{"role": "assistant", "content": None}], ""),
     ],
 )
-def test_the_text_of_a_completion_is_the_string_or_the_last_message(completion: Any, text: str) -> None:
+def test_the_text_of_a_completion_is_the_string_or_the_last_message(
+    completion: Any, text: str
+) -> None:
     assert completion_text(completion) == text

@@ -18,7 +18,12 @@ MEMBERS, STEPS = 4, 3
 
 
 def run(model, out: Path, rows, **settings) -> ESTrainer:
-    config = ESConfig(output_dir=str(out), engine="fake", population_size=MEMBERS, **{"max_steps": STEPS} | settings)
+    config = ESConfig(
+        output_dir=str(out),
+        engine="fake",
+        population_size=MEMBERS,
+        **{"max_steps": STEPS} | settings,
+    )
     trainer = ESTrainer(str(model), short, config, rows[:2], rows[2:])
     trainer.train()
     return trainer
@@ -31,7 +36,10 @@ def events(path: Path) -> list[dict]:
 def test_a_run_ends_with_a_line_of_all_its_time_in_parts(mini, tmp_path, rows, capsys):
     run(mini, tmp_path / "out", rows)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("time: "))
-    parts = {what: float(share) for what, share in re.findall(r"([a-z -]+?) ([\d.]+)%", line.split(",", 1)[1])}
+    parts = {
+        what: float(share)
+        for what, share in re.findall(r"([a-z -]+?) ([\d.]+)%", line.split(",", 1)[1])
+    }
     assert {what.strip() for what in parts} >= {"update", "save"}
     assert sum(parts.values()) == pytest.approx(100, abs=1)
     assert not list((tmp_path / "out").glob("profile*"))
@@ -44,7 +52,9 @@ def test_a_run_that_had_nothing_left_to_do_says_nothing_of_time(mini, tmp_path, 
     assert "time: " not in capsys.readouterr().out
 
 
-def test_a_profile_shows_each_member_loaded_generated_and_scored_and_each_step_updated(mini, tmp_path, rows):
+def test_a_profile_shows_each_member_loaded_generated_and_scored_and_each_step_updated(
+    mini, tmp_path, rows
+):
     run(mini, tmp_path / "out", rows, profile=True, eval_on_start=True, save_steps=1)
     found = events(tmp_path / "out/profile-0.json")
     count = defaultdict(int)
@@ -54,7 +64,9 @@ def test_a_profile_shows_each_member_loaded_generated_and_scored_and_each_step_u
     assert count["score", "b"] == count["score", "e"] == MEMBERS * STEPS
     assert count["update", "X"] == count["digest", "X"] == count["save", "X"] == STEPS
     assert count["held-out evaluation", "X"] == 1
-    lanes = {event["tid"]: event["args"]["name"] for event in found if event["name"] == "thread_name"}
+    lanes = {
+        event["tid"]: event["args"]["name"] for event in found if event["name"] == "thread_name"
+    }
     assert sorted(lanes.values()) == ["rewards", "trainer", "worker 1"]
     assert {event["tid"] for event in found[1:]} == lanes.keys()
 
@@ -64,7 +76,9 @@ def test_what_a_lane_shows_never_overlaps_and_lies_within_the_run(mini, tmp_path
     run(mini, tmp_path / "out", rows, profile=True)
     spans = [event for event in events(tmp_path / "out/profile-0.json") if event["ph"] == "X"]
     for lane in {event["tid"] for event in spans}:
-        mine = sorted((event["ts"], event["ts"] + event["dur"]) for event in spans if event["tid"] == lane)
+        mine = sorted(
+            (event["ts"], event["ts"] + event["dur"]) for event in spans if event["tid"] == lane
+        )
         assert all(before[1] <= after[0] + 1 for before, after in pairwise(mine))
     assert min(event["ts"] for event in spans) >= began - 1e5
     assert max(event["ts"] for event in spans) <= time.time() * 1e6 + 1e5
@@ -82,7 +96,9 @@ def test_a_resumed_run_writes_another_profile_beside_the_first(mini, tmp_path, r
 def test_profiling_changes_nothing_that_a_run_computes(mini, tmp_path, rows):
     for profile in (True, False):
         run(mini, tmp_path / str(profile), rows, profile=profile)
-    weights = [tmp_path / f"{profile}/checkpoint-{STEPS}/model.safetensors" for profile in (True, False)]
+    weights = [
+        tmp_path / f"{profile}/checkpoint-{STEPS}/model.safetensors" for profile in (True, False)
+    ]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
@@ -91,7 +107,11 @@ def test_a_kill_leaves_a_profile_that_lacks_but_its_bracket(tmp_path):
     with timeline.span("update"):
         pass
     text = (tmp_path / "profile.json").read_text()  # on disk at once, though nobody closed it
-    assert [event["name"] for event in json.loads(text + "]")] == ["process_name", "thread_name", "update"]
+    assert [event["name"] for event in json.loads(text + "]")] == [
+        "process_name",
+        "thread_name",
+        "update",
+    ]
 
 
 def test_a_second_of_one_of_four_workers_is_a_quarter_of_the_trainers():

@@ -29,7 +29,9 @@ def ids(tokenizer, text):
 
 
 def completion(tokenizer, text, folder, budget=99, ends=frozenset({1}), **settings):
-    return Tokenizer(folder, ESConfig(**settings), tokenizer).completion(ids(tokenizer, text), ends, budget)
+    return Tokenizer(folder, ESConfig(**settings), tokenizer).completion(
+        ids(tokenizer, text), ends, budget
+    )
 
 
 # stop strings
@@ -52,7 +54,9 @@ def completion(tokenizer, text, folder, budget=99, ends=frozenset({1}), **settin
         (["nowhere to be found in so few words"], "the sky", "the sky"),
     ],
 )
-def test_text_ends_before_the_first_stop_string_special_token_or_not(tokenizer, tmp_path, stop, text, kept):
+def test_text_ends_before_the_first_stop_string_special_token_or_not(
+    tokenizer, tmp_path, stop, text, kept
+):
     assert completion(tokenizer, text, tmp_path, stop=stop).text == kept
 
 
@@ -88,7 +92,10 @@ def test_a_stop_string_inside_of_bytes_that_make_one_letter_only_together():
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Inner(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
-    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    inner.pre_tokenizer, inner.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
     stops, new = Stops(tokenizer, ["é"]), ids(tokenizer, "caf\u00e9 noir")
     assert len(new) == 10
@@ -107,7 +114,9 @@ def test_padding_is_no_end(tokenizer, tmp_path):
 def test_ends_are_all_that_the_files_name(tmp_path):
     folder = make_model(tmp_path, eos_token_id=[1, 7])
     file = folder / "generation_config.json"
-    file.write_text(json.dumps({"eos_token_id": 9, "pad_token_id": 0, "top_p": 7, "no_such_field": [1]}))
+    file.write_text(
+        json.dumps({"eos_token_id": 9, "pad_token_id": 0, "top_p": 7, "no_such_field": [1]})
+    )
     assert Tokenizer(folder, ESConfig()).ends() == {1, 7, 9}
     file.unlink()
     assert Tokenizer(folder, ESConfig()).ends() == {1, 7}
@@ -117,7 +126,9 @@ def test_ends_are_all_that_the_files_name(tmp_path):
 def test_files_that_name_no_end_leave_that_of_the_tokenizer(tmp_path, named):
     folder = make_model(tmp_path)
     for file in ("config.json", "generation_config.json"):
-        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | {"eos_token_id": named}))
+        (folder / file).write_text(
+            json.dumps(json.loads((folder / file).read_text()) | {"eos_token_id": named})
+        )
     assert Tokenizer(folder, ESConfig()).ends() == {1}
 
 
@@ -149,8 +160,12 @@ def test_tokenizers_without_padding_or_end_serve(tmp_path, missing):
 
 
 def answers(folder):
-    engine = TransformersEngine(folder, layout(open_checkpoint(folder)).in_model, ESConfig(dtype="float32"))
-    return [one.ids for one in engine.generate(["cat", "where is the red dog"], max_completion_length=5)]
+    engine = TransformersEngine(
+        folder, layout(open_checkpoint(folder)).in_model, ESConfig(dtype="float32")
+    )
+    return [
+        one.ids for one in engine.generate(["cat", "where is the red dog"], max_completion_length=5)
+    ]
 
 
 # prompts
@@ -160,17 +175,25 @@ def test_what_the_tokenizer_puts_behind_a_plain_prompt_is_said_once_and_stays(tm
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = make_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<unk> $A <eos>", special_tokens=[("<unk>", 2), ("<eos>", 1)])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<unk> $A <eos>", special_tokens=[("<unk>", 2), ("<eos>", 1)]
+    )
     one = Tokenizer(tmp_path, ESConfig(), tokenizer)
-    assert one.encode(["cat", "dog"]) == [[2, *ids(make_tokenizer(), word), 1] for word in ("cat", "dog")]
-    assert [record.message.split(" behind")[0] for record in caplog.records] == ["the model's tokenizer puts <eos>"]
+    assert one.encode(["cat", "dog"]) == [
+        [2, *ids(make_tokenizer(), word), 1] for word in ("cat", "dog")
+    ]
+    assert [record.message.split(" behind")[0] for record in caplog.records] == [
+        "the model's tokenizer puts <eos>"
+    ]
 
 
 def test_what_stands_before_a_plain_prompt_is_usual_and_not_spoken_of(tmp_path, caplog):
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = make_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", 2)])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<unk> $A", special_tokens=[("<unk>", 2)]
+    )
     Tokenizer(tmp_path, ESConfig(), tokenizer).encode(["cat"])
     assert not caplog.records
 
@@ -195,7 +218,9 @@ def test_a_processor_serves_with_its_tokenizer(tmp_path):
     class Processor:
         tokenizer = make_tokenizer()
 
-    assert Tokenizer(tmp_path, ESConfig(), Processor()).encode(["cat"]) == [ids(make_tokenizer(), "cat")]
+    assert Tokenizer(tmp_path, ESConfig(), Processor()).encode(["cat"]) == [
+        ids(make_tokenizer(), "cat")
+    ]
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,9 @@ def test_a_checkpoint_holds_one_safetensors_file_and_what_the_base_had(make_trai
     trainer.train()
     names = {path.name for path in (folder_of(trainer) / "checkpoint-4").iterdir()}
     assert names == {path.name for path in mini.iterdir()} | {"trainer_state.json", "estune.json"}
-    assert [name for name in names if name.endswith((".safetensors", ".bin", ".pt"))] == ["model.safetensors"]
+    assert [name for name in names if name.endswith((".safetensors", ".bin", ".pt"))] == [
+        "model.safetensors"
+    ]
 
 
 @pytest.mark.parametrize("step", [2, 4])
@@ -59,11 +61,15 @@ def test_parameters_that_are_not_tuned_stay_as_they_were(make_trainer, mini):
     trainer = make_trainer(target_parameters=["q_proj"])
     trainer.train()
     before, after = weights_of(mini), weights_of(folder_of(trainer) / "checkpoint-4")
-    assert [name for name in before if not torch.equal(before[name], after[name])] == ["model.layers.0.self_attn.q_proj.weight"]
+    assert [name for name in before if not torch.equal(before[name], after[name])] == [
+        "model.layers.0.self_attn.q_proj.weight"
+    ]
 
 
 def test_target_parameters_that_match_nothing_are_refused(make_trainer):
-    with pytest.raises(ConfigError, match=r"target_parameters: no parameter matches; they are named like model\."):
+    with pytest.raises(
+        ConfigError, match=r"target_parameters: no parameter matches; they are named like model\."
+    ):
         make_trainer(target_parameters=["no_such"])
 
 
@@ -71,7 +77,11 @@ def test_trainer_state_has_the_names_of_transformers(make_trainer):
     trainer = make_trainer()
     trainer.train()
     state = json.loads((folder_of(trainer) / "checkpoint-4" / "trainer_state.json").read_text())
-    assert (state["global_step"], state["max_steps"], state["best_model_checkpoint"]) == (4, 4, None)
+    assert (state["global_step"], state["max_steps"], state["best_model_checkpoint"]) == (
+        4,
+        4,
+        None,
+    )
     assert state["num_input_tokens_seen"] == metrics_of(trainer)[-1]["num_tokens"]
 
 
@@ -98,9 +108,17 @@ HELD_OUT = [{"prompt": "what is red", "target": "held out"}]
 
 @pytest.mark.parametrize(("greater", "best"), [(True, 2), (False, 3)])
 def test_the_best_checkpoint_is_kept_beside_the_newest(make_trainer, greater, best):
-    settings = {"save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "save_total_limit": 1, "max_steps": 5}
+    settings = {
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_total_limit": 1,
+        "max_steps": 5,
+    }
     settings |= {"metric_for_best_model": "reward", "greater_is_better": greater}
-    trainer = make_trainer(reward_funcs=scheduled([1.0, 9.0, -9.0, 9.0, 2.0]), eval_dataset=HELD_OUT, **settings)
+    trainer = make_trainer(
+        reward_funcs=scheduled([1.0, 9.0, -9.0, 9.0, 2.0]), eval_dataset=HELD_OUT, **settings
+    )
     trainer.train()
     assert checkpoints_of(trainer) == [best, 5]
     state = json.loads((folder_of(trainer) / "checkpoint-5" / "trainer_state.json").read_text())
@@ -111,14 +129,23 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(make_trainer, greater, be
 
 
 def test_load_best_model_at_end_leaves_the_best_parameters(make_trainer):
-    settings = {"save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "eval_reward"}
+    settings = {
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "metric_for_best_model": "eval_reward",
+    }
     rewards = scheduled([1.0, 9.0, 3.0, 2.0, 9.0])
-    trainer = make_trainer(reward_funcs=rewards, eval_dataset=HELD_OUT, load_best_model_at_end=True, **settings)
+    trainer = make_trainer(
+        reward_funcs=rewards, eval_dataset=HELD_OUT, load_best_model_at_end=True, **settings
+    )
     trainer.train()
     assert same(weights_of(folder_of(trainer) / "checkpoint-2"), trainer.model.center.theta)
     assert trainer.evaluate()["eval_reward"] == 9.0
     trainer.save_model()
-    assert same(weights_of(folder_of(trainer) / "final"), weights_of(folder_of(trainer) / "checkpoint-2"))
+    assert same(
+        weights_of(folder_of(trainer) / "final"), weights_of(folder_of(trainer) / "checkpoint-2")
+    )
 
 
 def test_a_metric_for_best_model_that_no_evaluation_has_names_those_there_are(make_trainer):
@@ -150,13 +177,18 @@ def test_a_run_beside_a_running_one_is_refused_with_its_process(make_trainer):
     assert trainer.train().global_step == 1
 
 
-def test_a_disk_that_cannot_lock_files_is_named_and_converting_goes_on_without(tmp_path, monkeypatch):
+def test_a_disk_that_cannot_lock_files_is_named_and_converting_goes_on_without(
+    tmp_path, monkeypatch
+):
     def flock(file, how):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("estune.common.durable.fcntl.flock", flock)
     with (
-        pytest.raises(ConfigError, match=r"output_dir: .* is on a disk that cannot lock files \(No locks available\)"),
+        pytest.raises(
+            ConfigError,
+            match=r"output_dir: .* is on a disk that cannot lock files \(No locks available\)",
+        ),
         held(tmp_path, "output_dir"),
     ):
         pass
@@ -193,19 +225,32 @@ def test_metrics_of_an_abandoned_start_do_not_stay(make_trainer):
 # What is there already
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "theta/step-3.safetensors", "completions/step-1.jsonl", "final/model.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.jsonl",
+        "theta/step-3.safetensors",
+        "completions/step-1.jsonl",
+        "final/model.safetensors",
+    ],
+)
 def test_a_file_that_a_run_would_replace_is_refused_and_stays(name, make_trainer):
     trainer = make_trainer()
     path = folder_of(trainer) / name
     path.parent.mkdir(parents=True)
     path.write_text('{"step": 1, "loss": 0.5}\n')
-    with pytest.raises(ConfigError, match=f"holds {name}, which a run would replace; move it away, or choose another"):
+    with pytest.raises(
+        ConfigError,
+        match=f"holds {name}, which a run would replace; move it away, or choose another",
+    ):
         trainer.train()
     assert path.read_text() == '{"step": 1, "loss": 0.5}\n'
     assert not (folder_of(trainer) / "journal.jsonl").exists()
 
 
-def test_a_readme_and_a_config_of_the_user_stay_and_the_runs_stand_beside_them(make_trainer, caplog):
+def test_a_readme_and_a_config_of_the_user_stay_and_the_runs_stand_beside_them(
+    make_trainer, caplog
+):
     trainer = make_trainer()
     folder_of(trainer).mkdir()
     for name in ("README.md", "config.yaml"):
@@ -213,9 +258,18 @@ def test_a_readme_and_a_config_of_the_user_stay_and_the_runs_stand_beside_them(m
     trainer.train()
     for name in ("README.md", "config.yaml"):
         assert (folder_of(trainer) / name).read_text() == "# mine\n"
-        assert any(f"{name} was not written by estune and stays as it is" in line for line in caplog.messages)
-    assert "fine-tuned by evolution strategies" in (folder_of(trainer) / "estune-README.md").read_text()
-    assert yaml.safe_load((folder_of(trainer) / "estune-config.yaml").read_text())["population_size"] == 4
+        assert any(
+            f"{name} was not written by estune and stays as it is" in line
+            for line in caplog.messages
+        )
+    assert (
+        "fine-tuned by evolution strategies"
+        in (folder_of(trainer) / "estune-README.md").read_text()
+    )
+    assert (
+        yaml.safe_load((folder_of(trainer) / "estune-config.yaml").read_text())["population_size"]
+        == 4
+    )
 
 
 def test_a_card_that_the_user_edited_stays_when_the_run_goes_on(make_trainer):
@@ -240,7 +294,9 @@ def test_the_base_models_folder_is_no_place_for_a_run(make_trainer, mini):
     before = {path.name: path.read_bytes() for path in mini.iterdir()}
     with pytest.raises(ConfigError, match="is the folder of the base model; choose another"):
         make_trainer(output_dir=str(mini)).train()
-    assert {path.name: path.read_bytes() for path in mini.iterdir() if path.name != ".lock"} == before
+    assert {
+        path.name: path.read_bytes() for path in mini.iterdir() if path.name != ".lock"
+    } == before
 
 
 def test_a_folder_named_base_that_holds_another_model_stays(make_trainer, mini, tiny):
@@ -248,7 +304,9 @@ def test_a_folder_named_base_that_holds_another_model_stays(make_trainer, mini, 
     shutil.copytree(tiny, folder_of(make_trainer()) / "base")
     with pytest.raises(ModelError, match="does not have the weights in .*base"):
         make_trainer(model=model)
-    assert (folder_of(make_trainer()) / "base" / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
+    assert (folder_of(make_trainer()) / "base" / "model.safetensors").read_bytes() == (
+        tiny / "model.safetensors"
+    ).read_bytes()
 
 
 def test_save_model_replaces_nothing_but_what_it_saved(make_trainer, tmp_path, tiny):
@@ -273,7 +331,13 @@ def test_save_model_into_the_runs_folder_as_in_trl_leaves_the_run_there(make_tra
 
 
 def test_config_yaml_gives_the_same_settings_again(make_trainer):
-    trainer = make_trainer(noise="correlated", stop=["</answer>"], reward_weights=[2.0], target_parameters=["mlp"], learning_rate=1e-4)
+    trainer = make_trainer(
+        noise="correlated",
+        stop=["</answer>"],
+        reward_weights=[2.0],
+        target_parameters=["mlp"],
+        learning_rate=1e-4,
+    )
     trainer.train()
     read = build(ESConfig, yaml.safe_load((folder_of(trainer) / "config.yaml").read_text()))
     assert read == trainer.args
@@ -281,8 +345,16 @@ def test_config_yaml_gives_the_same_settings_again(make_trainer):
 
 def test_no_access_token_is_written_anywhere(make_trainer):
     secret = "hf_" + "q" * 34
-    settings = {"model_init_kwargs": {"token": secret, "use_auth_token": secret, "attn_implementation": "eager"}}
-    trainer = make_trainer(report_to="tensorboard", chat_template_kwargs={"thinking": True}, **settings)
+    settings = {
+        "model_init_kwargs": {
+            "token": secret,
+            "use_auth_token": secret,
+            "attn_implementation": "eager",
+        }
+    }
+    trainer = make_trainer(
+        report_to="tensorboard", chat_template_kwargs={"thinking": True}, **settings
+    )
     trainer.train()
     text = b"".join(path.read_bytes() for path in folder_of(trainer).rglob("*") if path.is_file())
     assert secret.encode() not in text

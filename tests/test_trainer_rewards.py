@@ -33,7 +33,9 @@ class Recorder(TrainerCallback):
 
 def test_callbacks_are_called_in_the_order_that_transformers_has(make_trainer):
     recorder = Recorder()
-    make_trainer(callbacks=[recorder], max_steps=2, save_steps=2, eval_strategy="steps", eval_steps=2).train()
+    make_trainer(
+        callbacks=[recorder], max_steps=2, save_steps=2, eval_strategy="steps", eval_steps=2
+    ).train()
     assert recorder.events == [
         ("on_train_begin", 0),
         ("on_step_begin", 0),
@@ -53,7 +55,9 @@ def test_callbacks_get_the_settings_and_the_figures(make_trainer):
 
     class Reader(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **details):
-            seen.append((args.sigma, state.max_steps, logs["reward"], state.log_history[-1]["step"]))
+            seen.append(
+                (args.sigma, state.max_steps, logs["reward"], state.log_history[-1]["step"])
+            )
 
     trainer = make_trainer(callbacks=[Reader])
     trainer.train()
@@ -87,7 +91,10 @@ def test_a_callback_can_end_the_training_and_the_step_is_saved(make_trainer, eve
     assert make_trainer(max_steps=6).train(resume_from_checkpoint=True).global_step == 6
     undisturbed = make_trainer(max_steps=6, output_dir=str(tmp_path / "undisturbed"))
     undisturbed.train()
-    assert same(weights_of(tmp_path / "undisturbed" / "checkpoint-6"), weights_of(folder_of(trainer) / "checkpoint-6"))
+    assert same(
+        weights_of(tmp_path / "undisturbed" / "checkpoint-6"),
+        weights_of(folder_of(trainer) / "checkpoint-6"),
+    )
 
 
 @pytest.mark.parametrize("event", ["on_step_end", "on_log"])
@@ -145,7 +152,9 @@ def test_async_and_plain_functions_are_weighted_together(make_trainer):
     def plain(completions, **columns):
         return [float(len(text)) for text in completions]
 
-    trainer = make_trainer(reward_funcs=[slow, plain, slower], reward_weights=[10.0, -1.0, 100.0], max_steps=1)
+    trainer = make_trainer(
+        reward_funcs=[slow, plain, slower], reward_weights=[10.0, -1.0, 100.0], max_steps=1
+    )
     trainer.train()
     line = metrics_of(trainer)[0]
     assert line["rewards/slow/mean"] == 1.0
@@ -178,7 +187,9 @@ def counted(change):
 
 def test_a_member_without_any_number_is_left_out(make_trainer):
     rewards = [3.0, None, 1.0, 2.0]
-    trainer = make_trainer(reward_funcs=counted(lambda k, usual: [rewards[k]] * len(usual)), max_steps=1)
+    trainer = make_trainer(
+        reward_funcs=counted(lambda k, usual: [rewards[k]] * len(usual)), max_steps=1
+    )
     trainer.train()
     (step,) = steps_of(trainer)
     assert step["rewards"] == rewards
@@ -192,7 +203,9 @@ def test_a_member_without_any_number_is_left_out(make_trainer):
 @pytest.mark.parametrize("value", [0.1, None])
 def test_equal_rewards_move_nothing(make_trainer, mini, value):
     rewards = counted(lambda k, usual: [value] * len(usual))
-    trainer = make_trainer(reward_funcs=rewards, population_size=30, max_steps=2, eval_strategy="steps")
+    trainer = make_trainer(
+        reward_funcs=rewards, population_size=30, max_steps=2, eval_strategy="steps"
+    )
     trainer.train()
     assert [step["coefficients"] for step in steps_of(trainer)] == [[], []]
     assert [step["rewards"] for step in steps_of(trainer)] == [[value] * 30] * 2
@@ -212,7 +225,10 @@ def test_what_functions_log_lands_in_metrics_and_completions(make_trainer):
     trainer.train()
     (line,) = metrics_of(trainer)
     assert line["letters"] == pytest.approx(line["completions/mean_length"] * 2)
-    kept = [json.loads(record) for record in (folder_of(trainer) / "completions" / "step-1.jsonl").read_text().splitlines()]
+    kept = [
+        json.loads(record)
+        for record in (folder_of(trainer) / "completions" / "step-1.jsonl").read_text().splitlines()
+    ]
     assert [record["letters"] for record in kept] == [len(record["completion"]) for record in kept]
     assert line["eval_letters"] == sum(record["letters"] for record in kept)
 
@@ -224,12 +240,16 @@ def test_a_logged_figure_that_is_no_number_is_null_in_json(make_trainer, value):
         log_extra("odd", [value] * len(completions))
         return short(completions, target)
 
-    trainer = make_trainer(reward_funcs=reward, max_steps=1, report_to="tensorboard", eval_strategy="steps")
+    trainer = make_trainer(
+        reward_funcs=reward, max_steps=1, report_to="tensorboard", eval_strategy="steps"
+    )
     trainer.train()
     assert metrics_of(trainer)[0]["odd"] is None
     for path in [*folder_of(trainer).glob("*.jsonl"), *folder_of(trainer).glob("completions/*")]:
         for line in path.read_text().splitlines():
-            json.loads(line, parse_constant=lambda word, path=path: pytest.fail(f"{word} in {path}"))
+            json.loads(
+                line, parse_constant=lambda word, path=path: pytest.fail(f"{word} in {path}")
+            )
 
 
 def explode(completions, **columns):
@@ -274,7 +294,9 @@ def test_a_reward_function_that_fails_is_named(make_trainer, function, said):
     assert steps_of(trainer) == []
 
 
-def test_a_reward_function_that_wants_what_there_is_not_is_refused_before_a_model_is_loaded(make_trainer):
+def test_a_reward_function_that_wants_what_there_is_not_is_refused_before_a_model_is_loaded(
+    make_trainer,
+):
     def reward(completions, answer):
         return [0.0] * len(completions)
 
@@ -291,7 +313,9 @@ def test_after_a_failed_reward_the_run_can_be_resumed(make_trainer, tmp_path, ag
             raise RuntimeError("mend me")
         return usual
 
-    undisturbed = make_trainer(output_dir=str(tmp_path / "undisturbed"), reward_funcs=named(fails_once))
+    undisturbed = make_trainer(
+        output_dir=str(tmp_path / "undisturbed"), reward_funcs=named(fails_once)
+    )
     broken.clear()
     undisturbed.train()
     broken.append(True)
@@ -303,7 +327,10 @@ def test_after_a_failed_reward_the_run_can_be_resumed(make_trainer, tmp_path, ag
     if again == "new trainer":
         trainer = make_trainer(reward_funcs=named(fails_once), on_reward_error="raise")
     assert trainer.train(resume_from_checkpoint=True).global_step == 4
-    assert same(weights_of(folder_of(trainer) / "checkpoint-4"), weights_of(tmp_path / "undisturbed" / "checkpoint-4"))
+    assert same(
+        weights_of(folder_of(trainer) / "checkpoint-4"),
+        weights_of(tmp_path / "undisturbed" / "checkpoint-4"),
+    )
     assert [line["step"] for line in metrics_of(trainer)] == [1, 2, 3, 4]
 
 
@@ -312,7 +339,10 @@ def named(change):
 
 
 def test_a_conversation_is_answered_with_messages(make_trainer, rows):
-    chats = [{"prompt": [{"role": "user", "content": row["prompt"]}], "target": row["target"]} for row in rows]
+    chats = [
+        {"prompt": [{"role": "user", "content": row["prompt"]}], "target": row["target"]}
+        for row in rows
+    ]
     seen = []
 
     def reward(prompts, completions, target, **columns):
@@ -320,7 +350,9 @@ def test_a_conversation_is_answered_with_messages(make_trainer, rows):
         assert prompts == [row["prompt"] for row in chats[: len(prompts)]] or len(prompts) == 1
         return short([messages[0]["content"] for messages in completions], target)
 
-    make_trainer(reward_funcs=reward, train_dataset=chats[:2], eval_dataset=chats[:1], eval_strategy="steps").train()
+    make_trainer(
+        reward_funcs=reward, train_dataset=chats[:2], eval_dataset=chats[:1], eval_strategy="steps"
+    ).train()
     assert seen
     assert all(len(messages) == 1 and messages[0]["role"] == "assistant" for messages in seen)
 
@@ -328,10 +360,16 @@ def test_a_conversation_is_answered_with_messages(make_trainer, rows):
 # Signals
 
 
-@pytest.mark.parametrize(("number", "ended"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("number", "ended"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
 @pytest.mark.parametrize("member", [0, 5, 7, 14, 15])
-def test_a_signal_stops_cleanly_and_the_run_can_be_resumed(make_trainer, tmp_path, number, ended, member):
-    undisturbed = make_trainer(output_dir=str(tmp_path / "undisturbed"), reward_funcs=counted(lambda k, usual: usual))
+def test_a_signal_stops_cleanly_and_the_run_can_be_resumed(
+    make_trainer, tmp_path, number, ended, member
+):
+    undisturbed = make_trainer(
+        output_dir=str(tmp_path / "undisturbed"), reward_funcs=counted(lambda k, usual: usual)
+    )
     undisturbed.train()
 
     def signalled(k, usual):
@@ -346,10 +384,15 @@ def test_a_signal_stops_cleanly_and_the_run_can_be_resumed(make_trainer, tmp_pat
     if ended is SystemExit:
         assert caught.value.code == 143
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-    assert len(steps_of(trainer)) == member // 4, "the step under way is dropped, however near its end"
+    assert len(steps_of(trainer)) == member // 4, (
+        "the step under way is dropped, however near its end"
+    )
     resumed = make_trainer(reward_funcs=counted(lambda k, usual: usual))
     resumed.train(resume_from_checkpoint=True)
-    assert same(weights_of(folder_of(resumed) / "checkpoint-4"), weights_of(tmp_path / "undisturbed" / "checkpoint-4"))
+    assert same(
+        weights_of(folder_of(resumed) / "checkpoint-4"),
+        weights_of(tmp_path / "undisturbed" / "checkpoint-4"),
+    )
 
 
 def test_training_works_in_a_thread_where_no_signals_arrive(make_trainer):
@@ -371,7 +414,9 @@ def test_every_member_of_a_step_answers_the_same_prompts(make_trainer, rows):
 
     make_trainer(reward_funcs=reward, train_dataset=rows, batch_size=2, max_steps=3).train()
     assert [len(set(prompts)) for prompts in seen.values()] == [1, 1, 1]
-    assert sorted(prompt for prompts in seen.values() for prompt in prompts[0]) == sorted(row["prompt"] for row in rows)
+    assert sorted(prompt for prompts in seen.values() for prompt in prompts[0]) == sorted(
+        row["prompt"] for row in rows
+    )
 
 
 def test_antithetic_members_share_a_seed(make_trainer):

@@ -24,7 +24,9 @@ from estune.run.publish import write_card, write_config
 from estune.strategy.population import Mishap
 
 EVIL = "\x1b]0;owned\x07\x1b[2J \x9b31m \u202eRTL\u2066 \u200f \x7f \u2028 \r over \ud800"
-HARMFUL = {*map(chr, [*range(32), *range(127, 160)])} - {"\n", "\t"} | set("\u061c\u200e\u200f\u2028\u2029")
+HARMFUL = {*map(chr, [*range(32), *range(127, 160)])} - {"\n", "\t"} | set(
+    "\u061c\u200e\u200f\u2028\u2029"
+)
 HARMFUL |= {*map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)])}
 
 
@@ -44,14 +46,18 @@ def test_visible_text_stays_as_it_is(text):
     assert clean(text) == text
 
 
-@pytest.mark.parametrize("text", ["naïve", "漢字かな", "مرحبا שלום", "👩‍👩‍👧", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "क्‍ष", "a\tb\nc", "e\u0301"])
+@pytest.mark.parametrize(
+    "text", ["naïve", "漢字かな", "مرحبا שלום", "👩‍👩‍👧", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "क्‍ष", "a\tb\nc", "e\u0301"]
+)
 def test_accents_scripts_and_emoji_stay_as_they_are(text):
     assert clean(text) == text
 
 
 def test_every_bidirectional_control_of_unicode_is_left_out():
     controls = {"LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"}
-    found = [chr(c) for c in range(sys.maxunicode + 1) if unicodedata.bidirectional(chr(c)) in controls]
+    found = [
+        chr(c) for c in range(sys.maxunicode + 1) if unicodedata.bidirectional(chr(c)) in controls
+    ]
     assert len(found) == 9
     assert clean("".join(found)) == ""
 
@@ -76,7 +82,9 @@ def test_a_stream_shows_clean_text_in_its_own_encoding(terminal):
 
 
 @pytest.mark.parametrize(("terminal", "wanted"), [(True, "\r50%\r99%"), (False, "\n50%\n99%")])
-def test_a_progress_bar_may_begin_its_line_anew_on_a_terminal_and_gets_lines_elsewhere(terminal, wanted):
+def test_a_progress_bar_may_begin_its_line_anew_on_a_terminal_and_gets_lines_elsewhere(
+    terminal, wanted
+):
     below = io.StringIO()
     below.isatty = lambda: terminal
     for text in ("\r50%", "\r99%"):
@@ -144,12 +152,32 @@ def first(completions, prompts): raise ValueError(f"cannot read {prompts[0]}")
 
 @pytest.mark.usefixtures("in_a_folder_of_its_own")
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_run_shows_clean_text_whatever_its_prompts_and_reward_functions_say(mini, tmp_path, capfd, workers):
+def test_a_run_shows_clean_text_whatever_its_prompts_and_reward_functions_say(
+    mini, tmp_path, capfd, workers
+):
     lines(tmp_path / "d.jsonl", [{"prompt": EVIL.replace("\ud800", "")}] * 2)
     name = module(FUNCTIONS, tmp_path)
     for function, status in {"prints": 0, "later": 0, "first": 2}.items():
-        flags = ["--engine", "fake", "--population_size", "2", "--max_steps", "2", "--log_completions", "true", "--reward_workers", workers]
-        where = ["--model_name_or_path", str(mini), "--dataset_name", "d.jsonl", "--output_dir", function]
+        flags = [
+            "--engine",
+            "fake",
+            "--population_size",
+            "2",
+            "--max_steps",
+            "2",
+            "--log_completions",
+            "true",
+            "--reward_workers",
+            workers,
+        ]
+        where = [
+            "--model_name_or_path",
+            str(mini),
+            "--dataset_name",
+            "d.jsonl",
+            "--output_dir",
+            function,
+        ]
         assert main(["train", *where, *flags, "--reward_funcs", f"{name}.{function}"]) == status
         out, err = capfd.readouterr()
         assert harmful(out + err) == []

@@ -54,7 +54,9 @@ class Crowd:
             if piece is not None:
                 self.at[worker] = piece
                 self.handed.append(piece)
-            assert self.dispatch.under_way == len({piece.member for piece in self.at.values() if piece not in self.answered})
+            assert self.dispatch.under_way == len(
+                {piece.member for piece in self.at.values() if piece not in self.answered}
+            )
 
     def end(self, worker: int) -> None:
         piece = self.at.pop(worker)
@@ -72,10 +74,14 @@ class Crowd:
     changes=st.integers(0, 20),
     seed=st.integers(0, 2**32),
 )
-def test_each_prompt_of_each_member_is_answered_once_whoever_is_lost_or_joins(members, prompts, workers, changes, seed):
+def test_each_prompt_of_each_member_is_answered_once_whoever_is_lost_or_joins(
+    members, prompts, workers, changes, seed
+):
     crowd = Crowd(Dispatch(members, prompts), workers, seed)
     crowd.run(changes)
-    answered = sorted((piece.member, i) for piece in crowd.answered for i in range(piece.start, piece.stop))
+    answered = sorted(
+        (piece.member, i) for piece in crowd.answered for i in range(piece.start, piece.stop)
+    )
     assert answered == [(member, i) for member in range(members) for i in range(prompts)]
     assert all(piece.size >= min(prompts, -(-prompts // 8)) for piece in crowd.handed)
     assert crowd.dispatch.under_way == 0
@@ -210,7 +216,9 @@ def test_pace_learns_what_each_piece_costs_whatever_its_size():
     assert pace.fit() == (0.0, 0.0) and pace.fixed(200) == 0.0
     for _ in range(9):
         pace.add(200, 30.0)
-    assert pace.fit() == (0.0, pytest.approx(0.15)), "pieces of one size tell nothing about the fixed part"
+    assert pace.fit() == (0.0, pytest.approx(0.15)), (
+        "pieces of one size tell nothing about the fixed part"
+    )
     for size in (25, 50, 100):
         pace.add(size, 10 + 0.1 * size)
     assert pace.fit() == (pytest.approx(10.0), pytest.approx(0.1))
@@ -235,7 +243,9 @@ def test_the_more_a_piece_costs_whatever_its_size_the_less_is_cut():
             pace.add(size, 200 * fixed + size * (1 - fixed))
         dispatch = Dispatch(30, 200, pace)
         pieces.append(sum(dispatch.take(worker, 8, 0.0) is not None for worker in range(300)))
-    assert pieces[0] > pieces[1] > pieces[2] == pieces[3] > 30, "some is always cut, so that it shows when it pays again"
+    assert pieces[0] > pieces[1] > pieces[2] == pieces[3] > 30, (
+        "some is always cut, so that it shows when it pays again"
+    )
 
 
 def test_a_clock_that_stands_still_harms_nothing():

@@ -25,8 +25,18 @@ def outcome(case: str, folder: Path) -> tuple[dict[str, Any], str]:
     """What became of the run `case` in `folder`, and what it said."""
     if not (folder / "model").exists() and case != "resumed":
         make_model(folder / "model")
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-    done = subprocess.run([sys.executable, str(CHILD), case, str(folder)], env=environment, capture_output=True, text=True, timeout=280)
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": TOKEN,
+    }
+    done = subprocess.run(
+        [sys.executable, str(CHILD), case, str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert "RESULT" in done.stdout, done.stderr[-3000:]
     return json.loads(done.stdout.split("RESULT")[1].splitlines()[0]), done.stderr
 
@@ -42,7 +52,9 @@ def test_two_workers_compute_what_one_does_and_nothing_listens_beyond_loopback(l
     assert result["digests"] == local
     assert result["alive"] == 2
     assert result["listening"]
-    assert all(ip.removeprefix("::ffff:") in ("127.0.0.1", "::1") for ip in result["listening"]), result["listening"]
+    assert all(ip.removeprefix("::ffff:") in ("127.0.0.1", "::1") for ip in result["listening"]), (
+        result["listening"]
+    )
     assert "worker 1 on 127.0.0.1 (process" in said
     events = json.loads((tmp_path / "out/profile-0.json").read_text())
     lanes = {event["args"]["name"] for event in events if event["name"] == "thread_name"}
@@ -126,16 +138,41 @@ def test_a_replica_of_theta_that_differs_is_named_and_rebuilt(local, tmp_path):
 
 
 def test_a_cluster_that_is_not_there_is_one_line(tiny, tmp_path):
-    command = [sys.executable, "-m", "estune", "train", "--model_name_or_path", str(tiny), "--task", "conciseness"]
+    command = [
+        sys.executable,
+        "-m",
+        "estune",
+        "train",
+        "--model_name_or_path",
+        str(tiny),
+        "--task",
+        "conciseness",
+    ]
     command += ["--workers", "ray", "--ray_address", "127.0.0.1:1", "--output_dir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=os.environ | {"RAY_AUTH_MODE": "disabled"})
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+    )
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("estune: ray_address: no Ray cluster could be joined at 127.0.0.1:1")
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith("estune: ray_address: no Ray cluster could be joined at 127.0.0.1:1")
+    )
 
 
 def test_several_workers_without_ray_are_refused(capsys):
-    assert main(["train", "--num_workers", "2", "--model_name_or_path", "m", "--task", "conciseness"]) == 2
-    assert "num_workers: workers: local has one engine in each process, not 2; choose workers: ray" in capsys.readouterr().err
+    assert (
+        main(["train", "--num_workers", "2", "--model_name_or_path", "m", "--task", "conciseness"])
+        == 2
+    )
+    assert (
+        "num_workers: workers: local has one engine in each process, not 2; choose workers: ray"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,7 +183,9 @@ def test_several_workers_without_ray_are_refused(capsys):
         ({"RAY_AUTH_MODE": "disabled"}, None, {"RAY_AUTH_MODE": "disabled"}),
     ],
 )
-def test_rays_token_is_used_where_it_is_set_and_made_for_a_cluster_of_ones_own(set_already, address, wanted, monkeypatch):
+def test_rays_token_is_used_where_it_is_set_and_made_for_a_cluster_of_ones_own(
+    set_already, address, wanted, monkeypatch
+):
     monkeypatch.setattr(os, "environ", {"HOME": "/nowhere", **set_already})
     cluster.prepare(ESConfig(workers="ray", ray_address=address))
     assert wanted.items() <= os.environ.items()
@@ -155,11 +194,35 @@ def test_rays_token_is_used_where_it_is_set_and_made_for_a_cluster_of_ones_own(s
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_on_ray_stops_cleanly_when_asked_to(number, status, tiny, tmp_path):
-    command = [sys.executable, "-m", "estune", "train", "--model_name_or_path", str(tiny), "--task", "conciseness"]
-    command += ["--workers", "ray", "--num_workers", "2", "--population_size", "4", "--max_steps", "10000", "--max_train_samples", "4"]
+    command = [
+        sys.executable,
+        "-m",
+        "estune",
+        "train",
+        "--model_name_or_path",
+        str(tiny),
+        "--task",
+        "conciseness",
+    ]
+    command += [
+        "--workers",
+        "ray",
+        "--num_workers",
+        "2",
+        "--population_size",
+        "4",
+        "--max_steps",
+        "10000",
+        "--max_train_samples",
+        "4",
+    ]
     command += ["--output_dir", str(tmp_path / "out"), "--max_completion_length", "4"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
     ) as run:
         assert any(line.startswith("step 2/") for line in run.stdout)
         run.send_signal(number)

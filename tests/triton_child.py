@@ -45,7 +45,10 @@ def bits() -> dict[str, np.ndarray]:
         outs = [torch.empty(3000, dtype=dtype, device=device) for _ in range(2)]
         huge = float(np.float32(3e38))
         found[f"finite {name}"] = np.array(
-            [bool(kernels.perturb(large * 0, SIGMA, 1, T, 0, outs[0])), bool(kernels.perturb(large, huge, 1, T, 0, outs[1]))]
+            [
+                bool(kernels.perturb(large * 0, SIGMA, 1, T, 0, outs[0])),
+                bool(kernels.perturb(large, huge, 1, T, 0, outs[1])),
+            ]
         )
     return found
 
@@ -58,9 +61,26 @@ def assembly() -> dict[str, list[int]]:
     keys = {"k0": "i64", "k1": "i64", "t0": "i64", "t1": "i64"}
     found = {}
     for out in ("*i16", "*fp16", "*fp32"):
-        arguments = {"theta": "*fp32", "out": out, "overflown": "*i32", "table": "*fp32", "scale": "fp32", **keys, **where}
+        arguments = {
+            "theta": "*fp32",
+            "out": out,
+            "overflown": "*i32",
+            "table": "*fp32",
+            "scale": "fp32",
+            **keys,
+            **where,
+        }
         found[f"perturb {out}"] = _fused(kernels._perturb, arguments)
-    arguments = {"theta": "*fp32", "table": "*fp32", "factors": "*fp32", "keys": "*i32", "seeds": "i32", "t0": "i64", "t1": "i64", **where}
+    arguments = {
+        "theta": "*fp32",
+        "table": "*fp32",
+        "factors": "*fp32",
+        "keys": "*i32",
+        "seeds": "i32",
+        "t0": "i64",
+        "t1": "i64",
+        **where,
+    }
     found["update"] = _fused(kernels._update, arguments)
     return found
 
@@ -72,9 +92,14 @@ def _fused(kernel, arguments: dict[str, str]) -> list[int]:
     from estune.noise import triton as kernels
 
     names = list(arguments)
-    source = ASTSource(kernel, arguments, {(names.index("SIZE"),): kernels._SIZE, (names.index("SKIPPED"),): 0})
+    source = ASTSource(
+        kernel, arguments, {(names.index("SIZE"),): kernels._SIZE, (names.index("SKIPPED"),): 0}
+    )
     options = [kernels.LAUNCH, kernels.LAUNCH | {"enable_fp_fusion": True}]
-    return [compile(source, target=GPUTarget("cuda", 90, 32), options=each).asm["ptx"].count("fma.") for each in options]
+    return [
+        compile(source, target=GPUTarget("cuda", 90, 32), options=each).asm["ptx"].count("fma.")
+        for each in options
+    ]
 
 
 if __name__ == "__main__":

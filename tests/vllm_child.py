@@ -26,7 +26,11 @@ SHAPE = {
     "num_key_value_heads": 4,
     "max_position_embeddings": 512,
 }
-SETTINGS = {"dtype": "float32", "vllm_enforce_eager": True, "engine_kwargs": {"kv_cache_memory_bytes": 1 << 28, "max_num_seqs": 4}}
+SETTINGS = {
+    "dtype": "float32",
+    "vllm_enforce_eager": True,
+    "engine_kwargs": {"kv_cache_memory_bytes": 1 << 28, "max_num_seqs": 4},
+}
 TEXT = [
     "what is the color of the sky",
     "cat",
@@ -47,7 +51,10 @@ def updated(center: Center) -> Center:
 
 def regions(process: psutil.Process) -> int:
     """How many regions of a process's memory are a shared θ."""
-    return sum("estune-theta" in line for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines())
+    return sum(
+        "estune-theta" in line
+        for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+    )
 
 
 def main() -> None:
@@ -61,10 +68,22 @@ def main() -> None:
     answers = []
     for fields in members:
         engine.load(center, Member(**fields))
-        answers.append([asdict(answer) for answer in engine.generate(prompts, max_completion_length=12)])
+        answers.append(
+            [asdict(answer) for answer in engine.generate(prompts, max_completion_length=12)]
+        )
         engine.check(center, Member(**fields))
-    mapping = {process.pid: regions(process) for process in psutil.Process().children(recursive=True)}
-    print(json.dumps({"answers": answers, "digest": center.digest(), "mapping": [pair for pair in mapping.items() if pair[1]]}))
+    mapping = {
+        process.pid: regions(process) for process in psutil.Process().children(recursive=True)
+    }
+    print(
+        json.dumps(
+            {
+                "answers": answers,
+                "digest": center.digest(),
+                "mapping": [pair for pair in mapping.items() if pair[1]],
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -27,15 +27,26 @@ CARRY = ROOT / "carry"
 WHEELS, TOKENIZER = CARRY / "wheels", CARRY / "tokenizer"
 HALVES = (CARRY / "model-1", CARRY / "model-2")
 MOST = 64 << 20  # bytes of one part, with the repository
-TAGS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014", "manylinux1")
+TAGS = (
+    "manylinux_2_28",
+    "manylinux_2_27",
+    "manylinux_2_24",
+    "manylinux_2_17",
+    "manylinux2014",
+    "manylinux1",
+)
 PLATFORMS = [word for tag in TAGS for word in ("--platform", f"{tag}_x86_64")]
 TARGET = ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp", *PLATFORMS]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["model"], help="join the model; without it, collect everything")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "what", nargs="?", choices=["model"], help="join the model; without it, collect everything"
+    )
     joining = parser.parse_args().what == "model"
     try:
         if joining:
@@ -56,7 +67,15 @@ def main() -> int:
 def collect_wheels() -> None:
     """Download the packages in carried.txt, for the GPU machine's Python rather than this one."""
     shutil.rmtree(WHEELS, ignore_errors=True)
-    pip("download", "--no-deps", *TARGET, "--dest", str(WHEELS), "--requirement", str(HERE / "carried.txt"))
+    pip(
+        "download",
+        "--no-deps",
+        *TARGET,
+        "--dest",
+        str(WHEELS),
+        "--requirement",
+        str(HERE / "carried.txt"),
+    )
 
 
 def check_complete(wheels: Path) -> None:
@@ -67,19 +86,42 @@ def check_complete(wheels: Path) -> None:
     """
     machine = requirements(HERE / "machine.txt")
     names = {name_of(line) for line in machine}
-    wanted = [line for line in dependencies() if name_of(line) not in names] + ["pytest", "pytest-timeout"]
+    wanted = [line for line in dependencies() if name_of(line) not in names] + [
+        "pytest",
+        "pytest-timeout",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         for line in machine:
             stand_in(line, Path(folder))
-        sources = ["--no-index", "--find-links", str(wheels), "--find-links", folder, "--constraint", str(HERE / "machine.txt")]
-        pip("install", "--dry-run", "--ignore-installed", *sources, *TARGET, "--target", f"{folder}/site", *wanted, alone=True)
+        sources = [
+            "--no-index",
+            "--find-links",
+            str(wheels),
+            "--find-links",
+            folder,
+            "--constraint",
+            str(HERE / "machine.txt"),
+        ]
+        pip(
+            "install",
+            "--dry-run",
+            "--ignore-installed",
+            *sources,
+            *TARGET,
+            "--target",
+            f"{folder}/site",
+            *wanted,
+            alone=True,
+        )
 
 
 def dependencies() -> list[str]:
     """estune's dependencies, from pyproject.toml."""
     import tomllib
 
-    found: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    found: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "dependencies"
+    ]
     return found
 
 
@@ -89,7 +131,9 @@ def requirements(path: Path) -> list[str]:
 
 def name_of(requirement: str) -> str:
     """The package's name in the form in which pip compares names."""
-    end = next((at for at, letter in enumerate(requirement) if letter in "<>=!~;[ "), len(requirement))
+    end = next(
+        (at for at, letter in enumerate(requirement) if letter in "<>=!~;[ "), len(requirement)
+    )
     return requirement[:end].lower().replace("_", "-")
 
 
@@ -98,21 +142,33 @@ def stand_in(requirement: str, folder: Path) -> None:
     name, _, version = requirement.replace("-", "_").partition("==")
     about = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
-        file.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(
+            f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        file.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         file.writestr(f"{about}/RECORD", "")
 
 
 def pip(*words: str, alone: bool = False) -> None:
     """Run pip. With `alone` it ignores its configuration, which may name sources of packages."""
-    environment = {name: value for name, value in os.environ.items() if not (alone and name.startswith("PIP_"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not (alone and name.startswith("PIP_"))
+    }
     environment |= {"PIP_CONFIG_FILE": os.devnull} if alone else {}
     command = [sys.executable, "-m", "pip", words[0], "--quiet", *words[1:]]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.splitlines()
-        said = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")] or lines or ["nothing"]
-        raise ResourceError(f"pip {words[0]}: {said[0]}; adjust benchmarks/gpu_all/carried.txt or machine.txt")
+        said = (
+            [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
+            or lines
+            or ["nothing"]
+        )
+        raise ResourceError(
+            f"pip {words[0]}: {said[0]}; adjust benchmarks/gpu_all/carried.txt or machine.txt"
+        )
 
 
 def split(model: Path, halves: Sequence[Path]) -> None:
@@ -149,10 +205,14 @@ def parts() -> list[str]:
     repository = sum(path.lstat().st_size for path in files if path.exists())
     found = []
     for number, folders in enumerate(([WHEELS, HALVES[0]], [TOKENIZER, HALVES[1]]), 1):
-        size = repository + sum(path.stat().st_size for folder in folders for path in folder.iterdir())
+        size = repository + sum(
+            path.stat().st_size for folder in folders for path in folder.iterdir()
+        )
         names = ", ".join(f"carry/{folder.name}" for folder in folders)
         if size > MOST:
-            raise ResourceError(f"part {number} ({names}) with the repository: {size / 2**20:.1f} MiB, more than {MOST >> 20}")
+            raise ResourceError(
+                f"part {number} ({names}) with the repository: {size / 2**20:.1f} MiB, more than {MOST >> 20}"
+            )
         found.append(f"part {number}: the repository and {names}: {size / 2**20:.1f} MiB")
     return found
 
@@ -167,7 +227,9 @@ def model(whole: Path) -> Path:
     if not there and whole.is_file():
         return whole
     if missing := [folder for folder in (*HALVES, TOKENIZER) if folder not in there]:
-        raise ModelError(f"the model is incomplete: {missing[0]} is missing; copy it here, or run make model")
+        raise ModelError(
+            f"the model is incomplete: {missing[0]} is missing; copy it here, or run make model"
+        )
     return joined(HALVES, CARRY / "joined" / whole.name)
 
 
@@ -178,7 +240,9 @@ def joined(halves: Sequence[Path], path: Path) -> Path:
     data = b"".join((folder / "piece").read_bytes() for folder in halves)
     digest = hashlib.sha256(data).hexdigest()
     if wrong := [folder for folder in halves if (folder / "sha256").read_text().strip() != digest]:
-        raise ModelError(f"the pieces in {wrong[0].parent} do not make the original file; copy them again")
+        raise ModelError(
+            f"the pieces in {wrong[0].parent} do not make the original file; copy them again"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     folder = resolve(str(path))

@@ -26,9 +26,37 @@ RECIPES = {  # the one that is known least comes first
 }
 METHODS = ("es", "es-paper")
 STOPPING = 20  # seconds that the runs may take to stop
-ON_GPU = ["--tokens", "1000000", "--eval_tokens", "20000", "--device", "cuda", "--reward_workers", "4"]
-SMALL = ["--population_size", "2", "--max_train_samples", "2", "--max_completion_length", "4", "--eval_prompts", "2"]
-ON_CPU = ["--tokens", "16", "--eval_tokens", "16", "--device", "cpu", "--reward_workers", "1", *SMALL]
+ON_GPU = [
+    "--tokens",
+    "1000000",
+    "--eval_tokens",
+    "20000",
+    "--device",
+    "cuda",
+    "--reward_workers",
+    "4",
+]
+SMALL = [
+    "--population_size",
+    "2",
+    "--max_train_samples",
+    "2",
+    "--max_completion_length",
+    "4",
+    "--eval_prompts",
+    "2",
+]
+ON_CPU = [
+    "--tokens",
+    "16",
+    "--eval_tokens",
+    "16",
+    "--device",
+    "cpu",
+    "--reward_workers",
+    "1",
+    *SMALL,
+]
 
 
 @dataclass(frozen=True)
@@ -53,7 +81,9 @@ RUNS = tuple(Run(reward, method) for reward in RECIPES for method in METHODS)
 
 def main() -> int:
     folder, model, seconds, *rest = sys.argv[1:]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, which stops the runs too
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # an exception, which stops the runs too
     on_cpu = rest == ["--cpu"]
     runs = (RUNS[0], RUNS[3]) if on_cpu else RUNS  # each recipe and each method once
     learn(runs, Path(folder), model, float(seconds), ON_CPU if on_cpu else ON_GPU)
@@ -64,11 +94,16 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def learn(runs: Sequence[Run], folder: Path, model: str, seconds: float, more: Sequence[str]) -> None:
+def learn(
+    runs: Sequence[Run], folder: Path, model: str, seconds: float, more: Sequence[str]
+) -> None:
     """Do all runs at the same time, and stop those that have not ended after `seconds`."""
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds
-    children = [subprocess.Popen(run.command(folder, model, more), cwd=ROOT, stdout=sys.stderr) for run in runs]
+    children = [
+        subprocess.Popen(run.command(folder, model, more), cwd=ROOT, stdout=sys.stderr)
+        for run in runs
+    ]
     try:
         for child in children:
             wait(child, deadline - time.monotonic())
@@ -101,10 +136,17 @@ def report(run: Run, folder: Path) -> bool:
 def reached(points: Sequence[dict[str, Any]]) -> dict[str, float | str]:
     """The figures of a run's last evaluation, compared with its first."""
     first, last = points[0], points[-1]
-    found: dict[str, float | str] = {"tokens": last["tokens"], "seconds": last["seconds"], "steps": last["step"]}
+    found: dict[str, float | str] = {
+        "tokens": last["tokens"],
+        "seconds": last["seconds"],
+        "steps": last["step"],
+    }
     for name in ("train", "held_out"):
         if name in last:
-            found |= {f"{name}_before": first[name]["reward"], f"{name}_after": last[name]["reward"]}
+            found |= {
+                f"{name}_before": first[name]["reward"],
+                f"{name}_after": last[name]["reward"],
+            }
     return found | {"gain": last["train"]["reward"] - first["train"]["reward"]}
 
 

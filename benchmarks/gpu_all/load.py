@@ -60,13 +60,19 @@ def random_engine(size: str, device: torch.device) -> TransformersEngine:
         tie_word_embeddings=False,
     )
     with device:
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval().requires_grad_(False)
+        model = (
+            AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            .eval()
+            .requires_grad_(False)
+        )
     settings = ESConfig(device=str(device), dtype="bfloat16", generation_batch_size=PROMPTS)
     names = {name: name for name in gpu.MODELS[size]}
     return TransformersEngine(Path(), names, settings, word_tokenizer(vocabulary), model)
 
 
-def from_host(engine: TransformersEngine, center: Center, device: torch.device) -> Iterator[gpu.Figures]:
+def from_host(
+    engine: TransformersEngine, center: Center, device: torch.device
+) -> Iterator[gpu.Figures]:
     """θ in host memory: a load relative to copying θ over the bus, and its peak of GPU memory."""
     weights = sum(engine.read(name).nbytes for name in center.theta)
     on_gpu = device.type == "cuda"
@@ -80,9 +86,13 @@ def from_host(engine: TransformersEngine, center: Center, device: torch.device) 
     yield {"host_held": True}
 
 
-def from_device(engine: TransformersEngine, shapes: gpu.Shapes, generation: float, device: torch.device) -> Iterator[gpu.Figures]:
+def from_device(
+    engine: TransformersEngine, shapes: gpu.Shapes, generation: float, device: torch.device
+) -> Iterator[gpu.Figures]:
     """θ on the GPU: a load relative to a copy on the GPU, and to generating."""
-    center = Center(gpu.filled({name: torch.empty(shape, device=device) for name, shape in shapes.items()}))
+    center = Center(
+        gpu.filled({name: torch.empty(shape, device=device) for name, shape in shapes.items()})
+    )
     count = sum(theta.numel() for theta in center.theta.values())
     seconds = load_seconds(engine, center, device)
     copied = gpu.copy_bandwidth(min(count, gpu.COPIED), device)
@@ -98,7 +108,9 @@ def load_seconds(engine: TransformersEngine, center: Center, device: torch.devic
 
 def generation_seconds(engine: TransformersEngine, vocabulary: int, device: torch.device) -> float:
     """Seconds to generate PROMPTS × TOKENS tokens, after one call to warm up."""
-    prompts = [[(31 * row + 7 * at) % vocabulary for at in range(PROMPT_TOKENS)] for row in range(PROMPTS)]
+    prompts = [
+        [(31 * row + 7 * at) % vocabulary for at in range(PROMPT_TOKENS)] for row in range(PROMPTS)
+    ]
     return gpu.timed(lambda: engine.generate(prompts, max_completion_length=TOKENS), device, 1)
 
 

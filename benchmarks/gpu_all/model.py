@@ -20,8 +20,20 @@ from benchmarks.gpu_all import print_figures
 from estune import ESConfig, ESTrainer
 from estune.tasks import get_task
 
-ON_GPU = {"population_size": 4, "batch_size": 64, "max_steps": 10, "max_completion_length": 32, "device": "cuda"}
-ON_CPU = {"population_size": 2, "batch_size": 4, "max_steps": 3, "max_completion_length": 8, "device": "cpu"}
+ON_GPU = {
+    "population_size": 4,
+    "batch_size": 64,
+    "max_steps": 10,
+    "max_completion_length": 32,
+    "device": "cuda",
+}
+ON_CPU = {
+    "population_size": 2,
+    "batch_size": 4,
+    "max_steps": 3,
+    "max_completion_length": 8,
+    "device": "cpu",
+}
 PARTS = ("es/generate_seconds", "es/load_seconds", "es/update_seconds")
 
 
@@ -34,7 +46,10 @@ def main() -> int:
     print_figures(speed(Path(folder)))
     written = json.loads((Path(folder) / "journal.jsonl").read_text().splitlines()[steps])["digest"]
     replayed = replay(Path(folder), model, steps)
-    digests: dict[str, float | str] = {"digest_of_the_run": written, "digest_of_the_replay": replayed}
+    digests: dict[str, float | str] = {
+        "digest_of_the_run": written,
+        "digest_of_the_replay": replayed,
+    }
     print_figures({"digest_equal": written == replayed} | digests)
     return 0
 
@@ -75,7 +90,16 @@ def speed(folder: Path) -> dict[str, float | str]:
 def replay(folder: Path, model: str, steps: int) -> str:
     """θ's digest from `estune replay`, in a process that sees no GPU."""
     with tempfile.TemporaryDirectory() as scratch:
-        words = ["replay", str(folder), "--step", str(steps), "--output", f"{scratch}/step", "--model", model]
+        words = [
+            "replay",
+            str(folder),
+            "--step",
+            str(steps),
+            "--output",
+            f"{scratch}/step",
+            "--model",
+            model,
+        ]
         done = subprocess.run(
             [sys.executable, "-m", "estune", *words],
             cwd=ROOT,

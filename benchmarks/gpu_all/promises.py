@@ -8,7 +8,10 @@ def _true(name: str, says: str) -> Ratio:
 
 
 _LEARNT = tuple(
-    Ratio(f"{reward}_{method}_gain", f"gain of {method} in the {reward} reward on its training prompts, greedy")
+    Ratio(
+        f"{reward}_{method}_gain",
+        f"gain of {method} in the {reward} reward on its training prompts, greedy",
+    )
     for reward in ("sparse", "dense")
     for method in ("es", "es-paper")
 )
@@ -31,12 +34,32 @@ PARTS = (
             _true("bits_equal", "a member from θ on the GPU has the CPU's bits"),
             _true("streamed_bits_equal", "a member from θ in host memory has the CPU's bits"),
             _true("update_bits_equal", "an updated θ has the CPU's bits"),
-            Ratio("perturbed_of_copy", "bandwidth of writing a member ÷ that of a copy on the GPU", least=0.8),
-            Ratio("update_1_of_copy", "bandwidth of an update of one seed ÷ that of a copy", least=0.8),
-            Ratio("update_30_of_copy", "bandwidth of an update of thirty seeds ÷ that of a copy", least=0.8),
-            Ratio("load_over_bus", "a member from θ in host memory ÷ θ copied over the bus", most=1.2),
-            Ratio("peak_over_weights", "GPU memory while writing from host memory ÷ the weights", most=1.10),
-            Ratio("usual_over_perturbed", "the usual way with torch.randn ÷ writing a member", least=10),
+            Ratio(
+                "perturbed_of_copy",
+                "bandwidth of writing a member ÷ that of a copy on the GPU",
+                least=0.8,
+            ),
+            Ratio(
+                "update_1_of_copy", "bandwidth of an update of one seed ÷ that of a copy", least=0.8
+            ),
+            Ratio(
+                "update_30_of_copy",
+                "bandwidth of an update of thirty seeds ÷ that of a copy",
+                least=0.8,
+            ),
+            Ratio(
+                "load_over_bus", "a member from θ in host memory ÷ θ copied over the bus", most=1.2
+            ),
+            Ratio(
+                "peak_over_weights",
+                "GPU memory while writing from host memory ÷ the weights",
+                most=1.10,
+            ),
+            Ratio(
+                "usual_over_perturbed",
+                "the usual way with torch.randn ÷ writing a member",
+                least=10,
+            ),
             Ratio("usual_over_update", "the usual update of 30 seeds ÷ ours", least=10),
         ),
     ),
@@ -46,12 +69,32 @@ PARTS = (
         "members of a model of 7B in the transformers engine",
         (
             _true("device_held", "θ on the GPU: the engine's weights are the member's to the bit"),
-            _true("host_held", "θ in host memory: the engine's weights are the member's to the bit"),
-            Ratio("load_host_over_bus", "loading a member, θ in host memory ÷ θ copied over the bus", most=1.2),
-            Ratio("load_device_of_copy", "bandwidth of loading, θ on the GPU ÷ that of a copy", least=0.8),
-            Ratio("load_peak_over_weights", "GPU memory while loading from host memory ÷ the weights", most=1.10),
-            Ratio("load_device_over_generation", "loading, θ on the GPU ÷ generating 64 × 64 tokens", most=0.01),
-            Ratio("load_host_over_generation", "loading, θ in host memory ÷ generating 64 × 64 tokens"),
+            _true(
+                "host_held", "θ in host memory: the engine's weights are the member's to the bit"
+            ),
+            Ratio(
+                "load_host_over_bus",
+                "loading a member, θ in host memory ÷ θ copied over the bus",
+                most=1.2,
+            ),
+            Ratio(
+                "load_device_of_copy",
+                "bandwidth of loading, θ on the GPU ÷ that of a copy",
+                least=0.8,
+            ),
+            Ratio(
+                "load_peak_over_weights",
+                "GPU memory while loading from host memory ÷ the weights",
+                most=1.10,
+            ),
+            Ratio(
+                "load_device_over_generation",
+                "loading, θ on the GPU ÷ generating 64 × 64 tokens",
+                most=0.01,
+            ),
+            Ratio(
+                "load_host_over_generation", "loading, θ in host memory ÷ generating 64 × 64 tokens"
+            ),
         ),
     ),
     Benchmark(
@@ -64,6 +107,11 @@ PARTS = (
             Ratio("tokens_per_second", "completion tokens per second"),
         ),
     ),
-    Benchmark("learn", "benchmarks.gpu_all.learn", "learning at a budget that a CPU does not reach", _LEARNT),
+    Benchmark(
+        "learn",
+        "benchmarks.gpu_all.learn",
+        "learning at a budget that a CPU does not reach",
+        _LEARNT,
+    ),
 )
 NAMES = tuple(part.name for part in PARTS)

@@ -48,7 +48,9 @@ def entry(folder: Path, part: str, status: int, seconds: float, on_cpu: bool) ->
     """What a part printed, and why it failed if it did."""
     figures = read(folder / f"{part}.out")
     failed = reason(folder / f"{part}.log", status, seconds) if status else ""
-    return Entry(where(), f"{datetime.now():%Y-%m-%d %H:%M}", seconds, figures, failed, quick=on_cpu)
+    return Entry(
+        where(), f"{datetime.now():%Y-%m-%d %H:%M}", seconds, figures, failed, quick=on_cpu
+    )
 
 
 def read(path: Path) -> dict[str, float | str]:
@@ -68,14 +70,21 @@ def reason(log: Path, status: int, seconds: float) -> str:
     if status == STOPPED:
         return f"stopped after {seconds:.0f} s, its limit"
     if status == KILLED:
-        return f"killed after {seconds:.0f} s, because it did not stop at its limit or memory ran out"
+        return (
+            f"killed after {seconds:.0f} s, because it did not stop at its limit or memory ran out"
+        )
     said = last_line(log.read_text(encoding="utf-8", errors="replace"))
     return f"{said or 'it said nothing'} (status {status}; see {log})"
 
 
 def is_done(results: Results, part: str, on_cpu: bool) -> bool:
     known = results.entries.get(part)
-    return known is not None and not known.failed and known.quick == on_cpu and known.machine == where()
+    return (
+        known is not None
+        and not known.failed
+        and known.quick == on_cpu
+        and known.machine == where()
+    )
 
 
 def where() -> str:
@@ -98,7 +107,9 @@ def show(results: Results) -> int:
     shown = [row for part in PARTS for row in part_rows(part, results)]
     path = results.path.with_name("table.txt")
     with path.with_name("table.tmp").open("w", encoding="utf-8") as file:
-        screen = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
+        screen = Console(
+            width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False
+        )
         for console in (screen, Console(file=file, width=WIDTH, highlight=False, markup=False)):
             console.print(table(shown))
             for line in summary(results, shown):
@@ -115,23 +126,42 @@ def part_rows(part: Benchmark, results: Results) -> list[Row]:
 def table(shown: Sequence[Row]) -> Table:
     drawn = Table()
     for head in ("figure", "value", "promised", ""):
-        drawn.add_column(head, no_wrap=True, justify="right" if head in ("value", "promised") else "left")
+        drawn.add_column(
+            head, no_wrap=True, justify="right" if head in ("value", "promised") else "left"
+        )
     drawn.add_column("what it is", overflow="fold")
     for row in shown:
-        drawn.add_row(row.name, row.value, row.bar, Text(row.verdict, STYLES.get(row.verdict, "")), Text(row.says))
+        drawn.add_row(
+            row.name,
+            row.value,
+            row.bar,
+            Text(row.verdict, STYLES.get(row.verdict, "")),
+            Text(row.says),
+        )
     return drawn
 
 
 def summary(results: Results, shown: Sequence[Row]) -> list[str]:
     """The machine and date, and which promises hold."""
-    places = dict.fromkeys(f"{entry.machine}, {entry.measured[:10]}" for entry in results.entries.values())
+    places = dict.fromkeys(
+        f"{entry.machine}, {entry.measured[:10]}" for entry in results.entries.values()
+    )
     if any(entry.quick for entry in results.entries.values()):
-        return [*places, "small sizes on a CPU: this shows that the parts run, and nothing about a GPU"]
+        return [
+            *places,
+            "small sizes on a CPU: this shows that the parts run, and nothing about a GPU",
+        ]
     kinds = {"met": "hold", "MISSED": "do not hold", "FAILED": "failed"}
-    named = {kind: [row.name for row in shown if row.verdict == verdict] for verdict, kind in kinds.items()}
+    named = {
+        kind: [row.name for row in shown if row.verdict == verdict]
+        for verdict, kind in kinds.items()
+    }
     left = [part.name for part in PARTS if part.name not in results.entries]
     named["not measured, in parts that did not run"] = left
-    return [*places, *(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in named.items() if names)]
+    return [
+        *places,
+        *(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in named.items() if names),
+    ]
 
 
 if __name__ == "__main__":

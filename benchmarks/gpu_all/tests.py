@@ -21,7 +21,16 @@ def main() -> int:
     which = [FILES[0], "-m", "not gpu"] if on_cpu else [*FILES, "-m", "gpu"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={report}", *which]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--junit-xml={report}",
+            *which,
+        ]
         status = subprocess.run(command, cwd=ROOT).returncode
         if report.is_file():
             print_figures(counts(report))
@@ -34,7 +43,11 @@ def counts(report: Path) -> dict[str, float | str]:
     names = ("tests", "failures", "errors", "skipped")
     total, failures, errors, skipped = (int(suite.get(name, 0)) for name in names)
     failed = failures + errors
-    return {"tests_passed": total - failed - skipped, "tests_failed": failed, "tests_skipped": skipped}
+    return {
+        "tests_passed": total - failed - skipped,
+        "tests_failed": failed,
+        "tests_skipped": skipped,
+    }
 
 
 if __name__ == "__main__":

@@ -37,7 +37,20 @@ from estune.theta.journal import Journal, Step
 from estune.theta.parameters import layout
 
 Row = dict[str, float | None]
-COLUMNS = ("step", "σ", "α", "promised", "gained", "spread", "drop", "slope", "dimension", "distance", "cosine", "KL")
+COLUMNS = (
+    "step",
+    "σ",
+    "α",
+    "promised",
+    "gained",
+    "spread",
+    "drop",
+    "slope",
+    "dimension",
+    "distance",
+    "cosine",
+    "KL",
+)
 
 
 def main() -> int:
@@ -46,22 +59,36 @@ def main() -> int:
     try:
         journal = Journal.open(folder)
         config = journal.header.config
-        print(one_line(f"the base model, as the journal names it: {journal.header.model}"), file=sys.stderr)
+        print(
+            one_line(f"the base model, as the journal names it: {journal.header.model}"),
+            file=sys.stderr,
+        )
         trusted = options.trust_remote_code
-        base = open_checkpoint(resolve(journal.header.model, config.get("model_revision"), trust_remote_code=trusted))
+        base = open_checkpoint(
+            resolve(journal.header.model, config.get("model_revision"), trust_remote_code=trusted)
+        )
         names = layout(base, trust_remote_code=trusted).targets(config.get("target_parameters"))
     except EstuneError as error:
         print(error, file=sys.stderr)
         return 2
     raw = config.get("prompt_shaping") is None
-    rows = [_told(step, antithetic=bool(config.get("antithetic")), raw=raw) for step in journal.steps]
+    rows = [
+        _told(step, antithetic=bool(config.get("antithetic")), raw=raw) for step in journal.steps
+    ]
     size = _root_mean_square(base, names)
-    for count, (row, cosine) in enumerate(zip(rows, _cosines(journal.steps, base, names), strict=True), 1):
+    for count, (row, cosine) in enumerate(
+        zip(rows, _cosines(journal.steps, base, names), strict=True), 1
+    ):
         row |= {"distance": travelled(journal.steps[:count]) / size, "cosine": cosine}
     if options.kl:
         try:
-            trust = ["--trust_remote_code", "true" if trusted else "false"]  # never what the run's own config.yaml says
-            for row, kl in zip(rows, _divergences(folder, journal, options.kl, settings, trust), strict=True):
+            trust = [
+                "--trust_remote_code",
+                "true" if trusted else "false",
+            ]  # never what the run's own config.yaml says
+            for row, kl in zip(
+                rows, _divergences(folder, journal, options.kl, settings, trust), strict=True
+            ):
                 row["KL"] = kl
         except subprocess.CalledProcessError as error:
             return error.returncode  # it said why
@@ -71,10 +98,22 @@ def main() -> int:
 
 
 def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("run", metavar="RUN", help="a run's folder, with its journal.jsonl")
-    parser.add_argument("--kl", type=int, default=0, metavar="N", help="draw N answers a held-out prompt from every step's model")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the base model")
+    parser.add_argument(
+        "--kl",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draw N answers a held-out prompt from every step's model",
+    )
+    parser.add_argument(
+        "--trust_remote_code", action="store_true", help="run code that comes with the base model"
+    )
     return parser
 
 
@@ -98,7 +137,9 @@ def _told(step: Step, *, antithetic: bool, raw: bool) -> Row:
         slope, curve = statistics.fmean(value**2 for value in odd), statistics.variance(even)
         row["slope"] = slope / (slope + curve) if slope + curve else None
         row["curve"] = curve
-        row["dimension"] = 2 * row["drop"] ** 2 / curve if raw and row["drop"] is not None and curve else None
+        row["dimension"] = (
+            2 * row["drop"] ** 2 / curve if raw and row["drop"] is not None and curve else None
+        )
     return row
 
 
@@ -110,33 +151,61 @@ def _cosines(steps: list[Step], base: Checkpoint, names: list[str]) -> list[floa
         before = None
         for number, step in enumerate(steps):
             delta = torch.zeros(math.prod(base.tensors[name].shape))
-            update(delta, step.coefficients, step.seeds[: len(step.coefficients)], stream(name, correlated=step.noise == "correlated"), 0)
+            update(
+                delta,
+                step.coefficients,
+                step.seeds[: len(step.coefficients)],
+                stream(name, correlated=step.noise == "correlated"),
+                0,
+            )
             squares[number] += float(delta.double() @ delta.double())
             if before is not None:
                 dots[number] += float(delta.double() @ before.double())
             before = delta
     lengths = [math.sqrt(value) for value in squares]
-    return [dots[i] / (lengths[i] * lengths[i - 1]) if i and lengths[i] and lengths[i - 1] else None for i in range(len(steps))]
+    return [
+        dots[i] / (lengths[i] * lengths[i - 1]) if i and lengths[i] and lengths[i - 1] else None
+        for i in range(len(steps))
+    ]
 
 
 def _root_mean_square(base: Checkpoint, names: list[str]) -> float:
     tensors = [base.read(name).double() for name in names]
-    return math.sqrt(math.fsum(float(tensor.square().sum()) for tensor in tensors) / sum(tensor.numel() for tensor in tensors))
+    return math.sqrt(
+        math.fsum(float(tensor.square().sum()) for tensor in tensors)
+        / sum(tensor.numel() for tensor in tensors)
+    )
 
 
-def _divergences(run: Path, journal: Journal, count: int, settings: list[str], trust: list[str]) -> Iterator[float]:
+def _divergences(
+    run: Path, journal: Journal, count: int, settings: list[str], trust: list[str]
+) -> Iterator[float]:
     """KL to the base, a token, of the models after each step, which `estune replay` makes and `estune eval` measures."""
     estune = [sys.executable, "-m", "estune"]
     for step in range(1, journal.last + 1):
         with tempfile.TemporaryDirectory(dir=run) as scratch:
             model, figures = str(Path(scratch) / "model"), Path(scratch) / "figures.json"
             subprocess.run(
-                [*estune, "replay", str(run), "--step", str(step), "--output", model, *trust], check=True, stdout=subprocess.DEVNULL
+                [*estune, "replay", str(run), "--step", str(step), "--output", model, *trust],
+                check=True,
+                stdout=subprocess.DEVNULL,
             )
-            words = ["--config", str(run / "config.yaml"), "--model", model, "--base", journal.header.model, "--kl"]
+            words = [
+                "--config",
+                str(run / "config.yaml"),
+                "--model",
+                model,
+                "--base",
+                journal.header.model,
+                "--kl",
+            ]
             words += ["--num_generations", str(count), "--figures", str(figures), *settings, *trust]
             subprocess.run([*estune, "eval", *words], check=True, stdout=subprocess.DEVNULL)
-            yield next(row["kl a token"] for row in json.loads(figures.read_text()) if row["model"] == model)
+            yield next(
+                row["kl a token"]
+                for row in json.loads(figures.read_text())
+                if row["model"] == model
+            )
 
 
 def _table(rows: list[Row]) -> str:
@@ -151,14 +220,20 @@ def _in_all(rows: list[Row]) -> str:
     made = [row for row in rows if row.get("gained") is not None and row["promised"]]
     found: list[str] = []
     if made:
-        found.append(f"gained of what was promised: {_sum(made, 'gained') / _sum(made, 'promised'):.2f}")
+        found.append(
+            f"gained of what was promised: {_sum(made, 'gained') / _sum(made, 'promised'):.2f}"
+        )
     if any(row.get("slope") is not None for row in rows):
         slopes = [row["slope"] for row in rows if row.get("slope") is not None]
         found.append(f"slope in spread²: {statistics.fmean(slopes):.2f}")
     curved = [row for row in rows if row.get("dimension") is not None]
     if curved:
-        found.append(f"dimension: {2 * sum(row['drop'] ** 2 for row in curved) / _sum(curved, 'curve'):.3g}")
-    return "over all steps: " + (", ".join(found) or "nothing, as neither learning_rate: auto nor antithetic pairs were used")
+        found.append(
+            f"dimension: {2 * sum(row['drop'] ** 2 for row in curved) / _sum(curved, 'curve'):.3g}"
+        )
+    return "over all steps: " + (
+        ", ".join(found) or "nothing, as neither learning_rate: auto nor antithetic pairs were used"
+    )
 
 
 def _sum(rows: list[Row], name: str) -> float:

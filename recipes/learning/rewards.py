@@ -9,7 +9,10 @@ WORDS = 4  # of a short answer, at most
 
 def at_once(completions: list[Any], target: list[str], **columns: Any) -> list[float]:
     """1 when the right answer stands in the first characters, else 0: sparse, since chat models begin with a phrase."""
-    return [float(_holds(_text(completion)[:FIRST], answer)) for completion, answer in zip(completions, target, strict=True)]
+    return [
+        float(_holds(_text(completion)[:FIRST], answer))
+        for completion, answer in zip(completions, target, strict=True)
+    ]
 
 
 def short(completions: list[Any], **columns: Any) -> list[float]:
@@ -19,7 +22,10 @@ def short(completions: list[Any], **columns: Any) -> list[float]:
 
 def right(completions: list[Any], target: list[str], **columns: Any) -> list[float]:
     """1 when the right answer stands in the completion as words of their own."""
-    return [float(_holds(_text(completion), answer)) for completion, answer in zip(completions, target, strict=True)]
+    return [
+        float(_holds(_text(completion), answer))
+        for completion, answer in zip(completions, target, strict=True)
+    ]
 
 
 def _text(completion: Any) -> str:

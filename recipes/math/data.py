@@ -13,7 +13,9 @@ FOLDER = Path("runs/data/math")
 INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."  # what Qwen2.5-Math was trained with
 
 
-def write(folder: Path, train: Iterable[Mapping[str, Any]], test: Iterable[Mapping[str, Any]]) -> None:
+def write(
+    folder: Path, train: Iterable[Mapping[str, Any]], test: Iterable[Mapping[str, Any]]
+) -> None:
     """Write both splits as rows of `prompt` and `answer`; of `train` only the levels 3 to 5."""
     folder.mkdir(parents=True, exist_ok=True)
     hard = [problem for problem in train if problem["level"] >= 3]
@@ -23,7 +25,10 @@ def write(folder: Path, train: Iterable[Mapping[str, Any]], test: Iterable[Mappi
 
 
 def _row(problem: Mapping[str, Any]) -> dict[str, Any]:
-    messages = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": problem["problem"]}]
+    messages = [
+        {"role": "system", "content": INSTRUCTION},
+        {"role": "user", "content": problem["problem"]},
+    ]
     return {"prompt": messages, "answer": problem["answer"]}
 
 

@@ -23,7 +23,14 @@ from estune.errors import ConfigError, DataError
 from estune.monitor.callbacks import Callbacks
 from estune.monitor.console import Screen
 from estune.monitor.held_out import Held, evaluate
-from estune.monitor.metrics import as_json, completion_metrics, failure_metrics, fitness_metrics, logged_metrics, reward_metrics
+from estune.monitor.metrics import (
+    as_json,
+    completion_metrics,
+    failure_metrics,
+    fitness_metrics,
+    logged_metrics,
+    reward_metrics,
+)
 from estune.monitor.timeline import Timeline
 from estune.monitor.trackers import Trackers, check_trackers
 from estune.rewards.scoring import Rewards
@@ -44,7 +51,9 @@ from estune.tasks.reward_functions import resolve_rewards
 from estune.tasks.rows import rows_of, warn_of_columns_not_shown
 from estune.theta.journal import Journal, Step, exists
 
-_TICK = 0.1  # seconds between looks at whether the run was asked to stop, while rewards are waited for
+_TICK = (
+    0.1  # seconds between looks at whether the run was asked to stop, while rewards are waited for
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,9 @@ class ESTrainer:
     ) -> None:
         self.args = args or ESConfig()
         self.rewards = Rewards.of(resolve_rewards(reward_funcs), self.args)
-        self.train_rows = rows_of(train_dataset, "train_dataset") if train_dataset is not None else []
+        self.train_rows = (
+            rows_of(train_dataset, "train_dataset") if train_dataset is not None else []
+        )
         self.eval_rows = rows_of(eval_dataset, "eval_dataset") if eval_dataset is not None else []
         self.mixture = train_dataset if isinstance(train_dataset, Mixture) else None
         self._check()
@@ -106,13 +117,21 @@ class ESTrainer:
         """
         if not self.train_rows:
             raise DataError("train_dataset: give one; it is needed to train")
-        resume = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        resume = (
+            self.args.resume_from_checkpoint
+            if resume_from_checkpoint is None
+            else resume_from_checkpoint
+        )
         if not isinstance(resume, bool):
-            raise ConfigError(f"resume_from_checkpoint: must be true or false, since a run resumes from its journal; it is {resume!r}")
+            raise ConfigError(
+                f"resume_from_checkpoint: must be true or false, since a run resumes from its journal; it is {resume!r}"
+            )
         if not self.model.leads:
             self.model.workers.serve()
             return TrainOutput(self.model.center.version, {})
-        check_disk(self.folder.path, self.folder.needs(self.model), "the checkpoints and the snapshot of θ")
+        check_disk(
+            self.folder.path, self.folder.needs(self.model), "the checkpoints and the snapshot of θ"
+        )
         with self.folder.held():
             if not resume:
                 self.folder.check_fresh(self.model.checkpoint.folder)
@@ -157,13 +176,23 @@ class ESTrainer:
 
     def _held_out(self) -> Held:
         model, version = self.model, self.model.center.version
-        return evaluate(model.workers, self.rewards, self.eval_rows, self.args, version, self.callbacks.state, first=version == 0)
+        return evaluate(
+            model.workers,
+            self.rewards,
+            self.eval_rows,
+            self.args,
+            version,
+            self.callbacks.state,
+            first=version == 0,
+        )
 
     def save_model(self, output_dir: str | None = None) -> None:
         """Write θ as it is now as a checkpoint that transformers and vLLM load; default `output_dir/final`."""
         if self.model.leads:
             with nullcontext() if output_dir else self.folder.writing():
-                self.model.write(self.folder.model_folder(output_dir), self.folder.identity(self.model))
+                self.model.write(
+                    self.folder.model_folder(output_dir), self.folder.identity(self.model)
+                )
 
     def push_to_hub(self, commit_message: str = "End of training") -> str:
         """Upload θ as it is now, with the model card, to `hub_model_id`; returns the commit's address."""
@@ -179,14 +208,18 @@ class ESTrainer:
             self.rewards.check([name for name in rows[0] if name != "prompt"])
             warn_of_columns_not_shown(rows)
         if (config.eval_strategy != "no" or config.eval_on_start) and not self.eval_rows:
-            raise DataError("eval_strategy: evaluation needs held-out data; give an eval_dataset, or eval_strategy no")
+            raise DataError(
+                "eval_strategy: evaluation needs held-out data; give an eval_dataset, or eval_strategy no"
+            )
         check_trackers(config.report_to)
         if self.mixture:
             self.mixture.check(config)
 
     def _journal(self) -> Journal:
         """The run's journal, new or continued, with θ at its last step."""
-        if self._begun:  # an earlier `train` of this trainer, which may have ended anywhere, moved θ
+        if (
+            self._begun
+        ):  # an earlier `train` of this trainer, which may have ended anywhere, moved θ
             self.model.center.reset(self.model.checkpoint)
         self._begun = True
         now = header(self.args, self.model, self.rewards.names, self._fingerprint)
@@ -228,7 +261,9 @@ class ESTrainer:
         seeds = strategy.ask(config, step)
         rows = [self.train_rows[i] for i in self._batch(journal)]
         best_of = config.population_size if self._shows(step) else 0
-        population = Population(self.rewards, rows, self.callbacks.state, self._timeline, best_of=best_of)
+        population = Population(
+            self.rewards, rows, self.callbacks.state, self._timeline, best_of=best_of
+        )
         evaluate = partial(self._evaluate, step, population, [row["prompt"] for row in rows], stop)
         found = search(config, step, plan, seeds, step_size.known_center(journal.control), evaluate)
         self._tell_of(step, population, found)
@@ -237,13 +272,17 @@ class ESTrainer:
         decay = schedules.decay(config, step) if coefficients else 0.0
         updating = time.perf_counter()
         with self._timeline.span("update"):
-            self.model.workers.update(seeds, coefficients, noise=config.noise, version=step - 1, decay=decay)
+            self.model.workers.update(
+                seeds, coefficients, noise=config.noise, version=step - 1, decay=decay
+            )
         update_seconds = time.perf_counter() - updating
         self.callbacks.state.global_step = step
         self.callbacks.call("on_step_end")
         logged = step % self.args.logging_steps == 0
         last = self.callbacks.stopping or (logged and self.callbacks.listening)  # or may become it
-        digest = self._vouch() if last or saves(self.args, step) or evaluates(self.args, step) else None
+        digest = (
+            self._vouch() if last or saves(self.args, step) or evaluates(self.args, step) else None
+        )
         metrics = self._metrics(journal, plan, found, decay, evaluating)
         metrics |= {"es/update_seconds": update_seconds, "step_time": time.perf_counter() - started}
         rewards = [None if np.isnan(value) else float(value) for value in found.fitness]
@@ -251,29 +290,54 @@ class ESTrainer:
         same = not self.mixture and len(rows) == len(self.train_rows)  # prompts at the next step
         learned = found.record(same_prompts=same)
         notes = {"metrics": as_json(metrics)}
-        return Step(step, seeds, coefficients, rewards, plan.sigma, config.noise, decay or None, task_rewards, digest, learned, notes)
+        return Step(
+            step,
+            seeds,
+            coefficients,
+            rewards,
+            plan.sigma,
+            config.noise,
+            decay or None,
+            task_rewards,
+            digest,
+            learned,
+            notes,
+        )
 
     def _batch(self, journal: Journal) -> list[int]:
         """The rows that the next step asks."""
         step = journal.last + 1
         if self.mixture:
-            return self.mixture.batch(self.args, step, [before.task_rewards or {} for before in journal.steps])
+            return self.mixture.batch(
+                self.args, step, [before.task_rewards or {} for before in journal.steps]
+            )
         return strategy.batch(self.args, step, len(self.train_rows))
 
     def _stopping(self, step: int) -> bool:
         """Whether the run ends after `step`, though more were wanted."""
         return self.callbacks.stopping or plateaued(self.args, self._logged, step)
 
-    def _evaluate(self, step: int, population: Population, prompts: list[Any], stop: Stop, members: list[Member]) -> list[Scored]:
+    def _evaluate(
+        self,
+        step: int,
+        population: Population,
+        prompts: list[Any],
+        stop: Stop,
+        members: list[Member],
+    ) -> list[Scored]:
         """Evaluate and score `members`, the one while the other; what is kept of all that `population` has by then."""
         before, workers = population.done, self.model.workers
         with self._timeline.span("wait"):
-            for evaluation in workers.evaluate(members, prompts, max_completion_length=self.args.max_completion_length):
+            for evaluation in workers.evaluate(
+                members, prompts, max_completion_length=self.args.max_completion_length
+            ):
                 stop.check()
                 if evaluation is not None:
                     self._timeline.work(evaluation.work, workers.status().wanted)
                     number = before + evaluation.index
-                    population.add(replace(evaluation, index=number), first=step == 1 and number == 0)
+                    population.add(
+                        replace(evaluation, index=number), first=step == 1 and number == 0
+                    )
                     self._show_progress(step, population)
         with self._timeline.span("score"):
             while population.under_way:
@@ -288,18 +352,24 @@ class ESTrainer:
         if self._shows(step):
             self.screen.samples(f"step {step}, best member", population.best)
         if broken := sum(not member.finite for member in found.members):
-            self.screen.say(f"step {step}: {broken} members computed NaN or infinity and are left out; try a smaller sigma")
+            self.screen.say(
+                f"step {step}: {broken} members computed NaN or infinity and are left out; try a smaller sigma"
+            )
         if population.mishap:
             self._report(step, [*found.members, *found.others], population.mishap)
 
     def _show_progress(self, step: int, population: Population) -> None:
-        self.screen.member(step, min(population.done, self.args.population_size), self.model.workers.status())
+        self.screen.member(
+            step, min(population.done, self.args.population_size), self.model.workers.status()
+        )
 
     def _report(self, step: int, members: list[Scored], mishap: Mishap) -> None:
         """A line about rewards that were lost in `step`; the run's first in full in a file."""
         lost = failure_metrics([member.scores for member in members])["es/reward_errors"]
         path = self.folder.keep_mishap(f"step {step}: {mishap}\n")
-        self.screen.say(f"step {step}: {lost} rewards were lost; first: {mishap.function} {mishap.failure.reason} (see {path})")
+        self.screen.say(
+            f"step {step}: {lost} rewards were lost; first: {mishap.function} {mishap.failure.reason} (see {path})"
+        )
 
     def _shows(self, step: int) -> bool:
         """Whether the answers of the step's best member are shown."""
@@ -312,7 +382,9 @@ class ESTrainer:
             self.model.workers.verify(digest)
         return digest
 
-    def _metrics(self, journal: Journal, plan: Plan, found: Found, decay: float, evaluating: float) -> dict[str, Any]:
+    def _metrics(
+        self, journal: Journal, plan: Plan, found: Found, decay: float, evaluating: float
+    ) -> dict[str, Any]:
         members, everyone = found.members, [*found.members, *found.others]
         new = int(sum(one.tally.lengths.sum() for one in everyone))
         before = journal.steps[-1].notes["metrics"] if journal.steps else {}
@@ -322,14 +394,20 @@ class ESTrainer:
             | failure_metrics([one.scores for one in everyone])
             | {"es/members_not_finite": sum(not member.finite for member in members)}
             | completion_metrics([member.tally for member in members])
-            | {"learning_rate": plan.alpha, "es/sigma": plan.sigma, "num_tokens": before.get("num_tokens", 0) + new}
+            | {
+                "learning_rate": plan.alpha,
+                "es/sigma": plan.sigma,
+                "num_tokens": before.get("num_tokens", 0) + new,
+            }
             | {"es/distance": distance(travelled(journal.steps), found.coefficients, decay)}
             | found.metrics
             | {"es/generate_seconds": sum(one.generate_seconds for one in everyone)}
             | {"es/load_seconds": sum(one.load_seconds for one in everyone)}
             | {"es/tokens_per_second": new / max(evaluating, 1e-9)}  # of all workers together
         )
-        return own | logged_metrics([member.scores for member in members]) | own  # the run's own come first, and win
+        return (
+            own | logged_metrics([member.scores for member in members]) | own
+        )  # the run's own come first, and win
 
     def _after(self, journal: Journal, trackers: Trackers) -> None:
         """What follows the last whole step: evaluation, metrics, checkpoint. What was done before a kill is not repeated."""
@@ -357,7 +435,9 @@ class ESTrainer:
         self._logged[step] = {"step": step} | metrics | {"step": step}
         self.folder.log(self._logged[step])
         if step % self.args.logging_steps == 0 or evaluates(self.args, step):
-            trackers.log({name: value for name, value in metrics.items() if value is not None}, step)
+            trackers.log(
+                {name: value for name, value in metrics.items() if value is not None}, step
+            )
             self.callbacks.state.log_history.append(self._logged[step])
             self.callbacks.call("on_log", logs=metrics)
         if evaluates(self.args, step):
@@ -368,8 +448,14 @@ class ESTrainer:
         """Let callbacks see the best evaluation so far, where transformers' own keep it; only after on_evaluate, as there."""
         if self.args.metric_for_best_model:
             name, sign = best_metric(self.args), 1 if self.args.greater_is_better else -1
-            known = [record[name] for number, record in self._logged.items() if number <= step and record.get(name) is not None]
-            self.callbacks.state.best_metric = max(known, key=lambda value: sign * value, default=None)
+            known = [
+                record[name]
+                for number, record in self._logged.items()
+                if number <= step and record.get(name) is not None
+            ]
+            self.callbacks.state.best_metric = max(
+                known, key=lambda value: sign * value, default=None
+            )
 
     def _finish(self, journal: Journal) -> TrainOutput:
         step = journal.last
@@ -379,8 +465,14 @@ class ESTrainer:
             self.model.center.reset(self.model.checkpoint)
             list(journal.replay(self.model.center, best))
             self.screen.say(f"θ is that of the best checkpoint, step {best}")
-        last = self._logged.get(step, {})  # nothing when a callback ended the training before it began
-        figures = {name: value for name, value in last.items() if name.startswith("eval_") and name != "eval_runtime"}
+        last = self._logged.get(
+            step, {}
+        )  # nothing when a callback ended the training before it began
+        figures = {
+            name: value
+            for name, value in last.items()
+            if name.startswith("eval_") and name != "eval_runtime"
+        }
         with self.folder.writing():
             write_card(self.folder.path, self.args, self.model.name, step, figures)
         if self.args.push_to_hub:
@@ -395,4 +487,6 @@ class ESTrainer:
         elif after:
             self.screen.samples(f"held out, step {step}", after)
         if step:
-            self.screen.say(f"done: {self.folder.checkpoint(step)} loads with AutoModelForCausalLM.from_pretrained")
+            self.screen.say(
+                f"done: {self.folder.checkpoint(step)} loads with AutoModelForCausalLM.from_pretrained"
+            )

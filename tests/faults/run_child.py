@@ -6,7 +6,10 @@ import time
 
 from estune import ESConfig, ESTrainer
 
-ROWS = [{"prompt": f"what is {word}", "target": "x" * (5 + i)} for i, word in enumerate(["red", "blue", "cat", "dog"])]
+ROWS = [
+    {"prompt": f"what is {word}", "target": "x" * (5 + i)}
+    for i, word in enumerate(["red", "blue", "cat", "dog"])
+]
 
 
 def short(completions, target, **columns):
@@ -29,7 +32,9 @@ def main(model: str, output: str, steps: str, engine: str = "fake", settings: st
         "num_completions_to_print": 0,
         "reward_workers": 0 if engine == "fake" else None,
     }
-    ESTrainer(model, short, ESConfig(**usual | json.loads(settings)), ROWS[:2], ROWS[2:]).train(resume_from_checkpoint=True)
+    ESTrainer(model, short, ESConfig(**usual | json.loads(settings)), ROWS[:2], ROWS[2:]).train(
+        resume_from_checkpoint=True
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,12 @@ from estune.theta.journal import Journal
 STEPS = 6
 
 
-CHOOSES = {"eval_strategy": "steps", "eval_steps": 1, "eval_on_start": True, "metric_for_best_model": "reward"}
+CHOOSES = {
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+    "eval_on_start": True,
+    "metric_for_best_model": "reward",
+}
 
 
 @pytest.fixture
@@ -32,7 +37,15 @@ def stopped(make_trainer, tmp_path, request):
     return tmp_path / "run", {path.name: path.read_bytes() for path in checkpoint.iterdir()}
 
 
-FILES = ["journal.jsonl", "metrics.jsonl", "config.yaml", "README.md", "theta", "checkpoint-2", "checkpoint-4"]
+FILES = [
+    "journal.jsonl",
+    "metrics.jsonl",
+    "config.yaml",
+    "README.md",
+    "theta",
+    "checkpoint-2",
+    "checkpoint-4",
+]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -42,9 +55,17 @@ def test_a_flipped_bit_is_recovered_from_or_refused(make_trainer, stopped, tmp_p
 
 
 @pytest.mark.parametrize("stopped", [CHOOSES], indirect=True, ids=["chooses"])
-@pytest.mark.parametrize(("name", "wanted"), [("metrics.jsonl", {"recovered", "refused"}), ("completions", {"recovered"})])
-def test_a_flipped_bit_does_not_change_which_checkpoint_is_the_best(make_trainer, stopped, tmp_path, name, wanted):
-    assert _outcomes(make_trainer, stopped, tmp_path, name, **CHOOSES, num_completions_to_print=1) == wanted
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("metrics.jsonl", {"recovered", "refused"}), ("completions", {"recovered"})],
+)
+def test_a_flipped_bit_does_not_change_which_checkpoint_is_the_best(
+    make_trainer, stopped, tmp_path, name, wanted
+):
+    assert (
+        _outcomes(make_trainer, stopped, tmp_path, name, **CHOOSES, num_completions_to_print=1)
+        == wanted
+    )
 
 
 def _outcomes(make_trainer, stopped, tmp_path, name, **settings):
@@ -54,14 +75,26 @@ def _outcomes(make_trainer, stopped, tmp_path, name, **settings):
     for _ in range(25):
         copy = tmp_path / "copy"
         shutil.copytree(folder, copy)
-        files = [path for path in sorted((copy / name).rglob("*")) if path.is_file()] if (copy / name).is_dir() else [copy / name]
+        files = (
+            [path for path in sorted((copy / name).rglob("*")) if path.is_file()]
+            if (copy / name).is_dir()
+            else [copy / name]
+        )
         _flip(chance.choice(files), chance)
         try:
-            make_trainer(output_dir=str(copy), max_steps=STEPS, **settings).train(resume_from_checkpoint=True)
-            assert {path.name: path.read_bytes() for path in (copy / f"checkpoint-{STEPS}").iterdir()} == expected
+            make_trainer(output_dir=str(copy), max_steps=STEPS, **settings).train(
+                resume_from_checkpoint=True
+            )
+            assert {
+                path.name: path.read_bytes() for path in (copy / f"checkpoint-{STEPS}").iterdir()
+            } == expected
             outcomes.add("recovered")
         except InputError as error:
-            outcomes.add("refused" if str(copy / name) in str(error) and "\n" not in str(error) else str(error))
+            outcomes.add(
+                "refused"
+                if str(copy / name) in str(error) and "\n" not in str(error)
+                else str(error)
+            )
         shutil.rmtree(copy)
     return outcomes
 
@@ -85,7 +118,9 @@ def test_a_last_line_cut_off_at_any_byte_is_done_again(make_trainer, stopped, tm
         shutil.copytree(folder, copy)
         (copy / "journal.jsonl").write_bytes(whole[:end])
         make_trainer(output_dir=str(copy), max_steps=STEPS).train(resume_from_checkpoint=True)
-        assert {path.name: path.read_bytes() for path in (copy / f"checkpoint-{STEPS}").iterdir()} == expected
+        assert {
+            path.name: path.read_bytes() for path in (copy / f"checkpoint-{STEPS}").iterdir()
+        } == expected
         shutil.rmtree(copy)
 
 
@@ -104,7 +139,9 @@ def _records(folder):
 
 
 @pytest.mark.parametrize("stopped", [CHOOSES], indirect=True, ids=["chooses"])
-def test_a_damaged_evaluation_that_decides_is_named_and_the_run_goes_on_without_it_once_its_line_is_deleted(make_trainer, stopped):
+def test_a_damaged_evaluation_that_decides_is_named_and_the_run_goes_on_without_it_once_its_line_is_deleted(
+    make_trainer, stopped
+):
     folder, _ = stopped
     _damaged(folder, line=4)
     metrics = (folder / "metrics.jsonl").read_bytes()
@@ -112,10 +149,20 @@ def test_a_damaged_evaluation_that_decides_is_named_and_the_run_goes_on_without_
     with pytest.raises(JournalError, match=named):
         make_trainer(max_steps=STEPS, **CHOOSES).train(resume_from_checkpoint=True)
     assert (folder / "metrics.jsonl").read_bytes() == metrics
-    (folder / "metrics.jsonl").write_bytes(b"".join(metrics.splitlines(keepends=True)[:3] + metrics.splitlines(keepends=True)[4:]))
+    (folder / "metrics.jsonl").write_bytes(
+        b"".join(metrics.splitlines(keepends=True)[:3] + metrics.splitlines(keepends=True)[4:])
+    )
     make_trainer(max_steps=STEPS, **CHOOSES).train(resume_from_checkpoint=True)
     assert [record["step"] for record in _records(folder)] == [0, 1, 2, 3, 4, 5, 6]
-    assert ["eval_reward" in record for record in _records(folder)] == [True, True, True, False, True, True, True]
+    assert ["eval_reward" in record for record in _records(folder)] == [
+        True,
+        True,
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("stopped", [CHOOSES], indirect=True, ids=["chooses"])
@@ -124,53 +171,99 @@ def test_a_damaged_last_evaluation_is_made_again(make_trainer, stopped, caplog):
     before = _records(folder)
     _damaged(folder, line=5)
     make_trainer(max_steps=STEPS, **CHOOSES).train(resume_from_checkpoint=True)
-    assert {path.name: path.read_bytes() for path in (folder / f"checkpoint-{STEPS}").iterdir()} == expected
+    assert {
+        path.name: path.read_bytes() for path in (folder / f"checkpoint-{STEPS}").iterdir()
+    } == expected
     assert _records(folder)[4]["eval_reward"] == before[4]["eval_reward"]
-    assert any("metrics.jsonl: line 5 is damaged" in record.getMessage() for record in caplog.records)
+    assert any(
+        "metrics.jsonl: line 5 is damaged" in record.getMessage() for record in caplog.records
+    )
 
 
-def test_figures_of_training_in_a_damaged_line_are_had_from_the_journal(make_trainer, stopped, caplog):
+def test_figures_of_training_in_a_damaged_line_are_had_from_the_journal(
+    make_trainer, stopped, caplog
+):
     folder, _ = stopped
     before = _records(folder)
     _damaged(folder, line=2)
     make_trainer(max_steps=STEPS).train(resume_from_checkpoint=True)
     assert _records(folder)[:4] == before
-    assert any("metrics.jsonl: line 2 is damaged; its figures are had from the journal" in record.getMessage() for record in caplog.records)
+    assert any(
+        "metrics.jsonl: line 2 is damaged; its figures are had from the journal"
+        in record.getMessage()
+        for record in caplog.records
+    )
 
 
-def test_metrics_without_checksums_of_an_older_run_are_read_and_get_them(make_trainer, stopped, caplog):
+def test_metrics_without_checksums_of_an_older_run_are_read_and_get_them(
+    make_trainer, stopped, caplog
+):
     folder, expected = stopped
     signed = _records(folder)
-    plain = [{name: value for name, value in record.items() if name != "checksum"} for record in signed]
+    plain = [
+        {name: value for name, value in record.items() if name != "checksum"} for record in signed
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in plain))
     make_trainer(max_steps=STEPS).train(resume_from_checkpoint=True)
-    assert {path.name: path.read_bytes() for path in (folder / f"checkpoint-{STEPS}").iterdir()} == expected
+    assert {
+        path.name: path.read_bytes() for path in (folder / f"checkpoint-{STEPS}").iterdir()
+    } == expected
     assert _records(folder)[:4] == signed
     assert not caplog.records
 
 
-def test_a_line_of_metrics_ends_with_a_checksum_of_the_rest_that_the_trainer_keeps_to_itself(make_trainer):
+def test_a_line_of_metrics_ends_with_a_checksum_of_the_rest_that_the_trainer_keeps_to_itself(
+    make_trainer,
+):
     trainer = make_trainer()
     output = trainer.train()
     *_, last = _records(trainer.folder.path)
     assert list(last)[-1] == "checksum"
-    assert output.metrics == {name: value for name, value in last.items() if name not in ("step", "checksum")}
+    assert output.metrics == {
+        name: value for name, value in last.items() if name not in ("step", "checksum")
+    }
 
 
 # Whatever is typed or written, no traceback reaches the user
 
 FIELDS = sorted(RunConfig.__dataclass_fields__)
-WORDS = ["train", "eval", "score", "replay", "tasks", "new-task", "--sigma", "--task", "-x", "--model"]
+WORDS = [
+    "train",
+    "eval",
+    "score",
+    "replay",
+    "tasks",
+    "new-task",
+    "--sigma",
+    "--task",
+    "-x",
+    "--model",
+]
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.floats(), st.text(max_size=8), st.lists(st.integers(), max_size=3)
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**30), 10**30),
+    st.floats(),
+    st.text(max_size=8),
+    st.lists(st.integers(), max_size=3),
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(values=st.dictionaries(st.one_of(st.sampled_from(FIELDS), st.text(max_size=8)), VALUES, max_size=4))
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    values=st.dictionaries(
+        st.one_of(st.sampled_from(FIELDS), st.text(max_size=8)), VALUES, max_size=4
+    )
+)
 def test_no_yaml_ends_in_a_traceback(tmp_path_factory, capsys, values):
     folder = tmp_path_factory.mktemp("yaml")
-    values = {"model_name_or_path": str(folder / "nowhere"), "task": "countdown", "output_dir": str(folder / "out")} | values
+    values = {
+        "model_name_or_path": str(folder / "nowhere"),
+        "task": "countdown",
+        "output_dir": str(folder / "out"),
+    } | values
     (folder / "run.yaml").write_text(json.dumps(values))
     if values["model_name_or_path"] == str(folder / "nowhere"):  # else a hub would be asked
         assert main(["train", "--config", str(folder / "run.yaml")]) == 2
@@ -179,10 +272,17 @@ def test_no_yaml_ends_in_a_traceback(tmp_path_factory, capsys, values):
         assert error.count("\n") == 1
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     words=st.lists(
-        st.one_of(st.sampled_from(["train", "eval", "score", "replay", "tasks", "--sigma", "--task", "-x", "x"]), st.text(max_size=6)),
+        st.one_of(
+            st.sampled_from(
+                ["train", "eval", "score", "replay", "tasks", "--sigma", "--task", "-x", "x"]
+            ),
+            st.text(max_size=6),
+        ),
         max_size=4,
     )
 )
@@ -194,7 +294,9 @@ def test_no_command_line_ends_in_a_traceback(capsys, words):
     assert error.count("\n") == (status == 2)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.binary(max_size=300))
 def test_no_bytes_make_the_journals_reader_raise_anything_else(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("journal")
@@ -207,6 +309,8 @@ def test_no_bytes_make_the_journals_reader_raise_anything_else(tmp_path_factory,
 def test_a_minute_of_fuzzing_finds_nothing():
     pytest.importorskip("atheris")
     fuzz = Path(__file__).with_name("fuzz.py")
-    done = subprocess.run([sys.executable, str(fuzz), "60"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(fuzz), "60"], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Done" in done.stderr

@@ -25,13 +25,19 @@ STEPS = 8
 
 
 def final(folder: Path, steps: int = STEPS) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((folder / f"checkpoint-{steps}").iterdir())}
+    return {
+        path.name: path.read_bytes() for path in sorted((folder / f"checkpoint-{steps}").iterdir())
+    }
 
 
 @pytest.fixture(scope="module")
 def undisturbed(mini, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    subprocess.run([sys.executable, str(CHILD), str(mini), str(folder), str(STEPS)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, str(CHILD), str(mini), str(folder), str(STEPS)],
+        check=True,
+        capture_output=True,
+    )
     return final(folder)
 
 
@@ -66,7 +72,13 @@ class Forks:
             "    print('status', os.waitstatus_to_exitcode(status), flush=True)\n"
         )
         if not hasattr(self, "process"):
-            self.process = subprocess.Popen([sys.executable, "-c", program], stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True)
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program],
+                stdin=-1,
+                stdout=-1,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
         assert self.process.stdin and self.process.stdout
         print(self.folder, after, by, sep="\t", file=self.process.stdin, flush=True)
         while not (line := self.process.stdout.readline()).startswith("status"):
@@ -94,7 +106,9 @@ def test_a_run_killed_at_fifty_random_moments_ends_with_the_same_bytes(forked, u
     finished = interrupted = 0
     for _ in range(1000):
         status = forked(chance.uniform(0, 0.8 * whole), by)
-        assert status in ((0, -9) if by == signal.SIGKILL else (0, 143, -15)), status  # −15: before there was a run to stop
+        assert status in ((0, -9) if by == signal.SIGKILL else (0, 143, -15)), (
+            status
+        )  # −15: before there was a run to stop
         interrupted += status != 0
         if status == 0:
             assert final(forked.folder) == undisturbed
@@ -118,7 +132,9 @@ def _seconds(forked) -> float:
 def test_a_run_of_a_real_engine_killed_three_times_ends_with_the_same_bytes(tiny, tmp_path):
     def start(folder):
         return subprocess.Popen(
-            [sys.executable, str(CHILD), str(tiny), str(folder), "6", "transformers"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            [sys.executable, str(CHILD), str(tiny), str(folder), "6", "transformers"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
 
     whole = start(tmp_path / "whole")
@@ -126,7 +142,10 @@ def test_a_run_of_a_real_engine_killed_three_times_ends_with_the_same_bytes(tiny
     for steps in (1, 3, 5):
         process = start(tmp_path / "killed")
         journal = tmp_path / "killed" / "journal.jsonl"
-        while not (journal.exists() and journal.read_bytes().count(b"\n") > steps) and process.poll() is None:
+        while (
+            not (journal.exists() and journal.read_bytes().count(b"\n") > steps)
+            and process.poll() is None
+        ):
             time.sleep(0.01)
         process.kill()
         process.wait()
@@ -138,12 +157,29 @@ def test_a_run_of_a_real_engine_killed_three_times_ends_with_the_same_bytes(tiny
 def start_real(tmp_path):
     """Starts a run of SmolLM2-135M in a folder; none is left after the test."""
     assert GGUF.exists(), "run `make model` first"
-    settings = {"population_size": 2, "sigma": 0.005, "save_steps": 3, "max_completion_length": 4, "batch_size": 1, "eval_strategy": "no"}
+    settings = {
+        "population_size": 2,
+        "sigma": 0.005,
+        "save_steps": 3,
+        "max_completion_length": 4,
+        "batch_size": 1,
+        "eval_strategy": "no",
+    }
     started = []
 
     def start(folder):
-        arguments = [sys.executable, str(CHILD), str(GGUF), str(folder), "6", "transformers", json.dumps(settings)]
-        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # threads that wait for one another crawl on a busy machine
+        arguments = [
+            sys.executable,
+            str(CHILD),
+            str(GGUF),
+            str(folder),
+            "6",
+            "transformers",
+            json.dumps(settings),
+        ]
+        alone = os.environ | {
+            "OMP_NUM_THREADS": "1"
+        }  # threads that wait for one another crawl on a busy machine
         with (tmp_path / "said").open("ab") as said:
             started.append(subprocess.Popen(arguments, env=alone, stdout=said, stderr=said))
         return started[-1]
@@ -156,7 +192,9 @@ def start_real(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_run_of_a_real_model_killed_at_three_random_moments_ends_with_the_same_bytes(start_real, tmp_path):
+def test_a_run_of_a_real_model_killed_at_three_random_moments_ends_with_the_same_bytes(
+    start_real, tmp_path
+):
     whole, folder, chance = tmp_path / "whole", tmp_path / "killed", random.Random(7)
     assert start_real(whole).wait() == 0
     seconds = np.mean([step.notes["metrics"]["step_time"] for step in Journal.open(whole).steps])
@@ -164,7 +202,9 @@ def test_a_run_of_a_real_model_killed_at_three_random_moments_ends_with_the_same
         before, process = _lines(folder), start_real(folder)
         while _lines(folder) < max(2, before + 1) and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(chance.uniform(0, seconds))  # answers, θ's update, the journal or a checkpoint are under way
+        time.sleep(
+            chance.uniform(0, seconds)
+        )  # answers, θ's update, the journal or a checkpoint are under way
         process.kill()
         assert process.wait() == -signal.SIGKILL, (tmp_path / "said").read_text()
     assert start_real(folder).wait() == 0
@@ -187,14 +227,21 @@ def small_disk(tmp_path):
     """A file system of a few hundred kilobytes, where one may be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+        ).returncode
+    ):
         pytest.skip("no file system can be mounted here")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("profile", [False, True], ids=["", "with a profile"])
-def test_a_disk_that_fills_up_at_any_moment_stops_the_run_and_loses_nothing(make_trainer, tmp_path, small_disk, profile):
+def test_a_disk_that_fills_up_at_any_moment_stops_the_run_and_loses_nothing(
+    make_trainer, tmp_path, small_disk, profile
+):
     make_trainer(output_dir=str(tmp_path / "undisturbed")).train()
     run, ballast, stopped_after, others = small_disk / "run", small_disk / "ballast", [], []
     for spare in range(1, 60):
@@ -238,7 +285,9 @@ def test_a_folder_that_was_moved_is_resumed_where_it_is(make_trainer, tmp_path):
     make_trainer(output_dir=str(tmp_path / "undisturbed"), max_steps=6).train()
     make_trainer(max_steps=3).train()
     shutil.move(tmp_path / "run", tmp_path / "elsewhere")
-    make_trainer(output_dir=str(tmp_path / "elsewhere"), max_steps=6).train(resume_from_checkpoint=True)
+    make_trainer(output_dir=str(tmp_path / "elsewhere"), max_steps=6).train(
+        resume_from_checkpoint=True
+    )
     assert final(tmp_path / "elsewhere", 6) == final(tmp_path / "undisturbed", 6)
 
 
@@ -246,14 +295,26 @@ def test_a_folder_that_was_moved_is_resumed_where_it_is(make_trainer, tmp_path):
 
 
 def test_members_that_compute_nan_are_left_out_and_counted(tiny, rows, tmp_path, capsys):
-    args = ESConfig(output_dir=str(tmp_path / "run"), population_size=4, max_steps=1, sigma=1e18, max_completion_length=4, dtype="float32")
+    args = ESConfig(
+        output_dir=str(tmp_path / "run"),
+        population_size=4,
+        max_steps=1,
+        sigma=1e18,
+        max_completion_length=4,
+        dtype="float32",
+    )
     trainer = ESTrainer(str(tiny), lambda completions: [1.0] * len(completions), args, rows[:2])
     before = {name: tensor.clone() for name, tensor in trainer.model.center.theta.items()}
     output = trainer.train()
     assert output.metrics["es/members_not_finite"] == 4
     assert output.metrics["reward"] is None
-    assert all(np.array_equal(before[name], tensor) for name, tensor in trainer.model.center.theta.items())
-    assert "step 1: 4 members computed NaN or infinity and are left out; try a smaller sigma" in capsys.readouterr().out
+    assert all(
+        np.array_equal(before[name], tensor) for name, tensor in trainer.model.center.theta.items()
+    )
+    assert (
+        "step 1: 4 members computed NaN or infinity and are left out; try a smaller sigma"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.slow
@@ -276,7 +337,12 @@ def test_ten_thousand_steps_take_no_more_memory_or_files_than_a_thousand(make_tr
         calls += 1
 
     make_trainer(
-        reward_funcs=watching, max_steps=10_000, save_steps=5_000, save_total_limit=1, disable_tqdm=True, logging_steps=5_000
+        reward_funcs=watching,
+        max_steps=10_000,
+        save_steps=5_000,
+        save_total_limit=1,
+        disable_tqdm=True,
+        logging_steps=5_000,
     ).train()
     later = seen[2:]
     assert later[-1][1] <= later[0][1] + 4

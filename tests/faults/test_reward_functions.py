@@ -29,14 +29,20 @@ def rewards():
     made = []
 
     def make(function, **settings):
-        limits = {"timeout": 5.0, "memory": 1.0} | {key: settings.pop(key) for key in list(settings) if key in Limits.__annotations__}
+        limits = {"timeout": 5.0, "memory": 1.0} | {
+            key: settings.pop(key) for key in list(settings) if key in Limits.__annotations__
+        }
         made.append(Rewards([function], None, Limits(**limits), **settings))
         return made[-1]
 
     yield make
     for one in made:
         one.close()
-    assert not [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    assert not [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
 def scored(rewards, answers=ANSWERS):
@@ -120,7 +126,9 @@ def test_only_the_guilty_completion_is_lost_and_it_counts_as_the_lowest(rewards,
 
 @pytest.mark.parametrize("harm", [raises, sleeps, exits], ids=lambda harm: harm.__name__)
 def test_in_the_runs_first_batch_a_failure_is_raised_as_the_bug_that_it_is(rewards, harm):
-    with pytest.raises(RewardError, match=rf"^reward function judge {HARMS[harm]}.*; mend it and resume the run$"):
+    with pytest.raises(
+        RewardError, match=rf"^reward function judge {HARMS[harm]}.*; mend it and resume the run$"
+    ):
         rewards(guarded(harm), timeout=2.0).score(ROWS, ANSWERS, first=True)
 
 
@@ -160,7 +168,10 @@ def test_none_is_no_failure(rewards):
 # What a lost reward counts
 
 
-@pytest.mark.parametrize(("policy", "total"), [("lowest", [4, 4, 4, 4]), ("zero", [4, 0, 4, 4]), ("drop", [4, None, 4, 4])])
+@pytest.mark.parametrize(
+    ("policy", "total"),
+    [("lowest", [4, 4, 4, 4]), ("zero", [4, 0, 4, 4]), ("drop", [4, None, 4, 4])],
+)
 def test_on_reward_error_says_what_a_lost_reward_counts(rewards, policy, total):
     scores = scored(rewards(guarded(raises), on_error=policy))
     assert [None if math.isnan(value) else value for value in scores.total] == total
@@ -189,7 +200,9 @@ def test_a_member_of_whose_completions_most_failed_is_left_out(rewards):
 # After the first failure
 
 
-def test_a_function_that_failed_once_is_called_once_a_completion_from_then_on(rewards, tmp_path, caplog):
+def test_a_function_that_failed_once_is_called_once_a_completion_from_then_on(
+    rewards, tmp_path, caplog
+):
     log = str(tmp_path / "calls")
 
     def judge(completions):
@@ -204,7 +217,13 @@ def test_a_function_that_failed_once_is_called_once_a_completion_from_then_on(re
     for answers in (fine, ANSWERS, fine):
         assert not scored(judged, answers).failures
     assert Path(log).read_text().split() == ["4", "4", "1", "1", "1", "1", "1", "1", "1", "1"]
-    assert sum("from now on it is called once a completion" in record.getMessage() for record in caplog.records) == 1
+    assert (
+        sum(
+            "from now on it is called once a completion" in record.getMessage()
+            for record in caplog.records
+        )
+        == 1
+    )
 
 
 def test_what_single_calls_log_is_put_together(rewards):
@@ -240,7 +259,11 @@ def test_a_killed_function_takes_its_children_along(rewards, tmp_path):
 
     started = time.time()
     assert list(scored(rewards(judge, timeout=4.0), ANSWERS).failures["judge"]) == [1]
-    left = [p for p in psutil.process_iter() if p.create_time() > started - 1 and "1e6" in " ".join(_command(p))]
+    left = [
+        p
+        for p in psutil.process_iter()
+        if p.create_time() > started - 1 and "1e6" in " ".join(_command(p))
+    ]
     assert pids.read_text().split()
     assert not left
 

@@ -27,11 +27,17 @@ def test_lambdas_closures_and_partials_are_called_in_another_process(rewards):
     def scaled(factor, completions):
         return [factor * os.getpid()] * len(completions)
 
-    for function in (of(1), lambda completions: [os.getpid()] * len(completions), functools.partial(scaled, 1)):
+    for function in (
+        of(1),
+        lambda completions: [os.getpid()] * len(completions),
+        functools.partial(scaled, 1),
+    ):
         assert scored(rewards(function)).total[0] != os.getpid()
 
 
-def test_a_function_of_a_script_without_a_main_guard_is_called_in_another_process_and_the_script_runs_once(tmp_path):
+def test_a_function_of_a_script_without_a_main_guard_is_called_in_another_process_and_the_script_runs_once(
+    tmp_path,
+):
     script = tmp_path / "script.py"
     script.write_text(
         "import os\nprint('script')\n"
@@ -40,7 +46,9 @@ def test_a_function_of_a_script_without_a_main_guard_is_called_in_another_proces
         "total = Rewards([judge]).score([{'prompt': ''}], [Completion('', [1], False)]).total\n"
         "print('elsewhere' if total[0] != os.getpid() else 'here')\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120
+    )
     assert (done.stdout.split(), done.returncode) == (["script", "elsewhere"], 0), done.stderr
 
 
@@ -54,7 +62,11 @@ def test_a_function_that_keeps_state_is_called_here_and_keeps_it(rewards, caplog
 
     scored(rewards(judge))
     assert seen == [os.getpid()]
-    assert any("judge is called in this process, where it can't be killed: it keeps a list" in r.getMessage() for r in caplog.records)
+    assert any(
+        "judge is called in this process, where it can't be killed: it keeps a list"
+        in r.getMessage()
+        for r in caplog.records
+    )
 
 
 def test_a_function_called_here_that_hangs_is_given_up(rewards):
@@ -81,7 +93,13 @@ def test_a_column_that_cannot_be_sent_keeps_the_function_here(rewards, caplog):
     assert any("its arguments cannot be sent" in record.getMessage() for record in caplog.records)
 
 
-@pytest.mark.parametrize("words", ["signal only works in main thread of the main interpreter", "due to usage of signal.alarm() in timeout"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "signal only works in main thread of the main interpreter",
+        "due to usage of signal.alarm() in timeout",
+    ],
+)
 def test_a_function_called_here_that_needs_an_alarm_signal_is_told_the_way_out(rewards, words):
     seen = []
 
@@ -89,7 +107,10 @@ def test_a_function_called_here_that_needs_an_alarm_signal_is_told_the_way_out(r
         seen.append(completions)
         raise ValueError(words)
 
-    with pytest.raises(RewardError, match="write it as a plain function, or turn the time limit off .*parsing_timeout=None"):
+    with pytest.raises(
+        RewardError,
+        match="write it as a plain function, or turn the time limit off .*parsing_timeout=None",
+    ):
         rewards(judge).score(ROWS[: len(ANSWERS)], ANSWERS, first=True)
 
 
@@ -103,4 +124,7 @@ def test_a_function_called_here_is_warned_of_math_verifys_time_limits(rewards, c
 
     with caplog.at_level(logging.INFO, "estune"):
         scored(rewards(judge))
-    assert any("math-verify's own time limits fail there" in record.getMessage() for record in caplog.records)
+    assert any(
+        "math-verify's own time limits fail there" in record.getMessage()
+        for record in caplog.records
+    )

@@ -20,7 +20,9 @@ from estune.rewards.sandbox.sandlock import Sandlock
 KINDS = {"bubblewrap": Bubblewrap, "sandlock": Sandlock}
 HERE = Path(__file__).parent
 NOBODY = 65534
-LEFT_OUT = shutil.ignore_patterns("site-packages", "dist-packages", "test", "idlelib", "config-*", "ensurepip", "tkinter")
+LEFT_OUT = shutil.ignore_patterns(
+    "site-packages", "dist-packages", "test", "idlelib", "config-*", "ensurepip", "tkinter"
+)
 
 
 def made(kind):
@@ -53,7 +55,9 @@ class Runner:
 
 
 def _run(command, given, options):
-    ended = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=300, **options)
+    ended = subprocess.run(
+        command, input=json.dumps(given), capture_output=True, text=True, timeout=300, **options
+    )
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 

@@ -47,7 +47,9 @@ def running(mark):
     """Processes with `mark` in their command, or in that of a process above them."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        if process.pid != os.getpid() and any(str(mark) in word for word in process.info["cmdline"] or []):
+        if process.pid != os.getpid() and any(
+            str(mark) in word for word in process.info["cmdline"] or []
+        ):
             found.append(process)
     return found
 
@@ -66,7 +68,15 @@ def descendants(pid):
 
 
 def gone(processes):
-    return soon(lambda: not [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE])
+    return soon(
+        lambda: (
+            not [
+                each
+                for each in processes
+                if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
+            ]
+        )
+    )
 
 
 @pytest.mark.parametrize("kind", ["bubblewrap", "sandlock", "unlocked"])
@@ -76,7 +86,11 @@ def test_programs_end_with_the_trainer(kind, number, tmp_path):
         made(kind)
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"completion": HOLDS, "tests": ["assert True"]}))
-    environment = os.environ | {"TMPDIR": str(tmp_path)} | ({UNLOCKED: "1"} if kind == "unlocked" else {PROVEN: kind})
+    environment = (
+        os.environ
+        | {"TMPDIR": str(tmp_path)}
+        | ({UNLOCKED: "1"} if kind == "unlocked" else {PROVEN: kind})
+    )
     command = [
         sys.executable,
         "-m",
@@ -87,7 +101,9 @@ def test_programs_end_with_the_trainer(kind, number, tmp_path):
         "--completions",
         str(rows),
     ]
-    with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as trainer:
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as trainer:
         assert soon(lambda: len(descendants(trainer.pid)) >= 5, 60)
         time.sleep(0.5)
         started = descendants(trainer.pid)
@@ -145,7 +161,11 @@ def test_hostile_programs_in_a_row_leave_nothing(sandbox, tmp_path, monkeypatch)
     before = _state(tmp_path)
     with baits() as laid, ThreadPoolExecutor(2) as threads:
         told = json.dumps(laid.told).encode()
-        outcomes = list(threads.map(lambda source: sandbox.run(PRELUDE + source, told, limits), ATTACKS.values()))
+        outcomes = list(
+            threads.map(
+                lambda source: sandbox.run(PRELUDE + source, told, limits), ATTACKS.values()
+            )
+        )
         assert laid.taken() == []
     assert not [outcome for outcome in outcomes if b"GOT" in outcome.output]
     assert soon(lambda: _state(tmp_path)[:3] == before[:3])

@@ -59,7 +59,9 @@ def test_one_that_shows_the_disk_is_refused_by_name(monkeypatch):
 
 
 def test_one_with_a_network_and_no_filter_is_refused_by_name(monkeypatch):
-    leaky = Leaky(monkeypatch, lambda options: [each for each in options if each != "--unshare-net"])
+    leaky = Leaky(
+        monkeypatch, lambda options: [each for each in options if each != "--unshare-net"]
+    )
     with pytest.raises(Unusable, match=r"^leaky: a program in it could (connect|send|use|take)"):
         prove(without_filter(monkeypatch, leaky))
 
@@ -101,7 +103,10 @@ def test_where_none_passes_one_line_says_what_to_install(monkeypatch):
     with pytest.raises(RewardError) as raised:
         proven()
     said = str(raised.value)
-    assert "(bubblewrap: bwrap is not installed; sandlock: the package is not installed), so nothing was run; install bubblewrap" in said
+    assert (
+        "(bubblewrap: bwrap is not installed; sandlock: the package is not installed), so nothing was run; install bubblewrap"
+        in said
+    )
     assert "\n" not in said
 
 

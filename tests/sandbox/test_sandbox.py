@@ -27,7 +27,9 @@ def test_how_it_ends_is_told(sandbox):
 
 
 def test_long_programs_and_inputs_arrive_whole(sandbox):
-    outcome = run(sandbox, f"text = '{'x' * 5_000_000}'\nprint(len(text), len(input()))", b"y" * 3_000_000)
+    outcome = run(
+        sandbox, f"text = '{'x' * 5_000_000}'\nprint(len(text), len(input()))", b"y" * 3_000_000
+    )
     assert outcome.output == b"5000000 3000000\n"
 
 
@@ -108,7 +110,9 @@ def test_time_ends_it(sandbox, source):
 
 
 def test_processor_time_of_all_its_processes_ends_it(sandbox):
-    outcome = run(sandbox, "import os\nfor n in range(3): os.fork()\nwhile True: pass", cpu_seconds=0.3)
+    outcome = run(
+        sandbox, "import os\nfor n in range(3): os.fork()\nwhile True: pass", cpu_seconds=0.3
+    )
     assert (outcome.status, outcome.timed_out) == (None, False)
 
 

@@ -32,18 +32,63 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument
     known = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
-    add("--methods", metavar="METHOD", nargs="+", default=list(DEFAULT), help=f"which, with spaces or commas between; {known} [all]")
-    add("--seeds", metavar="N", type=int, default=3, help="seeds of each method, from the config's on [3]")
-    add("--tokens", metavar="N", type=int, default=80_000, help="tokens of training completions after which a run ends [80000]")
-    add("--eval_tokens", metavar="N", type=int, help="tokens between evaluations [a tenth of tokens]")
-    add("--eval_prompts", metavar="N", type=int, default=128, help="prompts that each of them asks, of a set, at most [128]")
+    add(
+        "--methods",
+        metavar="METHOD",
+        nargs="+",
+        default=list(DEFAULT),
+        help=f"which, with spaces or commas between; {known} [all]",
+    )
+    add(
+        "--seeds",
+        metavar="N",
+        type=int,
+        default=3,
+        help="seeds of each method, from the config's on [3]",
+    )
+    add(
+        "--tokens",
+        metavar="N",
+        type=int,
+        default=80_000,
+        help="tokens of training completions after which a run ends [80000]",
+    )
+    add(
+        "--eval_tokens",
+        metavar="N",
+        type=int,
+        help="tokens between evaluations [a tenth of tokens]",
+    )
+    add(
+        "--eval_prompts",
+        metavar="N",
+        type=int,
+        default=128,
+        help="prompts that each of them asks, of a set, at most [128]",
+    )
     rates = "for all RL methods, or METHOD=1e-6,1e-5 for one"
-    add("--learning_rates", metavar="RATE", nargs="+", help=f"{rates} [RL 1e-5 2e-5 5e-5, mezo 1e-7 1e-6 1e-5]")
-    add("--rl_kwargs", metavar="KWARGS", help="more settings of TRL's GRPOConfig as YAML, such as '{use_vllm: true}'")
-    add("--output", metavar="DIR", default="estune-compare", help="folder of all runs [estune-compare]")
+    add(
+        "--learning_rates",
+        metavar="RATE",
+        nargs="+",
+        help=f"{rates} [RL 1e-5 2e-5 5e-5, mezo 1e-7 1e-6 1e-5]",
+    )
+    add(
+        "--rl_kwargs",
+        metavar="KWARGS",
+        help="more settings of TRL's GRPOConfig as YAML, such as '{use_vllm: true}'",
+    )
+    add(
+        "--output",
+        metavar="DIR",
+        default="estune-compare",
+        help="folder of all runs [estune-compare]",
+    )
     add("--dry_run", action="store_true", help="list the runs and their settings, and do nothing")
     add("--redraw", metavar="DIR", help="table and plots again of a comparison that is there")
-    add("--run", metavar="DIR", help=argparse.SUPPRESS)  # one run, in the process that is made for it
+    add(
+        "--run", metavar="DIR", help=argparse.SUPPRESS
+    )  # one run, in the process that is made for it
     add("--prepare", action="store_true", help=argparse.SUPPRESS)
     add_flags(parser)
 
@@ -104,8 +149,12 @@ def _runs(options: argparse.Namespace, config: RunConfig) -> list[Any]:
         raise ConfigError("model_name_or_path: give a hub id, a local folder or a .gguf file")
     check(config)
     rows = rows_of(data_and_rewards(config)[0], "train_dataset")
-    if any(method.kind == "rl" for method in methods) and any(is_token_ids(row["prompt"]) for row in rows):
-        raise DataError("train_dataset: TRL takes no prompts of token ids; give text or messages, or compare ES methods alone")
+    if any(method.kind == "rl" for method in methods) and any(
+        is_token_ids(row["prompt"]) for row in rows
+    ):
+        raise DataError(
+            "train_dataset: TRL takes no prompts of token ids; give text or messages, or compare ES methods alone"
+        )
     return runs(config, methods, rates, options.seeds, budget, len(rows), more)
 
 
@@ -123,7 +172,9 @@ def _redraw(folder: Path) -> int:
     try:
         comparison = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"redraw: {folder / 'compare.json'} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise ConfigError(
+            f"redraw: {folder / 'compare.json'} cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from None
     _write(comparison, folder)
     _show(comparison, folder)
     return 0
@@ -147,7 +198,13 @@ def _write(comparison: dict[str, Any], folder: Path) -> None:
 
 def _show(comparison: dict[str, Any], folder: Path) -> None:
     from estune.evaluation.compare import plots
-    from estune.evaluation.compare.table import answers_table, differences, notes, results_table, title
+    from estune.evaluation.compare.table import (
+        answers_table,
+        differences,
+        notes,
+        results_table,
+        title,
+    )
     from estune.monitor.console import Screen
 
     screen = Screen(RunConfig())
@@ -170,5 +227,8 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _stopped(by: str, status: int) -> int:
-    print(f"estune: stopped by {by}; what is finished stays, and the same command goes on", file=sys.stderr)
+    print(
+        f"estune: stopped by {by}; what is finished stays, and the same command goes on",
+        file=sys.stderr,
+    )
     return status

@@ -34,19 +34,63 @@ _FORMATS = (".csv", ".json")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", metavar="MODEL", nargs="+", help="hub ids, folders or .gguf files; the same as model_name_or_path")
+    add(
+        "--model",
+        metavar="MODEL",
+        nargs="+",
+        help="hub ids, folders or .gguf files; the same as model_name_or_path",
+    )
     add("--base", metavar="MODEL", help="a model to compare each of them with, prompt by prompt")
     add("--tasks", metavar="TASK", nargs="+", help="several tasks at once; estune tasks lists them")
-    add("--num_generations", metavar="N", type=int, help="draw so many answers a prompt, beside the greedy one")
+    add(
+        "--num_generations",
+        metavar="N",
+        type=int,
+        help="draw so many answers a prompt, beside the greedy one",
+    )
     add("--temperature", metavar="T", type=float, help="of what is drawn [1.0]")
-    add("--top_p", metavar="P", type=float, help="part of the probability to draw from, likeliest tokens first [1.0]")
-    add("--k", metavar="K", type=int, nargs="+", help="which pass@k to tell, each at most num_generations [1 and num_generations]")
-    add("--threshold", metavar="REWARD", type=float, default=1.0, help="the least reward that counts as a success [1.0]")
-    add("--kl", action="store_true", help="estimate KL(model || base) from drawn answers, one more row a model: the frontier")
+    add(
+        "--top_p",
+        metavar="P",
+        type=float,
+        help="part of the probability to draw from, likeliest tokens first [1.0]",
+    )
+    add(
+        "--k",
+        metavar="K",
+        type=int,
+        nargs="+",
+        help="which pass@k to tell, each at most num_generations [1 and num_generations]",
+    )
+    add(
+        "--threshold",
+        metavar="REWARD",
+        type=float,
+        default=1.0,
+        help="the least reward that counts as a success [1.0]",
+    )
+    add(
+        "--kl",
+        action="store_true",
+        help="estimate KL(model || base) from drawn answers, one more row a model: the frontier",
+    )
     add("--output", metavar="FILE", help="write every answer with its reward here, one JSON a line")
-    add("--figures", metavar="FILE", help="write every figure here, a row a model and task: .csv or .json")
-    add("--lm-eval", metavar="TASK", nargs="+", help="run these tasks of lm-evaluation-harness; max_eval_samples limits their rows")
-    add("--lm-eval-include-path", metavar="DIR", help="a folder with tasks of your own for lm-evaluation-harness")
+    add(
+        "--figures",
+        metavar="FILE",
+        help="write every figure here, a row a model and task: .csv or .json",
+    )
+    add(
+        "--lm-eval",
+        metavar="TASK",
+        nargs="+",
+        help="run these tasks of lm-evaluation-harness; max_eval_samples limits their rows",
+    )
+    add(
+        "--lm-eval-include-path",
+        metavar="DIR",
+        help="a folder with tasks of your own for lm-evaluation-harness",
+    )
     add_flags(parser)
 
 
@@ -68,7 +112,11 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     if exams:
         examine.show_exams(options, config, list(dict.fromkeys(models)), exams, sampling)
     if options.lm_eval:
-        examine.show_harness(options, config, list(dict.fromkeys([*([options.base] if options.base else []), *models])))
+        examine.show_harness(
+            options,
+            config,
+            list(dict.fromkeys([*([options.base] if options.base else []), *models])),
+        )
     return 0
 
 
@@ -80,17 +128,35 @@ def _sampling(options: argparse.Namespace, config: RunConfig) -> "Sampling | Non
     if options.kl:
         count = 1 if count is None else count
     if count is None:
-        if given := next((name for name in ("temperature", "top_p", "k") if getattr(options, name) is not None), None):
+        if given := next(
+            (name for name in ("temperature", "top_p", "k") if getattr(options, name) is not None),
+            None,
+        ):
             raise ConfigError(f"{given}: nothing is drawn; add --num_generations N")
         return None
-    temperature, top_p = 1.0 if temperature is None else temperature, 1.0 if top_p is None else top_p
+    temperature, top_p = (
+        1.0 if temperature is None else temperature,
+        1.0 if top_p is None else top_p,
+    )
     options.k = sorted(set(options.k or (1, count)))
     _check_range("num_generations", count >= 1, "at least 1", count)
-    _check_range("temperature", 0 < temperature < float("inf"), "a number above 0; greedy answers are always given too", temperature)
+    _check_range(
+        "temperature",
+        0 < temperature < float("inf"),
+        "a number above 0; greedy answers are always given too",
+        temperature,
+    )
     _check_range("top_p", 0 < top_p <= 1, "above 0 and at most 1", top_p)
-    _check_range("k", options.k[0] >= 1 and options.k[-1] <= count, f"from 1 to num_generations, {count}", options.k)
+    _check_range(
+        "k",
+        options.k[0] >= 1 and options.k[-1] <= count,
+        f"from 1 to num_generations, {count}",
+        options.k,
+    )
     if options.kl and (temperature, top_p) != (1.0, 1.0):
-        raise ConfigError("kl: it is about what the model itself would say, so leave temperature and top_p at 1")
+        raise ConfigError(
+            "kl: it is about what the model itself would say, so leave temperature and top_p at 1"
+        )
     if options.kl and not options.base:
         raise ConfigError("kl: name the model to measure from with --base")
     return Sampling(temperature, top_p, count, config.seed)
@@ -115,18 +181,27 @@ def _check_writable(name: str, path: Path) -> None:
     try:
         path.open("a").close()
     except OSError as error:
-        raise ConfigError(f"{name}: {path} cannot be written ({error.strerror}); choose another") from None
+        raise ConfigError(
+            f"{name}: {path} cannot be written ({error.strerror}); choose another"
+        ) from None
 
 
 def _exams(options: argparse.Namespace, unknown: list[str], config: RunConfig) -> "list[Exam]":
     """What to ask: each task with its own defaults, or the one dataset; nothing when only the harness is wanted."""
     names = list(dict.fromkeys([*([config.task] if config.task else []), *(options.tasks or [])]))
-    data = next((name for name in ("dataset_name", "eval_dataset_name") if getattr(config, name)), None)
+    data = next(
+        (name for name in ("dataset_name", "eval_dataset_name") if getattr(config, name)), None
+    )
     if not names:
         return [] if options.lm_eval and not data else [_exam(config)]
     if data and len(names) > 1:
-        raise ConfigError(f"tasks: {data} stands in for a task's own data, so give one task with it")
-    return [_exam(read(argparse.Namespace(**vars(options) | {"task": name}), unknown, quietly=True)) for name in names]
+        raise ConfigError(
+            f"tasks: {data} stands in for a task's own data, so give one task with it"
+        )
+    return [
+        _exam(read(argparse.Namespace(**vars(options) | {"task": name}), unknown, quietly=True))
+        for name in names
+    ]
 
 
 def _exam(config: RunConfig) -> "Exam":

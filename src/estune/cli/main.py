@@ -62,17 +62,33 @@ def _status(error: BaseException) -> int:
     if isinstance(error, EstuneError):
         return _ended(error, 2 if isinstance(error, InputError) else 1)
     if isinstance(error, KeyboardInterrupt):
-        return _ended("stopped by Ctrl-C; the run can be resumed with --resume_from_checkpoint true", 130)
+        return _ended(
+            "stopped by Ctrl-C; the run can be resumed with --resume_from_checkpoint true", 130
+        )
     if isinstance(error, BrokenPipeError):  # the reader of a pipe, such as head, went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, SystemExit):
         if error.code == 143:
-            return _ended("stopped by SIGTERM; the run can be resumed with --resume_from_checkpoint true", 143)
-        return error.code if isinstance(error.code, int) else _ended(error.code, 1) if error.code else 0
+            return _ended(
+                "stopped by SIGTERM; the run can be resumed with --resume_from_checkpoint true", 143
+            )
+        return (
+            error.code
+            if isinstance(error.code, int)
+            else _ended(error.code, 1)
+            if error.code
+            else 0
+        )
     if isinstance(error, OSError):
-        return _ended(f"{error.filename or 'system'}: {error.strerror or error}; free what is short and resume the run", 1)
-    return _ended(f"unexpected {type(error).__name__} at {_origin(error)} ({reason(error)}); --debug shows the traceback", 1)
+        return _ended(
+            f"{error.filename or 'system'}: {error.strerror or error}; free what is short and resume the run",
+            1,
+        )
+    return _ended(
+        f"unexpected {type(error).__name__} at {_origin(error)} ({reason(error)}); --debug shows the traceback",
+        1,
+    )
 
 
 def _debugging(arguments: Sequence[str]) -> bool:
@@ -101,7 +117,9 @@ class _ToStderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         lines = self.format(record).splitlines() or [""]
-        print("\n  ".join(lines), file=sys.stderr)  # a message cannot forge the beginning of another
+        print(
+            "\n  ".join(lines), file=sys.stderr
+        )  # a message cannot forge the beginning of another
 
 
 def _run(arguments: list[str]) -> int:
@@ -134,7 +152,12 @@ def _run(arguments: list[str]) -> int:
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
     """`--debug`, which may stand before the command or among its options."""
-    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback behind an error")
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show the traceback behind an error",
+    )
 
 
 def _ended(why: object, status: int) -> int:

@@ -30,19 +30,33 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     if there := next((path for path in files if path.exists()), None):
         raise ConfigError(f"{there}: is there already; choose another name or move it away")
     for path, template in files.items():
-        _write(path, resources.files("estune.tasks").joinpath(f"data/{template}").read_text(encoding="utf-8").replace("NAME", name))
+        _write(
+            path,
+            resources.files("estune.tasks")
+            .joinpath(f"data/{template}")
+            .read_text(encoding="utf-8")
+            .replace("NAME", name),
+        )
     print(f"wrote {' and '.join(map(str, files))}; change them, then\n")
     print(f"  pytest test_{name}.py")
-    print(f"  estune train --task {name}.TASK --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct --output_dir runs/{name}")
+    print(
+        f"  estune train --task {name}.TASK --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct --output_dir runs/{name}"
+    )
     return 0
 
 
 def _checked(name: str) -> str:
     if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
-        raise ConfigError(f"NAME: {name!r} is no name of a Python module; use letters, digits and _, such as my_task")
+        raise ConfigError(
+            f"NAME: {name!r} is no name of a Python module; use letters, digits and _, such as my_task"
+        )
     found = importlib.util.find_spec(name)
-    if found is not None and not Path(f"{name}.py").exists():  # the working folder comes last on the import path
-        raise ConfigError(f"NAME: there is a Python module {name!r} already, which would be found first; choose another name")
+    if (
+        found is not None and not Path(f"{name}.py").exists()
+    ):  # the working folder comes last on the import path
+        raise ConfigError(
+            f"NAME: there is a Python module {name!r} already, which would be found first; choose another name"
+        )
     return name
 
 
@@ -51,4 +65,6 @@ def _write(path: Path, text: str) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); go to a folder of your own") from None
+        raise ConfigError(
+            f"{path}: cannot be written ({error.strerror}); go to a folder of your own"
+        ) from None

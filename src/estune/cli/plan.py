@@ -29,15 +29,47 @@ _PROMPTS, _PROMPT_TOKENS = 200, 128
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--parameters", metavar="P", type=float, help="plan for a model of so many parameters instead of one by name, such as 70e9")
-    add("--gpus", metavar="N", type=int, default=0, help="GPUs of the run, each engine on vllm_tensor_parallel_size of them [0]")
+    add(
+        "--parameters",
+        metavar="P",
+        type=float,
+        help="plan for a model of so many parameters instead of one by name, such as 70e9",
+    )
+    add(
+        "--gpus",
+        metavar="N",
+        type=int,
+        default=0,
+        help="GPUs of the run, each engine on vllm_tensor_parallel_size of them [0]",
+    )
     add("--gpu_memory", metavar="GB", type=float, default=80.0, help="memory of each, in GB [80]")
-    add("--prompts", metavar="N", type=int, help=f"prompts a member and step [batch_size, max_train_samples, or {_PROMPTS}]")
-    add("--prompt_tokens", metavar="N", type=int, default=_PROMPT_TOKENS, help=f"of each [{_PROMPT_TOKENS}]")
-    add("--completion_tokens", metavar="N", type=float, help="of each completion, on the average [max_completion_length]")
+    add(
+        "--prompts",
+        metavar="N",
+        type=int,
+        help=f"prompts a member and step [batch_size, max_train_samples, or {_PROMPTS}]",
+    )
+    add(
+        "--prompt_tokens",
+        metavar="N",
+        type=int,
+        default=_PROMPT_TOKENS,
+        help=f"of each [{_PROMPT_TOKENS}]",
+    )
+    add(
+        "--completion_tokens",
+        metavar="N",
+        type=float,
+        help="of each completion, on the average [max_completion_length]",
+    )
     add("--tokens_per_second", metavar="R", type=float, help="that one engine generates")
     add("--measured", metavar="RUN", help="a run's folder, whose speed to reckon with")
-    add("--price", metavar="PRICE", type=float, help="of a GPU's hour, or of this machine's, in your currency")
+    add(
+        "--price",
+        metavar="PRICE",
+        type=float,
+        help="of a GPU's hour, or of this machine's, in your currency",
+    )
     add_flags(parser)
 
 
@@ -55,7 +87,11 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
         shape = estimate.shape_like(options.parameters)
     else:
         shape = estimate.shape_of(str(config.model_name_or_path), config, config.model_revision)
-    work = estimate.Work(options.prompts or config.batch_size or config.max_train_samples or _PROMPTS, options.prompt_tokens, completion)
+    work = estimate.Work(
+        options.prompts or config.batch_size or config.max_train_samples or _PROMPTS,
+        options.prompt_tokens,
+        completion,
+    )
     screen = Screen(config)
     screen.say(_about(options, config, shape))
     _show_memory(screen, options, config, shape, work)
@@ -65,8 +101,18 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
 
 def _check(options: argparse.Namespace, config: RunConfig) -> None:
     if not options.parameters and not config.model_name_or_path:
-        raise ConfigError("model_name_or_path: give a hub id, a folder or a config.json, or --parameters 7e9")
-    for name in ("parameters", "gpu_memory", "prompts", "prompt_tokens", "completion_tokens", "tokens_per_second", "price"):
+        raise ConfigError(
+            "model_name_or_path: give a hub id, a folder or a config.json, or --parameters 7e9"
+        )
+    for name in (
+        "parameters",
+        "gpu_memory",
+        "prompts",
+        "prompt_tokens",
+        "completion_tokens",
+        "tokens_per_second",
+        "price",
+    ):
         value = getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name}: must be a number above 0; it is {value}")
@@ -87,7 +133,9 @@ def _speed(options: argparse.Namespace, config: RunConfig) -> "tuple[Speed | Non
     if options.measured:
         records = Measured(Path(options.measured) / "metrics.jsonl").read()
         if not records:
-            raise ConfigError(f"measured: {options.measured} has no metrics.jsonl with a step in it; give a run's folder")
+            raise ConfigError(
+                f"measured: {options.measured} has no metrics.jsonl with a step in it; give a run's folder"
+            )
         speed, seen = measured(records)
         return speed, given or seen
     speed_given = Speed(options.tokens_per_second) if options.tokens_per_second else None
@@ -97,17 +145,27 @@ def _speed(options: argparse.Namespace, config: RunConfig) -> "tuple[Speed | Non
 def _about(options: argparse.Namespace, config: RunConfig, shape: "Shape") -> str:
     name = "a model of such a size" if options.parameters else config.model_name_or_path
     part = "all tuned" if shape.tuned == shape.parameters else f"{shape.tuned:,} tuned"
-    where = f"{options.gpus} GPUs of {options.gpu_memory:g} GB" if options.gpus else "this machine's processor"
+    where = (
+        f"{options.gpus} GPUs of {options.gpu_memory:g} GB"
+        if options.gpus
+        else "this machine's processor"
+    )
     return f"{name}: {shape.parameters:,} parameters, {part}; engine {config.engine} in {_dtype(options, config)}, on {where}"
 
 
 def _dtype(options: argparse.Namespace, config: RunConfig) -> str:
     from estune.engines.device import engine_dtype
 
-    return "bfloat16" if options.gpus and config.dtype == "auto" else str(engine_dtype(config)).removeprefix("torch.")
+    return (
+        "bfloat16"
+        if options.gpus and config.dtype == "auto"
+        else str(engine_dtype(config)).removeprefix("torch.")
+    )
 
 
-def _show_memory(screen: "Screen", options: argparse.Namespace, config: RunConfig, shape: "Shape", work: "Work") -> None:
+def _show_memory(
+    screen: "Screen", options: argparse.Namespace, config: RunConfig, shape: "Shape", work: "Work"
+) -> None:
     from estune.common.resources import available_memory
     from estune.run import estimate
 
@@ -124,15 +182,21 @@ def _show_memory(screen: "Screen", options: argparse.Namespace, config: RunConfi
         screen.say(_place_theta(config, device, host, int(memory)))
     _table(screen, "memory of each GPU for ES, in all for RL", device, rival)
     screen.say(_verdict("ES", sum(device.values()), memory, "a GPU has"))
-    screen.say(f"RL: takes at least {math.ceil(sum(rival.values()) / memory)} such GPUs, weights and optimizer spread over them")
-    screen.say(f"in the machine's memory: {', '.join(f'{what} {_size(size)}' for what, size in host.items())}")
+    screen.say(
+        f"RL: takes at least {math.ceil(sum(rival.values()) / memory)} such GPUs, weights and optimizer spread over them"
+    )
+    screen.say(
+        f"in the machine's memory: {', '.join(f'{what} {_size(size)}' for what, size in host.items())}"
+    )
 
 
 def _place_theta(config: RunConfig, device: "Parts", host: "Parts", memory: int) -> str:
     """Move θ to the part of the GPU where a run would have it there; the reason."""
     from estune.run import placement
 
-    engine = placement.vllm_takes(config, memory) if config.engine == "vllm" else sum(device.values())
+    engine = (
+        placement.vllm_takes(config, memory) if config.engine == "vllm" else sum(device.values())
+    )
     place = placement.choose(config.center_device, host["θ, fp32"], engine, memory, "cuda")
     if place.device != "cpu":
         device["θ, fp32"] = host.pop("θ, fp32")
@@ -140,16 +204,33 @@ def _place_theta(config: RunConfig, device: "Parts", host: "Parts", memory: int)
 
 
 def _table(screen: "Screen", title: str, es: "Parts", rl: "Parts") -> None:
-    rows = [[name, _size(es[name]) if name in es else "–", _size(rl[name]) if name in rl else "–"] for name in dict.fromkeys([*es, *rl])]
-    screen.table(title, ("", "ES", "RL, at least"), [*rows, ["in all", _size(sum(es.values())), _size(sum(rl.values()))]])
+    rows = [
+        [name, _size(es[name]) if name in es else "–", _size(rl[name]) if name in rl else "–"]
+        for name in dict.fromkeys([*es, *rl])
+    ]
+    screen.table(
+        title,
+        ("", "ES", "RL, at least"),
+        [*rows, ["in all", _size(sum(es.values())), _size(sum(rl.values()))]],
+    )
 
 
 def _verdict(who: str, need: int, there: float, whose: str) -> str:
-    fits = "fits" if need <= there else "does not fit: choose more GPUs, bfloat16, target_parameters or a smaller model"
+    fits = (
+        "fits"
+        if need <= there
+        else "does not fit: choose more GPUs, bfloat16, target_parameters or a smaller model"
+    )
     return f"{who}: takes {_size(need)}, {whose} {_size(int(there))}: {fits}"
 
 
-def _show_time(screen: "Screen", options: argparse.Namespace, config: RunConfig, work: "Work", speed: "Speed | None") -> None:
+def _show_time(
+    screen: "Screen",
+    options: argparse.Namespace,
+    config: RunConfig,
+    work: "Work",
+    speed: "Speed | None",
+) -> None:
     from estune.run import estimate
 
     tokens = estimate.tokens_a_step(config, work)
@@ -157,9 +238,15 @@ def _show_time(screen: "Screen", options: argparse.Namespace, config: RunConfig,
         f"a step: {config.population_size} members × {work.prompts} prompts, {tokens:,.0f} tokens at {work.completion_tokens:.0f} each"
     )
     if speed is None:
-        screen.say("for hours and price: --tokens_per_second R, or --measured RUN after a few steps, and --price")
+        screen.say(
+            "for hours and price: --tokens_per_second R, or --measured RUN after a few steps, and --price"
+        )
         return
-    engines = max(1, options.gpus // config.vllm_tensor_parallel_size) if options.gpus else config.num_workers or 1
+    engines = (
+        max(1, options.gpus // config.vllm_tensor_parallel_size)
+        if options.gpus
+        else config.num_workers or 1
+    )
     seconds = estimate.seconds_a_step(config, work, speed, engines)
     hours = seconds * config.max_steps / 3600
     price = f", {hours * max(1, options.gpus) * options.price:,.2f} in all" if options.price else ""

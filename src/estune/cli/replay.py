@@ -22,11 +22,24 @@ SUMMARY = "rebuild the model of a step from a run's journal"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder, with its journal.jsonl")
-    parser.add_argument("--step", metavar="K", help="the step to rebuild, 0 for the base model; default the last")
-    parser.add_argument("--output", metavar="DIR", required=True, help="where to write the checkpoint; must not exist")
-    parser.add_argument("--model", metavar="MODEL", help="where the base model is now, if it has moved")
     parser.add_argument(
-        "--trust_remote_code", metavar="true|false", nargs="?", const="true", help="run code that comes with the base model"
+        "--step", metavar="K", help="the step to rebuild, 0 for the base model; default the last"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        required=True,
+        help="where to write the checkpoint; must not exist",
+    )
+    parser.add_argument(
+        "--model", metavar="MODEL", help="where the base model is now, if it has moved"
+    )
+    parser.add_argument(
+        "--trust_remote_code",
+        metavar="true|false",
+        nargs="?",
+        const="true",
+        help="run code that comes with the base model",
     )
 
 
@@ -34,7 +47,9 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     from estune.theta.journal import Journal
 
     if unknown:
-        raise ConfigError(f"unknown option {unknown[0]!r}{nearest(unknown[0], ['step', 'output', 'model', 'trust_remote_code'])}")
+        raise ConfigError(
+            f"unknown option {unknown[0]!r}{nearest(unknown[0], ['step', 'output', 'model', 'trust_remote_code'])}"
+        )
     journal = Journal.open(Path(options.run))
     step = _step(options.step, journal.last)
     output = Path(options.output)
@@ -43,11 +58,19 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     said = journal.header.config
     model_name = options.model or journal.header.model
     typed = {"trust_remote_code": options.trust_remote_code} if options.trust_remote_code else {}
-    settings = {"target_parameters": said.get("target_parameters"), "model_revision": None if options.model else said.get("model_revision")}
+    settings = {
+        "target_parameters": said.get("target_parameters"),
+        "model_revision": None if options.model else said.get("model_revision"),
+    }
     config = build(RunConfig, settings | typed | {"engine": "fake"})
     if not options.model:
         revision = f" at revision {config.model_revision}" if config.model_revision else ""
-        logger.info("%s", one_line(f"the base model, as the journal of {options.run} names it: {model_name}{revision}"))
+        logger.info(
+            "%s",
+            one_line(
+                f"the base model, as the journal of {options.run} names it: {model_name}{revision}"
+            ),
+        )
 
     from rich.progress import track
 
@@ -69,5 +92,7 @@ def _step(given: str | None, last: int) -> int:
     if given is None:
         return last
     if not given.isdecimal() or not given.isascii() or int(given) > last:
-        raise ConfigError(f"step: must be a number from 0 to {last}, the run's last step; it is {given!r}")
+        raise ConfigError(
+            f"step: must be a number from 0 to {last}, the run's last step; it is {given!r}"
+        )
     return int(given)

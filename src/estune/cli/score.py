@@ -21,9 +21,21 @@ SUMMARY = "grade completions from a file"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", metavar="TASK", help="whose reward to use; estune tasks lists them")
-    parser.add_argument("--reward_funcs", metavar="NAME", nargs="+", help="reward functions to use instead of a task's")
-    parser.add_argument("--completions", metavar="FILE", required=True, help="JSONL file of completions with their columns; - reads stdin")
+    parser.add_argument(
+        "--task", metavar="TASK", help="whose reward to use; estune tasks lists them"
+    )
+    parser.add_argument(
+        "--reward_funcs",
+        metavar="NAME",
+        nargs="+",
+        help="reward functions to use instead of a task's",
+    )
+    parser.add_argument(
+        "--completions",
+        metavar="FILE",
+        required=True,
+        help="JSONL file of completions with their columns; - reads stdin",
+    )
 
 
 def run(options: argparse.Namespace, unknown: list[str]) -> int:
@@ -31,11 +43,15 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     from estune.tasks.reward_functions import resolve_rewards
 
     if unknown:
-        raise ConfigError(f"unknown option {unknown[0]!r}{nearest(unknown[0], ['task', 'reward_funcs', 'completions'])}")
+        raise ConfigError(
+            f"unknown option {unknown[0]!r}{nearest(unknown[0], ['task', 'reward_funcs', 'completions'])}"
+        )
     if not options.task and not options.reward_funcs:
         raise ConfigError("task: give one (see estune tasks), or reward_funcs")
     with contextlib.redirect_stdout(sys.stderr):  # what a reward function prints is no reward
-        functions = resolve_rewards(options.reward_funcs or list(get_task(options.task).reward_funcs))
+        functions = resolve_rewards(
+            options.reward_funcs or list(get_task(options.task).reward_funcs)
+        )
         rows = _rows(options.completions)
         rewards = _score(functions, rows, options.completions) if rows else []
     for reward in rewards:
@@ -50,7 +66,10 @@ def _score(functions: list[Any], rows: list[dict[str, Any]], where: str) -> list
 
     rewards = Rewards(functions)
     rewards.check([name for name in rows[0] if name != "prompt"])
-    answers = [Completion(_text(row["completion"], where, number), [], False) for number, row in enumerate(rows, 1)]
+    answers = [
+        Completion(_text(row["completion"], where, number), [], False)
+        for number, row in enumerate(rows, 1)
+    ]
     scores = rewards.score(rows, answers)
     if scores.overran:
         print(overran_line(scores.overran), file=sys.stderr)
@@ -59,13 +78,23 @@ def _score(functions: list[Any], rows: list[dict[str, Any]], where: str) -> list
 
 def _rows(path: str) -> list[dict[str, Any]]:
     try:
-        text = sys.stdin.read().removeprefix("\ufeff") if path == "-" else decoded(Path(path).read_bytes(), path)
+        text = (
+            sys.stdin.read().removeprefix("\ufeff")
+            if path == "-"
+            else decoded(Path(path).read_bytes(), path)
+        )
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    rows = [_row(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        raise DataError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from None
+    rows = [
+        _row(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()
+    ]
     for number, row in enumerate(rows, 1):
         if set(row) != set(rows[0]):
-            raise DataError(f"{path}: row {number} has the columns {', '.join(sorted(row))}, row 1 has {', '.join(sorted(rows[0]))}")
+            raise DataError(
+                f"{path}: row {number} has the columns {', '.join(sorted(row))}, row 1 has {', '.join(sorted(rows[0]))}"
+            )
     return rows
 
 
@@ -75,13 +104,20 @@ def _row(path: str, number: int, line: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
         raise DataError(f"{path}: line {number} is no JSON ({error})") from None
     if not isinstance(row, dict) or "completion" not in row:
-        raise DataError(f"{path}: line {number} must be a JSON object with 'completion' and the task's columns")
+        raise DataError(
+            f"{path}: line {number} must be a JSON object with 'completion' and the task's columns"
+        )
     return row
 
 
 def _text(completion: Any, path: str, number: int) -> str:
     if isinstance(completion, str):
         return completion
-    if isinstance(completion, list) and completion and isinstance(completion[-1], dict) and "content" in completion[-1]:
+    if (
+        isinstance(completion, list)
+        and completion
+        and isinstance(completion[-1], dict)
+        and "content" in completion[-1]
+    ):
         return str(completion[-1]["content"] or "")
     raise DataError(f"{path}: row {number}: its completion is neither text nor a list of messages")

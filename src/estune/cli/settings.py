@@ -32,7 +32,9 @@ _GROUPS = {
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for every setting of `RunConfig`, in groups; values stay text, the config checks them."""
     files = "YAML files of the settings below; a later file overrides an earlier one, flags override all"
-    parser.add_argument("--config", metavar="FILE", nargs="+", action="extend", default=[], help=files)
+    parser.add_argument(
+        "--config", metavar="FILE", nargs="+", action="extend", default=[], help=files
+    )
     starts = {first: title for title, first in _GROUPS.items()}
     hints = typing.get_type_hints(RunConfig)
     group: Any = parser
@@ -53,25 +55,40 @@ def read(options: argparse.Namespace, unknown: list[str], *, quietly: bool = Fal
     names = [field.name for field in dataclasses.fields(RunConfig)]
     if unknown:
         flag = next((word for word in unknown if word.startswith("--")), unknown[0]).split("=")[0]
-        raise ConfigError(f"unknown option {flag!r}{nearest(flag, [name for name in vars(options) if name != 'command'])}")
-    flags = {name: _value(name, value) for name, value in vars(options).items() if name in names and value is not None}
+        raise ConfigError(
+            f"unknown option {flag!r}{nearest(flag, [name for name in vars(options) if name != 'command'])}"
+        )
+    flags = {
+        name: _value(name, value)
+        for name, value in vars(options).items()
+        if name in names and value is not None
+    }
     files = [(path, _from_file(path)) for path in options.config]
     settings: dict[str, Any] = {}
     for _, values in files:
         settings |= values
     for path, values in files:
-        _check_trust(Path(path), {name: value for name, value in values.items() if name not in flags}, settings | flags, quietly)
+        _check_trust(
+            Path(path),
+            {name: value for name, value in values.items() if name not in flags},
+            settings | flags,
+            quietly,
+        )
     try:
         return _config(settings | flags)
     except ConfigError as error:
         raise _naming_its_file(error, files) from None
 
 
-def _check_trust(path: Path, values: dict[str, Any], settings: dict[str, Any], quietly: bool) -> None:
+def _check_trust(
+    path: Path, values: dict[str, Any], settings: dict[str, Any], quietly: bool
+) -> None:
     """Say what a file would have run or fetched, and refuse code in a run's folder that was not allowed; raises ConfigError."""
     trusted = trust.typed(settings.get("trust_remote_code"))
     if not quietly and trusted and trust.typed(values.get("trust_remote_code")):
-        logger.info("%s: turns trust_remote_code on, so that code which comes with the model runs", path)
+        logger.info(
+            "%s: turns trust_remote_code on, so that code which comes with the model runs", path
+        )
     if trust.of_a_run(path):
         for line in [] if quietly else trust.loads(values):
             logger.info("%s: %s", path, line)
@@ -100,7 +117,11 @@ def _flag(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     text = field.metadata["help"].replace("%", "%%")
     shown = f"{text} [{field.default}]" if field.default not in (None, "") else text
     parts = typing.get_args(hint)
-    flag: dict[str, Any] = {"default": None, "help": shown, "metavar": field.name.split("_")[-1].upper()}
+    flag: dict[str, Any] = {
+        "default": None,
+        "help": shown,
+        "metavar": field.name.split("_")[-1].upper(),
+    }
     if hint is bool:
         return flag | {"nargs": "?", "const": "true", "metavar": "true|false"}
     if typing.get_origin(hint) is typing.Literal:
@@ -125,7 +146,9 @@ def _from_file(path: str) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
+        ) from None
     values = parsed(text, path)
     if values is None:
         return {}

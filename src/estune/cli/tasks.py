@@ -22,7 +22,9 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r}; estune tasks takes none")
     if options.family not in (None, FAMILY):
-        raise ConfigError(f"there is no family of tasks {options.family!r}; did you mean {FAMILY!r}?")
+        raise ConfigError(
+            f"there is no family of tasks {options.family!r}; did you mean {FAMILY!r}?"
+        )
     for line in _family() if options.family else _all():
         print(line)
     return 0
@@ -32,7 +34,13 @@ def _all() -> list[str]:
     from estune.tasks import TASKS
 
     rows = [(task.name, task.source, task.summary) for task in TASKS.values()]
-    rows.append((f"{FAMILY}:NAME", "generated", f"some hundred puzzles, Sudoku and ARC among them: estune tasks {FAMILY}"))
+    rows.append(
+        (
+            f"{FAMILY}:NAME",
+            "generated",
+            f"some hundred puzzles, Sudoku and ARC among them: estune tasks {FAMILY}",
+        )
+    )
     rows.append(("MODULE.TASK", "your own", "written by estune new-task NAME"))
     name, source = (max(len(row[column]) for row in rows) for column in (0, 1))
     return [f"{row[0]:<{name}}  {row[1]:<{source}}  {row[2]}" for row in rows]

@@ -21,7 +21,9 @@ class Anchor:
     def check(self) -> None:
         """Raises LostFolderError when the path leads elsewhere, or nowhere."""
         if not self._is_there():
-            raise LostFolderError(f"{self.path}: {self._fate()}; the run stops before it writes there again")
+            raise LostFolderError(
+                f"{self.path}: {self._fate()}; the run stops before it writes there again"
+            )
 
     def _is_there(self) -> bool:
         try:
@@ -33,7 +35,9 @@ class Anchor:
         """What happened, as far as the system tells."""
         now = self._now()
         if now:
-            return f"was moved to {now} while the run was going on, and the run can be resumed there"
+            return (
+                f"was moved to {now} while the run was going on, and the run can be resumed there"
+            )
         return f"was {'replaced' if os.path.lexists(self.path) else 'deleted'} while the run was going on"
 
     def _now(self) -> str | None:

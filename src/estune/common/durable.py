@@ -25,9 +25,13 @@ def held(folder: Path, setting: str) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             other = file.read().strip() or "unknown"
-            raise ConfigError(f"{setting}: {folder} is in use by process {other}; wait for it or choose another") from None
+            raise ConfigError(
+                f"{setting}: {folder} is in use by process {other}; wait for it or choose another"
+            ) from None
         except OSError as error:
-            raise ConfigError(f"{setting}: {folder} is on a disk that cannot lock files ({error.strerror}); choose another") from None
+            raise ConfigError(
+                f"{setting}: {folder} is on a disk that cannot lock files ({error.strerror}); choose another"
+            ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

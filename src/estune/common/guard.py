@@ -12,7 +12,13 @@ from contextlib import contextmanager
 
 from estune.errors import EstuneError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)  # the disk's state, which every command reports alike
+_FULL = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+)  # the disk's state, which every command reports alike
 
 
 @contextmanager

@@ -29,7 +29,9 @@ def check_disk(folder: Path, needed: int, what: str, setting: str = "output_dir"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise ResourceError(f"{setting}: {folder} cannot be written ({error.strerror}); choose another") from None
+        raise ResourceError(
+            f"{setting}: {folder} cannot be written ({error.strerror}); choose another"
+        ) from None
     free = free_disk(folder)
     if free < needed:
         raise ResourceError(
@@ -56,7 +58,9 @@ def available_memory() -> int:
 
 def _left_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int:
     """The limit less what is used, of which files that were read are no part: their pages are dropped when memory is wanted."""
-    limit, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))  # "max" is no number
+    limit, used = (
+        int((folder / name).read_text()) for name in ("memory.max", "memory.current")
+    )  # "max" is no number
     kinds = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     return limit - used + int(kinds.get("active_file", 0)) + int(kinds.get("inactive_file", 0))
 

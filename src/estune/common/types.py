@@ -4,12 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-Prompt = str | list[int] | list[dict[str, Any]]  # text or token ids that go in as they are, or a conversation for the chat template
+Prompt = (
+    str | list[int] | list[dict[str, Any]]
+)  # text or token ids that go in as they are, or a conversation for the chat template
 
 
 def is_token_ids(prompt: Any) -> TypeGuard[list[int]]:
     """Whether `prompt` is a list of token ids."""
-    return isinstance(prompt, list) and len(prompt) > 0 and all(type(token) is int and token >= 0 for token in prompt)
+    return (
+        isinstance(prompt, list)
+        and len(prompt) > 0
+        and all(type(token) is int and token >= 0 for token in prompt)
+    )
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,9 @@ class Member:
         return cls(0, 1, 0.0, noise, version)
 
     @classmethod
-    def candidate(cls, seeds: Sequence[int], coefficients: Sequence[float], noise: str, version: int) -> "Member":
+    def candidate(
+        cls, seeds: Sequence[int], coefficients: Sequence[float], noise: str, version: int
+    ) -> "Member":
         """What the centre would be after an update, before it is made."""
         return cls(0, 1, 0.0, noise, version, tuple(seeds), tuple(coefficients))
 
@@ -59,4 +67,6 @@ class Completion:
     text: str
     ids: list[int]
     clipped: bool  # ended by the token budget rather than by the model or a stop string
-    finite: bool = True  # False where the model computed NaN or infinity, so that this is no answer of it
+    finite: bool = (
+        True  # False where the model computed NaN or infinity, so that this is no answer of it
+    )

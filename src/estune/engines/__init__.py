@@ -8,7 +8,9 @@ from estune.theta.checkpoint import Checkpoint
 from estune.theta.parameters import Layout
 
 
-def build(checkpoint: Checkpoint, layout: Layout, config: ESConfig, tokenizer: Any = None) -> Engine:
+def build(
+    checkpoint: Checkpoint, layout: Layout, config: ESConfig, tokenizer: Any = None
+) -> Engine:
     """The engine for `checkpoint`, holding the base model's weights. Raises ModelError when it cannot be loaded."""
     if config.engine == "fake":
         from estune.engines.fake import FakeEngine

@@ -35,11 +35,19 @@ def attend(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     (batch, heads, length, _), shared = query.shape, key.shape[1]
-    usual = not any(settings.get(name) is not None for name in ("position_bias", "cache")) and not settings.get("dropout")
+    usual = not any(
+        settings.get(name) is not None for name in ("position_bias", "cache")
+    ) and not settings.get("dropout")
     masked = length == 1 if attention_mask is None else attention_mask.shape[1] == 1
     if heads == shared or not usual or not masked:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return]
     grouped = query.reshape(batch, shared, heads // shared * length, -1)
-    mask = attention_mask.repeat(1, 1, heads // shared, 1) if attention_mask is not None and length > 1 else attention_mask
-    out = torch.nn.functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=settings.get("scaling"))
+    mask = (
+        attention_mask.repeat(1, 1, heads // shared, 1)
+        if attention_mask is not None and length > 1
+        else attention_mask
+    )
+    out = torch.nn.functional.scaled_dot_product_attention(
+        grouped, key, value, attn_mask=mask, scale=settings.get("scaling")
+    )
     return out.reshape(batch, heads, length, -1).transpose(1, 2).contiguous(), None

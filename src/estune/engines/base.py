@@ -22,7 +22,13 @@ class Engine(Protocol):
     def check(self, center: Center, member: Member) -> None:
         """Raises EngineError unless the engine holds exactly the member's weights; costs more than `load`."""
 
-    def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int, sampling: Sampling | None = None) -> list[Completion]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_completion_length: int,
+        sampling: Sampling | None = None,
+    ) -> list[Completion]:
         """Answer every prompt, in order: greedily, or with `sampling.n` completions of the first prompt, then of the next.
 
         Raises:
@@ -42,4 +48,6 @@ def compare(center: Center, member: Member, read: Callable[[str], torch.Tensor])
     for name, _, wanted in center.perturbed(member, lambda name: torch.empty_like(read(name))):
         if not torch.equal(read(name), wanted):
             whose = "the member's" if member.sigma or member.seeds else "the centre's"
-            raise EngineError(f"the engine does not hold {whose} weights in {name}; its layout differs from the files'")
+            raise EngineError(
+                f"the engine does not hold {whose} weights in {name}; its layout differs from the files'"
+            )

@@ -34,7 +34,9 @@ class Chat:
             DataError: there is no template, it refuses the conversation, or a message holds something other than text.
         """
         if not getattr(self._tokenizer, "chat_template", None):
-            raise DataError("the prompts are conversations, but the model's tokenizer has no chat template; use plain text prompts")
+            raise DataError(
+                "the prompts are conversations, but the model's tokenizer has no chat template; use plain text prompts"
+            )
         messages = [_plain(message) for message in prompt]
         self._check_tools(messages)
         folded = _folded(messages)
@@ -49,10 +51,18 @@ class Chat:
         return self._without_system(folded, text)
 
     def _rendered(self, messages: Messages) -> str:
-        with guarded(DataError, "the model's chat template refuses this conversation", "change its messages, or the template"):
-            made = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **self._settings)
+        with guarded(
+            DataError,
+            "the model's chat template refuses this conversation",
+            "change its messages, or the template",
+        ):
+            made = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **self._settings
+            )
         if not isinstance(made, str):
-            raise DataError(f"the tokenizer's chat template returned a {type(made).__name__}, not text; use plain text prompts")
+            raise DataError(
+                f"the tokenizer's chat template returned a {type(made).__name__}, not text; use plain text prompts"
+            )
         return made
 
     def _without_system(self, folded: Messages, otherwise: DataError | str) -> str:
@@ -62,7 +72,9 @@ class Chat:
         except DataError:
             text = ""
         if folded[0]["content"].strip() in text:
-            self._say_once("the model's chat template takes no system message, so its text goes before that of the first user message")
+            self._say_once(
+                "the model's chat template takes no system message, so its text goes before that of the first user message"
+            )
             return text
         if isinstance(otherwise, DataError):
             raise otherwise
@@ -71,7 +83,9 @@ class Chat:
     def _check_tools(self, messages: Messages) -> None:
         used = any("tool_calls" in message for message in messages)
         if used and "tool_calls" not in str(self._tokenizer.chat_template):
-            self._say_once("the model's chat template shows no tool_calls, so the prompts lack those of their messages")
+            self._say_once(
+                "the model's chat template shows no tool_calls, so the prompts lack those of their messages"
+            )
 
     def _say_once(self, line: str) -> None:
         if line not in self._said:
@@ -92,7 +106,9 @@ def _text(content: Any) -> str:
         return content
     if isinstance(content, Sequence) and not isinstance(content, bytes):
         return "".join(map(_part, content))
-    raise DataError(f"a message's content is a {type(content).__name__}; it must be text, or a list of parts with text")
+    raise DataError(
+        f"a message's content is a {type(content).__name__}; it must be text, or a list of parts with text"
+    )
 
 
 def _part(part: Any) -> str:
@@ -101,12 +117,18 @@ def _part(part: Any) -> str:
     if isinstance(part, Mapping) and isinstance(part.get("text"), str):
         return str(part["text"])
     kind = part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__
-    raise DataError(f"a message's content has a part of type {kind!r}; only parts with text can be asked")
+    raise DataError(
+        f"a message's content has a part of type {kind!r}; only parts with text can be asked"
+    )
 
 
 def _folded(messages: Messages) -> Messages | None:
     """The conversation with its system message put before the first user message; None where it does not begin like that."""
-    if len(messages) < 2 or messages[0].get("role") != "system" or messages[1].get("role") != "user":
+    if (
+        len(messages) < 2
+        or messages[0].get("role") != "system"
+        or messages[1].get("role") != "user"
+    ):
         return None
     system, user, *rest = messages
     return [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]

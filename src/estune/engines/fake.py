@@ -43,9 +43,19 @@ class FakeEngine:
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(str(prompt)) for prompt in prompts]
 
-    def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int, sampling: Sampling | None = None) -> list[Completion]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_completion_length: int,
+        sampling: Sampling | None = None,
+    ) -> list[Completion]:
         flat = torch.cat([w.view(-1)[:_WEIGHTS].float() for w in self._weights.values()]).numpy()
-        return [_answer(flat, prompt, max_completion_length, spread) for prompt in prompts for spread in _spreads(str(prompt), sampling)]
+        return [
+            _answer(flat, prompt, max_completion_length, spread)
+            for prompt in prompts
+            for spread in _spreads(str(prompt), sampling)
+        ]
 
 
 def _spreads(prompt: str, sampling: Sampling | None) -> list[float]:
@@ -53,7 +63,10 @@ def _spreads(prompt: str, sampling: Sampling | None) -> list[float]:
     if sampling is None:
         return [0.0]
     seeds = sample_seeds(list(prompt.encode()), sampling)
-    return [5 * sampling.temperature * float(np.random.default_rng(seed).standard_normal()) for seed in seeds]
+    return [
+        5 * sampling.temperature * float(np.random.default_rng(seed).standard_normal())
+        for seed in seeds
+    ]
 
 
 def _answer(flat: NDArray[np.float32], prompt: Prompt, budget: int, spread: float) -> Completion:

@@ -14,7 +14,10 @@ from typing import Any
 import torch
 
 _WORTH = 64  # tokens that computing the beginning separately must save: it is one more pass over the weights
-_CACHE_ARGUMENTS = ("cache", "past_key_values")  # names of forward's argument: since transformers 5.24, and before
+_CACHE_ARGUMENTS = (
+    "cache",
+    "past_key_values",
+)  # names of forward's argument: since transformers 5.24, and before
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,12 @@ class Rows:
     def __init__(self, model: Any, reuse: Reuse, encoded: Sequence[list[int]], pad: int) -> None:
         longest = max(map(len, encoded))
         self.left = list(range(len(encoded)))  # which of `encoded` each row is
-        self.ids = torch.tensor([[pad] * (longest - len(row)) + row for row in encoded], device=model.device)  # (B, L)
-        self.mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in encoded], device=model.device)  # (B, L)
+        self.ids = torch.tensor(
+            [[pad] * (longest - len(row)) + row for row in encoded], device=model.device
+        )  # (B, L)
+        self.mask = torch.tensor(
+            [[0] * (longest - len(row)) + [1] * len(row) for row in encoded], device=model.device
+        )  # (B, L)
         self.cache = None if reuse.keeps_ended_rows else new_cache(model)
         if not reuse.repeats_beginning:
             _begin(model, reuse.argument, self.cache, encoded)
@@ -84,7 +91,9 @@ class Rows:
     def grow(self, ids: torch.Tensor) -> None:
         """Take what generate made of the rows."""
         self.ids = ids
-        self.mask = torch.nn.functional.pad(self.mask, (0, ids.shape[1] - self.mask.shape[1]), value=1)
+        self.mask = torch.nn.functional.pad(
+            self.mask, (0, ids.shape[1] - self.mask.shape[1]), value=1
+        )
 
     def keep(self, places: list[int]) -> None:
         """Leave out all rows but those at `places`."""
@@ -109,7 +118,11 @@ def _unlike_keys_and_values(cache: Any) -> str:
 
     if not cache.layers:
         return "nothing that is known before the first token"
-    return _kinds(layer for layer in cache.layers if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer))
+    return _kinds(
+        layer
+        for layer in cache.layers
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)
+    )
 
 
 def _why_repeated(model: Any) -> str:
@@ -136,11 +149,17 @@ def _kinds(layers: Iterable[Any]) -> str:
 def _begin(model: Any, argument: str, cache: Any, encoded: Sequence[list[int]]) -> None:
     """Fill `cache` with what all rows begin with: as many first places as it has tokens, padding before it."""
     longest, shortest = max(map(len, encoded)), min(map(len, encoded))
-    alike = takewhile(lambda pair: pair[0] == pair[1], zip(min(encoded), max(encoded), strict=False))  # first and last in order
+    alike = takewhile(
+        lambda pair: pair[0] == pair[1], zip(min(encoded), max(encoded), strict=False)
+    )  # first and last in order
     shared = min(len(list(alike)), shortest - 1)  # something must be left to generate from
     if shared * (len(encoded) - 2) < _WORTH:
         return
-    model.base_model(input_ids=torch.tensor([encoded[0][:shared]], device=model.device), use_cache=True, **{argument: cache})
+    model.base_model(
+        input_ids=torch.tensor([encoded[0][:shared]], device=model.device),
+        use_cache=True,
+        **{argument: cache},
+    )
     padding = torch.tensor([longest - len(row) for row in encoded], device=model.device)
     places = torch.arange(shared, device=model.device) - padding[:, None]  # (B, P)
     places = places.clamp(min=0)  # what stands at padding is masked

@@ -29,8 +29,12 @@ class Drawn:
         budget: new tokens at most.
     """
 
-    def __init__(self, seeds: Sequence[int], sampling: Sampling, prompt_length: int, budget: int) -> None:
-        uniform = np.stack([np.random.default_rng(seed).random(budget, np.float32) for seed in seeds])  # (B, budget)
+    def __init__(
+        self, seeds: Sequence[int], sampling: Sampling, prompt_length: int, budget: int
+    ) -> None:
+        uniform = np.stack(
+            [np.random.default_rng(seed).random(budget, np.float32) for seed in seeds]
+        )  # (B, budget)
         self._uniform = torch.from_numpy(uniform)
         self._sampling, self._prompt_length = sampling, prompt_length
 
@@ -51,10 +55,14 @@ def draw(scores: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> tor
     cumulated = probabilities.cumsum(-1)
     index = torch.searchsorted(cumulated, uniform[:, None] * cumulated[:, -1:], right=True)
     last = probabilities.shape[-1] - 1 - probabilities.flip(-1).ne(0).int().argmax(-1, keepdim=True)
-    index = torch.minimum(index, last)  # rounding may lead past the last token that has any probability
+    index = torch.minimum(
+        index, last
+    )  # rounding may lead past the last token that has any probability
     return (index if order is None else order.gather(1, index))[:, 0]
 
 
 def _hash(prompt: bytes, seed: int, index: int) -> int:
-    text = hashlib.blake2b(prompt, digest_size=8, salt=index.to_bytes(16, "little"), key=str(seed).encode()).digest()
+    text = hashlib.blake2b(
+        prompt, digest_size=8, salt=index.to_bytes(16, "little"), key=str(seed).encode()
+    ).digest()
     return int.from_bytes(text, "little") >> 1

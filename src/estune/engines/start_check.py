@@ -9,9 +9,16 @@ from typing import Any
 
 import torch
 
-PROMPTS = ((5, 7, 11), (2, 3, 13, 17, 19, 23, 29, 31))  # token ids; the first is padded beside the second
+PROMPTS = (
+    (5, 7, 11),
+    (2, 3, 13, 17, 19, 23, 29, 31),
+)  # token ids; the first is padded beside the second
 STEPS = 2  # tokens to generate: the second is computed from what the model keeps of the first
-_ROUNDING = {torch.float32: 2e-2, torch.float16: 0.25, torch.bfloat16: 0.4}  # of `difference`; wrong answers have about 1
+_ROUNDING = {
+    torch.float32: 2e-2,
+    torch.float16: 0.25,
+    torch.bfloat16: 0.4,
+}  # of `difference`; wrong answers have about 1
 
 
 class Seen:
@@ -35,7 +42,10 @@ class Answer:
     @classmethod
     def of(cls, seen: Seen, ids: torch.Tensor, row: int) -> "Answer":
         """That of `row` in a batch whose ids (B, L) end with the new ones."""
-        return cls([step[row] for step in seen.logits], ids[row, ids.shape[1] - len(seen.logits) :].tolist())
+        return cls(
+            [step[row] for step in seen.logits],
+            ids[row, ids.shape[1] - len(seen.logits) :].tolist(),
+        )
 
 
 def difference(one: Answer, other: Answer) -> float:

@@ -19,7 +19,9 @@ class Stops:
         self._tokenizer = tokenizer
         self.strings = list(strings)
         self.special = [string for string in strings if any(token in string for token in special)]
-        self.window = max((len(string.encode()) for string in strings), default=0) + 4  # each token adds a byte, but for special ones
+        self.window = (
+            max((len(string.encode()) for string in strings), default=0) + 4
+        )  # each token adds a byte, but for special ones
 
     def __bool__(self) -> bool:
         return bool(self.strings)
@@ -28,14 +30,19 @@ class Stops:
         """Whether there is a stop string in the text of `ids`."""
         return bool(self.strings) and (
             _any_in(self.strings, decoded(self._tokenizer, ids))
-            or (bool(self.special) and _any_in(self.special, decoded(self._tokenizer, ids, special=True)))
+            or (
+                bool(self.special)
+                and _any_in(self.special, decoded(self._tokenizer, ids, special=True))
+            )
         )
 
     def first(self, ids: list[int]) -> int | None:
         """How many of `ids` it takes until the first stop string is whole; None where there is none."""
         if not self.found(ids):
             return None
-        return bisect.bisect_left(range(len(ids)), True, key=lambda length: self.found(ids[:length]))
+        return bisect.bisect_left(
+            range(len(ids)), True, key=lambda length: self.found(ids[:length])
+        )
 
     def before(self, ids: list[int]) -> str:
         """The text before the first stop string of `ids`, without special tokens."""
@@ -43,7 +50,11 @@ class Stops:
         cuts = [text[:at] for string in self.strings if (at := text.find(string)) >= 0]
         if self.special:
             shown = decoded(self._tokenizer, ids, special=True)
-            cuts += [self._cut(ids, shown, at) for string in self.special if (at := shown.find(string)) >= 0]
+            cuts += [
+                self._cut(ids, shown, at)
+                for string in self.special
+                if (at := shown.find(string)) >= 0
+            ]
         return min(cuts, key=len, default=text)
 
     def _cut(self, ids: list[int], shown: str, at: int) -> str:
@@ -53,7 +64,9 @@ class Stops:
             return len(decoded(self._tokenizer, ids[:count], special=True))
 
         whole = bisect.bisect_right(range(len(ids)), at, key=length) - 1
-        plain = decoded(self._tokenizer, ids[whole : whole + 1])  # of a special token nothing, but perhaps a space before it
+        plain = decoded(
+            self._tokenizer, ids[whole : whole + 1]
+        )  # of a special token nothing, but perhaps a space before it
         return decoded(self._tokenizer, ids[:whole]) + (shown[length(whole) : at] if plain else "")
 
 
@@ -82,4 +95,6 @@ def _special_tokens(tokenizer: Any) -> set[str]:
     """The tokens that decoding leaves out."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     named = getattr(tokenizer, "all_special_tokens", [])
-    return {str(token) for token in [*named, *(one for one in added if getattr(one, "special", False))]} - {""}
+    return {
+        str(token) for token in [*named, *(one for one in added if getattr(one, "special", False))]
+    } - {""}

@@ -27,7 +27,9 @@ class Tokenizer:
     def __init__(self, folder: Path, config: ESConfig, inner: Any = None) -> None:
         given = inner or _load(folder, config.trust_remote_code)
         self.inner = getattr(given, "tokenizer", given)  # a processor has one
-        self._named_ends = _token_ids(getattr(self.inner, "eos_token_id", None), *_ends_of(folder, config.trust_remote_code))
+        self._named_ends = _token_ids(
+            getattr(self.inner, "eos_token_id", None), *_ends_of(folder, config.trust_remote_code)
+        )
         self.stops = Stops(self.inner, config.stop or [])
         self._chat = Chat(self.inner, config.chat_template_kwargs or {})
         self._looked_at_plain_prompts = False
@@ -53,7 +55,10 @@ class Tokenizer:
 
     def padding(self, vocabulary: int) -> int:
         """A token to pad with. Padding is masked, so any token will do that the model has."""
-        named = (getattr(self.inner, "pad_token_id", None), getattr(self.inner, "eos_token_id", None))
+        named = (
+            getattr(self.inner, "pad_token_id", None),
+            getattr(self.inner, "eos_token_id", None),
+        )
         return next((token for one in named for token in _token_ids(one) if token < vocabulary), 0)
 
     def completion(self, new: list[int], ends: set[int], budget: int) -> Completion:
@@ -115,8 +120,14 @@ def _behind(plain: list[int], whole: list[int]) -> list[int]:
 
 def _token_ids(*named: Any) -> set[int]:
     """The token ids among what files name: one, several, none, or −1 for none."""
-    flat: Iterable[Any] = (token for one in named for token in (one if isinstance(one, (list, tuple, set)) else [one]))
-    return {token for token in flat if isinstance(token, int) and not isinstance(token, bool) and token >= 0}
+    flat: Iterable[Any] = (
+        token for one in named for token in (one if isinstance(one, (list, tuple, set)) else [one])
+    )
+    return {
+        token
+        for token in flat
+        if isinstance(token, int) and not isinstance(token, bool) and token >= 0
+    }
 
 
 def _ends_of(folder: Path, trust_remote_code: bool) -> list[Any]:
@@ -124,15 +135,23 @@ def _ends_of(folder: Path, trust_remote_code: bool) -> list[Any]:
     if not (folder / "config.json").is_file():
         return []
     with guarded(ModelError, f"{folder}: transformers cannot read this model's config"):
-        config = transformers().AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = transformers().AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
         text = config.get_text_config()
         found = [getattr(one, "eos_token_id", None) for one in (config, text)]
     if (folder / "generation_config.json").is_file():
-        with guarded(ModelError, f"{folder / 'generation_config.json'}: cannot be read", "mend it, or take it away"):
+        with guarded(
+            ModelError,
+            f"{folder / 'generation_config.json'}: cannot be read",
+            "mend it, or take it away",
+        ):
             found.append(transformers().GenerationConfig.from_pretrained(folder).eos_token_id)
     return found
 
 
 def _load(folder: Path, trust_remote_code: bool) -> Any:
     with guarded(ModelError, f"{folder}: no tokenizer could be loaded"):
-        return transformers().AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return transformers().AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )

@@ -47,7 +47,14 @@ class TransformersEngine:
         ModelError: the model does not load, or has no chat template although prompts are conversations.
     """
 
-    def __init__(self, folder: Path, in_model: dict[str, str], config: ESConfig, tokenizer: Any = None, model: Any = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        in_model: dict[str, str],
+        config: ESConfig,
+        tokenizer: Any = None,
+        model: Any = None,
+    ) -> None:
         self._tokenizer = Tokenizer(folder, config, tokenizer)
         self._model = load_model(folder, config, engine_dtype(config)) if model is None else model
         with guarded(ModelError, f"{folder}: transformers cannot generate with this model"):
@@ -58,16 +65,27 @@ class TransformersEngine:
             self._reuse = Reuse.of(self._model)
             self._parameters = _parameters(self._model, in_model)
             self._vocabulary = len(self._model.get_input_embeddings().weight)
-        logger.log(logging.INFO if self._reuse.whole else logging.WARNING, "%s", self._reuse.describe())
+        logger.log(
+            logging.INFO if self._reuse.whole else logging.WARNING, "%s", self._reuse.describe()
+        )
         self._pad = self._tokenizer.padding(self._vocabulary)
         self._batch_size = config.generation_batch_size
-        self._end = {token for token in self._tokenizer.ends(self._model.generation_config) if token < self._vocabulary}
+        self._end = {
+            token
+            for token in self._tokenizer.ends(self._model.generation_config)
+            if token < self._vocabulary
+        }
         self._proven = False
-        self._model.generation_config = self._greedy(1)  # else generate would fill in what ours leaves open from the model's own
+        self._model.generation_config = self._greedy(
+            1
+        )  # else generate would fill in what ours leaves open from the model's own
 
     @property
     def context_length(self) -> int:
-        return int(getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+        return int(
+            getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+            or 1 << 30
+        )
 
     def read(self, name: str) -> torch.Tensor:
         """The parameter `name`, a view of the model's own."""
@@ -91,18 +109,35 @@ class TransformersEngine:
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(ids) for ids in self._encode(prompts)]
 
-    def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int, sampling: Sampling | None = None) -> list[Completion]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_completion_length: int,
+        sampling: Sampling | None = None,
+    ) -> list[Completion]:
         encoded = self._encode(prompts)
-        seeds = [seed for ids in encoded for seed in sample_seeds(ids, sampling)] if sampling else []
+        seeds = (
+            [seed for ids in encoded for seed in sample_seeds(ids, sampling)] if sampling else []
+        )
         encoded = [ids for ids in encoded for _ in range(sampling.n if sampling else 1)]
         room = self.context_length - max(map(len, encoded), default=0)
-        budget = min(max_completion_length, room)  # one for all, so that answers don't depend on the batches
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))  # alike lengths together pad least
+        budget = min(
+            max_completion_length, room
+        )  # one for all, so that answers don't depend on the batches
+        order = sorted(
+            range(len(encoded)), key=lambda i: len(encoded[i])
+        )  # alike lengths together pad least
         completions: dict[int, Completion] = {}
         while len(completions) < len(order):
             batch = order[len(completions) : len(completions) + self._batch_size]
             try:
-                done = self._generate_batch([encoded[i] for i in batch], budget, [seeds[i] for i in batch] if sampling else [], sampling)
+                done = self._generate_batch(
+                    [encoded[i] for i in batch],
+                    budget,
+                    [seeds[i] for i in batch] if sampling else [],
+                    sampling,
+                )
             except EstuneError:
                 raise
             except Exception as error:  # a model's own code may raise anything
@@ -112,7 +147,10 @@ class TransformersEngine:
         return [completions[i] for i in range(len(order))]
 
     def _check_answers(self, center: Center, member: Member) -> None:
-        first, again = self._probe(start_check.PROMPTS[:1])[0], self._probe(start_check.PROMPTS[:1])[0]
+        first, again = (
+            self._probe(start_check.PROMPTS[:1])[0],
+            self._probe(start_check.PROMPTS[:1])[0],
+        )
         try:
             compare(center, member, self.read)
         except EngineError as error:
@@ -120,10 +158,19 @@ class TransformersEngine:
         if apart := start_check.difference(first, again):
             if not start_check.within_rounding(apart, self._model.dtype):
                 raise ModelError(_changing(self._model, "what it answers to the same prompt"))
-            logger.warning("this model answers the same prompt with other roundings each time, so rewards may differ from run to run")
+            logger.warning(
+                "this model answers the same prompt with other roundings each time, so rewards may differ from run to run"
+            )
         beside = self._probe(start_check.PROMPTS)[0]
-        if not start_check.within_rounding(start_check.difference(first, beside), self._model.dtype) and self._batch_size > 1:
-            logger.warning("this model's answers depend on the other prompts of a batch, so it is asked one prompt at a time")
+        if (
+            not start_check.within_rounding(
+                start_check.difference(first, beside), self._model.dtype
+            )
+            and self._batch_size > 1
+        ):
+            logger.warning(
+                "this model's answers depend on the other prompts of a batch, so it is asked one prompt at a time"
+            )
             self._batch_size = 1
 
     @torch.inference_mode()
@@ -141,18 +188,26 @@ class TransformersEngine:
         return self._tokenizer.encode(prompts, self._vocabulary)
 
     @torch.inference_mode()
-    def _generate_batch(self, encoded: list[list[int]], budget: int, seeds: list[int], sampling: Sampling | None) -> list[Completion]:
+    def _generate_batch(
+        self, encoded: list[list[int]], budget: int, seeds: list[int], sampling: Sampling | None
+    ) -> list[Completion]:
         rows, longest = Rows(self._model, self._reuse, encoded, self._pad), max(map(len, encoded))
         done: dict[int, Completion] = {}
         finite = [True] * len(encoded)
         while rows.left:
             known = _Finite()
-            drawn = [Drawn([seeds[row] for row in rows.left], sampling, longest, budget)] if sampling else []
+            drawn = (
+                [Drawn([seeds[row] for row in rows.left], sampling, longest, budget)]
+                if sampling
+                else []
+            )
             over = self._extend(rows, longest, budget, [known, *drawn])
             for place, row in enumerate(rows.left):
                 finite[row] &= bool(known.rows[place])
                 if over[place]:
-                    completion = self._tokenizer.completion(rows.ids[place, longest:].tolist(), self._end, budget)
+                    completion = self._tokenizer.completion(
+                        rows.ids[place, longest:].tolist(), self._end, budget
+                    )
                     done[row] = replace(completion, finite=finite[row])
             rows.keep([place for place, ended in enumerate(over) if not ended])
         return [done[row] for row in range(len(encoded))]
@@ -172,18 +227,27 @@ class TransformersEngine:
         rows.grow(ids)
         if ids.shape[1] == longest + budget:
             return [True] * len(ids)
-        over = torch.isin(ids[:, longest:], torch.tensor([*self._end], dtype=ids.dtype, device=ids.device)).any(1)
+        over = torch.isin(
+            ids[:, longest:], torch.tensor([*self._end], dtype=ids.dtype, device=ids.device)
+        ).any(1)
         return (over | stop.rows if stop else over).tolist()
 
     def _greedy(self, budget: int) -> Any:
         from transformers import GenerationConfig
 
-        return GenerationConfig(do_sample=False, max_new_tokens=budget, eos_token_id=sorted(self._end) or None, pad_token_id=self._pad)
+        return GenerationConfig(
+            do_sample=False,
+            max_new_tokens=budget,
+            eos_token_id=sorted(self._end) or None,
+            pad_token_id=self._pad,
+        )
 
     def _shrink(self, error: Exception) -> None:
         """Halve the batch after running out of memory; anything else is an error of the model's."""
         words = str(error).lower()
-        out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in words
+        out_of_memory = (
+            isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in words
+        )
         if not out_of_memory:
             raise EngineError(f"the model failed to generate ({reason(error)})") from error
         if self._batch_size == 1:
@@ -231,7 +295,9 @@ def load_model(folder: Path, config: ESConfig, dtype: torch.dtype) -> Any:
             **(config.model_init_kwargs or {}),
         )
         if getattr(model.config, "rescale_every", 0):
-            model.config.rescale_every = 0  # RWKV would divide its own weights, once, whatever is written into them later
+            model.config.rescale_every = (
+                0  # RWKV would divide its own weights, once, whatever is written into them later
+            )
         return model.to(engine_device(config)).eval().requires_grad_(False)
 
 
@@ -239,7 +305,9 @@ def _parameters(model: Any, in_model: dict[str, str]) -> dict[str, torch.Tensor]
     """Name in the files → the model's own tensor."""
     inside = dict(model.named_parameters(remove_duplicate=False))
     if missing := [name for name in in_model.values() if name not in inside]:
-        raise ModelError(f"transformers' {type(model).__name__} has no parameter {missing[0]}, which the model's files hold")
+        raise ModelError(
+            f"transformers' {type(model).__name__} has no parameter {missing[0]}, which the model's files hold"
+        )
     return {name: inside[inside_name].data for name, inside_name in in_model.items()}
 
 
@@ -257,7 +325,9 @@ class _Finite:
         return scores
 
 
-def _contiguous(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _contiguous(
+    module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> tuple[torch.Tensor, ...]:
     """Pack the hidden states of the last positions: on their strided slice torch would copy the whole output
     embedding once a sequence (0.9 GB and a third of the time for 16 sequences of a 49,152-word model)."""
     return (inputs[0].contiguous(), *inputs[1:])

@@ -55,7 +55,9 @@ class VLLMEngine:
         ModelError: the model does not load.
     """
 
-    def __init__(self, checkpoint: Checkpoint, layout: Layout, config: ESConfig, tokenizer: Any = None) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, layout: Layout, config: ESConfig, tokenizer: Any = None
+    ) -> None:
         self._checkpoint, self._aliases = checkpoint, layout.aliases
         self._tokenizer = Tokenizer(checkpoint.folder, config, tokenizer)
         self._ranks = config.vllm_tensor_parallel_size
@@ -89,7 +91,9 @@ class VLLMEngine:
         self._reset_cache()
         for name, theta in center.theta.items():
             if taken[name] < theta.numel():
-                raise EngineError(f"vLLM took {taken[name]:,} of the {theta.numel():,} weights in {name}")
+                raise EngineError(
+                    f"vLLM took {taken[name]:,} of the {theta.numel():,} weights in {name}"
+                )
         if not self._proven:
             self._check_answers()
             self._proven = True
@@ -97,41 +101,74 @@ class VLLMEngine:
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(ids) for ids in self._tokenizer.encode(prompts, self._vocabulary)]
 
-    def generate(self, prompts: Sequence[Prompt], *, max_completion_length: int, sampling: Sampling | None = None) -> list[Completion]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_completion_length: int,
+        sampling: Sampling | None = None,
+    ) -> list[Completion]:
         encoded = self._tokenizer.encode(prompts, self._vocabulary)
         budget = min(max_completion_length, self.context_length - max(map(len, encoded), default=0))
         stops = self._tokenizer.stops
-        settings = {"temperature": 0.0, "max_tokens": budget, "stop": stops.strings, "stop_token_ids": sorted(self._end)}
-        settings |= {"ignore_eos": True}  # it would end on what it takes for end tokens by itself; ours are all in stop_token_ids
-        settings |= {"skip_special_tokens": not stops.special}  # else it does not see stop strings that name one
+        settings = {
+            "temperature": 0.0,
+            "max_tokens": budget,
+            "stop": stops.strings,
+            "stop_token_ids": sorted(self._end),
+        }
+        settings |= {
+            "ignore_eos": True
+        }  # it would end on what it takes for end tokens by itself; ours are all in stop_token_ids
+        settings |= {
+            "skip_special_tokens": not stops.special
+        }  # else it does not see stop strings that name one
         each = [settings] * len(encoded)
         if sampling:  # one request a sample, with a seed of its own; they share the prompt's cache
             drawn = settings | {"temperature": sampling.temperature, "top_p": sampling.top_p}
-            each = [drawn | {"seed": seed} for ids in encoded for seed in sample_seeds(ids, sampling)]
+            each = [
+                drawn | {"seed": seed} for ids in encoded for seed in sample_seeds(ids, sampling)
+            ]
             encoded = [ids for ids in encoded for _ in range(sampling.n)]
         parts = self._parts(encoded) if sampling else [slice(None)]
-        new = [list(output.outputs[0].token_ids) for part in parts for output in self._answers(encoded[part], each[part])]
+        new = [
+            list(output.outputs[0].token_ids)
+            for part in parts
+            for output in self._answers(encoded[part], each[part])
+        ]
         finite = all(self._everywhere("estune_finite"))  # of the member as a whole
         if not finite:
             self._everywhere("estune_empty_cache")
             self._reset_cache()
-        return [replace(self._tokenizer.completion(ids, self._end, budget), finite=finite) for ids in new]
+        return [
+            replace(self._tokenizer.completion(ids, self._end, budget), finite=finite)
+            for ids in new
+        ]
 
     def _check_answers(self) -> None:
         """Raises ModelError when vLLM loads the model, but lacks a kernel to run it on this machine, say."""
         room = max(1, self.context_length - STEPS)
         encoded = [[token % self._vocabulary for token in prompt][:room] for prompt in PROMPTS]
-        settings = {"temperature": 0.0, "max_tokens": STEPS, "ignore_eos": True, "detokenize": False}
+        settings = {
+            "temperature": 0.0,
+            "max_tokens": STEPS,
+            "ignore_eos": True,
+            "detokenize": False,
+        }
         answers = []
         for _ in range(2):
             try:
                 outputs = self._answers(encoded, [settings] * len(encoded))
             except EngineError as error:
-                raise ModelError(f"{self._checkpoint.folder}: {error}; use engine: transformers for this model") from error
+                raise ModelError(
+                    f"{self._checkpoint.folder}: {error}; use engine: transformers for this model"
+                ) from error
             answers.append([list(output.outputs[0].token_ids) for output in outputs])
             self._reset_cache()
         if answers[0] != answers[1]:
-            logger.warning("vLLM answers the same prompts otherwise each time, so rewards may differ from run to run")
+            logger.warning(
+                "vLLM answers the same prompts otherwise each time, so rewards may differ from run to run"
+            )
         if not all(self._everywhere("estune_finite")):
             self._everywhere("estune_empty_cache")
 
@@ -145,14 +182,19 @@ class VLLMEngine:
             if taken + len(ids) > room and taken:
                 starts, taken = [*starts, position], 0
             taken += len(ids)
-        return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(encoded)], strict=True)]
+        return [
+            slice(start, stop)
+            for start, stop in zip(starts, [*starts[1:], len(encoded)], strict=True)
+        ]
 
     def _answers(self, encoded: list[list[int]], settings: list[dict[str, Any]]) -> list[Any]:
         from vllm import SamplingParams
 
         try:
             requests = [{"prompt_token_ids": ids} for ids in encoded]
-            answers: list[Any] = self._llm.generate(requests, [SamplingParams(**one) for one in settings], use_tqdm=False)
+            answers: list[Any] = self._llm.generate(
+                requests, [SamplingParams(**one) for one in settings], use_tqdm=False
+            )
             return answers
         except Exception as error:  # a lost worker, memory, a refused request: vLLM has many kinds
             raise EngineError(f"vLLM failed to generate ({_reason(error)})") from error
@@ -162,16 +204,22 @@ class VLLMEngine:
         with guarded(EngineError, "vLLM failed to empty its prefix cache"):
             empty = self._llm.reset_prefix_cache()
         if not empty:
-            raise EngineError("vLLM kept its prefix cache, which holds what other weights computed; a request is still running")
+            raise EngineError(
+                "vLLM kept its prefix cache, which holds what other weights computed; a request is still running"
+            )
 
     def _attach(self, center: Center) -> None:
         """Let each of the engine's processes map the centre. One on a device is in this process, and so is the engine then."""
         if center.address is None and not center.on_device:
-            raise EngineError("the centre is not shared, so vLLM's processes cannot read it; load it with share=True")
+            raise EngineError(
+                "the centre is not shared, so vLLM's processes cannot read it; load it with share=True"
+            )
         where = center.address or center
         if where != self._attached:
             sent = where if isinstance(where, Center) else vars(where)
-            self._everywhere("estune_attach", sent, str(self._checkpoint.folder), self._aliases, self._ranks)
+            self._everywhere(
+                "estune_attach", sent, str(self._checkpoint.folder), self._aliases, self._ranks
+            )
             self._attached = where
 
     def _everywhere(self, method: str, *arguments: Any) -> list[Any]:
@@ -180,8 +228,12 @@ class VLLMEngine:
             return results
         except (EngineError, ModelError):
             raise
-        except Exception as error:  # from another process it comes as a string in one of several kinds
-            raise EngineError(f"vLLM failed to take a member's weights ({_reason(error)})") from error
+        except (
+            Exception
+        ) as error:  # from another process it comes as a string in one of several kinds
+            raise EngineError(
+                f"vLLM failed to take a member's weights ({_reason(error)})"
+            ) from error
 
 
 class Shard:
@@ -191,12 +243,20 @@ class Shard:
     vllm_config: Any
     device: torch.device
     _estune_all_finite = torch.tensor(True)  # ()
-    _estune_places: Places | None = None  # once it was proven that members can be written straight there
+    _estune_places: Places | None = (
+        None  # once it was proven that members can be written straight there
+    )
 
-    def estune_attach(self, center: dict[str, Any] | Center, folder: str, aliases: dict[str, str], ranks: int) -> None:
+    def estune_attach(
+        self, center: dict[str, Any] | Center, folder: str, aliases: dict[str, str], ranks: int
+    ) -> None:
         """Map the centre. What ES does not tune is read from the files in `folder`."""
         threads = max(1, cores() // ranks)
-        self._estune_center = center if isinstance(center, Center) else Center.attach(Address(**center), threads=threads)
+        self._estune_center = (
+            center
+            if isinstance(center, Center)
+            else Center.attach(Address(**center), threads=threads)
+        )
         checkpoint = open_checkpoint(Path(folder))
         theta = self._estune_center.theta
         frozen = [name for name in checkpoint.tensors if aliases.get(name, name) not in theta]
@@ -223,8 +283,13 @@ class Shard:
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             logits = compute(*args, **kwargs)
-            if logits is not None and logits.numel():  # of a tensor-parallel engine only some ranks have them
-                self._estune_all_finite = self._estune_all_finite.to(logits.device) & torch.isfinite(logits.amax(-1)).all()
+            if (
+                logits is not None and logits.numel()
+            ):  # of a tensor-parallel engine only some ranks have them
+                self._estune_all_finite = (
+                    self._estune_all_finite.to(logits.device)
+                    & torch.isfinite(logits.amax(-1)).all()
+                )
             return logits
 
         model.compute_logits = watched
@@ -248,7 +313,9 @@ class Shard:
         self._estune_dtypes, self._estune_places = {}, None
         model = self.model_runner.get_model()
         held = responses(model)
-        self._estune_reload((name, tensor + 1) for name, tensor in self._estune_weights(Member(**member)))
+        self._estune_reload(
+            (name, tensor + 1) for name, tensor in self._estune_weights(Member(**member))
+        )
         changed = responses(model)
         with Copies(model) as copies:
             self._estune_reload(copies.each(self._estune_weights(Member(**member))))
@@ -258,7 +325,9 @@ class Shard:
                 raise EngineError(f"vLLM does not take new weights in {name}")
             if not torch.equal(response, again[name]):
                 whose = "the member's" if member["sigma"] or member["seeds"] else "the centre's"
-                raise EngineError(f"the engine does not hold {whose} weights in {name}; its layout differs from the files'")
+                raise EngineError(
+                    f"the engine does not hold {whose} weights in {name}; its layout differs from the files'"
+                )
         self._estune_dtypes = copies.dtypes
         self._estune_try(Places.learn(copies, model, self._estune_center.theta), member, again)
         give_back()
@@ -266,11 +335,16 @@ class Shard:
             keep_freed()
         return dict(copies.taken)
 
-    def _estune_try(self, places: Places | None, member: dict[str, Any], wanted: dict[str, torch.Tensor]) -> None:
+    def _estune_try(
+        self, places: Places | None, member: dict[str, Any], wanted: dict[str, torch.Tensor]
+    ) -> None:
         """Write members straight to `places` from now on, if that turns other weights into the member's as reloading does."""
         if places is None:
             return
-        self._estune_reload((name, tensor + (name in self._estune_center.theta)) for name, tensor in self._estune_weights(Member(**member)))
+        self._estune_reload(
+            (name, tensor + (name in self._estune_center.theta))
+            for name, tensor in self._estune_weights(Member(**member))
+        )
         self._estune_places = places
         self.estune_load(member)
         found = responses(self.model_runner.get_model())
@@ -286,12 +360,17 @@ class Shard:
     def _estune_room(self, name: str) -> torch.Tensor:
         """Where a parameter is written, new each time: vLLM keeps it until all that is fused with it has come."""
         theta, dtype = self._estune_center.theta[name], self._estune_dtypes.get(name)
-        return torch.empty(theta.shape, dtype=dtype or torch.float32, device=self.device if dtype else None)  # fp32 may not fit there
+        return torch.empty(
+            theta.shape, dtype=dtype or torch.float32, device=self.device if dtype else None
+        )  # fp32 may not fit there
 
     def _estune_reload(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
         """vLLM's own `reload_weights`, which only warns of what was not loaded."""
         from vllm.config import set_current_vllm_config
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+        from vllm.model_executor.model_loader.reload import (
+            finalize_layerwise_reload,
+            initialize_layerwise_reload,
+        )
 
         model = self.model_runner.get_model()
         with set_current_vllm_config(self.vllm_config), torch.inference_mode():
@@ -304,19 +383,28 @@ class Shard:
             for module in _tied(model):
                 module.quant_method.process_weights_after_loading(module)
         if loaded is not None and (missed := sorted(wanted - loaded)):
-            raise EngineError(f"vLLM did not load {len(missed)} of its parameters, {missed[0]} among them")
+            raise EngineError(
+                f"vLLM did not load {len(missed)} of its parameters, {missed[0]} among them"
+            )
 
 
 def _tied(model: torch.nn.Module) -> list[Any]:
     """Output layers that share the input embedding: vLLM's reload passes over them, although on a CPU they are packed apart."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-    return [head for head in model.modules() if isinstance(head, ParallelLMHead) and _shared(model, head)]
+    return [
+        head
+        for head in model.modules()
+        if isinstance(head, ParallelLMHead) and _shared(model, head)
+    ]
 
 
 def _shared(model: torch.nn.Module, head: torch.nn.Module) -> bool:
     mine = {id(parameter) for parameter in head.parameters()}
-    return any(module is not head and mine & {id(p) for p in module.parameters(recurse=False)} for module in model.modules())
+    return any(
+        module is not head and mine & {id(p) for p in module.parameters(recurse=False)}
+        for module in model.modules()
+    )
 
 
 def _built(checkpoint: Checkpoint, config: ESConfig) -> Any:
@@ -329,16 +417,26 @@ def _built(checkpoint: Checkpoint, config: ESConfig) -> Any:
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload  # noqa: F401
     except ImportError as error:
         raise ConfigError(_unusable(error)) from None
-    except Exception as error:  # an installation that does not fit the machine or the other packages
-        raise ConfigError(f"engine: vLLM {_version()} cannot be imported ({_reason(error)})") from error
+    except (
+        Exception
+    ) as error:  # an installation that does not fit the machine or the other packages
+        raise ConfigError(
+            f"engine: vLLM {_version()} cannot be imported ({_reason(error)})"
+        ) from error
     try:
         with unseen("llvmlite.binding.ffi"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return LLM(**_settings(checkpoint, config, on_cpu))
     except TypeError as error:
-        raise ConfigError(f"engine_kwargs: vLLM {_version()} does not take them ({_reason(error)})") from None
-    except Exception as error:  # a model that it does not know, memory, a head count that does not divide
-        raise ModelError(f"{checkpoint.folder}: vLLM {_version()} cannot load this model ({_reason(error)})") from error
+        raise ConfigError(
+            f"engine_kwargs: vLLM {_version()} does not take them ({_reason(error)})"
+        ) from None
+    except (
+        Exception
+    ) as error:  # a model that it does not know, memory, a head count that does not divide
+        raise ModelError(
+            f"{checkpoint.folder}: vLLM {_version()} cannot load this model ({_reason(error)})"
+        ) from error
 
 
 def _settings(checkpoint: Checkpoint, config: ESConfig, on_cpu: bool) -> dict[str, Any]:

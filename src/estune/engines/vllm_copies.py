@@ -51,19 +51,31 @@ class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.dtypes: dict[str, torch.dtype] = {}
         self.all: list[Copy] = []
         self._modules = [module for module in model.modules() if module._parameters]
-        self._names: dict[int, str] = {}  # address of a tensor's memory → whose it is, while it lives
-        self._given: set[int] = set()  # addresses of the tensors themselves, rather than of what was made of them
+        self._names: dict[
+            int, str
+        ] = {}  # address of a tensor's memory → whose it is, while it lives
+        self._given: set[int] = (
+            set()
+        )  # addresses of the tensors themselves, rather than of what was made of them
         self._alive: Counter[int] = Counter()  # address → tensors that share this memory
 
-    def each(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    def each(
+        self, weights: Iterator[tuple[str, torch.Tensor]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in weights:
             self._note(name, tensor)
             self._given.add(_memory_of(tensor))
             yield name, tensor
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
-        ours = [name for arg in args if isinstance(arg, torch.Tensor) and (name := self._names.get(_memory_of(arg)))]
+        ours = [
+            name
+            for arg in args
+            if isinstance(arg, torch.Tensor) and (name := self._names.get(_memory_of(arg)))
+        ]
         if function is torch.ops.aten.copy_.default:
             into, source = args[:2]
             name = self._names.get(_memory_of(source))
@@ -71,7 +83,11 @@ class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.taken[name] += source.numel()
                 self.dtypes[name] = into.dtype
                 self.all.append(self._copy(name, source, into))
-        elif len(set(ours)) == 1 and isinstance(result, torch.Tensor) and result.device.type != "meta":
+        elif (
+            len(set(ours)) == 1
+            and isinstance(result, torch.Tensor)
+            and result.device.type != "meta"
+        ):
             self._note(ours[0], result)
         return result
 
@@ -79,8 +95,14 @@ class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
         part = View.of(source) if _memory_of(source) in self._given else None
         for module in self._modules:
             for own, parameter in module._parameters.items():
-                if parameter is not None and parameter.numel() and _memory_of(parameter) == _memory_of(into):
-                    return Copy(name, part, (module, own), View.of(parameter), View.of(into), into.dtype)
+                if (
+                    parameter is not None
+                    and parameter.numel()
+                    and _memory_of(parameter) == _memory_of(into)
+                ):
+                    return Copy(
+                        name, part, (module, own), View.of(parameter), View.of(into), into.dtype
+                    )
         return Copy(name, part, None, None, View.of(into), into.dtype)
 
     def _note(self, name: str, tensor: torch.Tensor) -> None:

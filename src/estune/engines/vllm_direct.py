@@ -18,8 +18,14 @@ from estune.engines.vllm_copies import Copies, Copy, View
 from estune.errors import EngineError
 from estune.theta.theta import Center
 
-_TOGETHER = 1 << 26  # elements that wait to be packed: packing and writing members at once get in each other's way (docs/log.md)
-_WIDTHS = ("input_size_per_partition", "input_size", "embedding_dim")  # what layers call the length of their input
+_TOGETHER = (
+    1 << 26
+)  # elements that wait to be packed: packing and writing members at once get in each other's way (docs/log.md)
+_WIDTHS = (
+    "input_size_per_partition",
+    "input_size",
+    "embedding_dim",
+)  # what layers call the length of their input
 
 
 @dataclass
@@ -40,7 +46,11 @@ class _Parameter:
         """Where it is to be written."""
         if self.now is None:
             room = torch.empty if self.filled == math.prod(self.whole.shape) else torch.zeros
-            self.now = room(self.whole.shape, dtype=self.dtype) if self.packed else self.module._parameters[self.own].data
+            self.now = (
+                room(self.whole.shape, dtype=self.dtype)
+                if self.packed
+                else self.module._parameters[self.own].data
+            )
             self.missing = set(self.names)
         return self.now
 
@@ -55,12 +65,16 @@ def responses(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         for name, module in model.named_modules():
             for own, parameter in module.named_parameters(recurse=False):
                 if parameter.numel():
-                    rows = parameter.float().reshape(max(1, len(parameter) if parameter.dim() else 1), -1)
+                    rows = parameter.float().reshape(
+                        max(1, len(parameter) if parameter.dim() else 1), -1
+                    )
                     found[f"{name}.{own}"] = rows @ _ramp(rows.shape[1]).to(rows)
             if isinstance(module, (LinearBase, ParallelLMHead)) and not _convolves(module):
                 width = next(filter(None, (getattr(module, side, None) for side in _WIDTHS)))
                 like = next(module.parameters())
-                found[name] = module.quant_method.apply(module, _ramp(width)[None].to(like), None).float()
+                found[name] = module.quant_method.apply(
+                    module, _ramp(width)[None].to(like), None
+                ).float()
     return found
 
 
@@ -92,13 +106,17 @@ class Places:
     def learn(cls, copies: Copies, model: torch.nn.Module, tuned: Iterable[str]) -> "Places | None":
         """From a load of all weights that `copies` saw; None where it cannot be done or is not known to be right."""
         names = set(tuned)
-        known = all(map(_known, model.modules())) and all(copy.part and copy.parameter for copy in copies.all)
+        known = all(map(_known, model.modules())) and all(
+            copy.part and copy.parameter for copy in copies.all
+        )
         if not known or not names <= {copy.name for copy in copies.all}:
             return None
         places = cls(copies.all, model, names)
         return places if all(map(_stays, places._touched)) else None
 
-    def load(self, center: Center, member: Member, frozen: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def load(
+        self, center: Center, member: Member, frozen: Iterable[tuple[str, torch.Tensor]]
+    ) -> None:
         """Take the member's weights; of `frozen`, which ES does not tune, what shares a packed layer with what it does.
 
         Raises:
@@ -126,14 +144,22 @@ class Places:
             self._fill(name, tensor, written=name in direct)
         self._pack()
         for lookup in self._lookups:
-            lookup.cpu_linear = torch.nn.functional.linear  # right, if anybody ever asks; a packed one would be an old member's
+            lookup.cpu_linear = (
+                torch.nn.functional.linear
+            )  # right, if anybody ever asks; a packed one would be an old member's
         for head in self._heads:
             head.quant_method.process_weights_after_loading(head)
         self._check_whole()
 
     def _check_whole(self) -> None:
-        if unfinished := [f"{type(one.module).__name__}.{one.own}" for one in self._touched if one.now is None or one.missing]:
-            raise EngineError(f"{len(unfinished)} of vLLM's parameters were not written whole, {unfinished[0]} among them")
+        if unfinished := [
+            f"{type(one.module).__name__}.{one.own}"
+            for one in self._touched
+            if one.now is None or one.missing
+        ]:
+            raise EngineError(
+                f"{len(unfinished)} of vLLM's parameters were not written whole, {unfinished[0]} among them"
+            )
 
     def _parameter(self, copy: Copy) -> _Parameter:
         assert copy.parameter and copy.whole
@@ -150,7 +176,9 @@ class Places:
         """The place that `name` fills, where it goes to one as a whole, as it does unless it is split over ranks."""
         copy, parameter = self._copies[name][0]
         place = copy.place.within(parameter.begin())
-        whole = len(self._copies[name]) == 1 and copy.part == View.of(torch.empty(shape, device="meta"))
+        whole = len(self._copies[name]) == 1 and copy.part == View.of(
+            torch.empty(shape, device="meta")
+        )
         return place if whole and place.is_contiguous() else None
 
     def _fill(self, name: str, tensor: torch.Tensor, *, written: bool = False) -> None:
@@ -190,7 +218,11 @@ def _known(module: Any) -> bool:
 
     if type(module) is Attention:
         return not any(True for _ in module.parameters())
-    plain = type(getattr(module, "quant_method", None)) in (type(None), UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
+    plain = type(getattr(module, "quant_method", None)) in (
+        type(None),
+        UnquantizedLinearMethod,
+        UnquantizedEmbeddingMethod,
+    )
     return plain and not hasattr(module, "process_weights_after_loading")
 
 
@@ -205,8 +237,15 @@ def _over_the_vocabulary(model: torch.nn.Module) -> tuple[list[Any], list[Any]]:
 
     An input embedding is packed too, though nobody multiplies by it where there is an output layer; it is spared that.
     """
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+    from vllm.model_executor.layers.vocab_parallel_embedding import (
+        ParallelLMHead,
+        VocabParallelEmbedding,
+    )
 
-    over = [one for one in model.modules() if isinstance(one, VocabParallelEmbedding) and hasattr(one, "cpu_linear")]
+    over = [
+        one
+        for one in model.modules()
+        if isinstance(one, VocabParallelEmbedding) and hasattr(one, "cpu_linear")
+    ]
     heads = [one for one in over if isinstance(one, ParallelLMHead)] or over
     return heads, [one for one in over if one not in heads]

@@ -21,7 +21,10 @@ def set_environment(config: ESConfig, on_cpu: bool) -> None:
     if on_cpu:
         ranks, there = config.vllm_tensor_parallel_size, sorted(os.sched_getaffinity(0))
         part = max(1, len(there) // ranks)
-        lists = [",".join(map(str, there[rank * part : (rank + 1) * part] or there[-1:])) for rank in range(ranks)]
+        lists = [
+            ",".join(map(str, there[rank * part : (rank + 1) * part] or there[-1:]))
+            for rank in range(ranks)
+        ]
         usual["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(lists) if ranks > 1 else "nobind"
     for name, value in usual.items():
         os.environ.setdefault(name, value)

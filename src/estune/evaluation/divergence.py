@@ -49,12 +49,17 @@ class Likelihood:
         dtype = torch.float32 if config.dtype == "auto" else engine_dtype(config)
         self._model = load_model(folder, config, dtype)
         known = len(self._model.get_input_embeddings().weight)
-        self._end = sorted(token for token in self._tokenizer.ends(self._model.generation_config) if token < known)
+        self._end = sorted(
+            token for token in self._tokenizer.ends(self._model.generation_config) if token < known
+        )
 
     def of(self, pairs: Sequence[Pair], stop: Sequence[str]) -> list[NDArray[np.float64]]:
         """For each prompt and completion, the log-probability of each token, (T,), the end included where it was chosen."""
         prompts = self._tokenizer.encode([prompt for prompt, _ in pairs])
-        return [self._one(ids, completion, self._ended(completion, stop)) for ids, (_, completion) in zip(prompts, pairs, strict=True)]
+        return [
+            self._one(ids, completion, self._ended(completion, stop))
+            for ids, (_, completion) in zip(prompts, pairs, strict=True)
+        ]
 
     @torch.inference_mode()
     def _one(self, prompt: list[int], completion: Completion, ended: bool) -> NDArray[np.float64]:
@@ -62,7 +67,9 @@ class Likelihood:
         ids = torch.tensor([prompt + new], device=self._model.device)
         kept = {"logits_to_keep": len(new) + 1} if self._model._supports_logits_to_keep() else {}
         with guarded(EngineError, "the model failed to read a completion for its KL"):
-            logits = self._model(input_ids=ids, **kept).logits[0, -len(new) - 1 :]  # (T + 1, V); the last row is what follows
+            logits = self._model(input_ids=ids, **kept).logits[
+                0, -len(new) - 1 :
+            ]  # (T + 1, V); the last row is what follows
         found = logits.float().log_softmax(-1)
         each = found[:-1].gather(1, ids[0, len(prompt) :, None])[:, 0]
         if ended:
@@ -75,14 +82,18 @@ class Likelihood:
         return bool(self._end) and not completion.clipped and not stopped
 
 
-def estimate(tuned: Sequence[NDArray[np.float64]], base: Sequence[NDArray[np.float64]], samples: int) -> Divergence:
+def estimate(
+    tuned: Sequence[NDArray[np.float64]], base: Sequence[NDArray[np.float64]], samples: int
+) -> Divergence:
     """The divergence seen in completions of which each prompt has `samples`, one after the other.
 
     Standard errors are over prompts. A token's is Σ sums ÷ Σ tokens, with the error of a ratio estimator.
     """
     differences = [own - other for own, other in zip(tuned, base, strict=True)]
     sums = np.array([one.sum() for one in differences]).reshape(-1, samples).mean(axis=1)  # (P,)
-    tokens = np.array([len(one) for one in differences], np.float64).reshape(-1, samples).mean(axis=1)  # (P,)
+    tokens = (
+        np.array([len(one) for one in differences], np.float64).reshape(-1, samples).mean(axis=1)
+    )  # (P,)
     each = float(sums.sum() / max(tokens.sum(), 1e-9))
     token_error = standard_error(sums - each * tokens) / max(float(tokens.mean()), 1e-9)
     return Divergence(float(sums.mean()), standard_error(sums), each, token_error)

@@ -24,7 +24,13 @@ Compared = dict[str, dict[str, list[Comparison]]]  # model → task → comparis
 _MODELS_WITH_SAMPLES = 2  # with more, their answers are left to the file
 
 
-def show_exams(options: argparse.Namespace, config: RunConfig, models: list[str], exams: Sequence[Exam], sampling: Sampling | None) -> None:
+def show_exams(
+    options: argparse.Namespace,
+    config: RunConfig,
+    models: list[str],
+    exams: Sequence[Exam],
+    sampling: Sampling | None,
+) -> None:
     """Examine the base, if there is one, and the models; show each as soon as it is done, then what they have to do with one another."""
     rules = Rules(options.threshold, tuple(options.k or ()), config.seed)
     screen = Screen(config)
@@ -46,12 +52,19 @@ def show_exams(options: argparse.Namespace, config: RunConfig, models: list[str]
 def show_harness(options: argparse.Namespace, config: RunConfig, models: Sequence[str]) -> None:
     """Run lm-evaluation-harness on each model, a table each. Raises InputError."""
     if config.workers != "local":
-        raise ConfigError(f"lm-eval: it runs in one process, so leave workers at local; it is {config.workers}")
+        raise ConfigError(
+            f"lm-eval: it runs in one process, so leave workers at local; it is {config.workers}"
+        )
     screen = Screen(config)
     for model in models:
         found = harness(model, options.lm_eval, config, options.lm_eval_include_path)
-        rows = [[row["task"], row["metric"], f"{row['value']:.4g}", _error(row["stderr"])] for row in found]
-        screen.table(f"{model}, lm-evaluation-harness", ("task", "metric", "value", "± stderr"), rows)
+        rows = [
+            [row["task"], row["metric"], f"{row['value']:.4g}", _error(row["stderr"])]
+            for row in found
+        ]
+        screen.table(
+            f"{model}, lm-evaluation-harness", ("task", "metric", "value", "± stderr"), rows
+        )
 
 
 def _show_model(screen: Screen, results: Sequence[Result], rules: Rules, *, samples: bool) -> None:
@@ -74,7 +87,11 @@ def _show_model(screen: Screen, results: Sequence[Result], rules: Rules, *, samp
 def _detail(result: Result) -> dict[str, str]:
     """The metrics that a training run logs, but for those of the table of answers."""
     metrics = result.greedy.metrics.items()
-    return {n: f"{v:.4g}" for n, v in metrics if isinstance(v, (int, float)) and not n.startswith("eval_completions/")}
+    return {
+        n: f"{v:.4g}"
+        for n, v in metrics
+        if isinstance(v, (int, float)) and not n.startswith("eval_completions/")
+    }
 
 
 def _compared(results: Sequence[Result], base: str, rules: Rules) -> Compared:
@@ -82,33 +99,55 @@ def _compared(results: Sequence[Result], base: str, rules: Rules) -> Compared:
     compared: Compared = {}
     for one in results:
         if one.model != base:
-            compared.setdefault(one.model, {})[one.exam.name] = report.compare(bases[one.exam.name], one, rules)
+            compared.setdefault(one.model, {})[one.exam.name] = report.compare(
+                bases[one.exam.name], one, rules
+            )
     return compared
 
 
 def _show_between(
-    screen: Screen, results: Sequence[Result], base: str | None, compared: Compared, moved: Mapping[tuple[str, str], Divergence]
+    screen: Screen,
+    results: Sequence[Result],
+    base: str | None,
+    compared: Compared,
+    moved: Mapping[tuple[str, str], Divergence],
 ) -> None:
     for model, found in compared.items():
         screen.table(f"{base} against {model}", *report.comparison_table(found))
         screen.say(report.how_tested(found))
     if moved:
-        screen.table(f"reward against KL to {base}, from drawn answers", *report.frontier_table(results, moved))
+        screen.table(
+            f"reward against KL to {base}, from drawn answers",
+            *report.frontier_table(results, moved),
+        )
         screen.say("KL in nats ± standard error over prompts")
 
 
 def _write(
-    options: argparse.Namespace, results: Sequence[Result], rules: Rules, compared: Compared, moved: Mapping[tuple[str, str], Divergence]
+    options: argparse.Namespace,
+    results: Sequence[Result],
+    rules: Rules,
+    compared: Compared,
+    moved: Mapping[tuple[str, str], Divergence],
 ) -> None:
     if options.output:
         records = [record for result in results for record in report.records(result)]
         Path(options.output).write_text(json_lines(records), encoding="utf-8")
     if options.figures:
         rows = [
-            report.flat(one, rules, compared.get(one.model, {}).get(one.exam.name, []), moved.get((one.model, one.exam.name)))
+            report.flat(
+                one,
+                rules,
+                compared.get(one.model, {}).get(one.exam.name, []),
+                moved.get((one.model, one.exam.name)),
+            )
             for one in results
         ]
-        text = _csv(rows) if options.figures.endswith(".csv") else json.dumps(rows, indent=1, allow_nan=False)
+        text = (
+            _csv(rows)
+            if options.figures.endswith(".csv")
+            else json.dumps(rows, indent=1, allow_nan=False)
+        )
         Path(options.figures).write_text(text, encoding="utf-8")
 
 

@@ -14,7 +14,9 @@ from estune.theta.checkpoint import resolve
 Row = dict[str, Any]  # model, task, metric, value, stderr
 
 
-def harness(model: str, tasks: Sequence[str], config: RunConfig, include_path: str | None) -> list[Row]:
+def harness(
+    model: str, tasks: Sequence[str], config: RunConfig, include_path: str | None
+) -> list[Row]:
     """Run the harness's `tasks` on `model`; a row a task and metric.
 
     Raises:
@@ -25,21 +27,31 @@ def harness(model: str, tasks: Sequence[str], config: RunConfig, include_path: s
     with guarded(ConfigError, f"lm-eval: it cannot look for {', '.join(tasks)}"):
         unknown = [task for task in tasks if not manager.match_tasks([task])]
     if unknown:
-        raise ConfigError(f"lm-eval: it has no task {unknown[0]!r}; lm-eval ls tasks lists them, --lm-eval-include-path adds a folder")
+        raise ConfigError(
+            f"lm-eval: it has no task {unknown[0]!r}; lm-eval ls tasks lists them, --lm-eval-include-path adds a folder"
+        )
     folder = resolve(model, config.model_revision, trust_remote_code=config.trust_remote_code)
     with guarded(ConfigError, "lm-eval: it cannot be imported"):
         import lm_eval
 
     try:
         found = lm_eval.simple_evaluate(
-            **_model(str(folder), config), tasks=list(tasks), task_manager=manager, limit=config.max_eval_samples, bootstrap_iters=1000
+            **_model(str(folder), config),
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=config.max_eval_samples,
+            bootstrap_iters=1000,
         )
     except Exception as error:  # datasets, hub, model, memory: each its own kind
         raise DataError(
             f"lm-eval: {', '.join(tasks)} cannot be run ({reason(error)}); "
             "its data come from the hub: without a network, use tasks whose data are local files"
         ) from error
-    return [row for task, values in sorted(found["results"].items()) for row in _rows(model, task, values)]
+    return [
+        row
+        for task, values in sorted(found["results"].items())
+        for row in _rows(model, task, values)
+    ]
 
 
 def _manager(include_path: str | None) -> Any:
@@ -49,7 +61,9 @@ def _manager(include_path: str | None) -> Any:
         raise ConfigError('lm-eval: it is not installed; pip install "estune[lm-eval]"') from None
     except Exception as error:  # an installation that does not fit the others
         raise ConfigError(f"lm-eval: it cannot be imported ({reason(error)})") from error
-    with guarded(ConfigError, "lm-eval: its tasks cannot be listed", "look into --lm-eval-include-path"):
+    with guarded(
+        ConfigError, "lm-eval: its tasks cannot be listed", "look into --lm-eval-include-path"
+    ):
         return TaskManager(include_path=include_path)
 
 
@@ -58,10 +72,22 @@ def _model(folder: str, config: RunConfig) -> dict[str, Any]:
     from estune.engines.device import engine_device, engine_dtype
 
     dtype = str(engine_dtype(config)).removeprefix("torch.")
-    arguments: Row = {"pretrained": folder, "dtype": dtype, "trust_remote_code": config.trust_remote_code}
+    arguments: Row = {
+        "pretrained": folder,
+        "dtype": dtype,
+        "trust_remote_code": config.trust_remote_code,
+    }
     if config.engine != "vllm":
-        return {"model": "hf", "model_args": arguments, "device": engine_device(config), "batch_size": config.generation_batch_size}
-    arguments |= {"tensor_parallel_size": config.vllm_tensor_parallel_size, "enforce_eager": config.vllm_enforce_eager}
+        return {
+            "model": "hf",
+            "model_args": arguments,
+            "device": engine_device(config),
+            "batch_size": config.generation_batch_size,
+        }
+    arguments |= {
+        "tensor_parallel_size": config.vllm_tensor_parallel_size,
+        "enforce_eager": config.vllm_enforce_eager,
+    }
     if config.vllm_gpu_memory_utilization is not None:
         arguments["gpu_memory_utilization"] = config.vllm_gpu_memory_utilization
     if config.vllm_max_model_length is not None:
@@ -77,5 +103,13 @@ def _rows(model: str, task: str, values: Row) -> list[Row]:
         if isinstance(value, (int, float)) and used and not metric.endswith("_stderr"):
             error = values.get(f"{metric}_stderr,{used}")
             label = metric if used == "none" else f"{metric} ({used})"
-            found.append({"model": model, "task": task, "metric": label, "value": value, "stderr": error if error != "N/A" else None})
+            found.append(
+                {
+                    "model": model,
+                    "task": task,
+                    "metric": label,
+                    "value": value,
+                    "stderr": error if error != "N/A" else None,
+                }
+            )
     return found

@@ -54,12 +54,19 @@ class Result:
     @property
     def lost(self) -> str:
         """What to say of rewards that were lost; nothing where none were."""
-        each = [(name, found) for held in (self.greedy, self.drawn) if held for name, found in held.failures.items()]
+        each = [
+            (name, found)
+            for held in (self.greedy, self.drawn)
+            if held
+            for name, found in held.failures.items()
+        ]
         if not each:
             return ""
         name, first = each[0]
         count = sum(len(found) for _, found in each)
-        return f"{self.exam.name}: {count} rewards were lost; first: {name} {first[min(first)].reason}"
+        return (
+            f"{self.exam.name}: {count} rewards were lost; first: {name} {first[min(first)].reason}"
+        )
 
     @property
     def overran(self) -> str:
@@ -75,7 +82,11 @@ class Result:
     @property
     def drawn_rewards(self) -> NDArray[np.float64]:
         """Of the drawn answers, (P, n)."""
-        return _rewards(self.drawn).reshape(-1, self.samples) if self.drawn else np.empty((len(self.exam.rows), 0))
+        return (
+            _rewards(self.drawn).reshape(-1, self.samples)
+            if self.drawn
+            else np.empty((len(self.exam.rows), 0))
+        )
 
 
 def exam(name: str, config: RunConfig, rows: Any, reward_funcs: Any) -> Exam:
@@ -119,14 +130,18 @@ def divergences(results: Sequence[Result], base: str) -> dict[Key, Divergence]:
     for model in dict.fromkeys(one.model for one in others):
         theirs = [one for one in others if one.model == model]
         own = _likelihoods(model, theirs)
-        moved |= {_key(one): estimate(own[_key(one)], at_base[_key(one)], one.samples) for one in theirs}
+        moved |= {
+            _key(one): estimate(own[_key(one)], at_base[_key(one)], one.samples) for one in theirs
+        }
     return moved
 
 
 def _likelihoods(model: str, results: Sequence[Result]) -> Mapping[Key, list[NDArray[np.float64]]]:
     """Of the completions in `results`, whoever drew them, under `model`."""
     config = results[0].exam.config
-    reader = Likelihood(resolve(model, config.model_revision, trust_remote_code=config.trust_remote_code), config)
+    reader = Likelihood(
+        resolve(model, config.model_revision, trust_remote_code=config.trust_remote_code), config
+    )
     return {_key(one): reader.of(_drawn_pairs(one), one.exam.config.stop or []) for one in results}
 
 
@@ -137,7 +152,10 @@ def _drawn_pairs(result: Result) -> list[tuple[Any, Any]]:
 
 
 def _check_vocabulary(models: Sequence[str], config: RunConfig) -> None:
-    folders = [resolve(model, config.model_revision, trust_remote_code=config.trust_remote_code) for model in models]
+    folders = [
+        resolve(model, config.model_revision, trust_remote_code=config.trust_remote_code)
+        for model in models
+    ]
     with guarded(ConfigError, "kl: the tokenizers cannot be compared"):
         first, *others = [Tokenizer(folder, config).inner.get_vocab() for folder in folders]
     for model, vocabulary in zip(models[1:], others, strict=True):
@@ -153,7 +171,9 @@ def _key(result: Result) -> Key:
 
 def _together(source: str, exams: Sequence[Exam], sampling: Sampling | None) -> Iterator[Result]:
     config = exams[0].config
-    model = Model(source, config, None, {one.name: [row["prompt"] for row in one.rows] for one in exams})
+    model = Model(
+        source, config, None, {one.name: [row["prompt"] for row in one.rows] for one in exams}
+    )
     workers, state = model.workers, Callbacks(config, []).state
     if not model.leads:
         workers.serve()
@@ -177,13 +197,20 @@ def _check_scored(model: str, exam: str, held: Sequence[Held]) -> None:
         for name, failures in one.failures.items():
             if len(failures) == len(one.records):
                 reason = failures[min(failures)].reason
-                raise RewardError(f"reward function {name} failed at all {len(failures)} answers of {model} to {exam}; first: it {reason}")
+                raise RewardError(
+                    f"reward function {name} failed at all {len(failures)} answers of {model} to {exam}; first: it {reason}"
+                )
 
 
 def _built_from(one: Exam) -> RunConfig:
     """The settings without those that a single task may have of its own."""
-    return replace(one.config, task=None, max_completion_length=1, dataset_name=None, reward_weights=None)
+    return replace(
+        one.config, task=None, max_completion_length=1, dataset_name=None, reward_weights=None
+    )
 
 
 def _rewards(held: Held) -> NDArray[np.float64]:
-    return np.array([np.nan if record["reward"] is None else record["reward"] for record in held.records], np.float64)
+    return np.array(
+        [np.nan if record["reward"] is None else record["reward"] for record in held.records],
+        np.float64,
+    )

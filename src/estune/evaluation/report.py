@@ -73,7 +73,10 @@ def compare(base: Result, tuned: Result, rules: Rules) -> list[Comparison]:
     """The two models' rewards in an exam, prompt by prompt: greedy ones, and the mean over samples where some were drawn."""
     pairs = {"reward": (base.rewards, tuned.rewards)}
     if base.samples and tuned.samples:
-        pairs[f"mean@{tuned.samples}"] = _row_means(base.drawn_rewards), _row_means(tuned.drawn_rewards)
+        pairs[f"mean@{tuned.samples}"] = (
+            _row_means(base.drawn_rewards),
+            _row_means(tuned.drawn_rewards),
+        )
     found = []
     for measure, (before, after) in pairs.items():
         both = ~np.isnan(before) & ~np.isnan(after)
@@ -98,8 +101,17 @@ def shape_table(results: Sequence[Result]) -> Table:
     for result in results:
         for way, held in (("greedy", result.greedy), ("drawn", result.drawn)):
             if held:
-                values = [np.nan if record["reward"] is None else record["reward"] for record in held.records]
-                rows.append([f"{result.exam.name}\n{way}", _number(_mean(values)), *map(_number, shape(held).values())])
+                values = [
+                    np.nan if record["reward"] is None else record["reward"]
+                    for record in held.records
+                ]
+                rows.append(
+                    [
+                        f"{result.exam.name}\n{way}",
+                        _number(_mean(values)),
+                        *map(_number, shape(held).values()),
+                    ]
+                )
     return ("task", "reward", *_SHAPE), rows
 
 
@@ -107,7 +119,14 @@ def comparison_table(found: Mapping[str, Sequence[Comparison]]) -> Table:
     """A row a task and measure."""
     head = ("task", "measure", "base", "tuned", "difference", "p")
     rows = [
-        [task, one.measure, _number(one.base), _number(one.tuned), _interval(one.difference), f"{one.test.p:.2g}"]
+        [
+            task,
+            one.measure,
+            _number(one.base),
+            _number(one.tuned),
+            _interval(one.difference),
+            f"{one.test.p:.2g}",
+        ]
         for task, comparisons in found.items()
         for one in comparisons
     ]
@@ -117,11 +136,17 @@ def comparison_table(found: Mapping[str, Sequence[Comparison]]) -> Table:
 def how_tested(found: Mapping[str, Sequence[Comparison]]) -> str:
     """A sentence on where the p-values come from."""
     tests = {one.test.exact for comparisons in found.values() for one in comparisons}
-    ways = [words for exact, words in ((True, "all signs"), (False, "100,000 seeded draws")) if exact in tests]
+    ways = [
+        words
+        for exact, words in ((True, "all signs"), (False, "100,000 seeded draws"))
+        if exact in tests
+    ]
     return f"p: paired sign-flip test over prompts, {' or '.join(ways)}; brackets: 95 % intervals over prompts"
 
 
-def frontier_table(results: Sequence[Result], divergences: Mapping[tuple[str, str], Divergence]) -> Table:
+def frontier_table(
+    results: Sequence[Result], divergences: Mapping[tuple[str, str], Divergence]
+) -> Table:
     """A row a model and task: the reward of what was drawn, against how far the model moved from its base."""
     rows = []
     for result in sorted(results, key=lambda one: (one.exam.name, natural(one.model))):
@@ -135,19 +160,37 @@ def frontier_table(results: Sequence[Result], divergences: Mapping[tuple[str, st
     return ("model", "task", "reward", "KL", "KL a token", "tokens"), rows
 
 
-def flat(result: Result, rules: Rules, compared: Sequence[Comparison], moved: Divergence | None) -> dict[str, Any]:
+def flat(
+    result: Result, rules: Rules, compared: Sequence[Comparison], moved: Divergence | None
+) -> dict[str, Any]:
     """All figures of a model in an exam, one column each, for CSV and JSON."""
-    row: dict[str, Any] = {"model": result.model, "task": result.exam.name, "prompts": len(result.exam.rows)}
+    row: dict[str, Any] = {
+        "model": result.model,
+        "task": result.exam.name,
+        "prompts": len(result.exam.rows),
+    }
     for name, one in measures(result, rules).items():
         row |= {name: one.value, f"{name} low": one.low, f"{name} high": one.high}
     for way, held in (("greedy", result.greedy), ("drawn", result.drawn)):
         row |= {f"{way} {name}": value for name, value in shape(held).items()} if held else {}
     for other in compared:
         about = other.difference
-        row |= {f"{other.measure} base": other.base, f"{other.measure} difference": about.value, f"{other.measure} p": other.test.p}
-        row |= {f"{other.measure} difference low": about.low, f"{other.measure} difference high": about.high}
+        row |= {
+            f"{other.measure} base": other.base,
+            f"{other.measure} difference": about.value,
+            f"{other.measure} p": other.test.p,
+        }
+        row |= {
+            f"{other.measure} difference low": about.low,
+            f"{other.measure} difference high": about.high,
+        }
     if moved:
-        row |= {"kl": moved.per_completion, "kl error": moved.error, "kl a token": moved.per_token, "kl a token error": moved.token_error}
+        row |= {
+            "kl": moved.per_completion,
+            "kl error": moved.error,
+            "kl a token": moved.per_token,
+            "kl a token error": moved.token_error,
+        }
     return as_json(row)
 
 
@@ -158,19 +201,30 @@ def records(result: Result) -> list[dict[str, Any]]:
         for index, record in enumerate(held.records if held else []):
             assert held is not None
             sample = index % samples if samples else None
-            about = {"model": result.model, "task": result.exam.name, "sample": sample, "length": len(held.completions[index].ids)}
+            about = {
+                "model": result.model,
+                "task": result.exam.name,
+                "sample": sample,
+                "length": len(held.completions[index].ids),
+            }
             found.append(about | record)  # a column of the data's own under such a name wins
     return found
 
 
 def natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts checkpoint-2 before checkpoint-10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+    return [
+        (int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)
+    ]
 
 
 def _pass_at_k(successes: NDArray[np.bool_], k: int) -> float:
     """NaN where too few of a prompt's samples got a reward."""
-    return statistics.pass_at_k(successes.size, int(successes.sum()), k) if successes.size >= k else math.nan
+    return (
+        statistics.pass_at_k(successes.size, int(successes.sum()), k)
+        if successes.size >= k
+        else math.nan
+    )
 
 
 def _row_means(values: NDArray[np.float64]) -> NDArray[np.float64]:

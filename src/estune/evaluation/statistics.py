@@ -31,7 +31,9 @@ class Estimate:
 
     def times(self, power: int) -> "Estimate":
         """The estimate times 2**power."""
-        return Estimate(*(float(divided(figure, -power)) for figure in (self.value, self.low, self.high)))
+        return Estimate(
+            *(float(divided(figure, -power)) for figure in (self.value, self.low, self.high))
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ def wilson(successes: int, count: int) -> Estimate:
         return Estimate(math.nan, math.nan, math.nan)
     z2, fraction = _Z**2, successes / count
     middle = (fraction + z2 / (2 * count)) / (1 + z2 / count)
-    half = _Z / (1 + z2 / count) * math.sqrt(fraction * (1 - fraction) / count + z2 / (4 * count**2))
+    half = (
+        _Z / (1 + z2 / count) * math.sqrt(fraction * (1 - fraction) / count + z2 / (4 * count**2))
+    )
     return Estimate(fraction, max(0.0, middle - half), min(1.0, middle + half))
 
 
@@ -83,7 +87,11 @@ def mean(values: ArrayLike, *, seed: int = 0) -> Estimate:
 def standard_error(values: ArrayLike) -> float:
     """Of the mean of `values`, (P,): s ÷ √P with P − 1 below s; NaN below two values."""
     there = _known(values)
-    return scaled(lambda known: known.std(ddof=1) / math.sqrt(known.size), there) if there.size > 1 else math.nan
+    return (
+        scaled(lambda known: known.std(ddof=1) / math.sqrt(known.size), there)
+        if there.size > 1
+        else math.nan
+    )
 
 
 def sign_flip(differences: ArrayLike, *, seed: int = 0, draws: int = 100_000) -> Test:
@@ -94,12 +102,16 @@ def sign_flip(differences: ArrayLike, *, seed: int = 0, draws: int = 100_000) ->
     """
     there = _known(differences)
     there = divided(there[there != 0], exponent(there))
-    seen = abs(float(there.sum())) * (1 - 1e-12)  # sums of the same numbers in another order count as equal
+    seen = abs(float(there.sum())) * (
+        1 - 1e-12
+    )  # sums of the same numbers in another order count as equal
     if there.size <= _EXACT:
         patterns = np.arange(2**there.size)[:, None] >> np.arange(there.size) & 1
         return Test(float(np.mean(np.abs((1 - 2 * patterns) @ there) >= seen)), True, len(patterns))
     rng = np.random.default_rng(seed)
-    hits = sum(int(np.sum(np.abs(_flips(rng, size, there)) >= seen)) for size in _chunks(draws, there.size))
+    hits = sum(
+        int(np.sum(np.abs(_flips(rng, size, there)) >= seen)) for size in _chunks(draws, there.size)
+    )
     return Test((hits + 1) / (draws + 1), False, draws)
 
 

@@ -18,7 +18,9 @@ class Callbacks:
         self.state = TrainerState(max_steps=config.max_steps)
         self._config = config
         self._control = TrainerControl()
-        self._callbacks = [callback() if isinstance(callback, type) else callback for callback in callbacks]
+        self._callbacks = [
+            callback() if isinstance(callback, type) else callback for callback in callbacks
+        ]
 
     @property
     def stopping(self) -> bool:
@@ -30,11 +32,17 @@ class Callbacks:
         """Whether one hears on_log, where it may ask for the end of training after the step was written down."""
         from transformers import TrainerCallback
 
-        return any(getattr(type(callback), "on_log", None) is not TrainerCallback.on_log for callback in self._callbacks)
+        return any(
+            getattr(type(callback), "on_log", None) is not TrainerCallback.on_log
+            for callback in self._callbacks
+        )
 
     def call(self, event: str, **details: Any) -> None:
         """Call `event`, such as on_step_end, on every callback; the beginning of training forgets an earlier request to stop."""
         if event == "on_train_begin":
             self._control.should_training_stop = False
         for callback in self._callbacks:
-            self._control = getattr(callback, event)(self._config, self.state, self._control, **details) or self._control
+            self._control = (
+                getattr(callback, event)(self._config, self.state, self._control, **details)
+                or self._control
+            )

@@ -58,7 +58,9 @@ class Screen:
                 speed_estimate_period=3600,
             )
             total = (self._config.max_steps - done) * per_step
-            self._progress.add_task(f"step {done + 1}/{self._config.max_steps}", total=total, reward="starting")
+            self._progress.add_task(
+                f"step {done + 1}/{self._config.max_steps}", total=total, reward="starting"
+            )
             self._progress.start()
             wrap_streams()  # rich has put its own in their place, to print above the bar
 
@@ -71,15 +73,25 @@ class Screen:
             under_way = f"+{workers.under_way}" if several else ""
             label = f"step {step}/{self._config.max_steps} ({done}{under_way}/{self._config.population_size})"
             label += f" {workers.alive}/{workers.wanted} workers" if several else ""
-            self._progress.update(self._progress.task_ids[0], completed=before + done, description=label)
+            self._progress.update(
+                self._progress.task_ids[0], completed=before + done, description=label
+            )
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """A step is done."""
-        summary = str(self._text(_summary(metrics, short=self._progress is not None and self._config.workers != "local")))
+        summary = str(
+            self._text(
+                _summary(
+                    metrics, short=self._progress is not None and self._config.workers != "local"
+                )
+            )
+        )
         if self._progress:
             self._progress.update(self._progress.task_ids[0], reward=summary)
         elif step % self._config.logging_steps == 0 or step in (1, self._config.max_steps):
-            self.say(f"step {step}/{self._config.max_steps}  {summary}  {metrics['step_time']:.1f} s")
+            self.say(
+                f"step {step}/{self._config.max_steps}  {summary}  {metrics['step_time']:.1f} s"
+            )
 
     def stop(self) -> None:
         """The bar, if there is one, stays as it is."""
@@ -90,8 +102,14 @@ class Screen:
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line of an evaluation's main figures."""
         detail = ("eval_rewards/", "eval_completions/")
-        shown = {name: value for name, value in metrics.items() if isinstance(value, float) and not name.startswith(detail)}
-        self.say(f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+        shown = {
+            name: value
+            for name, value in metrics.items()
+            if isinstance(value, float) and not name.startswith(detail)
+        }
+        self.say(
+            f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        )
 
     def samples(self, title: str, records: Sequence[Mapping[str, Any]]) -> None:
         """A table of the first records: prompt, completion, reward."""
@@ -107,9 +125,24 @@ class Screen:
     ) -> None:
         """Held-out answers and figures, those of the base model beside those of the tuned one."""
         pairs = list(zip(before, after, strict=False))
-        self._texts("held out", ("prompt", "before", "after"), [[b["prompt"], b["completion"], a["completion"]] for b, a in pairs])
-        both = [n for n, v in last.items() if n.startswith("eval_") and isinstance(v, (int, float)) and n in first and n != "eval_runtime"]
-        figures = [(name, f"{first[name]:.4g}", f"{last[name]:.4g}") for name in both if first[name] is not None]
+        self._texts(
+            "held out",
+            ("prompt", "before", "after"),
+            [[b["prompt"], b["completion"], a["completion"]] for b, a in pairs],
+        )
+        both = [
+            n
+            for n, v in last.items()
+            if n.startswith("eval_")
+            and isinstance(v, (int, float))
+            and n in first
+            and n != "eval_runtime"
+        ]
+        figures = [
+            (name, f"{first[name]:.4g}", f"{last[name]:.4g}")
+            for name in both
+            if first[name] is not None
+        ]
         self.table(f"{len(pairs)} held-out prompts", ("metric", "before", "after"), figures)
 
     def _texts(self, title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -126,7 +159,9 @@ class Screen:
         """A small table of figures."""
         table = Table(title=self._text(title))
         for index, column in enumerate(head):
-            table.add_column(self._text(column), justify="left" if index == 0 else "right", overflow="fold")
+            table.add_column(
+                self._text(column), justify="left" if index == 0 else "right", overflow="fold"
+            )
         for row in rows:
             table.add_row(*map(self._text, row))
         self._console.print(table)
@@ -158,7 +193,9 @@ def _summary(metrics: Mapping[str, Any], *, short: bool) -> str:
     speed = metrics["es/tokens_per_second"]
     best = "" if short else f", best {metrics['es/reward_best']:.3g}"
     moved = metrics.get("es/center_reward")
-    centre = "" if moved is None else f", centre {moved:.3g}"  # learning_rate: auto; the others only know their members' rewards
+    centre = (
+        "" if moved is None else f", centre {moved:.3g}"
+    )  # learning_rate: auto; the others only know their members' rewards
     return f"reward {metrics['reward']:.3g} ± {metrics['reward_std']:.2g}{best}{centre} {speed:.0f} tok/s"
 
 

@@ -14,7 +14,9 @@ from estune.rewards.scoring import Scores
 
 Metrics = dict[str, float | int | None]
 
-_MIX = np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93], np.uint64)  # odd, of random bits
+_MIX = np.array(
+    [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93], np.uint64
+)  # odd, of random bits
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,9 @@ class Tally:
         clipped = sum(completion.clipped for completion in completions)
         empty = sum(not completion.text.strip() for completion in completions)
         repeated = math.fsum(repetition(completion.ids) for completion in completions)
-        return cls(lengths, clipped, empty, repeated, len({completion.text for completion in completions}))
+        return cls(
+            lengths, clipped, empty, repeated, len({completion.text for completion in completions})
+        )
 
 
 def repetition(ids: Sequence[int]) -> float:
@@ -42,7 +46,10 @@ def repetition(ids: Sequence[int]) -> float:
     if count < 1:
         return 0.0
     tokens = np.asarray(ids, np.uint64)
-    grams = sum((tokens[at : at + count] * factor for at, factor in enumerate(_MIX)), np.zeros(count, np.uint64))  # modulo 2⁶⁴
+    grams = sum(
+        (tokens[at : at + count] * factor for at, factor in enumerate(_MIX)),
+        np.zeros(count, np.uint64),
+    )  # modulo 2⁶⁴
     return 1 - np.unique(grams).size / count
 
 
@@ -59,7 +66,8 @@ def completion_metrics(tallies: Sequence[Tally]) -> Metrics:
         "completions/clipped_ratio": sum(tally.clipped for tally in tallies) / lengths.size,
         "completions/empty_ratio": sum(tally.empty for tally in tallies) / lengths.size,
         "completions/repetition": math.fsum(tally.repetition for tally in tallies) / lengths.size,
-        "completions/distinct": math.fsum(tally.distinct / tally.lengths.size for tally in tallies) / len(tallies),
+        "completions/distinct": math.fsum(tally.distinct / tally.lengths.size for tally in tallies)
+        / len(tallies),
     }
 
 
@@ -85,7 +93,11 @@ def logged_metrics(scores: Sequence[Scores]) -> Metrics:
 
 def as_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """`metrics` with None for NaN and infinity, which JSON cannot express."""
-    infinite = {name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)}
+    infinite = {
+        name
+        for name, value in metrics.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    }
     return {name: None if name in infinite else value for name, value in metrics.items()}
 
 
@@ -95,8 +107,15 @@ def failure_metrics(scores: Sequence[Scores]) -> Metrics:
     Timeouts are of two kinds: rewards that were lost to `reward_timeout`, and grades that are a grader's lowest because the
     answer met the grader's own time limit. The latter are grades like others, so they are no errors.
     """
-    failures = [failure for score in scores for found in score.failures.values() for failure in found.values()]
-    timeouts = sum(failure.timed_out for failure in failures) + sum(score.overran for score in scores)
+    failures = [
+        failure
+        for score in scores
+        for found in score.failures.values()
+        for failure in found.values()
+    ]
+    timeouts = sum(failure.timed_out for failure in failures) + sum(
+        score.overran for score in scores
+    )
     return {"es/reward_errors": len(failures), "es/reward_timeouts": timeouts}
 
 
@@ -104,7 +123,13 @@ def fitness_metrics(fitness: np.ndarray[Any, np.dtype[np.float64]]) -> Metrics:
     """`reward` is the mean over members, `reward_std` their standard deviation."""
     there = fitness[~np.isnan(fitness)]
     if not there.size:
-        return {"reward": None, "reward_std": None, "es/reward_best": None, "es/reward_worst": None, "frac_reward_zero_std": 1.0}
+        return {
+            "reward": None,
+            "reward_std": None,
+            "es/reward_best": None,
+            "es/reward_worst": None,
+            "frac_reward_zero_std": 1.0,
+        }
     return {
         "reward": scaled(np.mean, there),
         "reward_std": scaled(np.std, there),

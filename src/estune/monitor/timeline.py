@@ -35,7 +35,9 @@ class Timeline:
         self._file: TextIO | None = None
         if path:
             self._file = path.open("w", encoding="utf-8")
-            self._file.write('[\n{"ph": "M", "pid": 0, "name": "process_name", "args": {"name": "estune"}}')
+            self._file.write(
+                '[\n{"ph": "M", "pid": 0, "name": "process_name", "args": {"name": "estune"}}'
+            )
 
     @contextmanager
     def span(self, what: str) -> Iterator[None]:
@@ -45,7 +47,9 @@ class Timeline:
             yield
         finally:
             ended = time.perf_counter()
-            self._seconds[what] += max(0.0, ended - started - (sum(self._seconds.values()) - before))
+            self._seconds[what] += max(
+                0.0, ended - started - (sum(self._seconds.values()) - before)
+            )
             self._write(what, _TRAINER, started, ended)
 
     def work(self, pieces: Iterable[Work], workers: int) -> None:
@@ -63,14 +67,25 @@ class Timeline:
         with self._lock:
             self._scored += 1
             for phase, moment in (("b", started), ("e", ended)):
-                self._event("score", _REWARDS, ph=phase, cat="rewards", id=self._scored, ts=self._microseconds(moment))
+                self._event(
+                    "score",
+                    _REWARDS,
+                    ph=phase,
+                    cat="rewards",
+                    id=self._scored,
+                    ts=self._microseconds(moment),
+                )
 
     def summary(self) -> str:
         """One line: seconds in all, and the parts, largest first."""
         whole = time.perf_counter() - self._began
         parts = self._seconds | {"other": whole - sum(self._seconds.values())}
         largest = sorted(parts.items(), key=lambda part: -part[1])
-        shown = [f"{what} {seconds / whole:.1%}" for what, seconds in largest if seconds >= 0.0005 * whole]
+        shown = [
+            f"{what} {seconds / whole:.1%}"
+            for what, seconds in largest
+            if seconds >= 0.0005 * whole
+        ]
         return f"time: {whole:.0f} s, " + ", ".join(shown)
 
     def close(self) -> None:

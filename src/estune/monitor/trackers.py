@@ -24,7 +24,11 @@ class Trackers:
         Raises:
             ConfigError: one does not start, for want of a login or a server, say.
         """
-        values = {name: value for name, value in vars(self._config).items() if isinstance(value, (int, float, str, bool))}
+        values = {
+            name: value
+            for name, value in vars(self._config).items()
+            if isinstance(value, (int, float, str, bool))
+        }
         for name in dict.fromkeys(self._config.report_to or []):
             if name == "none":
                 continue
@@ -32,7 +36,9 @@ class Trackers:
                 self._trackers[name] = _started(name, self._config)
                 self._trackers[name].store_init_configuration(values)
             except Exception as error:  # each library has kinds of its own
-                raise ConfigError(f"report_to: {name} does not start ({_reason(error)}); mend that, or leave it out") from None
+                raise ConfigError(
+                    f"report_to: {name} does not start ({_reason(error)}); mend that, or leave it out"
+                ) from None
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Send one step's metrics."""
@@ -40,7 +46,11 @@ class Trackers:
             try:
                 tracker.log(metrics, step=step)
             except Exception as error:
-                logger.warning("report_to: %s takes no more metrics (%s); they are all in metrics.jsonl", name, _reason(error))
+                logger.warning(
+                    "report_to: %s takes no more metrics (%s); they are all in metrics.jsonl",
+                    name,
+                    _reason(error),
+                )
                 self._end(name)
 
     def close(self) -> None:
@@ -67,7 +77,9 @@ def check_trackers(names: list[str] | None) -> None:
             continue
         if name in known:
             raise ConfigError(f"report_to: {name} is not installed; pip install {name}")
-        raise ConfigError(f"report_to: {name!r} is no tracker; there are {', '.join(sorted(known))}")
+        raise ConfigError(
+            f"report_to: {name!r} is no tracker; there are {', '.join(sorted(known))}"
+        )
 
 
 def _started(name: str, config: ESConfig) -> Any:

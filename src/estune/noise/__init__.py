@@ -22,7 +22,9 @@ Backend = Literal["auto", "numpy", "numba", "torch", "triton"]
 Fill = Callable[[int, int, int, NDArray[np.float32]], None]
 
 
-def gaussian(seed: int, name: str, shape: Sequence[int], *, correlated: bool = False, backend: str = "auto") -> NDArray[np.float32]:
+def gaussian(
+    seed: int, name: str, shape: Sequence[int], *, correlated: bool = False, backend: str = "auto"
+) -> NDArray[np.float32]:
     """The noise ε of `seed` for the parameter `name`, as a new fp32 array of `shape`.
 
     ε depends on nothing but its arguments: every backend and every machine gives the same bits. With `correlated`
@@ -35,7 +37,9 @@ def gaussian(seed: int, name: str, shape: Sequence[int], *, correlated: bool = F
     if not hasattr(seed, "__index__") or not 0 <= index(seed) < 2**64:
         raise ConfigError(f"seed {seed!r} is not an integer from 0 to 2**64 - 1")
     try:
-        sides = (index(shape),) if hasattr(shape, "__index__") else tuple(index(side) for side in shape)
+        sides = (
+            (index(shape),) if hasattr(shape, "__index__") else tuple(index(side) for side in shape)
+        )
     except TypeError:
         raise ConfigError(f"shape {shape!r} is not made of integers") from None
     if any(side < 0 for side in sides):
@@ -90,7 +94,9 @@ def _triton() -> Fill:
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = torch.device("cpu") if kernels.INTERPRETED else found
     if device is None:
-        raise ConfigError("noise backend 'triton': there is no GPU here; choose auto, or set TRITON_INTERPRET=1 to try it, slowly")
+        raise ConfigError(
+            "noise backend 'triton': there is no GPU here; choose auto, or set TRITON_INTERPRET=1 to try it, slowly"
+        )
 
     def fill(seed: int, t: int, start: int, out: NDArray[np.float32]) -> None:
         out[:] = kernels.noise(seed, t, start, out.size, device).cpu().numpy()

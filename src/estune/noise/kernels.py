@@ -14,10 +14,15 @@ import torch
 from estune.noise.reference import table
 
 Finite = bool | torch.Tensor  # a tensor () on a device, so that nothing waits for it
-_TRITON = ("cuda", "xpu")  # torch's names for the kinds of device that it compiles for; ROCm's are called cuda, too
+_TRITON = (
+    "cuda",
+    "xpu",
+)  # torch's names for the kinds of device that it compiles for; ROCm's are called cuda, too
 
 
-def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor) -> Finite:
+def perturb(
+    theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor
+) -> Finite:
     """out ← rn(fl(θ + fl(scale·ε))) for elements start, start + 1, … of stream t; returns whether all is finite."""
     if backend := on_device(theta.device.type):
         finite: torch.Tensor = backend.perturb(theta, scale, seed, t, start, out)
@@ -34,7 +39,9 @@ def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, ou
     return bool(torch.isfinite(out.copy_(exact)).all())
 
 
-def update(theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: int, start: int) -> None:
+def update(
+    theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: int, start: int
+) -> None:
     """θ ← fl(θ + δ) with δ ← fl(δ + fl(cₙ·εₙ)) over the seeds in order, in place."""
     if backend := on_device(theta.device.type):
         backend.update(theta, coefficients, seeds, t, start)

@@ -22,7 +22,10 @@ _M0, _M1 = np.uint64(MULTIPLIERS[0]), np.uint64(MULTIPLIERS[1])
 _W0, _W1 = np.uint32(WEYL[0]), np.uint32(WEYL[1])
 _32, _16, _ONE = np.uint64(32), np.uint32(16), np.uint32(1)
 _HALF_BFLOAT16 = np.uint32(0x7FFF)  # just under half a unit in bf16's last place
-_INFINITE, _INFINITE_BFLOAT16 = np.uint32(0x7F800000), np.uint32(0x7F80)  # exponents of infinity and NaN
+_INFINITE, _INFINITE_BFLOAT16 = (
+    np.uint32(0x7F800000),
+    np.uint32(0x7F80),
+)  # exponents of infinity and NaN
 
 _jit: Any = nb.njit(nogil=True, cache=True)
 _inline: Any = nb.njit(nogil=True, cache=True, inline="always")
@@ -31,7 +34,11 @@ _inline: Any = nb.njit(nogil=True, cache=True, inline="always")
 @_jit
 def fill(seed, t, start, table, out):  # type: ignore[no-untyped-def]
     """out ← ε of elements start, start + 1, … of stream t; out (B,) fp32."""
-    halves, value, zeros = np.empty(_GROUP, np.uint16), np.empty(_CHUNK, np.float32), np.zeros(_CHUNK, np.float32)
+    halves, value, zeros = (
+        np.empty(_GROUP, np.uint16),
+        np.empty(_CHUNK, np.float32),
+        np.zeros(_CHUNK, np.float32),
+    )
     for position in range(-(start % BLOCK), out.size, _CHUNK):
         first, last = max(position, 0), min(position + _CHUNK, out.size)
         _add_noise(zeros, np.float32(1), seed, t, start + position, table, halves, value, out, last)
@@ -41,7 +48,11 @@ def fill(seed, t, start, table, out):  # type: ignore[no-untyped-def]
 @_jit
 def perturb_float32(theta, scale, seed, t, start, table, out):  # type: ignore[no-untyped-def]
     """out ← fl(θ + fl(scale·ε)); theta, out (B,) fp32. Returns whether all of it is finite."""
-    halves, padded, edge = np.empty(_GROUP, np.uint16), np.zeros(_CHUNK, np.float32), np.empty(_CHUNK, np.float32)
+    halves, padded, edge = (
+        np.empty(_GROUP, np.uint16),
+        np.zeros(_CHUNK, np.float32),
+        np.empty(_CHUNK, np.float32),
+    )
     worst = np.uint32(0)
     for position in range(-(start % BLOCK), theta.size, _CHUNK):
         first, last = max(position, 0), min(position + _CHUNK, theta.size)
@@ -59,13 +70,22 @@ def perturb_float32(theta, scale, seed, t, start, table, out):  # type: ignore[n
 @_jit
 def perturb_bfloat16(theta, scale, seed, t, start, table, out):  # type: ignore[no-untyped-def]
     """As `perturb_float32`, then rounded to nearest even in bf16; out (B,) holds its bits as uint16."""
-    halves, padded, edge = np.empty(_GROUP, np.uint16), np.zeros(_CHUNK, np.float32), np.empty(_CHUNK, np.uint16)
+    halves, padded, edge = (
+        np.empty(_GROUP, np.uint16),
+        np.zeros(_CHUNK, np.float32),
+        np.empty(_CHUNK, np.uint16),
+    )
     worst = np.uint32(0)
     for position in range(-(start % BLOCK), theta.size, _CHUNK):
         first, last = max(position, 0), min(position + _CHUNK, theta.size)
         source, here = _whole_chunk(theta, position, first, last, padded), out[first:last]
         target = here if here.size == _CHUNK else edge
-        worst = max(worst, _add_noise_bfloat16(source, scale, seed, t, start + position, table, halves, target, theta, last))
+        worst = max(
+            worst,
+            _add_noise_bfloat16(
+                source, scale, seed, t, start + position, table, halves, target, theta, last
+            ),
+        )
         if here.size < _CHUNK:
             here[:] = edge[first - position : last - position]
     return worst != _INFINITE_BFLOAT16
@@ -150,7 +170,12 @@ def _philox(seed, t, block, words):  # type: ignore[no-untyped-def]
     """The words of Philox blocks block, block + 1, …, four a block."""
     for b in range(_GROUP // BLOCK):
         counter = np.uint64(block + np.uint64(b))
-        c0, c1, c2, c3 = np.uint32(counter), np.uint32(counter >> _32), np.uint32(t), np.uint32(t >> _32)
+        c0, c1, c2, c3 = (
+            np.uint32(counter),
+            np.uint32(counter >> _32),
+            np.uint32(t),
+            np.uint32(t >> _32),
+        )
         k0, k1 = np.uint32(seed), np.uint32(seed >> _32)
         for _ in range(ROUNDS):
             c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)

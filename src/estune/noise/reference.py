@@ -63,7 +63,14 @@ def fill(seed: int, t: int, start: int, out: NDArray[np.float32]) -> None:
     """Write elements start, start + 1, … of stream `t` under `seed` into the flat array `out`."""
     first, last = start // BLOCK, -(-(start + out.size) // BLOCK)
     blocks = np.arange(first, last, dtype=np.uint64)  # (B,)
-    counter = np.stack([blocks & _LOW, blocks >> _32, np.full_like(blocks, t & 0xFFFFFFFF), np.full_like(blocks, t >> 32)])
+    counter = np.stack(
+        [
+            blocks & _LOW,
+            blocks >> _32,
+            np.full_like(blocks, t & 0xFFFFFFFF),
+            np.full_like(blocks, t >> 32),
+        ]
+    )
     words = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))  # (4, B)
     halves = np.stack([words & np.uint64(0xFFFF), words >> np.uint64(16)], axis=1)  # (4, 2, B)
     flat = halves.transpose(2, 0, 1).reshape(-1)  # (8·B,)

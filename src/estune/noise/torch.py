@@ -24,7 +24,9 @@ def noise(seed: int, t: int, start: int, size: int, device: torch.device) -> tor
     return _table(device)[halves[start - first * BLOCK :][:size]]
 
 
-def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor) -> torch.Tensor:
+def perturb(
+    theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor
+) -> torch.Tensor:
     """out ← fl(θ + fl(scale·ε)), rounded to out's dtype; both flat, on one device. Returns whether all is finite, ()."""
     finite = torch.ones((), dtype=torch.bool, device=theta.device)
     for part in _chunks(theta.numel()):
@@ -34,12 +36,16 @@ def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, ou
     return finite
 
 
-def update(theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: int, start: int) -> None:
+def update(
+    theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: int, start: int
+) -> None:
     """θ ← fl(θ + δ), δ ← fl(δ + fl(cₙ·εₙ)) over the seeds in order; theta flat, fp32, in place."""
     for part in _chunks(theta.numel()):
         delta = torch.zeros_like(theta[part])
         for seed, coefficient in zip(seeds, coefficients, strict=True):
-            delta += noise(seed, t, start + part.start, delta.numel(), theta.device).mul_(coefficient)
+            delta += noise(seed, t, start + part.start, delta.numel(), theta.device).mul_(
+                coefficient
+            )
         theta[part] += delta
 
 

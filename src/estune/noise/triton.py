@@ -32,7 +32,9 @@ def noise(seed: int, t: int, start: int, size: int, device: torch.device) -> tor
     return out
 
 
-def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor) -> torch.Tensor:
+def perturb(
+    theta: torch.Tensor, scale: float, seed: int, t: int, start: int, out: torch.Tensor
+) -> torch.Tensor:
     """out ← fl(θ + fl(scale·ε)), rounded to out's dtype; both flat, on one device. Returns whether all is finite, ()."""
     size = theta.numel()
     overflown = torch.zeros((), dtype=torch.int32, device=theta.device)
@@ -42,12 +44,23 @@ def perturb(theta: torch.Tensor, scale: float, seed: int, t: int, start: int, ou
     where = start // BLOCK, size, start % BLOCK
     with _current(theta.device):
         _perturb[_programs(start, size)](
-            theta, target, overflown, _table(theta.device), float(scale), *_words(seed), *_words(t), *where, _SIZE, **LAUNCH
+            theta,
+            target,
+            overflown,
+            _table(theta.device),
+            float(scale),
+            *_words(seed),
+            *_words(t),
+            *where,
+            _SIZE,
+            **LAUNCH,
         )
     return overflown == 0
 
 
-def update(theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: int, start: int) -> None:
+def update(
+    theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: int, start: int
+) -> None:
     """θ ← fl(θ + δ), δ ← fl(δ + fl(cₙ·εₙ)) over the seeds in order; theta flat, fp32, in place."""
     size, device = theta.numel(), theta.device
     if not size or not seeds:
@@ -55,13 +68,19 @@ def update(theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: 
     factors, keys = _members(tuple(coefficients), tuple(seeds), device)
     where = start // BLOCK, size, start % BLOCK
     with _current(device):
-        _update[_programs(start, size)](theta, _table(device), factors, keys, len(seeds), *_words(t), *where, _SIZE, **LAUNCH)
+        _update[_programs(start, size)](
+            theta, _table(device), factors, keys, len(seeds), *_words(t), *where, _SIZE, **LAUNCH
+        )
 
 
 @lru_cache(maxsize=1)
-def _members(coefficients: tuple[float, ...], seeds: tuple[int, ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def _members(
+    coefficients: tuple[float, ...], seeds: tuple[int, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Coefficients (N,) and keys (N, 2), on the device: kept, since each copy of them would wait for all that is queued there."""
-    keys = torch.tensor([_words(seed) for seed in seeds], dtype=torch.int64).to(torch.int32).to(device)
+    keys = (
+        torch.tensor([_words(seed) for seed in seeds], dtype=torch.int64).to(torch.int32).to(device)
+    )
     return torch.tensor(coefficients, dtype=torch.float32, device=device), keys
 
 
@@ -84,7 +103,21 @@ def _programs(start: int, size: int) -> tuple[int]:
 
 
 @triton.jit(do_not_specialize=["k0", "k1", "t0", "t1", "first"])  # type: ignore[untyped-decorator]
-def _perturb(theta, out, overflown, table, scale, k0, k1, t0, t1, first, size, SKIPPED: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _perturb(
+    theta,
+    out,
+    overflown,
+    table,
+    scale,
+    k0,
+    k1,
+    t0,
+    t1,
+    first,
+    size,
+    SKIPPED: tl.constexpr,
+    SIZE: tl.constexpr,
+):  # type: ignore[no-untyped-def]
     """The span begins with element SKIPPED < 8 of the block `first`; each SKIPPED is compiled anew, but spans of a centre have 0."""
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE) - SKIPPED
     there = (at >= 0) & (at < size)
@@ -104,7 +137,19 @@ def _perturb(theta, out, overflown, table, scale, k0, k1, t0, t1, first, size, S
 
 
 @triton.jit(do_not_specialize=["seeds", "t0", "t1", "first"])  # type: ignore[untyped-decorator]
-def _update(theta, table, factors, keys, seeds, t0, t1, first, size, SKIPPED: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+def _update(
+    theta,
+    table,
+    factors,
+    keys,
+    seeds,
+    t0,
+    t1,
+    first,
+    size,
+    SKIPPED: tl.constexpr,
+    SIZE: tl.constexpr,
+):  # type: ignore[no-untyped-def]
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE) - SKIPPED
     there = (at >= 0) & (at < size)
     delta = tl.zeros([SIZE], tl.float32)
@@ -120,7 +165,10 @@ def _halves(first, k0, k1, t0, t1, SIZE: tl.constexpr):  # type: ignore[no-untyp
     COUNT: tl.constexpr = SIZE // _BLOCK
     block = tl.cast(first, tl.int64) + tl.program_id(0).to(tl.int64) * COUNT + tl.arange(0, COUNT)
     c0, c1 = block.to(tl.uint32), (block >> 32).to(tl.uint32)
-    c2, c3 = tl.full([COUNT], 0, tl.uint32) + tl.cast(t0, tl.uint32), tl.full([COUNT], 0, tl.uint32) + tl.cast(t1, tl.uint32)
+    c2, c3 = (
+        tl.full([COUNT], 0, tl.uint32) + tl.cast(t0, tl.uint32),
+        tl.full([COUNT], 0, tl.uint32) + tl.cast(t1, tl.uint32),
+    )
     k0, k1 = tl.cast(k0, tl.uint32), tl.cast(k1, tl.uint32)
     for _ in tl.static_range(_ROUNDS):
         first0, second0 = c0, c2
@@ -129,6 +177,8 @@ def _halves(first, k0, k1, t0, t1, SIZE: tl.constexpr):  # type: ignore[no-untyp
         c2 = tl.umulhi(first0, tl.full([COUNT], _M0, tl.uint32)) ^ c3 ^ k1
         c3 = first0 * tl.full([COUNT], _M0, tl.uint32)
         k0, k1 = k0 + tl.full([], _W0, tl.uint32), k1 + tl.full([], _W1, tl.uint32)
-    low = tl.interleave(tl.interleave(c0 & 0xFFFF, c2 & 0xFFFF), tl.interleave(c1 & 0xFFFF, c3 & 0xFFFF))
+    low = tl.interleave(
+        tl.interleave(c0 & 0xFFFF, c2 & 0xFFFF), tl.interleave(c1 & 0xFFFF, c3 & 0xFFFF)
+    )
     high = tl.interleave(tl.interleave(c0 >> 16, c2 >> 16), tl.interleave(c1 >> 16, c3 >> 16))
     return tl.interleave(low, high)

@@ -30,11 +30,18 @@ class Call:
     shared: dict[str, Any]
     loggers: tuple[str, ...]  # which of log_extra and log_metric it takes
     count: int
-    seconds: float | None = None  # after which a function that bounds itself is done, whatever `reward_timeout` says
+    seconds: float | None = (
+        None  # after which a function that bounds itself is done, whatever `reward_timeout` says
+    )
 
     def singly(self) -> "list[Call]":
         """One call a completion."""
-        return [replace(self, columns={name: [values[i]] for name, values in self.columns.items()}, count=1) for i in range(self.count)]
+        return [
+            replace(
+                self, columns={name: [values[i]] for name, values in self.columns.items()}, count=1
+            )
+            for i in range(self.count)
+        ]
 
     def allowed(self, timeout: float) -> float:
         """Seconds that the call may take where `reward_timeout` is `timeout`."""
@@ -72,13 +79,19 @@ _NO_ALARM = (
 
 
 def answer(
-    function: Callable[..., Any], calls: Sequence[Call], loop: asyncio.AbstractEventLoop, limit: int, timeout: float
+    function: Callable[..., Any],
+    calls: Sequence[Call],
+    loop: asyncio.AbstractEventLoop,
+    limit: int,
+    timeout: float,
 ) -> list[Answer]:
     """Make `calls`, one after the other; where the function is async at most `limit` at a time, each for `timeout` seconds at most."""
     begun = [_begin(function, call) for call in calls]
     if any(inspect.isawaitable(result) for result, _ in begun):
         begun = loop.run_until_complete(_awaited(function, begun, limit, timeout))
-    return [_checked(result, call, logged) for (result, logged), call in zip(begun, calls, strict=True)]
+    return [
+        _checked(result, call, logged) for (result, logged), call in zip(begun, calls, strict=True)
+    ]
 
 
 def _begin(function: Callable[..., Any], call: Call) -> tuple[Any, Returned]:
@@ -89,8 +102,12 @@ def _begin(function: Callable[..., Any], call: Call) -> tuple[Any, Returned]:
         "log_metric": lambda name, value: logged.metrics.__setitem__(str(name), float(value)),
     }
     try:
-        return function(**call.columns, **call.shared, **{name: loggers[name] for name in call.loggers}), logged
-    except BaseException as error:  # sys.exit and KeyboardInterrupt too: a real Ctrl-C does not come here
+        return function(
+            **call.columns, **call.shared, **{name: loggers[name] for name in call.loggers}
+        ), logged
+    except (
+        BaseException
+    ) as error:  # sys.exit and KeyboardInterrupt too: a real Ctrl-C does not come here
         return failure_of(function, error), logged
 
 
@@ -127,9 +144,13 @@ def timed_out(timeout: float) -> Failure:
 
 def failure_of(function: Callable[..., Any], error: BaseException) -> Failure:
     """What `error`, which `function` raised, says, and in which of the user's own lines."""
-    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    lines = [
+        (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
     own = [(file, line) for file, line in lines if file == source(function)]
-    file, number = (own or lines or [("an unknown file", 0)])[-1]  # the user's own line, rather than one in a library that it called
+    file, number = (own or lines or [("an unknown file", 0)])[
+        -1
+    ]  # the user's own line, rather than one in a library that it called
     said = f"{clean(type(error).__name__)}: {_NO_ALARM}" if _needs_alarm(error) else _said(error)
     return Failure(f"raised {said} at {clean(file)}:{number}", _details(error))
 
@@ -141,7 +162,9 @@ def _said(error: BaseException) -> str:
 def _details(error: BaseException) -> str:
     try:
         return clean("".join(traceback.format_exception(error)))
-    except BaseException as another:  # the text of an exception is made by its own code, which can fail
+    except (
+        BaseException
+    ) as another:  # the text of an exception is made by its own code, which can fail
         return _said(another)
 
 
@@ -171,8 +194,13 @@ def _checked(result: Any, call: Call, logged: Returned) -> Answer:
         return Returned(_numbers(result, call.count), logged.metrics, logged.extra, overran)
     except _NotRewards as error:
         return Failure(f"returned {error}; {wanted}")
-    except BaseException as error:  # the value's own code, which runs when it is read, can raise anything
-        return Failure(f"returned {_shown(result)}, which cannot be read ({_said(error)}); {wanted}", _details(error))
+    except (
+        BaseException
+    ) as error:  # the value's own code, which runs when it is read, can raise anything
+        return Failure(
+            f"returned {_shown(result)}, which cannot be read ({_said(error)}); {wanted}",
+            _details(error),
+        )
 
 
 class _NotRewards(Exception):
@@ -187,13 +215,17 @@ def _numbers(values: Any, count: int) -> list[float]:
         raise _NotRewards(f"{len(values)} rewards for {count} completion{'s' * (count != 1)}")
     listed = list(islice(_by_position(values), count))
     if len(listed) != count:
-        raise _NotRewards(f"a {type(values).__name__} that says that it has {count} rewards and has {len(listed)}")
+        raise _NotRewards(
+            f"a {type(values).__name__} that says that it has {count} rewards and has {len(listed)}"
+        )
     return [_number(i, value) for i, value in enumerate(listed)]
 
 
 def is_list(values: Any) -> bool:
     """Whether `values` is a list, an array or anything else with one value after the other."""
-    single = isinstance(values, (str, bytes, Mapping)) or getattr(values, "ndim", 1) == 0  # ndim: of an array or a tensor
+    single = (
+        isinstance(values, (str, bytes, Mapping)) or getattr(values, "ndim", 1) == 0
+    )  # ndim: of an array or a tensor
     return not single and hasattr(values, "__len__") and hasattr(values, "__getitem__")
 
 

@@ -54,9 +54,14 @@ def code_reward(
     Raises:
         RewardError: this machine has no sandbox, or a row has no tests.
     """
-    jobs = [(program_in(_text(one)), _tests(given, row)) for row, (one, given) in enumerate(zip(completions, tests, strict=True))]
+    jobs = [
+        (program_in(_text(one)), _tests(given, row))
+        for row, (one, given) in enumerate(zip(completions, tests, strict=True))
+    ]
     unlocked = unlocked or os.environ.get(UNLOCKED) == "1"
-    of_one = partial(grade, seconds=seconds, sandbox=sandboxes.unlocked() if unlocked else sandboxes.proven())
+    of_one = partial(
+        grade, seconds=seconds, sandbox=sandboxes.unlocked() if unlocked else sandboxes.proven()
+    )
     with ThreadPoolExecutor(cores()) as threads:
         grades: list[Grade] = list(threads.map(lambda job: of_one(*job), jobs))
     if log_metric is not None and grades:
@@ -82,10 +87,19 @@ def _tests(given: Any, row: int) -> list[str | Mapping[str, Any]]:
     try:
         listed = _listed(given)
     except (ValueError, RecursionError) as error:
-        raise RewardError(f"code_reward: completion {row}: its tests are no JSON ({error}); give a list") from None
+        raise RewardError(
+            f"code_reward: completion {row}: its tests are no JSON ({error}); give a list"
+        ) from None
     if not listed:
-        raise RewardError(f"code_reward: completion {row} has no tests; give a list of asserts, or of inputs and outputs")
+        raise RewardError(
+            f"code_reward: completion {row} has no tests; give a list of asserts, or of inputs and outputs"
+        )
     tests = list(listed) if isinstance(listed, Sequence) and not isinstance(listed, str) else []
-    if not tests or not all(isinstance(test, str) or (isinstance(test, Mapping) and {"input", "output"} <= set(test)) for test in tests):
-        raise RewardError(f"code_reward: completion {row}: its tests must be a list, of asserts or of inputs and outputs")
+    if not tests or not all(
+        isinstance(test, str) or (isinstance(test, Mapping) and {"input", "output"} <= set(test))
+        for test in tests
+    ):
+        raise RewardError(
+            f"code_reward: completion {row}: its tests must be a list, of asserts or of inputs and outputs"
+        )
     return tests

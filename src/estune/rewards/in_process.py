@@ -39,10 +39,14 @@ class Here:
     async def _ask(self, calls: list[Call]) -> list[Answer]:
         if self._queue is None:
             self._queue = queue.SimpleQueue()
-            threading.Thread(target=self._serve, args=[self._queue], name="estune-reward", daemon=True).start()
+            threading.Thread(
+                target=self._serve, args=[self._queue], name="estune-reward", daemon=True
+            ).start()
         done: Future[list[Answer]] = Future()
         self._queue.put((calls, done))
-        seconds = max(call.allowed(self._timeout) for call in calls) * -(-len(calls) // self._concurrency)
+        seconds = max(call.allowed(self._timeout) for call in calls) * -(
+            -len(calls) // self._concurrency
+        )
         waiting = asyncio.wrap_future(done)
         if not await done_within(waiting, seconds):
             self._queue = None
@@ -54,7 +58,11 @@ class Here:
         while (request := requests.get()) is not None:
             calls, done = request
             try:
-                done.set_result(answer(self._function, calls, loop, limit=self._concurrency, timeout=self._timeout))
+                done.set_result(
+                    answer(
+                        self._function, calls, loop, limit=self._concurrency, timeout=self._timeout
+                    )
+                )
             except BaseException as error:  # such as SystemExit in an async function, which ends the loop that waits for it
                 done.set_result([failure_of(self._function, error)] * len(calls))
         loop.close()

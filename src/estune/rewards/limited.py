@@ -83,7 +83,12 @@ class Limited:
             return self._process
         self._end()
         program = _PROGRAM.format(path=sys.path, made_by=self._made_by, seconds=self._seconds)
-        self._process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
         atexit.register(self._end)
         outcome, why = json.loads(_line(self._process.stdout) or '["refused", "its process ended"]')
         if outcome == "refused":

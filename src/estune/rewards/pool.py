@@ -66,7 +66,9 @@ class Outcome:
 class Pool:
     """Calls `functions`, known by their index, under `limits`."""
 
-    def __init__(self, functions: Sequence[Callable[..., Any]], names: Sequence[str], limits: Limits) -> None:
+    def __init__(
+        self, functions: Sequence[Callable[..., Any]], names: Sequence[str], limits: Limits
+    ) -> None:
         self._functions, self._names, self._limits = functions, names, limits
         self._portable: dict[int, bytes] = {}
         self._here: dict[int, Here] = {}
@@ -101,7 +103,9 @@ class Pool:
             self._seats = asyncio.Semaphore(max(1, self._limits.scorers))
             self._placing = asyncio.Lock()
             # A thread that lives as long as the scorers do: they end with the thread that started them.
-            self._thread = threading.Thread(target=_run, args=[self._loop], name="estune-rewards", daemon=True)
+            self._thread = threading.Thread(
+                target=_run, args=[self._loop], name="estune-rewards", daemon=True
+            )
             self._thread.start()
             self._forgotten = weakref.finalize(self, _wind_up_soon, self._loop, self._scorers)
 
@@ -111,7 +115,9 @@ class Pool:
             if isinstance(whole, Returned):
                 return Outcome(whole.values, {}, whole.metrics, whole.extra, whole.overran)
             if strict:
-                raise RewardError(f"reward function {self._names[index]} {whole.reason}; mend it and resume the run")
+                raise RewardError(
+                    f"reward function {self._names[index]} {whole.reason}; mend it and resume the run"
+                )
             if call.count == 1:
                 return _merged([whole])
             self._call_singly(index, whole)
@@ -119,7 +125,11 @@ class Pool:
 
     def _call_singly(self, index: int, why: Failure) -> None:
         if index not in self._singly:
-            logger.warning("reward function %s %s; from now on it is called once a completion", self._names[index], why.reason)
+            logger.warning(
+                "reward function %s %s; from now on it is called once a completion",
+                self._names[index],
+                why.reason,
+            )
         self._singly.add(index)
 
     async def _one_by_one(self, index: int, calls: list[Call]) -> list[Answer]:
@@ -127,7 +137,11 @@ class Pool:
             answers = await self._ask(index, calls)
             if any(isinstance(one, Returned) for one in answers):
                 return answers
-        return [one for answers in await asyncio.gather(*(self._ask(index, [call]) for call in calls)) for one in answers]
+        return [
+            one
+            for answers in await asyncio.gather(*(self._ask(index, [call]) for call in calls))
+            for one in answers
+        ]
 
     async def _ask(self, index: int, calls: list[Call]) -> list[Answer]:
         async with self._placing:
@@ -143,7 +157,11 @@ class Pool:
 
     def _place(self, index: int) -> None:
         if self._limits.scorers == 0:
-            self._here[index] = Here(self._functions[index], timeout=self._limits.timeout, concurrency=self._limits.concurrency)
+            self._here[index] = Here(
+                self._functions[index],
+                timeout=self._limits.timeout,
+                concurrency=self._limits.concurrency,
+            )
         elif isinstance(found := portable(self._functions[index]), bytes):
             self._portable[index] = found
         else:
@@ -151,9 +169,22 @@ class Pool:
 
     def _stay(self, index: int, why: str) -> None:
         if index not in self._here:
-            limits = "; math-verify's own time limits fail there, so turn them off" if "math_verify" in sys.modules else ""
-            logger.info("reward function %s is called in this process, where it can't be killed: %s%s", self._names[index], why, limits)
-            self._here[index] = Here(self._functions[index], timeout=self._limits.timeout, concurrency=self._limits.concurrency)
+            limits = (
+                "; math-verify's own time limits fail there, so turn them off"
+                if "math_verify" in sys.modules
+                else ""
+            )
+            logger.info(
+                "reward function %s is called in this process, where it can't be killed: %s%s",
+                self._names[index],
+                why,
+                limits,
+            )
+            self._here[index] = Here(
+                self._functions[index],
+                timeout=self._limits.timeout,
+                concurrency=self._limits.concurrency,
+            )
         self._portable.pop(index, None)
 
     async def _elsewhere(self, index: int, calls: list[Call]) -> list[Answer]:
@@ -171,7 +202,11 @@ class Pool:
 
     def _setup(self) -> Setup:
         limits = self._limits
-        memory = psutil.virtual_memory().total // 4 if limits.memory is None else int(limits.memory * 2**30)
+        memory = (
+            psutil.virtual_memory().total // 4
+            if limits.memory is None
+            else int(limits.memory * 2**30)
+        )
         return Setup(memory, limits.timeout, cores(), limits.concurrency)
 
 
@@ -181,11 +216,15 @@ def _merged(answers: Sequence[Answer]) -> Outcome:
     failures = {i: one for i, one in enumerate(answers) if isinstance(one, Failure)}
     returned = [one for one in answers if isinstance(one, Returned)]
     names = sorted({name for one in returned for name in one.metrics})
-    logged = {name: [one.metrics[name] for one in returned if name in one.metrics] for name in names}
+    logged = {
+        name: [one.metrics[name] for one in returned if name in one.metrics] for name in names
+    }
     columns = sorted({name for one in returned for name in one.extra})
     extra = {name: [_first(one, name) for one in answers] for name in columns}
     overran = sum(one.overran for one in returned)
-    return Outcome(values, failures, {name: _average(found) for name, found in logged.items()}, extra, overran)
+    return Outcome(
+        values, failures, {name: _average(found) for name, found in logged.items()}, extra, overran
+    )
 
 
 def _average(numbers: Sequence[float]) -> float:
@@ -193,9 +232,15 @@ def _average(numbers: Sequence[float]) -> float:
 
 
 def _is_async(function: Any) -> bool:
-    while inner := getattr(function, "func", None) or getattr(function, "function", None) or getattr(function, "__wrapped__", None):
+    while (
+        inner := getattr(function, "func", None)
+        or getattr(function, "function", None)
+        or getattr(function, "__wrapped__", None)
+    ):
         function = inner  # of a partial, a mixture's task, a decorator
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)
+    )  # noqa: B004
 
 
 def _first(answer: Answer, column: str) -> Any:
@@ -207,7 +252,11 @@ def _located(answer: Answer, function: Callable[..., Any]) -> Answer:
     if not isinstance(answer, Failure):
         return answer
     place = source(function) or "an unknown file"
-    return replace(answer, reason=answer.reason.replace(_BY_VALUE, place), details=answer.details.replace(_BY_VALUE, place))
+    return replace(
+        answer,
+        reason=answer.reason.replace(_BY_VALUE, place),
+        details=answer.details.replace(_BY_VALUE, place),
+    )
 
 
 def _wind_up_soon(loop: asyncio.AbstractEventLoop, scorers: set[Scorer]) -> None:

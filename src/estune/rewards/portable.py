@@ -19,7 +19,20 @@ import cloudpickle
 from estune.common.visible import one_line
 
 # What does not change, or is the same in every process.
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, range, Fraction, Decimal, re.Pattern, PurePath)
+_PLAIN = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    range,
+    Fraction,
+    Decimal,
+    re.Pattern,
+    PurePath,
+)
 _CONSTANTS = (*_PLAIN, type, types.ModuleType, types.BuiltinFunctionType)
 
 
@@ -28,10 +41,14 @@ def portable(function: Callable[..., Any]) -> bytes | str:
     if kept := _mutable(function, set()):
         return f"it keeps {kept}"
     try:
-        data: bytes = cloudpickle.dumps(function)  # by value where it is a lambda, a closure, or of a script or notebook
+        data: bytes = cloudpickle.dumps(
+            function
+        )  # by value where it is a lambda, a closure, or of a script or notebook
         return data
     except Exception as error:  # whatever the objects that it refers to raise when they are pickled
-        return f"it cannot be sent to another process ({type(error).__name__}: {one_line(error, 120)})"
+        return (
+            f"it cannot be sent to another process ({type(error).__name__}: {one_line(error, 120)})"
+        )
 
 
 def _mutable(thing: Any, seen: set[int]) -> str:
@@ -64,5 +81,9 @@ def _cells(function: types.FunctionType) -> list[Any]:
         except ValueError:  # not yet assigned
             continue
     if function.__module__ == "__main__":
-        cells += [function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__]
+        cells += [
+            function.__globals__[name]
+            for name in function.__code__.co_names
+            if name in function.__globals__
+        ]
     return cells

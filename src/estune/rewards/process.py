@@ -26,7 +26,9 @@ logger = logging.getLogger(__name__)
 _START = 120  # seconds that a scorer may take to start and to import a function's module
 _LOOK = 1.0  # seconds between looks at the memory of a scorer that is busy
 _HEARD = 64 << 10  # bytes that are shown of what a scorer prints
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from estune.rewards.scorer import main; main({parent})"
+_PROGRAM = (
+    "import sys; sys.path[:] = {path!r}; from estune.rewards.scorer import main; main({parent})"
+)
 
 
 class Refused(Exception):
@@ -70,7 +72,9 @@ class Scorer:
         try:
             frame = cloudpickle.dumps(Request(index, None, [_light(call) for call in calls]))
         except Exception as error:  # a column of something that cannot be pickled; cloudpickle sends classes of the user's script, too
-            raise Refused(f"its arguments cannot be sent ({type(error).__name__}: {one_line(error, 200)})") from None
+            raise Refused(
+                f"its arguments cannot be sent ({type(error).__name__}: {one_line(error, 200)})"
+            ) from None
         seconds = max(call.allowed(self._setup.timeout) for call in calls)
         response = await self._exchange(frame, seconds * -(-len(calls) // self._setup.concurrency))
         if isinstance(response, Failure):
@@ -83,7 +87,11 @@ class Scorer:
         """Have it load a function, which may import much, before any time is counted."""
         response = await self._exchange(pickle.dumps(Request(index, function, [])), _START)
         if isinstance(response, Failure) or response.refused:
-            why = f"it did not load within {_START} s" if isinstance(response, Failure) else response.refused
+            why = (
+                f"it did not load within {_START} s"
+                if isinstance(response, Failure)
+                else response.refused
+            )
             raise Refused(f"it cannot be loaded in another process ({why})")
         self._has.add(index)
 
@@ -111,13 +119,17 @@ class Scorer:
         await self.end()
         return failure or Failure(f"ended the process that it was called in ({status})")
 
-    async def _watched(self, asked: "asyncio.Future[Response | Failure]", seconds: float) -> Failure | None:
+    async def _watched(
+        self, asked: "asyncio.Future[Response | Failure]", seconds: float
+    ) -> Failure | None:
         """Wait for `asked`; a Failure when it has to be given up."""
         while seconds > 0:
             if await done_within(asked, min(seconds, _LOOK)):
                 return None
             if usage(self._process.pid, self._setup.memory).memory > self._setup.memory:
-                return Failure(f"took more than {self._setup.memory / 2**30:.3g} GiB of memory with its children (reward_memory)")
+                return Failure(
+                    f"took more than {self._setup.memory / 2**30:.3g} GiB of memory with its children (reward_memory)"
+                )
             seconds -= _LOOK
         return timed_out(self._setup.timeout)
 
@@ -129,7 +141,9 @@ class Scorer:
         try:
             response: Response = pickle.loads(data)
         except BaseException as error:  # what the function logged runs its own code when it is read
-            return Failure(f"logged something that cannot be received ({type(error).__name__}: {one_line(error, 200)})")
+            return Failure(
+                f"logged something that cannot be received ({type(error).__name__}: {one_line(error, 200)})"
+            )
         return response
 
     async def _send(self, frame: bytes) -> None:
@@ -141,13 +155,18 @@ class Scorer:
     async def _hear(self) -> None:
         """Show what functions print, up to a limit, and take the rest off their hands."""
         assert self._process.stderr is not None
-        heard, text = 0, codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in two reads
+        heard, text = (
+            0,
+            codecs.getincrementaldecoder("utf-8")("replace"),
+        )  # a character may come in two reads
         while data := await self._process.stderr.read(1 << 16):
             if heard < _HEARD:
                 print(clean(text.decode(data[: _HEARD - heard])), end="", file=sys.stderr)
                 heard += len(data)
                 if heard >= _HEARD:
-                    logger.warning("a reward function prints much; no more of it is shown from this process")
+                    logger.warning(
+                        "a reward function prints much; no more of it is shown from this process"
+                    )
 
 
 def _light(call: Call) -> Call:

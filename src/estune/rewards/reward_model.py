@@ -30,27 +30,48 @@ class RewardModel:
         try:
             folder = resolve(source)
         except EstuneError as error:
-            raise ConfigError(f"reward_funcs: {source} cannot be loaded as a reward model ({error})") from error
-        never = {"use_safetensors": True, "trust_remote_code": False}  # neither a pickle nor code of its own, and no question
+            raise ConfigError(
+                f"reward_funcs: {source} cannot be loaded as a reward model ({error})"
+            ) from error
+        never = {
+            "use_safetensors": True,
+            "trust_remote_code": False,
+        }  # neither a pickle nor code of its own, and no question
         with guarded(ConfigError, f"reward_funcs: {source} cannot be loaded as a reward model"):
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = AutoModelForSequenceClassification.from_pretrained(folder, **never)
         if model.config.num_labels != 1:
-            raise ConfigError(f"reward_funcs: {source} has {model.config.num_labels} labels; a reward model has one")
+            raise ConfigError(
+                f"reward_funcs: {source} has {model.config.num_labels} labels; a reward model has one"
+            )
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         model.config.pad_token_id = self._tokenizer.pad_token_id
         self._model = model.to(default_device()).eval()
 
     @torch.inference_mode()
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
-        texts = [self._joined(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        return [reward for start in range(0, len(texts), _BATCH) for reward in self._rewards(texts[start : start + _BATCH])]
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
+    ) -> list[float]:
+        texts = [
+            self._joined(prompt, completion)
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        return [
+            reward
+            for start in range(0, len(texts), _BATCH)
+            for reward in self._rewards(texts[start : start + _BATCH])
+        ]
 
     def _rewards(self, texts: list[str]) -> list[float]:
-        inputs = self._tokenizer(texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False)
+        inputs = self._tokenizer(
+            texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
+        )
         device = self._model.device
-        logits = self._model(input_ids=inputs["input_ids"].to(device), attention_mask=inputs["attention_mask"].to(device)).logits  # (B, 1)
+        logits = self._model(
+            input_ids=inputs["input_ids"].to(device),
+            attention_mask=inputs["attention_mask"].to(device),
+        ).logits  # (B, 1)
         return [float(value) for value in logits[:, 0].float().cpu()]
 
     def _joined(self, prompt: Any, completion: Any) -> str:

@@ -73,7 +73,12 @@ def main(parent: int) -> None:
             _write(responses, pickle.dumps(Response([Failure(said)] * len(response.answers))))
 
 
-def _respond(request: Request, functions: dict[int, Callable[..., Any]], setup: Setup, loop: asyncio.AbstractEventLoop) -> Response:
+def _respond(
+    request: Request,
+    functions: dict[int, Callable[..., Any]],
+    setup: Setup,
+    loop: asyncio.AbstractEventLoop,
+) -> Response:
     if request.function is not None:
         try:
             functions[request.index] = pickle.loads(request.function)
@@ -81,7 +86,13 @@ def _respond(request: Request, functions: dict[int, Callable[..., Any]], setup: 
             return Response([], refused=f"{type(error).__name__}: {one_line(error, 200)}")
     _allow(setup)
     with _place_kept():
-        answers = answer(functions[request.index], request.calls, loop, limit=setup.concurrency, timeout=setup.timeout)
+        answers = answer(
+            functions[request.index],
+            request.calls,
+            loop,
+            limit=setup.concurrency,
+            timeout=setup.timeout,
+        )
     return Response(answers, worn=threading.active_count() + _children() > _LEFT_BEHIND)
 
 

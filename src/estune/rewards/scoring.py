@@ -21,7 +21,14 @@ from estune.config import ESConfig
 from estune.errors import ConfigError, RewardError
 from estune.rewards import weighted_sum
 from estune.rewards.call import Call, Failure
-from estune.rewards.functions import NOT_PASSED, OFFERED, RewardFunc, accepted, check_parameters, reward_name
+from estune.rewards.functions import (
+    NOT_PASSED,
+    OFFERED,
+    RewardFunc,
+    accepted,
+    check_parameters,
+    reward_name,
+)
 from estune.rewards.limits import own_limit
 from estune.rewards.pool import Limits, Outcome, Pool
 
@@ -85,16 +92,23 @@ class Pending:
         """
         found = [outcome.result() for outcome in self.outcomes]
         names = self.rewards.names
-        by_function = {name: np.array(outcome.values, np.float64) for name, outcome in zip(names, found, strict=True)}
+        by_function = {
+            name: np.array(outcome.values, np.float64)
+            for name, outcome in zip(names, found, strict=True)
+        }
         metrics = {name: value for outcome in found for name, value in outcome.metrics.items()}
         extra = {name: values for outcome in found for name, values in outcome.extra.items()}
         by_function, beyond = weighted_sum.within_range(by_function, self.rewards.weights)
         by_name = zip(names, found, strict=True)
-        failures = {name: failed for name, one in by_name if (failed := one.failures | beyond[name])}
+        failures = {
+            name: failed for name, one in by_name if (failed := one.failures | beyond[name])
+        }
         if self.strict and failures:
             raise _raised(failures)
         overran = sum(outcome.overran for outcome in found)
-        return Scores(self.rewards.weighted(by_function), by_function, metrics, extra, failures, overran)
+        return Scores(
+            self.rewards.weighted(by_function), by_function, metrics, extra, failures, overran
+        )
 
 
 class Rewards:
@@ -119,7 +133,9 @@ class Rewards:
         on_error: OnError = "lowest",
     ) -> None:
         if weights is not None and len(weights) != len(functions):
-            raise ConfigError(f"reward_weights: {len(weights)} weights for {len(functions)} reward functions")
+            raise ConfigError(
+                f"reward_weights: {len(weights)} weights for {len(functions)} reward functions"
+            )
         self.functions = list(functions)
         self.weights = list(weights) if weights is not None else [1.0] * len(functions)
         self.names = _unlike([reward_name(function) for function in functions])
@@ -129,28 +145,54 @@ class Rewards:
     @classmethod
     def of(cls, functions: Sequence[RewardFunc], config: ESConfig) -> "Rewards":
         """`functions` with the weights and limits of `config`. Raises ConfigError."""
-        limits = Limits(config.reward_workers, config.reward_timeout, config.reward_memory, config.reward_concurrency)
+        limits = Limits(
+            config.reward_workers,
+            config.reward_timeout,
+            config.reward_memory,
+            config.reward_concurrency,
+        )
         return cls(functions, config.reward_weights, limits, config.on_reward_error)
 
     def check(self, columns: Sequence[str]) -> None:
         """Check every function's parameters against the dataset's columns; raises RewardError."""
         if hidden := [name for name in columns if name in (*OFFERED, "self")]:
-            logger.warning("the dataset's column %r does not reach reward functions, which get something else by that name", hidden[0])
+            logger.warning(
+                "the dataset's column %r does not reach reward functions, which get something else by that name",
+                hidden[0],
+            )
         for function in self.functions:
             check_parameters(function, [name for name in columns if name not in NOT_PASSED])
 
-    def submit(self, rows: Sequence[Row], completions: Sequence[Completion], state: Any = None, *, first: bool = False) -> Pending:
+    def submit(
+        self,
+        rows: Sequence[Row],
+        completions: Sequence[Completion],
+        state: Any = None,
+        *,
+        first: bool = False,
+    ) -> Pending:
         """Begin to score the completions that answer `rows`. In the `first` batch a failure is a bug, and raised."""
         strict = self._on_error == "raise" or (first and self._on_error == "lowest")
         keywords = _columns(rows, completions)
         calls = [_call(function, keywords, len(rows), state) for function in self.functions]
-        return Pending([self._pool.submit(index, call, strict=strict) for index, call in enumerate(calls)], self, strict)
+        return Pending(
+            [self._pool.submit(index, call, strict=strict) for index, call in enumerate(calls)],
+            self,
+            strict,
+        )
 
     def none(self, count: int) -> Scores:
         """The scores of a member that is left out: none for any of its `count` completions."""
         return Scores(np.full(count, np.nan), {name: np.full(count, np.nan) for name in self.names})
 
-    def score(self, rows: Sequence[Row], completions: Sequence[Completion], state: Any = None, *, first: bool = True) -> Scores:
+    def score(
+        self,
+        rows: Sequence[Row],
+        completions: Sequence[Completion],
+        state: Any = None,
+        *,
+        first: bool = True,
+    ) -> Scores:
         """Score completions by themselves.
 
         Raises:
@@ -162,7 +204,9 @@ class Rewards:
         """Give the completions at which functions failed what they count, which depends on all that are scored with them."""
         if not any(score.failures for score in scores):
             return list(scores)
-        lowest = {name: _lowest([score.by_function[name] for score in scores]) for name in self.names}
+        lowest = {
+            name: _lowest([score.by_function[name] for score in scores]) for name in self.names
+        }
         return [self._settled(score, lowest) for score in scores]
 
     def weighted(self, by_function: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -176,7 +220,9 @@ class Rewards:
     def _settled(self, scores: Scores, lowest: dict[str, float]) -> Scores:
         by_function = {name: values.copy() for name, values in scores.by_function.items()}
         for name, failures in scores.failures.items():
-            by_function[name][list(failures)] = {"lowest": lowest[name], "zero": 0.0}.get(self._on_error, math.nan)
+            by_function[name][list(failures)] = {"lowest": lowest[name], "zero": 0.0}.get(
+                self._on_error, math.nan
+            )
         total = self.weighted(by_function)
         lost = sorted({i for failures in scores.failures.values() for i in failures})
         if self._on_error == "drop":
@@ -188,7 +234,9 @@ class Rewards:
 
 def _raised(failures: dict[str, dict[int, Failure]]) -> RewardError:
     name, failed = next(iter(failures.items()))
-    return RewardError(f"reward function {name} {failed[min(failed)].reason}; mend it and resume the run")
+    return RewardError(
+        f"reward function {name} {failed[min(failed)].reason}; mend it and resume the run"
+    )
 
 
 def _lowest(values: Sequence[NDArray[np.float64]]) -> float:
@@ -200,19 +248,25 @@ def _lowest(values: Sequence[NDArray[np.float64]]) -> float:
 def _columns(rows: Sequence[Row], completions: Sequence[Completion]) -> dict[str, list[Any]]:
     """What has one value a completion."""
     texts = [completion.text for completion in completions]
-    conversational = [not isinstance(prompt := row.get("prompt", ""), str) and not is_token_ids(prompt) for row in rows]
+    conversational = [
+        not isinstance(prompt := row.get("prompt", ""), str) and not is_token_ids(prompt)
+        for row in rows
+    ]
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in NOT_PASSED}
     return columns | {
         "prompts": [row.get("prompt") for row in rows],
         "completions": [
-            [{"role": "assistant", "content": text}] if chat else text for text, chat in zip(texts, conversational, strict=True)
+            [{"role": "assistant", "content": text}] if chat else text
+            for text, chat in zip(texts, conversational, strict=True)
         ],
         "completion_ids": [completion.ids for completion in completions],
     }
 
 
 def _call(function: RewardFunc, columns: dict[str, list[Any]], count: int, state: Any) -> Call:
-    taken = accepted(function, columns | {"trainer_state": None, "log_extra": None, "log_metric": None})
+    taken = accepted(
+        function, columns | {"trainer_state": None, "log_extra": None, "log_metric": None}
+    )
     shared = {"trainer_state": state} if "trainer_state" in taken else {}
     loggers = tuple(name for name in ("log_extra", "log_metric") if name in taken)
     given = {name: values for name, values in columns.items() if name in taken}

@@ -24,7 +24,9 @@ def weighted(by_function: ByFunction, weights: Sequence[float]) -> Array:
     return total
 
 
-def within_range(by_function: ByFunction, weights: Sequence[float]) -> tuple[dict[str, Array], dict[str, dict[int, Failure]]]:
+def within_range(
+    by_function: ByFunction, weights: Sequence[float]
+) -> tuple[dict[str, Array], dict[str, dict[int, Failure]]]:
     """The rewards without those that make a sum too large, which are failures of their functions."""
     kept = {name: values.copy() for name, values in by_function.items()}
     failures: dict[str, dict[int, Failure]] = {name: {} for name in by_function}
@@ -51,5 +53,8 @@ def _sums(by_function: ByFunction, weights: Sequence[float]) -> Array:
 def _largest(by_function: ByFunction, weights: Sequence[float], index: int) -> str:
     """The function that has the largest part in the sum of a completion."""
     with np.errstate(over="ignore"):
-        parts = [abs(values[index] * weight) for values, weight in zip(by_function.values(), weights, strict=True)]
+        parts = [
+            abs(values[index] * weight)
+            for values, weight in zip(by_function.values(), weights, strict=True)
+        ]
     return list(by_function)[int(np.nanargmax(parts))]

@@ -18,7 +18,14 @@ def distance(before: float, coefficients: Sequence[float], decay: float = 0.0) -
 
 def travelled(steps: Sequence[Step]) -> float:
     """The distance after `steps`; each knows it, but for those that an older version wrote down."""
-    known = next((i for i in range(len(steps), 0, -1) if "es/distance" in steps[i - 1].notes.get("metrics", {})), 0)
+    known = next(
+        (
+            i
+            for i in range(len(steps), 0, -1)
+            if "es/distance" in steps[i - 1].notes.get("metrics", {})
+        ),
+        0,
+    )
     far = steps[known - 1].notes["metrics"]["es/distance"] if known else 0.0
     for step in steps[known:]:
         far = distance(far, step.coefficients, step.decay or 0.0)

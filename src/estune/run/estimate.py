@@ -26,7 +26,9 @@ _CUDA = 600 * _MIB  # of a GPU: its context and the libraries' kernels
 _ACTIVATIONS = 34  # bytes a token, layer and hidden number in 16 bits (Korthikanti et al. 2022, https://arxiv.org/abs/2205.05198)
 _LOGITS = 3  # copies of the logits in fp32 that a policy gradient's step holds
 _RL_BATCH = 8  # completions whose gradients are taken at a time, TRL's default
-OVERHEAD = 0.03  # of generating: loading, updating and scoring, as measured on two cores (docs/log.md)
+OVERHEAD = (
+    0.03  # of generating: loading, updating and scoring, as measured on two cores (docs/log.md)
+)
 
 
 @dataclass(frozen=True)
@@ -71,38 +73,63 @@ def shape_of(model: str, config: ESConfig, revision: str | None = None) -> Shape
     from estune.theta.checkpoint import resolve
 
     path, trusted = Path(model), config.trust_remote_code
-    folder = path.parent if path.name == "config.json" else resolve(model, revision, trust_remote_code=trusted, weights=False)
+    folder = (
+        path.parent
+        if path.name == "config.json"
+        else resolve(model, revision, trust_remote_code=trusted, weights=False)
+    )
     with guarded(ModelError, f"{model}: its config cannot be had", "or give --parameters"):
         found = transformers().AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         with torch.device("meta"):
-            empty = transformers().AutoModelForCausalLM.from_config(found, trust_remote_code=trusted)
+            empty = transformers().AutoModelForCausalLM.from_config(
+                found, trust_remote_code=trusted
+            )
         empty.tie_weights()
     sizes = {name: parameter.numel() for name, parameter in empty.named_parameters()}
     patterns = config.target_parameters
     tuned = sum(size for name, size in sizes.items() if patterns is None or matches(patterns, name))
     text = found.get_text_config()
     stored = (found.dtype or torch.float32).itemsize
-    return Shape(sum(sizes.values()), tuned, text.num_hidden_layers, text.hidden_size, _cached(text), text.vocab_size, stored)
+    return Shape(
+        sum(sizes.values()),
+        tuned,
+        text.num_hidden_layers,
+        text.hidden_size,
+        _cached(text),
+        text.vocab_size,
+        stored,
+    )
 
 
 def shape_like(parameters: float) -> Shape:
     """Of an imagined model of so many parameters: 128 hidden numbers a layer, 12·width² parameters in each, as such models
     have, a quarter as many keys and values, a vocabulary of 128,000."""
     layers = max(1, round((parameters / (12 * 128**2)) ** (1 / 3)))
-    return Shape(int(parameters), int(parameters), layers, 128 * layers, 128 * layers // 2, 128_000, 2)
+    return Shape(
+        int(parameters), int(parameters), layers, 128 * layers, 128 * layers // 2, 128_000, 2
+    )
 
 
 def es_here(shape: Shape, config: ESConfig, work: Work, itemsize: int) -> Parts:
     """Memory of a run on a machine without a GPU, one engine."""
-    parts = {"libraries": _LIBRARIES, "θ, fp32": 4 * shape.tuned, "weights": itemsize * shape.parameters}
+    parts = {
+        "libraries": _LIBRARIES,
+        "θ, fp32": 4 * shape.tuned,
+        "weights": itemsize * shape.parameters,
+    }
     if config.engine == "vllm":
         parts |= {
             "cache": (config.engine_kwargs or {}).get("kv_cache_memory_bytes", _VLLM_CACHE),
             "vLLM": _VLLM + int(_VLLM_CHECK * 4 * shape.tuned),
         }
         return parts
-    cache, generating = _cache(shape, config, work, itemsize), _GENERATING + _logits(shape, config, work, itemsize)
-    writing = shape.stored * shape.parameters if shape.stored < 4 else 0  # a checkpoint's tensors, where they are no views of θ
+    cache, generating = (
+        _cache(shape, config, work, itemsize),
+        _GENERATING + _logits(shape, config, work, itemsize),
+    )
+    writing = (
+        shape.stored * shape.parameters if shape.stored < 4 else 0
+    )  # a checkpoint's tensors, where they are no views of θ
     return parts | {"cache": cache, "generating or saving": max(generating, writing - cache)}
 
 
@@ -110,7 +137,12 @@ def es_on_gpu(shape: Shape, config: ESConfig, work: Work, itemsize: int) -> tupl
     """Memory of each GPU and of its machine, where θ is. The cache is the least that holds a batch; vLLM takes what is left."""
     weights = itemsize * shape.parameters // config.vllm_tensor_parallel_size
     cache = _cache(shape, config, work, itemsize) // config.vllm_tensor_parallel_size
-    device = {"weights": weights, "cache": cache, "generating": _logits(shape, config, work, itemsize), "CUDA": _CUDA}
+    device = {
+        "weights": weights,
+        "cache": cache,
+        "generating": _logits(shape, config, work, itemsize),
+        "CUDA": _CUDA,
+    }
     return device, {"θ, fp32": 4 * shape.tuned, "libraries": _LIBRARIES}
 
 
@@ -136,7 +168,9 @@ def tokens_a_step(config: ESConfig, work: Work) -> float:
 
 def seconds_a_step(config: ESConfig, work: Work, speed: Speed, engines: int) -> float:
     """Of wall time, all engines being busy throughout."""
-    return tokens_a_step(config, work) / (speed.tokens * engines) * (1 + speed.overhead) + speed.fixed
+    return (
+        tokens_a_step(config, work) / (speed.tokens * engines) * (1 + speed.overhead) + speed.fixed
+    )
 
 
 def measured(records: Sequence[Mapping[str, Any]]) -> tuple[Speed, float]:
@@ -151,13 +185,23 @@ def measured(records: Sequence[Mapping[str, Any]]) -> tuple[Speed, float]:
     if not steps:
         raise ConfigError("measured: the run has no step yet; wait for one")
     before = [0, *(record["num_tokens"] for record in steps)]
-    rates = [(record["num_tokens"] - tokens) / record["es/generate_seconds"] for record, tokens in zip(steps, before, strict=False)]
+    rates = [
+        (record["num_tokens"] - tokens) / record["es/generate_seconds"]
+        for record, tokens in zip(steps, before, strict=False)
+    ]
     steps, rates = steps[1:] or steps, rates[1:] or rates
     loading = [record["es/load_seconds"] / record["es/generate_seconds"] for record in steps]
     # engines' seconds are added up: of one, all else that a step takes is left; of several less than nothing, so that the update counts
-    rest = [record["step_time"] - record["es/generate_seconds"] - record["es/load_seconds"] for record in steps]
-    fixed = [max(left, record["es/update_seconds"]) for left, record in zip(rest, steps, strict=True)]
-    return Speed(median(rates), median(loading), median(fixed)), median(record["completions/mean_length"] for record in steps)
+    rest = [
+        record["step_time"] - record["es/generate_seconds"] - record["es/load_seconds"]
+        for record in steps
+    ]
+    fixed = [
+        max(left, record["es/update_seconds"]) for left, record in zip(rest, steps, strict=True)
+    ]
+    return Speed(median(rates), median(loading), median(fixed)), median(
+        record["completions/mean_length"] for record in steps
+    )
 
 
 def _cached(text: Any) -> int:

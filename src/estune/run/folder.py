@@ -98,9 +98,13 @@ class RunFolder:
                 f"output_dir: {self.path} holds checkpoint-{there[-1]}, but no journal of its run; move it away, or choose another"
             )
         if other := self._in_the_way():
-            raise ConfigError(f"output_dir: {self.path} holds {other}, which a run would replace; move it away, or choose another")
+            raise ConfigError(
+                f"output_dir: {self.path} holds {other}, which a run would replace; move it away, or choose another"
+            )
         if self.path.resolve() == base:
-            raise ConfigError(f"output_dir: {self.path} is the folder of the base model; choose another")
+            raise ConfigError(
+                f"output_dir: {self.path} is the folder of the base model; choose another"
+            )
 
     def model_folder(self, wanted: str | None) -> Path:
         """Return where `save_model` writes: `wanted`, which must be new or empty, or `final`.
@@ -110,7 +114,9 @@ class RunFolder:
         """
         final = self.path / "final"
         target = Path(wanted) if wanted else final
-        if target.resolve() == self.path.resolve():  # as scripts for TRL do: there it lies beside the logs
+        if (
+            target.resolve() == self.path.resolve()
+        ):  # as scripts for TRL do: there it lies beside the logs
             target = final
         ours = target.resolve() in self._models or target.resolve() == final.resolve()
         if target.exists() and not ours and (not target.is_dir() or any(target.iterdir())):
@@ -157,14 +163,21 @@ class RunFolder:
         """Write the checkpoint of `step`, which θ is at, unless it is there."""
 
         def write_state(folder: Path) -> None:
-            (folder / "trainer_state.json").write_text(json.dumps(state, indent=2, sort_keys=True) + "\n")
+            (folder / "trainer_state.json").write_text(
+                json.dumps(state, indent=2, sort_keys=True) + "\n"
+            )
 
         identity, target = self.identity(model), self.checkpoint(step)
         if target.exists():
             wrong = fault(target, identity)
             if wrong is None:
                 return
-            logger.warning("%s is not what the journal says of step %d (%s); it is written again", target, step, wrong)
+            logger.warning(
+                "%s is not what the journal says of step %d (%s); it is written again",
+                target,
+                step,
+                wrong,
+            )
         model.write(target, identity, write_state)
 
     def identity(self, model: Model) -> Identity | None:
@@ -181,7 +194,8 @@ class RunFolder:
         journal, there = self._journal, self.checkpoints()
         if beyond := [step for step in there if step > journal.last]:
             logger.warning(
-                "%s is of a step that the journal does not have; it is checked when the run gets there", self.checkpoint(beyond[-1])
+                "%s is of a step that the journal does not have; it is checked when the run gets there",
+                self.checkpoint(beyond[-1]),
             )
         within = [step for step in there if step <= journal.last]
         wanted = {*within[-1:], *(step for step in within if step == best)}
@@ -189,14 +203,20 @@ class RunFolder:
 
     def _vouched(self, step: int, journal: Journal) -> bool:
         digest = journal.digest(step)
-        return digest is not None and fault(self.checkpoint(step), Identity(run_digest(journal.header), step, digest)) is None
+        return (
+            digest is not None
+            and fault(self.checkpoint(step), Identity(run_digest(journal.header), step, digest))
+            is None
+        )
 
     def needs(self, model: Model) -> int:
         """Bytes that the run will have on disk at once, beyond what is there: checkpoints, and two snapshots while one is replaced."""
         config = self._config
         saves = -(-config.max_steps // config.save_steps)
         kept = min(saves, config.save_total_limit + 2) if config.save_total_limit else saves
-        return max(1, kept - len(self.checkpoints())) * model.saved_bytes() + 2 * model.theta_bytes()
+        return (
+            max(1, kept - len(self.checkpoints())) * model.saved_bytes() + 2 * model.theta_bytes()
+        )
 
     def bring_near(self, model: Model, until: int) -> None:
         """Bring θ to the newest state at or before step `until` that the journal vouches for: a snapshot, θ as it is, or the base.
@@ -244,7 +264,14 @@ class RunFolder:
             rows = [json.loads(line) for line in self._completions(step).read_bytes().splitlines()]
         except (OSError, ValueError, RecursionError):
             return None
-        return rows if all(isinstance(row, dict) and {"prompt", "completion", "reward"} <= set(row) for row in rows) else None
+        return (
+            rows
+            if all(
+                isinstance(row, dict) and {"prompt", "completion", "reward"} <= set(row)
+                for row in rows
+            )
+            else None
+        )
 
     def _in_the_way(self) -> str | None:
         """Return what is there under a name that a run uses, if no run of this trainer left it."""
@@ -285,7 +312,9 @@ def json_lines(rows: list[dict[str, Any]]) -> str:
 def _plain(value: Any) -> Any:
     try:
         return json.loads(json.dumps(value, default=str), parse_constant=lambda word: None)
-    except Exception:  # a dictionary with tuples as keys, an int of 5,000 digits, a __str__ that fails
+    except (
+        Exception
+    ):  # a dictionary with tuples as keys, an int of 5,000 digits, a __str__ that fails
         return one_line(value)
 
 

@@ -27,7 +27,9 @@ def data_and_rewards(config: RunConfig) -> tuple[Any, Any, Any]:
         raise ConfigError("task: give one (see estune tasks), or dataset_name and reward_funcs")
     rewards: Any = config.reward_funcs or (task.reward_funcs if task else None)
     if rewards is None:
-        raise ConfigError("reward_funcs: give a built-in name or a dotted path such as my_rewards.short")
+        raise ConfigError(
+            "reward_funcs: give a built-in name or a dotted path such as my_rewards.short"
+        )
     if config.dataset_name:
         return *_named_datasets(config, task.adapt if task else None), rewards
     assert task is not None
@@ -39,9 +41,17 @@ def data_and_rewards(config: RunConfig) -> tuple[Any, Any, Any]:
 
 def _named_datasets(config: RunConfig, adapt: Any = None) -> tuple[Any, Any]:
     assert config.dataset_name is not None
-    train_rows = load_rows(config.dataset_name, config.dataset_train_split, config.dataset_config, adapt)
-    if not config.eval_dataset_name and _evaluating(config) and has_split(config.dataset_name, config.dataset_test_split):
-        held_out = load_rows(config.dataset_name, config.dataset_test_split, config.dataset_config, adapt)[: config.max_eval_samples]
+    train_rows = load_rows(
+        config.dataset_name, config.dataset_train_split, config.dataset_config, adapt
+    )
+    if (
+        not config.eval_dataset_name
+        and _evaluating(config)
+        and has_split(config.dataset_name, config.dataset_test_split)
+    ):
+        held_out = load_rows(
+            config.dataset_name, config.dataset_test_split, config.dataset_config, adapt
+        )[: config.max_eval_samples]
     else:
         held_out = _named_held_out(config, adapt)
     return train_rows[: config.max_train_samples], held_out
@@ -51,7 +61,9 @@ def _named_held_out(config: RunConfig, adapt: Any) -> Any:
     """The rows of eval_dataset_name, None where there is none."""
     if not (name := config.eval_dataset_name):
         return None
-    return load_rows(name, _split_of(name, config), config.dataset_config, adapt)[: config.max_eval_samples]
+    return load_rows(name, _split_of(name, config), config.dataset_config, adapt)[
+        : config.max_eval_samples
+    ]
 
 
 def _split_of(name: str, config: RunConfig) -> str:
@@ -109,7 +121,9 @@ def mixtures(config: RunConfig, *, evaluating: bool) -> tuple[Mixture, Mixture |
         train.append(part)
         test += [Part(part.name, held_out)] if held_out else []
     if evaluating and not test:
-        raise ConfigError("datasets: none of them has held-out rows to evaluate on; give one a test_split that it has")
+        raise ConfigError(
+            "datasets: none of them has held-out rows to evaluate on; give one a test_split that it has"
+        )
     mixture = Mixture(train)
     return mixture, Mixture(test) if test else None, mixture.reward_funcs
 
@@ -117,10 +131,14 @@ def mixtures(config: RunConfig, *, evaluating: bool) -> tuple[Mixture, Mixture |
 def _parts(entry: Entry, config: RunConfig, evaluating: bool) -> tuple[Part, list[Any] | None]:
     """What the entry trains on, and its held-out rows where they are wanted and there are some."""
     task = get_task(entry.task) if entry.task else None
-    rewards = resolve_rewards(entry.reward_funcs or (task.reward_funcs if task else config.reward_funcs))
+    rewards = resolve_rewards(
+        entry.reward_funcs or (task.reward_funcs if task else config.reward_funcs)
+    )
     name = entry.label or entry.task or entry.path or ""
     when = entry.from_step, entry.until_step, entry.from_reward
-    return Part(name, _rows(entry, task, config), rewards, entry.weight, *when), _held_out(entry, task, config) if evaluating else None
+    return Part(name, _rows(entry, task, config), rewards, entry.weight, *when), _held_out(
+        entry, task, config
+    ) if evaluating else None
 
 
 def _entry(values: dict[str, Any]) -> Entry:

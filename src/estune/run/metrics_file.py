@@ -55,9 +55,17 @@ class Measured:
         """
         kept = {record["step"]: record for record in self.read() if record["step"] <= journal.last}
         lost = [step for step in range(journal.last) if step not in kept]
-        if damaged := [number for number, line in enumerate(self._lines(), 1) if line.endswith(b"\n") and _record(line) is None]:
+        if damaged := [
+            number
+            for number, line in enumerate(self._lines(), 1)
+            if line.endswith(b"\n") and _record(line) is None
+        ]:
             self._report(damaged[0], [step for step in lost if evaluated(step)], config)
-        kept |= {step: {"step": step} | journal.steps[step - 1].notes["metrics"] | {"step": step} for step in lost if step}
+        kept |= {
+            step: {"step": step} | journal.steps[step - 1].notes["metrics"] | {"step": step}
+            for step in lost
+            if step
+        }
         write_text(self.path, "".join(_line(kept[step]) for step in sorted(kept)))
 
     def _report(self, number: int, evaluations: list[int], config: ESConfig) -> None:
@@ -67,7 +75,11 @@ class Measured:
                 f"{what}, and the evaluation of step {evaluations[0]}, by which metric_for_best_model chooses, is lost with it; "
                 "restore the file from a copy, or delete the line to go on without that evaluation"
             )
-        logger.warning("%s; its figures are had from the journal%s", what, ", without those of an evaluation" if evaluations else "")
+        logger.warning(
+            "%s; its figures are had from the journal%s",
+            what,
+            ", without those of an evaluation" if evaluations else "",
+        )
 
     def _lines(self) -> list[bytes]:
         return self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
@@ -79,7 +91,11 @@ def _line(record: Record) -> str:
 
 def _record(line: bytes) -> Record | None:
     record = verified(line) or _unsigned(line)
-    return record if record is not None and type(record.get("step")) is int and _is_figures(record) else None
+    return (
+        record
+        if record is not None and type(record.get("step")) is int and _is_figures(record)
+        else None
+    )
 
 
 def _unsigned(line: bytes) -> Record | None:

@@ -32,9 +32,15 @@ def best_step(config: ESConfig, logged: Logged, until: int) -> int | None:
     if config.metric_for_best_model is None:
         return None
     name, sign = best_metric(config), 1 if config.greater_is_better else -1
-    evaluated = [step for step in sorted(logged) if step <= until and saves(config, step) and "eval_reward" in logged[step]]
+    evaluated = [
+        step
+        for step in sorted(logged)
+        if step <= until and saves(config, step) and "eval_reward" in logged[step]
+    ]
     if evaluated and not any(name in logged[step] for step in evaluated):
-        there = ", ".join(sorted(metric for metric in logged[evaluated[-1]] if metric.startswith("eval_")))
+        there = ", ".join(
+            sorted(metric for metric in logged[evaluated[-1]] if metric.startswith("eval_"))
+        )
         raise ConfigError(f"metric_for_best_model: evaluations have no {name!r}; they have {there}")
     known = [step for step in evaluated if logged[step].get(name) is not None]
     return max(known, key=lambda step: (sign * logged[step][name], -step), default=None)
@@ -49,7 +55,11 @@ def plateaued(config: ESConfig, logged: Logged, until: int) -> bool:
         return False
     name, sign = best_metric(config), 1 if config.greater_is_better else -1
     best, waited = -math.inf, 0
-    for value in [logged[step][name] for step in sorted(logged) if step <= until and logged[step].get(name) is not None]:
+    for value in [
+        logged[step][name]
+        for step in sorted(logged)
+        if step <= until and logged[step].get(name) is not None
+    ]:
         waited = 0 if sign * value - best > config.early_stopping_threshold else waited + 1
         best = max(best, sign * value)
     return waited >= config.early_stopping_patience

@@ -24,7 +24,9 @@ from estune.tasks.rows import Row, rows_of
 
 COLUMN = "task"  # says which part a row belongs to
 _DRAWS = 0x9FB21C651E98DF25  # sets the numbers that are drawn here apart from members' seeds
-Earned = Mapping[str, float | None]  # part → mean reward of a step; parts that were not asked are missing
+Earned = Mapping[
+    str, float | None
+]  # part → mean reward of a step; parts that were not asked are missing
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,13 @@ class Part:
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
-            raise ConfigError(f"datasets: {self.name}: weight must be greater than 0; it is {self.weight}")
+            raise ConfigError(
+                f"datasets: {self.name}: weight must be greater than 0; it is {self.weight}"
+            )
         if self.from_step < 1 or (self.until_step is not None and self.until_step < self.from_step):
-            raise ConfigError(f"datasets: {self.name}: from_step must be from 1 on and not after until_step; it is {self.from_step}")
+            raise ConfigError(
+                f"datasets: {self.name}: from_step must be from 1 on and not after until_step; it is {self.from_step}"
+            )
 
     def planned(self, step: int) -> bool:
         """Whether the part is in at `step`, as far as steps decide."""
@@ -74,9 +80,13 @@ class Mixture:
     def __init__(self, parts: Sequence[Part]) -> None:
         names = [part.name for part in parts]
         if not parts or len(set(names)) < len(names):
-            raise ConfigError(f"datasets: give at least one, and each another name (label); they are {', '.join(names) or 'none'}")
+            raise ConfigError(
+                f"datasets: give at least one, and each another name (label); they are {', '.join(names) or 'none'}"
+            )
         if parts[0].from_reward is not None:
-            raise ConfigError(f"datasets: {names[0]}: from_reward looks at the one before it, and it is the first")
+            raise ConfigError(
+                f"datasets: {names[0]}: from_reward looks at the one before it, and it is the first"
+            )
         self.parts = list(parts)
         by_part = [_checked(part) for part in parts]
         columns = list(dict.fromkeys(column for rows in by_part for column in rows[0]))
@@ -86,7 +96,10 @@ class Mixture:
             for row in rows
         ]
         ends = np.cumsum([len(rows) for rows in by_part]).tolist()
-        self._where = {name: range(end - len(rows), end) for name, rows, end in zip(names, by_part, ends, strict=True)}
+        self._where = {
+            name: range(end - len(rows), end)
+            for name, rows, end in zip(names, by_part, ends, strict=True)
+        }
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows)
@@ -97,13 +110,24 @@ class Mixture:
     @property
     def reward_funcs(self) -> list[RewardFunc]:
         """The parts' reward functions, each for the rows of its part alone."""
-        return [ForTask(function, part.name) for part in self.parts for function in part.reward_funcs]
+        return [
+            ForTask(function, part.name) for part in self.parts for function in part.reward_funcs
+        ]
 
     @property
     def plan(self) -> list[dict[str, Any]]:
         """All but the rows: what else decides which rows a step asks."""
-        plans = [{name: value for name, value in vars(part).items() if name not in ("rows", "reward_funcs")} for part in self.parts]
-        return [plan | {"rows": len(part.rows)} for plan, part in zip(plans, self.parts, strict=True)]
+        plans = [
+            {
+                name: value
+                for name, value in vars(part).items()
+                if name not in ("rows", "reward_funcs")
+            }
+            for part in self.parts
+        ]
+        return [
+            plan | {"rows": len(part.rows)} for plan, part in zip(plans, self.parts, strict=True)
+        ]
 
     @property
     def by_reward(self) -> bool:
@@ -113,17 +137,25 @@ class Mixture:
     def check(self, config: ESConfig) -> None:
         """Raises ConfigError when weights have no batch to share, or a step may have nothing to ask."""
         if config.batch_size is None and len({part.weight for part in self.parts}) > 1:
-            raise ConfigError("batch_size: weights are shares of a batch; give one, or the same weight to all datasets")
+            raise ConfigError(
+                "batch_size: weights are shares of a batch; give one, or the same weight to all datasets"
+            )
         firm = [part for part in self.parts if part.from_reward is None]
-        for step in sorted({1, *(part.until_step + 1 for part in firm if part.until_step is not None)}):
+        for step in sorted(
+            {1, *(part.until_step + 1 for part in firm if part.until_step is not None)}
+        ):
             if step <= config.max_steps and not any(part.planned(step) for part in firm):
-                raise ConfigError(f"datasets: none of them is in at step {step}; let one go on until then, or begin before")
+                raise ConfigError(
+                    f"datasets: none of them is in at step {step}; let one go on until then, or begin before"
+                )
 
     def active(self, step: int, history: Sequence[Earned]) -> list[Part]:
         """The parts that are in at `step`; `history` are the rewards of the steps before it."""
         before = [None, *self.parts]
         return [
-            part for part, previous in zip(self.parts, before, strict=False) if part.planned(step) and _reached(part, previous, history)
+            part
+            for part, previous in zip(self.parts, before, strict=False)
+            if part.planned(step) and _reached(part, previous, history)
         ]
 
     def batch(self, config: ESConfig, step: int, history: Sequence[Earned]) -> list[int]:
@@ -142,7 +174,9 @@ class Mixture:
             for i in self._draw(part, count, mix(start + n))
         ]
 
-    def earned(self, rows: Sequence[Row], totals: NDArray[np.float64]) -> dict[str, float | None] | None:
+    def earned(
+        self, rows: Sequence[Row], totals: NDArray[np.float64]
+    ) -> dict[str, float | None] | None:
         """Each part's mean reward in a step that asked `rows`, for the journal; None where nothing waits for it.
 
         totals: (members, rows), NaN where there is no reward.
@@ -150,7 +184,10 @@ class Mixture:
         if not self.by_reward:
             return None
         asked = [str(row[COLUMN]) for row in rows]
-        return {name: _mean(totals[:, [other == name for other in asked]]) for name in dict.fromkeys(asked)}
+        return {
+            name: _mean(totals[:, [other == name for other in asked]])
+            for name in dict.fromkeys(asked)
+        }
 
     def _draw(self, part: Part, count: int, start: int) -> list[int]:
         """`count` of the part's rows in random order, none twice before all were drawn: the first steps of Fisher and Yates'."""
@@ -177,20 +214,33 @@ class ForTask:
         return f"{self.task}/{reward_name(self.function)}"
 
     def __call__(
-        self, task: Sequence[str], completions: Sequence[Any], log_extra: Any = None, log_metric: Any = None, **columns: Any
+        self,
+        task: Sequence[str],
+        completions: Sequence[Any],
+        log_extra: Any = None,
+        log_metric: Any = None,
+        **columns: Any,
     ) -> Any:
         mine = [i for i, name in enumerate(task) if name == self.task]
         if not mine:
             return [None] * len(task)
-        state = {"trainer_state": columns.pop("trainer_state")} if "trainer_state" in columns else {}
+        state = (
+            {"trainer_state": columns.pop("trainer_state")} if "trainer_state" in columns else {}
+        )
         lists = columns | {"task": task, "completions": completions}
         own = {name: [values[i] for i in mine] for name, values in lists.items()} | state
         if log_extra:
-            own["log_extra"] = lambda name, values: log_extra(f"{self.task}/{name}", _spread(values, mine, len(task)))
+            own["log_extra"] = lambda name, values: log_extra(
+                f"{self.task}/{name}", _spread(values, mine, len(task))
+            )
         if log_metric:
             own["log_metric"] = lambda name, value: log_metric(f"{self.task}/{name}", value)
         returned = self.function(**accepted(self.function, own))
-        return self._awaited(returned, mine, len(task)) if inspect.isawaitable(returned) else self._all(returned, mine, len(task))
+        return (
+            self._awaited(returned, mine, len(task))
+            if inspect.isawaitable(returned)
+            else self._all(returned, mine, len(task))
+        )
 
     async def _awaited(self, returned: Awaitable[Any], mine: list[int], size: int) -> Any:
         return self._all(await returned, mine, size)
@@ -200,21 +250,30 @@ class ForTask:
         if not is_list(returned):
             return returned
         if len(returned) != len(mine):
-            raise ValueError(f"{len(returned)} rewards for the {len(mine)} completions of {self.task}; it must return one each")
-        return Grades(_spread(returned, mine, size), returned.overran if isinstance(returned, Grades) else 0)
+            raise ValueError(
+                f"{len(returned)} rewards for the {len(mine)} completions of {self.task}; it must return one each"
+            )
+        return Grades(
+            _spread(returned, mine, size), returned.overran if isinstance(returned, Grades) else 0
+        )
 
 
 def shares(weights: Sequence[float], size: int, start: float) -> list[int]:
     """`size` dealt out by `weights`: systematic sampling from a random `start` in [0, 1) (Madow & Madow 1944)."""
     whole = math.fsum(weights)
-    ends = [math.floor(size * math.fsum(weights[: n + 1]) / whole + start) for n in range(len(weights) - 1)] + [size]
+    ends = [
+        math.floor(size * math.fsum(weights[: n + 1]) / whole + start)
+        for n in range(len(weights) - 1)
+    ] + [size]
     return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
 
 
 def _checked(part: Part) -> list[Row]:
     rows = rows_of(part.rows, f"datasets: {part.name}")
     if COLUMN in rows[0]:
-        raise DataError(f"datasets: {part.name}: has a column {COLUMN!r}, which a mixture needs for itself; rename it")
+        raise DataError(
+            f"datasets: {part.name}: has a column {COLUMN!r}, which a mixture needs for itself; rename it"
+        )
     for function in part.reward_funcs:
         check_parameters(function, [name for name in rows[0] if name not in NOT_PASSED])
     return rows

@@ -48,7 +48,9 @@ class Model:
         ConfigError: `target_parameters` matches nothing.
     """
 
-    def __init__(self, source: Any, config: ESConfig, tokenizer: Any, prompts: Mapping[str, Sequence[Prompt]]) -> None:
+    def __init__(
+        self, source: Any, config: ESConfig, tokenizer: Any, prompts: Mapping[str, Sequence[Prompt]]
+    ) -> None:
         self._ranks = ranks_for(config.workers)
         self.leads = self._ranks is None or self._ranks.leads
         self.name, folder = self._in_turn(partial(_located, source, config, tokenizer))
@@ -56,7 +58,9 @@ class Model:
         self.layout: Layout = layout(self.checkpoint, trust_remote_code=config.trust_remote_code)
         self.tuned = self.layout.targets(config.target_parameters)
         if not self.tuned:
-            raise ConfigError(f"target_parameters: no parameter matches; they are named like {next(iter(self.layout.in_model))}")
+            raise ConfigError(
+                f"target_parameters: no parameter matches; they are named like {next(iter(self.layout.in_model))}"
+            )
         self._config = config
         self._tokenizer = tokenizer
         self._prompts = prompts
@@ -69,22 +73,31 @@ class Model:
         from estune.engines.device import engine_device
 
         read_elsewhere = self._config.engine == "vllm" or self._config.workers != "local"
-        streamed = engine_device(self._config).startswith("cuda")  # from memory in one piece, which can be page-locked
+        streamed = engine_device(self._config).startswith(
+            "cuda"
+        )  # from memory in one piece, which can be page-locked
         share = self.place.device == "cpu" and (read_elsewhere or streamed)
-        load = partial(Center.load, self.checkpoint, self.tuned, device=self.place.device, share=share)
+        load = partial(
+            Center.load, self.checkpoint, self.tuned, device=self.place.device, share=share
+        )
         return self._ranks.center(load) if self._ranks else load()
 
     @cached_property
     def workers(self) -> Workers:
         """Who evaluates; must first be asked for while θ is at θ₀, which is compared with what the engines loaded."""
         revision = self._config.model_revision if isinstance(self._config, RunConfig) else None
-        source = Source(self.name, revision, self.checkpoint, self.layout, self.tuned, self._tokenizer)
+        source = Source(
+            self.name, revision, self.checkpoint, self.layout, self.tuned, self._tokenizer
+        )
         return workers.build(self.center, source, self._config, self._prompts, self._ranks)
 
     def saved_bytes(self) -> int:
         """Bytes of one checkpoint."""
         folder = self.checkpoint.folder
-        weights = sum(math.prod(stored.shape) * stored.dtype.itemsize for stored in self.checkpoint.tensors.values())
+        weights = sum(
+            math.prod(stored.shape) * stored.dtype.itemsize
+            for stored in self.checkpoint.tensors.values()
+        )
         return weights + sum((folder / path).stat().st_size for path in companions(folder))
 
     def theta_bytes(self) -> int:
@@ -95,14 +108,21 @@ class Model:
         """One line: what is tuned, where and in how much memory."""
         tuned, total = self._count(self.tuned), self._count(list(self.layout.in_model))
         engines = self._engines_here()
-        weights = "the engine's weights" if engines == 1 else f"the weights of each of {engines} engines"
+        weights = (
+            "the engine's weights" if engines == 1 else f"the weights of each of {engines} engines"
+        )
         part = "all" if tuned == total else f"{tuned:,} of"
         return (
             f"{self.name}: {part} {total:,} parameters tuned; θ in fp32 takes {amount(self.theta_bytes())}, "
             f"{weights} {amount(self._engine_bytes())}"
         )
 
-    def write(self, target: Path, identity: Identity | None = None, state: Callable[[Path], None] = lambda folder: None) -> None:
+    def write(
+        self,
+        target: Path,
+        identity: Identity | None = None,
+        state: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
         """Write θ as a checkpoint with the base's names, dtypes and files, which says which θ it is; `state` may add files to it."""
 
         def value(name: str) -> torch.Tensor:
@@ -110,11 +130,16 @@ class Model:
             theta = self.center.theta.get(kept)
             if theta is None:
                 return self.checkpoint.read(kept)
-            return theta if name == kept else theta.clone()  # safetensors refuses two names for one memory
+            return (
+                theta if name == kept else theta.clone()
+            )  # safetensors refuses two names for one memory
 
         def extra(folder: Path) -> None:
             if self._tokenizer is not None:
-                with guarded(ModelError, "processing_class: the tokenizer cannot be saved"), disk_errors(folder):
+                with (
+                    guarded(ModelError, "processing_class: the tokenizer cannot be saved"),
+                    disk_errors(folder),
+                ):
                     self._tokenizer.save_pretrained(folder)
             state(folder)
             if identity is not None:
@@ -145,10 +170,19 @@ class Model:
         from estune.engines.device import engine_dtype
         from estune.run import estimate
 
-        longest = max((len(str(prompt)) for prompts in self._prompts.values() for prompt in prompts), default=0)
-        work = estimate.Work(self._config.generation_batch_size, longest // 2, self._config.max_completion_length)
+        longest = max(
+            (len(str(prompt)) for prompts in self._prompts.values() for prompt in prompts),
+            default=0,
+        )
+        work = estimate.Work(
+            self._config.generation_batch_size, longest // 2, self._config.max_completion_length
+        )
         shape = estimate.shape_of(str(self.checkpoint.folder), self._config)
-        return sum(estimate.es_on_gpu(shape, self._config, work, engine_dtype(self._config).itemsize)[0].values())
+        return sum(
+            estimate.es_on_gpu(shape, self._config, work, engine_dtype(self._config).itemsize)[
+                0
+            ].values()
+        )
 
     def _check_room(self) -> None:
         from estune.engines.device import engine_device
@@ -169,16 +203,26 @@ def _located(source: Any, config: ESConfig, tokenizer: Any) -> tuple[str, Path]:
     """The model's name for the journal, and its folder."""
     if isinstance(source, (str, Path)):
         revision = config.model_revision if isinstance(config, RunConfig) else None
-        return str(source), resolve(str(source), revision, trust_remote_code=config.trust_remote_code)
+        return str(source), resolve(
+            str(source), revision, trust_remote_code=config.trust_remote_code
+        )
     if not hasattr(source, "save_pretrained"):
-        raise ModelError(f"model: {source!r} is neither a hub id, a folder, a .gguf file nor a transformers model")
+        raise ModelError(
+            f"model: {source!r} is neither a hub id, a folder, a .gguf file nor a transformers model"
+        )
     if hasattr(source, "peft_config"):
-        raise ModelError("model: it carries an adapter, such as LoRA's, and estune tunes whole models; give model.merge_and_unload()")
+        raise ModelError(
+            "model: it carries an adapter, such as LoRA's, and estune tunes whole models; give model.merge_and_unload()"
+        )
     folder = Path(config.output_dir) / "base"
-    if folder.is_dir():  # a run that was begun lives by its base, and what else may be there is not overwritten
+    if (
+        folder.is_dir()
+    ):  # a run that was begun lives by its base, and what else may be there is not overwritten
         _check_same(source, folder)
     else:
-        origin = None if tokenizer else _origin(source, config)  # a tokenizer of its own code may save less than it reads
+        origin = (
+            None if tokenizer else _origin(source, config)
+        )  # a tokenizer of its own code may save less than it reads
         tokenizer = tokenizer or _tokenizer_of(origin, config)
         with replaced_folder(folder) as scratch:
             _save(source, tokenizer, scratch)
@@ -190,7 +234,10 @@ def _located(source: Any, config: ESConfig, tokenizer: Any) -> tuple[str, Path]:
 
 def _save(source: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model of transformers, and its tokenizer where there is one, to `folder`."""
-    with guarded(ModelError, f"model: transformers cannot write it to {folder}"), disk_errors(folder):
+    with (
+        guarded(ModelError, f"model: transformers cannot write it to {folder}"),
+        disk_errors(folder),
+    ):
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         with _valid_generation_config(source):
@@ -204,8 +251,12 @@ def _valid_generation_config(source: Any) -> Iterator[None]:
     if own is None or _is_valid(own):
         yield
         return
-    logger.warning("the model's generation config is not valid, so only its special tokens are kept: greedy answers use no more of it")
-    tokens = {name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    logger.warning(
+        "the model's generation config is not valid, so only its special tokens are kept: greedy answers use no more of it"
+    )
+    tokens = {
+        name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
     source.generation_config = type(own)(**tokens)
     try:
         yield
@@ -225,7 +276,9 @@ def _check_same(source: Any, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         _save(source, None, Path(scratch))
         new, old = open_checkpoint(Path(scratch)), open_checkpoint(folder)
-        if new.tensors != old.tensors or not all(torch.equal(new.read(name), old.read(name)) for name in new.tensors):
+        if new.tensors != old.tensors or not all(
+            torch.equal(new.read(name), old.read(name)) for name in new.tensors
+        ):
             raise ModelError(
                 f"model: it does not have the weights in {folder}, with which a run in {folder.parent} began; "
                 "give those, or choose another output_dir"
@@ -235,12 +288,18 @@ def _check_same(source: Any, folder: Path) -> None:
 def _origin(source: Any, config: ESConfig) -> Path:
     """The folder that the model was loaded from, without the hub's weights."""
     if not getattr(source, "name_or_path", ""):
-        raise ModelError("processing_class: the model was not loaded from anywhere, so give the tokenizer that belongs to it")
+        raise ModelError(
+            "processing_class: the model was not loaded from anywhere, so give the tokenizer that belongs to it"
+        )
     return resolve(source.name_or_path, trust_remote_code=config.trust_remote_code, weights=False)
 
 
 def _tokenizer_of(folder: Path | None, config: ESConfig) -> Any:
     from transformers import AutoTokenizer
 
-    with guarded(ModelError, f"processing_class: no tokenizer could be loaded from {folder}", "give the tokenizer"):
+    with guarded(
+        ModelError,
+        f"processing_class: no tokenizer could be loaded from {folder}",
+        "give the tokenizer",
+    ):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)

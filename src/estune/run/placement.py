@@ -15,7 +15,9 @@ from estune.config import ESConfig
 from estune.engines.device import engine_device
 from estune.errors import ConfigError, ResourceError
 
-RESERVE = 2 << 30  # bytes of a GPU that are left alone: for what kernels and engine need for a moment, and fragments
+RESERVE = (
+    2 << 30
+)  # bytes of a GPU that are left alone: for what kernels and engine need for a moment, and fragments
 _VLLM_PART = 0.92  # of a GPU's memory, which vLLM takes when nothing else is asked for
 
 
@@ -39,26 +41,42 @@ def place(config: ESConfig, theta: int, engine: Callable[[], int]) -> Place:
         return Place("cpu", "θ is in host memory, as center_device says")
     if obstacle := _obstacle(config, device):
         if wanted == "cuda":
-            raise ConfigError(f"center_device: θ cannot be on a GPU, because {obstacle}; choose auto or cpu")
-        return Place("cpu", f"θ is in host memory, because {obstacle}" if torch.cuda.is_available() else "")
+            raise ConfigError(
+                f"center_device: θ cannot be on a GPU, because {obstacle}; choose auto or cpu"
+            )
+        return Place(
+            "cpu", f"θ is in host memory, because {obstacle}" if torch.cuda.is_available() else ""
+        )
     free, total = torch.cuda.mem_get_info(device)
-    return choose(wanted, theta, vllm_takes(config, total) if config.engine == "vllm" else engine(), free, device)
+    return choose(
+        wanted,
+        theta,
+        vllm_takes(config, total) if config.engine == "vllm" else engine(),
+        free,
+        device,
+    )
 
 
 def choose(wanted: str, theta: int, engine: int, free: int, device: str) -> Place:
     """Whether θ goes to the device, which has `free` bytes, of which the engine will take some. Raises ResourceError."""
-    needs = f"{amount(theta)} beside {amount(engine)} for the engine and {amount(RESERVE)} in reserve"
+    needs = (
+        f"{amount(theta)} beside {amount(engine)} for the engine and {amount(RESERVE)} in reserve"
+    )
     if theta + engine + RESERVE <= free:
         return Place(device, f"θ is on {device}, which has {amount(free)} free: {needs}")
     short = f"{device} has {amount(free)} free, not {needs}"
     if wanted == "cuda":
-        raise ResourceError(f"center_device: θ does not fit: {short}; choose auto or cpu, or let the engine take less")
+        raise ResourceError(
+            f"center_device: θ does not fit: {short}; choose auto or cpu, or let the engine take less"
+        )
     return Place("cpu", f"θ is in host memory, because {short}")
 
 
 def vllm_takes(config: ESConfig, total: int) -> int:
     """Bytes of a GPU that vLLM takes, for weights and cache."""
-    given = (config.engine_kwargs or {}).get("gpu_memory_utilization", config.vllm_gpu_memory_utilization)
+    given = (config.engine_kwargs or {}).get(
+        "gpu_memory_utilization", config.vllm_gpu_memory_utilization
+    )
     return int(total * (_VLLM_PART if given is None else given))
 
 

@@ -25,24 +25,39 @@ def write_config(folder: Path, config: ESConfig) -> None:
     differing = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if getattr(config, field.name) != (task.defaults if task else {}).get(field.name, field.default)
+        if getattr(config, field.name)
+        != (task.defaults if task else {}).get(field.name, field.default)
         and field.name != "resume_from_checkpoint"
     }
     text = yaml.safe_dump(without_tokens(differing), sort_keys=False, allow_unicode=True)
-    if clean(text) != text:  # the settings have to stay as they are, so what would be hidden is escaped
+    if (
+        clean(text) != text
+    ):  # the settings have to stay as they are, so what would be hidden is escaped
         text = yaml.safe_dump(without_tokens(differing), sort_keys=False)
-    write_own(folder / "config.yaml", ("" if isinstance(config, RunConfig) else _FROM_PYTHON) + text, "# {}")
+    write_own(
+        folder / "config.yaml",
+        ("" if isinstance(config, RunConfig) else _FROM_PYTHON) + text,
+        "# {}",
+    )
 
 
-def write_card(folder: Path, config: ESConfig, model: str, step: int, figures: Mapping[str, Any]) -> None:
+def write_card(
+    folder: Path, config: ESConfig, model: str, step: int, figures: Mapping[str, Any]
+) -> None:
     """Write the model card; `figures` are the evaluation metrics to show."""
-    rows = "\n".join(f"| {table_cell(name)} | {value:.4g} |" for name, value in figures.items() if isinstance(value, (int, float)))
+    rows = "\n".join(
+        f"| {table_cell(name)} | {value:.4g} |"
+        for name, value in figures.items()
+        if isinstance(value, (int, float))
+    )
     table = f"\n| metric | value |\n|---|---|\n{rows}\n" if rows else ""
     name = one_line(model)
     auto = config.learning_rate == "auto"
     alpha = "α and σ found step by step" if auto else f"α = {config.alpha:g}"
     heading = json.dumps(name, ensure_ascii=False)
-    text = _CARD.format(name=heading, model=name, config=config, alpha=alpha, step=step, table=table)
+    text = _CARD.format(
+        name=heading, model=name, config=config, alpha=alpha, step=step, table=table
+    )
     write_own(folder / "README.md", text, "\n<!-- {} -->")
 
 
@@ -55,10 +70,16 @@ def push(folder: Path, config: ESConfig, message: str) -> str:
     from huggingface_hub import HfApi
 
     repository = config.hub_model_id or folder.resolve().name
-    with guarded(ConfigError, f"hub_model_id: {repository} could not be pushed to", f"the model is in {folder / 'final'}"):
+    with guarded(
+        ConfigError,
+        f"hub_model_id: {repository} could not be pushed to",
+        f"the model is in {folder / 'final'}",
+    ):
         api = HfApi()
         repository = api.create_repo(repository, exist_ok=True).repo_id
-        commit = api.upload_folder(repo_id=repository, folder_path=str(folder / "final"), commit_message=message)
+        commit = api.upload_folder(
+            repo_id=repository, folder_path=str(folder / "final"), commit_message=message
+        )
         if card := own(folder / "README.md"):  # after the folder, which has the base model's
             api.upload_file(path_or_fileobj=str(card), path_in_repo="README.md", repo_id=repository)
         return str(commit)

@@ -38,7 +38,9 @@ def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
     """
     for step in journal.steps:
         if not isinstance(step.notes.get("metrics"), dict):
-            raise JournalError(f"{journal.path}: line {step.step + 1} lacks its notes of metrics, from which a resume goes on")
+            raise JournalError(
+                f"{journal.path}: line {step.step + 1} lacks its notes of metrics, from which a resume goes on"
+            )
     before = journal.header
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     for name in sorted(set(before.config) | set(now.config)):
@@ -60,12 +62,18 @@ def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
             "give the same again, or choose another output_dir"
         )
     if before.digest != now.digest:
-        raise ConfigError(f"model: {now.model} does not have the weights that the run in {journal.path.parent} began with")
+        raise ConfigError(
+            f"model: {now.model} does not have the weights that the run in {journal.path.parent} began with"
+        )
     if journal.last > now.config["max_steps"]:
-        raise ConfigError(f"max_steps: the run in {journal.path.parent} has {journal.last} steps already; give at least that many")
+        raise ConfigError(
+            f"max_steps: the run in {journal.path.parent} has {journal.last} steps already; give at least that many"
+        )
 
 
-def restore(folder: RunFolder, model: Model, journal: Journal, config: ESConfig, say: Callable[[str], None]) -> None:
+def restore(
+    folder: RunFolder, model: Model, journal: Journal, config: ESConfig, say: Callable[[str], None]
+) -> None:
     """Bring θ to the journal's last step; write the newest and the best checkpoint again unless they are what the journal says.
 
     Raises:

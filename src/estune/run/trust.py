@@ -13,12 +13,27 @@ from typing import Any
 from estune.errors import ConfigError
 from estune.run.own_files import was_own
 
-SHOWN = ("model_name_or_path", "model_revision", "task", "reward_funcs", "datasets", "engine_kwargs", "model_init_kwargs")
+SHOWN = (
+    "model_name_or_path",
+    "model_revision",
+    "task",
+    "reward_funcs",
+    "datasets",
+    "engine_kwargs",
+    "model_init_kwargs",
+)
 
 
 def typed(value: Any) -> bool:
     """Whether a setting of a file or a flag is on."""
-    return value is True or str(value).lower() in ("true", "1", "yes", "on", "y", "t")  # what the config takes for it
+    return value is True or str(value).lower() in (
+        "true",
+        "1",
+        "yes",
+        "on",
+        "y",
+        "t",
+    )  # what the config takes for it
 
 
 def of_a_run(path: Path) -> bool:
@@ -55,12 +70,18 @@ def one_line(value: Any) -> str:
 def _dotted(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The paths to objects of modules in settings, and in the entries of a mixture."""
     mixture = settings.get("datasets")
-    entries = [entry for entry in mixture if isinstance(entry, dict)] if isinstance(mixture, list) else []
+    entries = (
+        [entry for entry in mixture if isinstance(entry, dict)] if isinstance(mixture, list) else []
+    )
     for one in [settings, *entries]:
         for name in ("task", "reward_funcs"):
             value = one.get(name)
             paths = value if isinstance(value, list) else [value]
-            yield from ((name, path) for path in paths if isinstance(path, str) and "." in path and "/" not in path)
+            yield from (
+                (name, path)
+                for path in paths
+                if isinstance(path, str) and "." in path and "/" not in path
+            )
 
 
 def _source(path: str) -> Path | None:
@@ -68,5 +89,9 @@ def _source(path: str) -> Path | None:
     spec = PathFinder.find_spec(path.split(".")[0], [*sys.path, str(Path.cwd())])
     if spec is None:
         return None
-    places = [spec.origin] if spec.has_location and spec.origin else list(spec.submodule_search_locations or [])
+    places = (
+        [spec.origin]
+        if spec.has_location and spec.origin
+        else list(spec.submodule_search_locations or [])
+    )
     return Path(places[0]).resolve() if places else None

@@ -26,14 +26,18 @@ def ask(config: ESConfig, step: int) -> list[int]:
     return [seed_of(config.seed, step, n) for n in range(count)]
 
 
-def members(config: ESConfig, step: int, seeds: Sequence[int], sigma: float | None = None) -> list[Member]:
+def members(
+    config: ESConfig, step: int, seeds: Sequence[int], sigma: float | None = None
+) -> list[Member]:
     """The population of `step` in order; an antithetic pair shares a seed, + before −. σ is the schedule's unless given."""
     signs = (1, -1) if config.antithetic else (1,)
     sigma = schedules.sigma(config, step) if sigma is None else sigma
     return [Member(seed, sign, sigma, config.noise, step - 1) for seed in seeds for sign in signs]
 
 
-def tell(config: ESConfig, fitness: Fitness, step: int = 1, alpha: float | None = None) -> list[float]:
+def tell(
+    config: ESConfig, fitness: Fitness, step: int = 1, alpha: float | None = None
+) -> list[float]:
     """The coefficients cₙ = fp32(α/N · R̃ₙ) of `step`, one a seed, which multiply ε; empty when there is nothing to learn.
 
     N and R̃ are over the members that have a fitness; one without (NaN) gets 0. A pair's coefficient is
@@ -43,10 +47,14 @@ def tell(config: ESConfig, fitness: Fitness, step: int = 1, alpha: float | None 
     if not weights.any():
         return []
     alpha = schedules.alpha(config, step) if alpha is None else alpha
-    with np.errstate(over="ignore", invalid="ignore"):  # with reward_shaping none rewards may be too large for fp32
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # with reward_shaping none rewards may be too large for fp32
         if config.antithetic:
             weights = weights[0::2] - weights[1::2]
-        return [float(c) for c in (alpha / int((~np.isnan(fitness)).sum()) * weights).astype(np.float32)]
+        return [
+            float(c) for c in (alpha / int((~np.isnan(fitness)).sum()) * weights).astype(np.float32)
+        ]
 
 
 def shaped(config: ESConfig, fitness: Fitness) -> Fitness:
@@ -91,7 +99,11 @@ def none(fitness: Fitness) -> Fitness:
     return fitness
 
 
-SHAPING: dict[str, Callable[[Fitness], Fitness]] = {"z_score": z_score, "centered_rank": centered_rank, "none": none}
+SHAPING: dict[str, Callable[[Fitness], Fitness]] = {
+    "z_score": z_score,
+    "centered_rank": centered_rank,
+    "none": none,
+}
 
 
 def batch(config: ESConfig, step: int, rows: int) -> list[int]:

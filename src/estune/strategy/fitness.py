@@ -42,9 +42,15 @@ def centered(totals: Totals) -> Fitness:
     they are. It matters where rewards are missing: a member is no longer favoured for lacking the hard prompts.
     """
     average = _of_columns(totals, exact_mean)
-    rows = [(row[there], average[there]) for row, there in zip(totals, ~np.isnan(totals), strict=True)]
-    differences = np.array([exact_mean(np.concatenate([own, -others]), own.size) for own, others in rows])
-    fitness: Fitness = np.clip(differences, -LARGEST, LARGEST)  # 1.7e308 can lie further from a mean than a double reaches
+    rows = [
+        (row[there], average[there]) for row, there in zip(totals, ~np.isnan(totals), strict=True)
+    ]
+    differences = np.array(
+        [exact_mean(np.concatenate([own, -others]), own.size) for own, others in rows]
+    )
+    fitness: Fitness = np.clip(
+        differences, -LARGEST, LARGEST
+    )  # 1.7e308 can lie further from a mean than a double reaches
     return fitness
 
 
@@ -54,7 +60,9 @@ def standardized(totals: Totals) -> Fitness:
     Every prompt then weighs alike whatever its scale, as in GRPO (Shao et al. 2024, https://arxiv.org/abs/2402.03300); so
     prompts that nearly all or nearly none solve weigh more than in the mean (Liu et al. 2025, https://arxiv.org/abs/2503.20783).
     """
-    totals = np.stack([divided(column, exponent(column)) for column in totals.T], axis=1)  # a column's scale does not matter
+    totals = np.stack(
+        [divided(column, exponent(column)) for column in totals.T], axis=1
+    )  # a column's scale does not matter
     average = _of_columns(totals, exact_mean)
     spread = _of_columns(totals, _deviation)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -63,7 +71,10 @@ def standardized(totals: Totals) -> Fitness:
     return mean(shaped)
 
 
-PROMPT_SHAPING: dict[str, Callable[[Totals], Fitness]] = {"center": centered, "standardize": standardized}
+PROMPT_SHAPING: dict[str, Callable[[Totals], Fitness]] = {
+    "center": centered,
+    "standardize": standardized,
+}
 
 
 def pass_at_k(totals: Totals, k: int, passing: float) -> Fitness:
@@ -81,9 +92,18 @@ def pass_at_k(totals: Totals, k: int, passing: float) -> Fitness:
     fitness = np.full(len(totals), np.nan)
     for member in range(len(totals)):
         told = there[member] & (sizes > k)
-        kinds = Counter(zip(sizes[told].tolist(), counts[told].tolist(), passes[member][told].tolist(), strict=True))
+        kinds = Counter(
+            zip(
+                sizes[told].tolist(),
+                counts[told].tolist(),
+                passes[member][told].tolist(),
+                strict=True,
+            )
+        )
         if kinds:
-            fitness[member] = float(sum(times * _marginal(*kind, k) for kind, times in kinds.items()) / int(told.sum()))
+            fitness[member] = float(
+                sum(times * _marginal(*kind, k) for kind, times in kinds.items()) / int(told.sum())
+            )
     return fitness
 
 
@@ -97,7 +117,9 @@ def _pass(n: int, c: int, k: int) -> Fraction:
     return 1 - Fraction(math.comb(n - c, k), math.comb(n, k))
 
 
-def _of_columns(totals: Totals, statistic: Callable[[NDArray[np.float64]], float]) -> NDArray[np.float64]:
+def _of_columns(
+    totals: Totals, statistic: Callable[[NDArray[np.float64]], float]
+) -> NDArray[np.float64]:
     """A number for each prompt (B,) from the rewards that it got; NaN where it got none."""
     columns = [column[~np.isnan(column)] for column in totals.T]
     return np.array([statistic(column) if column.size else math.nan for column in columns])

@@ -48,7 +48,9 @@ class Mishap:
 class Population:
     """Members of one step, which answer `rows`. `best` are the answers of the best one so far of the first `best_of`."""
 
-    def __init__(self, rewards: Rewards, rows: Sequence[Row], state: Any, timeline: Timeline, *, best_of: int) -> None:
+    def __init__(
+        self, rewards: Rewards, rows: Sequence[Row], state: Any, timeline: Timeline, *, best_of: int
+    ) -> None:
         self._rewards, self._rows, self._state, self._best_of = rewards, rows, state, best_of
         self._timeline = timeline
         self._waiting: dict[int, tuple[Pending, Evaluation]] = {}
@@ -103,11 +105,16 @@ class Population:
         """All members in the population's order, with what lost rewards count."""
         members = [self._done[index] for index in sorted(self._done)]
         scores = self._rewards.settle([member.scores for member in members])
-        return [replace(member, scores=settled) for member, settled in zip(members, scores, strict=True)]
+        return [
+            replace(member, scores=settled) for member, settled in zip(members, scores, strict=True)
+        ]
 
     def _take(self, scores: Scores, evaluation: Evaluation) -> None:
         if evaluation.index < self._best_of and scores.fitness > self._best:
-            self._best, self.best = scores.fitness, records(self._rows, evaluation.completions, scores)
+            self._best, self.best = (
+                scores.fitness,
+                records(self._rows, evaluation.completions, scores),
+            )
         if scores.failures and self.mishap is None:
             name, failures = next(iter(scores.failures.items()))
             index, failure = next(iter(failures.items()))
@@ -116,4 +123,6 @@ class Population:
         scores.extra.clear()
         tally = Tally.of(evaluation.completions)
         finite = all(completion.finite for completion in evaluation.completions)
-        self._done[evaluation.index] = Scored(scores, tally, evaluation.load_seconds, evaluation.generate_seconds, finite)
+        self._done[evaluation.index] = Scored(
+            scores, tally, evaluation.load_seconds, evaluation.generate_seconds, finite
+        )

@@ -20,7 +20,10 @@ def alpha(config: ESConfig, step: int) -> float:
     if step <= warmup:
         return config.alpha * (step / (warmup + 1))
     progress = (step - 1 - warmup) / (config.max_steps - warmup)
-    return config.alpha * {"linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}.get(kind, 1.0)
+    return config.alpha * {
+        "linear": 1 - progress,
+        "cosine": (1 + math.cos(math.pi * progress)) / 2,
+    }.get(kind, 1.0)
 
 
 def sigma(config: ESConfig, step: int) -> float:
@@ -28,7 +31,11 @@ def sigma(config: ESConfig, step: int) -> float:
     if config.sigma_end is None:
         return config.sigma
     progress = (step - 1) / max(1, config.max_steps - 1)
-    left = 1 - progress if config.sigma_scheduler_type == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    left = (
+        1 - progress
+        if config.sigma_scheduler_type == "linear"
+        else (1 + math.cos(math.pi * progress)) / 2
+    )
     return config.sigma_end + left * (config.sigma - config.sigma_end)
 
 

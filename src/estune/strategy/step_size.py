@@ -43,7 +43,10 @@ _ABOVE = 0.5  # the same for staying above it: noise that pays on the average pa
 _SURE = 2.5  # standard errors that this has to be, too
 _BACK = 1.1  # times which a σ that shrank grows, towards the given one, in a step that gives no reason to shrink
 _RANGE = 16.0  # times which σ may become larger or smaller than the given one
-_POOR, _GOOD = 0.25, 0.5  # of the promised gain: below a smaller size is tried too, above a larger one
+_POOR, _GOOD = (
+    0.25,
+    0.5,
+)  # of the promised gain: below a smaller size is tried too, above a larger one
 _OTHER = 1.2  # times which a larger size is larger, at least: the bound wavers in its last digits
 _MOST = 6  # sizes that are tried in a step
 _BETTER = 0.5  # standard errors by which another size has to be better than the expected one
@@ -122,14 +125,23 @@ class Control:
 def comparable(told: Told, candidates: Sequence[Rewards]) -> tuple[Told, list[Rewards], int]:
     """The same rewards ÷ 2**power, and the power, so that their differences and squares are doubles too; 0 for ordinary ones."""
     power = exponent(told.totals, told.center, *candidates)
-    smaller = replace(told, totals=divided(told.totals, power), center=divided(told.center, power)) if power else told
+    smaller = (
+        replace(told, totals=divided(told.totals, power), center=divided(told.center, power))
+        if power
+        else told
+    )
     return smaller, [divided(candidate, power) for candidate in candidates], power
 
 
 def times(control: Control, power: int) -> Control:
     """The control in rewards that are 2**power larger; a figure that a double cannot hold is None."""
     gains = [_times(gain, power) for gain in control.gains]
-    return replace(control, gains=gains, predicted=_times(control.predicted, power), drop=_times(control.drop, power))
+    return replace(
+        control,
+        gains=gains,
+        predicted=_times(control.predicted, power),
+        drop=_times(control.drop, power),
+    )
 
 
 def _times(figure: float | None, power: int) -> float | None:
@@ -137,7 +149,9 @@ def _times(figure: float | None, power: int) -> float | None:
     return larger if math.isfinite(larger) else None
 
 
-def plan(config: ESConfig, step: int, before: dict[str, Any] | None, weights: Callable[[], float]) -> Plan:
+def plan(
+    config: ESConfig, step: int, before: dict[str, Any] | None, weights: Callable[[], float]
+) -> Plan:
     """Of `step`, after one whose control was `before` (None: there was none). `weights` tells θ₀'s root mean square."""
     if config.learning_rate != "auto":
         return Plan(schedules.sigma(config, step), schedules.alpha(config, step))
@@ -145,11 +159,15 @@ def plan(config: ESConfig, step: int, before: dict[str, Any] | None, weights: Ca
         return Plan(before["next_sigma"], before.get("next_alpha"), before["reach"])
     reach = float(f"{_REACH * weights():.3g}")  # few digits: the last ones depend on the processor
     if not reach:
-        raise ConfigError("learning_rate: auto measures steps by the size of the weights, and all that are tuned are zero; give a number")
+        raise ConfigError(
+            "learning_rate: auto measures steps by the size of the weights, and all that are tuned are zero; give a number"
+        )
     return Plan(config.sigma, None, reach)
 
 
-def next_size(now: Plan, told: Told, tried: Sequence[float], candidates: Sequence[Rewards]) -> float | None:
+def next_size(
+    now: Plan, told: Told, tried: Sequence[float], candidates: Sequence[Rewards]
+) -> float | None:
     """The size α to try next, the expected one first; None when enough is known, or nothing can be.
 
     Args:
@@ -181,15 +199,28 @@ def best(center: Rewards, candidates: Sequence[Rewards]) -> int | None:
     Args:
         center, candidates: rewards (B,) of θ, and of θ after each size that was tried, on the same prompts.
     """
-    bearable = [i for i, candidate in enumerate(candidates) if _score(candidate - center) >= -_CHANCE]
+    bearable = [
+        i for i, candidate in enumerate(candidates) if _score(candidate - center) >= -_CHANCE
+    ]
     if not bearable:
         return None
     most = max(bearable, key=lambda i: (_mean(candidates[i] - center), -i))
-    keeps = 0 in bearable and _mean(candidates[0] - center) >= 0 and _score(candidates[most] - candidates[0]) <= _BETTER
+    keeps = (
+        0 in bearable
+        and _mean(candidates[0] - center) >= 0
+        and _score(candidates[most] - candidates[0]) <= _BETTER
+    )
     return 0 if keeps else most
 
 
-def learned(config: ESConfig, now: Plan, told: Told, tried: Sequence[float], candidates: Sequence[Rewards], taken: int | None) -> Control:
+def learned(
+    config: ESConfig,
+    now: Plan,
+    told: Told,
+    tried: Sequence[float],
+    candidates: Sequence[Rewards],
+    taken: int | None,
+) -> Control:
     """What a step found out; the arguments are those of `next_size`, and `taken` as `best` tells it."""
     gains = [_mean(candidate - told.center) for candidate in candidates]
     alpha = 0.0 if taken is None else tried[taken]
@@ -207,8 +238,16 @@ def learned(config: ESConfig, now: Plan, told: Told, tried: Sequence[float], can
 
 def recorded(control: Control, center: Rewards | None) -> dict[str, Any]:
     """The control as the journal has it; `center` are the rewards of the centre, where the next step asks the same prompts."""
-    values = None if center is None else [None if math.isnan(value) else float(value) for value in center]
-    return {name: value for name, value in (asdict(control) | {"center": values}).items() if value is not None}
+    values = (
+        None
+        if center is None
+        else [None if math.isnan(value) else float(value) for value in center]
+    )
+    return {
+        name: value
+        for name, value in (asdict(control) | {"center": values}).items()
+        if value is not None
+    }
 
 
 def known_center(before: dict[str, Any] | None) -> Rewards | None:
@@ -222,7 +261,11 @@ def _expected(now: Plan, told: Told) -> float:
     """The last step's size, or that which is best on a quadratic; at least the paper's, lest noise ends the search by halves."""
     fitness, alpha = _present(told.fitness), now.alpha
     if alpha is None:
-        alpha = now.sigma * fitness.size * float(fitness.std()) / (2 * told.drop) if told.drop > 0 else math.inf
+        alpha = (
+            now.sigma * fitness.size * float(fitness.std()) / (2 * told.drop)
+            if told.drop > 0
+            else math.inf
+        )
     return max(alpha, now.sigma * _LEAST)
 
 
@@ -240,7 +283,11 @@ def _score(differences: Rewards) -> float:
     """The mean of differences on prompts (B,) in its standard errors; ±∞ where all are alike, −∞ where there are none."""
     there = _present(differences)
     mean = _mean(there)
-    error = float(there.std(ddof=1)) / math.sqrt(there.size) if there.size > 1 and there.max() > there.min() else 0.0
+    error = (
+        float(there.std(ddof=1)) / math.sqrt(there.size)
+        if there.size > 1 and there.max() > there.min()
+        else 0.0
+    )
     if mean == 0 or not there.size:
         return 0.0 if there.size else -math.inf
     return mean / error if error else math.copysign(math.inf, mean)

@@ -16,7 +16,15 @@ from estune.tasks.math import MATH_TASKS
 __all__ = ["TASKS", "RewardFunc", "Row", "Task", "completion_text", "get_task"]
 
 TASKS: dict[str, Task] = {
-    task.name: task for task in (CONCISENESS, CONCISENESS_CORRECT, COUNTDOWN, COUNTDOWN_BINARY, *MATH_TASKS, *CODE_TASKS)
+    task.name: task
+    for task in (
+        CONCISENESS,
+        CONCISENESS_CORRECT,
+        COUNTDOWN,
+        COUNTDOWN_BINARY,
+        *MATH_TASKS,
+        *CODE_TASKS,
+    )
 }
 
 
@@ -34,4 +42,6 @@ def get_task(name: str) -> Task:
         return imported_task(name)
     # With no cutoff there is always a nearest name, however far off the given one is.
     nearest = difflib.get_close_matches(name, [*TASKS, PREFIX + "NAME"], n=1, cutoff=0.0)[0]
-    raise ConfigError(f"there is no task {name!r}; did you mean {nearest!r}? The tasks are {', '.join(TASKS)}, {PREFIX}NAME")
+    raise ConfigError(
+        f"there is no task {name!r}; did you mean {nearest!r}? The tasks are {', '.join(TASKS)}, {PREFIX}NAME"
+    )

@@ -49,18 +49,24 @@ def first_rows(rows: Sequence[Row], count: int | None, what: str) -> list[Row]:
     if count is None:
         return list(rows)
     if not 0 <= count <= len(rows):
-        raise DataError(f"{what} has {len(rows)} rows, so it cannot give {count}; ask for at most {len(rows)}")
+        raise DataError(
+            f"{what} has {len(rows)} rows, so it cannot give {count}; ask for at most {len(rows)}"
+        )
     return list(rows[:count])
 
 
-def hub_rows(task: str, hub: str, split: str, config: str | None, adapt: Callable[..., Any]) -> list[Row]:
+def hub_rows(
+    task: str, hub: str, split: str, config: str | None, adapt: Callable[..., Any]
+) -> list[Row]:
     """Return a hub dataset's rows in a task's columns; where it cannot be had, a DataError that tells the way without a network."""
     from estune.tasks.rows import load_rows
 
     try:
         return load_rows(hub, split, config, adapt=adapt)
     except DataError as error:
-        raise DataError(f"{task}: {error}; without a network: --task {task} --dataset_name FILE, of the same columns") from None
+        raise DataError(
+            f"{task}: {error}; without a network: --task {task} --dataset_name FILE, of the same columns"
+        ) from None
 
 
 def log_mean(log_metric: LogMetric | None, name: str, values: Sequence[float]) -> None:

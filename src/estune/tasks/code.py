@@ -34,7 +34,9 @@ def _program_row(row: Mapping[str, Any]) -> Row:
         return _asked(asked, [f"{row['test']}\ncheck({row['entry_point']})"])
     problem, tests = row.get("text") or row.get("prompt"), row.get("test_list")
     if not problem or not tests:
-        raise DataError(f"needs prompt and tests, or the columns of MBPP or HumanEval; it has {', '.join(row)}")
+        raise DataError(
+            f"needs prompt and tests, or the columns of MBPP or HumanEval; it has {', '.join(row)}"
+        )
     if not _texts(tests) or not _texts(row.get("test_imports") or []):
         raise DataError("test_list and test_imports must be lists of texts")
     setup = "\n".join(row.get("test_imports") or []) or str(row.get("test_setup_code") or "")
@@ -43,7 +45,11 @@ def _program_row(row: Mapping[str, Any]) -> Row:
 
 
 def _texts(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(one, str) for one in value)
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and all(isinstance(one, str) for one in value)
+    )
 
 
 def _asked(text: str, tests: Sequence[str]) -> Row:
@@ -51,7 +57,9 @@ def _asked(text: str, tests: Sequence[str]) -> Row:
 
 
 def _rows(name: str, hub: str, split: str, count: int | None) -> list[Row]:
-    return first_rows(hub_rows(name, hub, split, None, program_rows), count, f"the {split} split of {hub}")
+    return first_rows(
+        hub_rows(name, hub, split, None, program_rows), count, f"the {split} split of {hub}"
+    )
 
 
 def _task(name: str, summary: str, hub: str, train: tuple[str, str]) -> Task:
@@ -69,5 +77,10 @@ def _task(name: str, summary: str, hub: str, train: tuple[str, str]) -> Task:
 
 CODE_TASKS = (
     _task("mbpp", "short Python programs that have to pass tests", _MBPP, (_MBPP, "train")),
-    _task("humaneval", "164 Python functions that have to pass tests; learns from mbpp", _HUMANEVAL, (_MBPP, "train")),
+    _task(
+        "humaneval",
+        "164 Python functions that have to pass tests; learns from mbpp",
+        _HUMANEVAL,
+        (_MBPP, "train"),
+    ),
 )

@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from estune.tasks.base import Completion, LogMetric, Row, Task, completion_text, first_rows, log_mean
+from estune.tasks.base import (
+    Completion,
+    LogMetric,
+    Row,
+    Task,
+    completion_text,
+    first_rows,
+    log_mean,
+)
 
 TRAIN_SIZE = 112
 
@@ -28,9 +36,16 @@ def test_rows(count: int | None = None) -> list[Row]:
 
 
 def _rows() -> list[Row]:
-    text = resources.files("estune.tasks").joinpath("data/conciseness.jsonl").read_text(encoding="utf-8")
+    text = (
+        resources.files("estune.tasks")
+        .joinpath("data/conciseness.jsonl")
+        .read_text(encoding="utf-8")
+    )
     facts = [json.loads(line) for line in text.splitlines()]
-    return [{"prompt": [{"role": "user", "content": fact["question"]}], "target": fact["target"]} for fact in facts]
+    return [
+        {"prompt": [{"role": "user", "content": fact["question"]}], "target": fact["target"]}
+        for fact in facts
+    ]
 
 
 def conciseness_reward(
@@ -63,7 +78,9 @@ def conciseness_correct_reward(
     responses = [completion_text(completion) for completion in completions]
     pairs = list(zip(responses, target, strict=True))
     log_mean(log_metric, "correct", [float(_holds(response, answer)) for response, answer in pairs])
-    return [_holds(response, answer) * _length_penalty(response, answer) for response, answer in pairs]
+    return [
+        _holds(response, answer) * _length_penalty(response, answer) for response, answer in pairs
+    ]
 
 
 def _holds(response: str, answer: str) -> bool:

@@ -40,7 +40,8 @@ def _rows(split: str, count: int) -> list[Row]:
     if count < 0:
         raise DataError(f"countdown cannot give {count} rows; ask for 0 or more")
     return [
-        {"prompt": _prompt(puzzle), "numbers": list(puzzle.numbers), "target": puzzle.target} for puzzle in islice(puzzles(split), count)
+        {"prompt": _prompt(puzzle), "numbers": list(puzzle.numbers), "target": puzzle.target}
+        for puzzle in islice(puzzles(split), count)
     ]
 
 
@@ -112,10 +113,16 @@ def _format_with_block(text: str, start: int, end: int) -> float:
     return 1.0 if adjoins and end + len(CLOSE) == len(text) else 0.6
 
 
-def _grades(completions: Sequence[Completion], numbers: Sequence[Any], target: Sequence[Any]) -> list[Grade]:
+def _grades(
+    completions: Sequence[Completion], numbers: Sequence[Any], target: Sequence[Any]
+) -> list[Grade]:
     rows = enumerate(zip(completions, numbers, target, strict=True))
     return [
-        grade_completion(completion_text(completion), _read_numbers(given, row), _read_number(goal, row, "target"))
+        grade_completion(
+            completion_text(completion),
+            _read_numbers(given, row),
+            _read_number(goal, row, "target"),
+        )
         for row, (completion, given, goal) in rows
     ]
 
@@ -138,7 +145,9 @@ def _read_number(value: Any, row: int, what: str) -> Fraction:
         raise DataError(f"row {row}: the {what} {_shown(value)} is not a number") from None
     # Also out: 1e999999999, which as a fraction would fill the memory.
     if not number.is_finite() or abs(number.adjusted()) > 300:
-        raise DataError(f"row {row}: the {what} {_shown(value)} is not a finite number of ordinary size")
+        raise DataError(
+            f"row {row}: the {what} {_shown(value)} is not a finite number of ordinary size"
+        )
     return Fraction(number)
 
 

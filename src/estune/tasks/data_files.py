@@ -204,5 +204,7 @@ def _without_none(value: Any) -> Any:
         return {key: _without_none(one) for key, one in value.items() if one is not None}
     if isinstance(value, list):  # Arrow's lists hold values of one type
         first = next((one for one in value if one is not None), None)
-        return [_without_none(one) for one in value] if isinstance(first, (Mapping, list)) else value
+        return (
+            [_without_none(one) for one in value] if isinstance(first, (Mapping, list)) else value
+        )
     return value

@@ -64,8 +64,12 @@ def same_value() -> Callable[[str, str], bool]:
     try:
         from math_verify import LatexExtractionConfig, parse, verify
     except Exception as error:  # it, or one of the packages that it needs, may be there and not fit
-        raise ConfigError(f'math-verify is needed to grade mathematics ({error}); pip install "estune[math]"') from error
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has no time limit: on purpose
+        raise ConfigError(
+            f'math-verify is needed to grade mathematics ({error}); pip install "estune[math]"'
+        ) from error
+    logging.getLogger("math_verify").setLevel(
+        logging.ERROR
+    )  # it warns that it has no time limit: on purpose
     config = LatexExtractionConfig()
 
     @lru_cache(maxsize=4096)  # a population answers the same problems, often alike
@@ -85,14 +89,21 @@ def same_value() -> Callable[[str, str], bool]:
 
 def _plain(text: str) -> str:
     """In the digits that the parser knows, without the signs of math mode, thousands' spaces and a full stop."""
-    text = "".join(str(unicodedata.decimal(letter, letter)) for letter in text[: 10 * MAX_LENGTH])  # the digits of any script
+    text = "".join(
+        str(unicodedata.decimal(letter, letter)) for letter in text[: 10 * MAX_LENGTH]
+    )  # the digits of any script
     text = " ".join(re.sub(r"(\\)?\$", " ", text).split())
     text = _THOUSANDS.sub("", text).replace("°", r"^\circ").rstrip(".")
     return _MIXED.sub(r"\1\\frac{\2}{\3}", text)
 
 
 def _is_tame(text: str) -> bool:
-    return 0 < len(text) <= MAX_LENGTH and text.isprintable() and _depth(text) <= MAX_DEPTH and not _RUNAWAY.search(text)
+    return (
+        0 < len(text) <= MAX_LENGTH
+        and text.isprintable()
+        and _depth(text) <= MAX_DEPTH
+        and not _RUNAWAY.search(text)
+    )
 
 
 def _depth(text: str) -> int:

@@ -29,7 +29,9 @@ def gym_task(name: str) -> Task:
     """
     if name not in (names := gym_names()):
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"reasoning_gym has no dataset {name!r}; did you mean {nearest!r}? estune tasks reasoning_gym lists them")
+        raise ConfigError(
+            f"reasoning_gym has no dataset {name!r}; did you mean {nearest!r}? estune tasks reasoning_gym lists them"
+        )
     return Task(
         name=PREFIX + name,
         summary=f"reasoning-gym's {name}",
@@ -50,11 +52,20 @@ def _rows(name: str, split: str, count: int | None) -> list[Row]:
     """Rows as `estune.tasks.gym_rows` prints them, in a process whose sets of strings have a fixed order."""
     if count is not None and count < 0:
         raise DataError(f"{PREFIX}{name} cannot give {count} rows; ask for 0 or more")
-    command = [sys.executable, "-m", "estune.tasks.gym_rows", name, split, str(SIZE if count is None else count)]
+    command = [
+        sys.executable,
+        "-m",
+        "estune.tasks.gym_rows",
+        name,
+        split,
+        str(SIZE if count is None else count),
+    ]
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)
     env = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": paths}
     # Not from the working folder, which -m would put first on the import path.
-    done = subprocess.run(command, env=env, cwd=os.path.abspath(os.sep), capture_output=True, text=True)
+    done = subprocess.run(
+        command, env=env, cwd=os.path.abspath(os.sep), capture_output=True, text=True
+    )
     if done.returncode:
         why = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise DataError(f"{PREFIX}{name}: its rows cannot be made ({why})")

@@ -47,10 +47,15 @@ def _rows(name: str, split: str) -> Iterator[Row]:
         if _split_of(entry["question"]) != split or _is_unsolved(entry):
             waiting += 1
             if waiting > PATIENCE:
-                raise DataError(f"reasoning_gym:{name}: its {split} split ends after {given} rows; ask for fewer")
+                raise DataError(
+                    f"reasoning_gym:{name}: its {split} split ends after {given} rows; ask for fewer"
+                )
             continue
         waiting, given = 0, given + 1
-        prompt = [{"role": "system", "content": SYSTEM_PROMPTS["default"]}, {"role": "user", "content": entry["question"]}]
+        prompt = [
+            {"role": "system", "content": SYSTEM_PROMPTS["default"]},
+            {"role": "user", "content": entry["question"]},
+        ]
         yield {"prompt": prompt, "dataset": name, "entry": encode(entry)}
 
 

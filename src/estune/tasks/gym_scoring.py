@@ -28,14 +28,23 @@ from estune.tasks.base import Completion, LogMetric, completion_text, log_mean
 MAX_LENGTH = 20_000  # characters of an answer; the longest right ones have some 2,000
 
 # Verifiers that call `eval` on the answer (bitwise_arithmetic: on the entry).
-_EVALUATING = ("algorithmic.string_insertion", "algorithmic.spiral_matrix", "algorithmic.binary_matrix", "games.n_queens")
+_EVALUATING = (
+    "algorithmic.string_insertion",
+    "algorithmic.spiral_matrix",
+    "algorithmic.binary_matrix",
+    "games.n_queens",
+)
 _EVALUATING_ENTRY = ("algorithmic.number_sorting",)
 
 # Verifiers that give the answer to sympy's parser, which evaluates it as Python after adding some names.
 # One character a round, so that matching takes linear time.
 _SUM = re.compile(r"(?:[0-9](?![0-9]{12})|[-+/() .]|\*(?!\*)){1,500}")
-_NAMES = "exp|log|ln|sqrt|sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|asinh|acosh|atanh|pi|Abs"
-_FORMULA = re.compile(rf"(?:(?<![\w.])(?:(?:{_NAMES})(?=\()|pi\b|[a-zA-Z]\b(?!\())|[0-9](?![0-9]{{12}})|[-+/() .*^]){{1,2000}}")
+_NAMES = (
+    "exp|log|ln|sqrt|sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|asinh|acosh|atanh|pi|Abs"
+)
+_FORMULA = re.compile(
+    rf"(?:(?<![\w.])(?:(?:{_NAMES})(?=\()|pi\b|[a-zA-Z]\b(?!\())|[0-9](?![0-9]{{12}})|[-+/() .*^]){{1,2000}}"
+)
 # Powers that may not end: of powers, and with an exponent of four digits.
 _POWER = re.compile(r"(?:\*\*|\^)[\s(+-]*(?:[0-9]{4}|\w+[\s)]*(?:\*\*|\^))")
 _REAL = r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*"
@@ -47,7 +56,9 @@ _LOOKS = {
     "polynomial_multiplication": _FORMULA,
     # Verifiers that read the beginning of an answer, or the characters in it that they know.
     "advanced_geometry": re.compile(r"[^,]*(?:,[^,]*)?"),
-    "fraction_simplification": re.compile(r"[\s$]*(?:\\d?frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d+\s*/\s*\d+)[\s$]*"),
+    "fraction_simplification": re.compile(
+        r"[\s$]*(?:\\d?frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d+\s*/\s*\d+)[\s$]*"
+    ),
     "kakurasu": re.compile(r"[01\s,\[\]]+"),
     "polynomial_equations": re.compile(rf"{_REAL}(?:,{_REAL})*"),
     "quantum_lock": re.compile(r"[A-Ca-c\s,→>-]+"),
@@ -55,12 +66,23 @@ _LOOKS = {
     "rush_hour": re.compile(r"[A-Z][+-]\d+(?:[\s,;]+[A-Z][+-]\d+)*"),
     "sokoban": re.compile(r"[UDLR\s,]+"),
     "survo": re.compile(r"[\d\s]+"),
-    "tower_of_hanoi": re.compile(r"(?:[-*\d.) \t]*Move disk \d+ from Peg \d+ to Peg \d+[ \t.,;]*(?:[\r\n]+|\Z))+"),
+    "tower_of_hanoi": re.compile(
+        r"(?:[-*\d.) \t]*Move disk \d+ from Peg \d+ to Peg \d+[ \t.,;]*(?:[\r\n]+|\Z))+"
+    ),
 }
 # Verifiers that compare as much as the right answer has: what is longer earns in proportion, as in reasoning-gym's own default.
-_PREFIX = {"figlet_font", "knights_knaves", "letter_jumble", "spell_backward", "time_intervals", "word_sorting"}
+_PREFIX = {
+    "figlet_font",
+    "knights_knaves",
+    "letter_jumble",
+    "spell_backward",
+    "time_intervals",
+    "word_sorting",
+}
 _NUMBERS = {"gsm_symbolic"}  # its verifier takes the first digits of any text, without their sign
-_BROKEN = {"game_of_life_halting"}  # its verifier takes any text for the right one; compared as text here
+_BROKEN = {
+    "game_of_life_halting"
+}  # its verifier takes any text for the right one; compared as text here
 _BITWISE = re.compile(r"[0-9a-fA-Fx\s()<>&|^~+*-]{1,10000}")
 
 
@@ -85,7 +107,10 @@ def gym_reward(
         ConfigError: reasoning-gym is not installed.
         DataError: an entry is not what the dataset made, or there is no such dataset.
     """
-    rows = [(completion_text(text), one, name, row) for row, (text, one, name) in enumerate(zip(completions, entry, dataset, strict=True))]
+    rows = [
+        (completion_text(text), one, name, row)
+        for row, (text, one, name) in enumerate(zip(completions, entry, dataset, strict=True))
+    ]
     scores = graded(rows, _score)
     log_mean(log_metric, "correct", [float(score >= 1) for score in scores])
     return scores
@@ -94,7 +119,9 @@ def gym_reward(
 def _score(completion: str, text: str, name: str, row: int) -> float:
     entry, block = decode(text, row), last_block(completion)
     if not _VERIFIED(name, None, None):
-        raise DataError(f"row {row}: reasoning_gym has no dataset {name!r}; estune tasks reasoning_gym lists them")
+        raise DataError(
+            f"row {row}: reasoning_gym has no dataset {name!r}; estune tasks reasoning_gym lists them"
+        )
     if block is None:
         return 0.0
     answer = completion[slice(*block)].strip()
@@ -151,14 +178,18 @@ def _is_tame(answer: str, name: str, entry: dict[str, Any]) -> bool:
     if name == "bitwise_arithmetic":
         return _BITWISE.fullmatch(str(entry["metadata"]["problem"])) is not None
     looks = _LOOKS.get(name)
-    return looks is None or (looks.fullmatch(answer) is not None and (looks is _SUM or not _POWER.search(answer)))
+    return looks is None or (
+        looks.fullmatch(answer) is not None and (looks is _SUM or not _POWER.search(answer))
+    )
 
 
 def _is_finite(answer: str, right: str) -> bool:
     """Whether all that could be read as a number is finite; a word of the right answer is a word, such as a name."""
     if _NOT_FINITE.search(answer) and not _NOT_FINITE.search(right):
         return False
-    return all(number in right or math.isfinite(_read(number)) for number in _NUMBER.findall(answer))
+    return all(
+        number in right or math.isfinite(_read(number)) for number in _NUMBER.findall(answer)
+    )
 
 
 def _read(number: str) -> float:
@@ -178,7 +209,9 @@ def datasets() -> Mapping[str, Any]:
     try:
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
-        raise ConfigError(f'reasoning-gym is needed for its tasks ({error}); pip install "estune[gym]"') from None
+        raise ConfigError(
+            f'reasoning-gym is needed for its tasks ({error}); pip install "estune[gym]"'
+        ) from None
     for module in (*_EVALUATING, *_EVALUATING_ENTRY):
         vars(importlib.import_module(f"reasoning_gym.{module}"))["eval"] = ast.literal_eval
     return DATASETS  # type: ignore[no-any-return]
@@ -192,7 +225,9 @@ def _verifier(name: str) -> Any:
 
 def encode(entry: Mapping[str, Any]) -> str:
     """Write an entry as JSON from which `decode` gets it back, with tuples and keys that are no text."""
-    return json.dumps(_plain(entry), default=str)  # a Fraction of gsm_symbolic, which its verifier does not read
+    return json.dumps(
+        _plain(entry), default=str
+    )  # a Fraction of gsm_symbolic, which its verifier does not read
 
 
 def decode(text: str, row: int = 0) -> dict[str, Any]:
@@ -201,8 +236,14 @@ def decode(text: str, row: int = 0) -> dict[str, Any]:
         entry = _restored(json.loads(text))
     except (TypeError, ValueError, KeyError, RecursionError):
         entry = None
-    if not isinstance(entry, dict) or not {"question", "answer", "metadata"} <= set(entry) or not isinstance(entry["metadata"], dict):
-        raise DataError(f"row {row}: the entry is no entry of reasoning_gym; use the task's own rows")
+    if (
+        not isinstance(entry, dict)
+        or not {"question", "answer", "metadata"} <= set(entry)
+        or not isinstance(entry["metadata"], dict)
+    ):
+        raise DataError(
+            f"row {row}: the entry is no entry of reasoning_gym; use the task's own rows"
+        )
     return entry
 
 

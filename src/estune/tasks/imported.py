@@ -22,8 +22,13 @@ def imported_task(path: str) -> Task:
     module, _, name = path.rpartition(".")
     try:
         task = getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:  # importing runs the user's module, which can raise anything
-        raise ConfigError(f"task: cannot import {path} ({type(error).__name__}: {error}); see estune new-task") from None
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # importing runs the user's module, which can raise anything
+        raise ConfigError(
+            f"task: cannot import {path} ({type(error).__name__}: {error}); see estune new-task"
+        ) from None
     if not isinstance(task, Task):
         raise ConfigError(f"task: {path} is a {type(task).__name__}, not an estune.tasks.Task")
     return task

@@ -16,7 +16,16 @@ from estune.errors import DataError
 from estune.rewards.limited import graded, most_seconds
 from estune.rewards.limits import bounds_itself
 from estune.tasks.answers import boxed_argument, last_boxed
-from estune.tasks.base import Completion, LogMetric, Row, Task, completion_text, first_rows, hub_rows, log_mean
+from estune.tasks.base import (
+    Completion,
+    LogMetric,
+    Row,
+    Task,
+    completion_text,
+    first_rows,
+    hub_rows,
+    log_mean,
+)
 from estune.tasks.grading import same_answer
 from estune.tasks.usable_rows import usable
 
@@ -26,14 +35,20 @@ HARD = 3  # the paper learns from MATH's levels 3 to 5
 
 @bounds_itself(most_seconds)
 def math_reward(
-    completions: Sequence[Completion], answer: Sequence[Any], log_metric: LogMetric | None = None, **columns: Any
+    completions: Sequence[Completion],
+    answer: Sequence[Any],
+    log_metric: LogMetric | None = None,
+    **columns: Any,
 ) -> list[float]:
     r"""Score each completion 1 where its last \boxed{} holds the answer, else 0, also where sympy would take too long over it.
 
     Raises:
         ConfigError: math-verify is not installed.
     """
-    pairs = [(completion_text(one), answer_text(right)) for one, right in zip(completions, answer, strict=True)]
+    pairs = [
+        (completion_text(one), answer_text(right))
+        for one, right in zip(completions, answer, strict=True)
+    ]
     grades = graded(pairs, _is_right)
     log_mean(log_metric, "correct", grades)
     return grades
@@ -53,7 +68,9 @@ class Source:
     split: str
 
 
-_MATH_TRAIN = Source("nlile/hendrycks-MATH-benchmark", None, "train")  # the 12,000 problems that are not in MATH-500
+_MATH_TRAIN = Source(
+    "nlile/hendrycks-MATH-benchmark", None, "train"
+)  # the 12,000 problems that are not in MATH-500
 
 
 def problem_rows(rows: Iterable[Mapping[str, Any]], what: str = "the data") -> list[Row]:
@@ -70,11 +87,24 @@ def problem_rows(rows: Iterable[Mapping[str, Any]], what: str = "the data") -> l
 
 def _problem_row(row: Mapping[str, Any]) -> Row:
     problem = next((row[name] for name in ("prompt", "problem", "question") if row.get(name)), None)
-    answer = next((answer_text(row[name]) for name in ("answer", "final_answer") if row.get(name) is not None), None)
+    answer = next(
+        (
+            answer_text(row[name])
+            for name in ("answer", "final_answer")
+            if row.get(name) is not None
+        ),
+        None,
+    )
     answer = answer or boxed_argument(str(row.get("solution") or ""))
     if not problem or not answer:
-        raise DataError(f"needs a problem (prompt, problem or question) and its answer; its columns are {', '.join(row)}")
-    prompt = problem if "prompt" in row else [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": problem}]
+        raise DataError(
+            f"needs a problem (prompt, problem or question) and its answer; its columns are {', '.join(row)}"
+        )
+    prompt = (
+        problem
+        if "prompt" in row
+        else [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": problem}]
+    )
     extra = {name: row[name] for name in ("level", "subject") if name in row}
     return {"prompt": prompt, "answer": answer, **extra}
 
@@ -90,7 +120,11 @@ def answer_text(answer: Any) -> str:
 
 def _rows(name: str, source: Source, hard: bool, count: int | None) -> list[Row]:
     rows = hub_rows(name, source.hub, source.split, source.config, problem_rows)
-    return first_rows([row for row in rows if not hard or _level(row) >= HARD], count, f"the {source.split} split of {source.hub}")
+    return first_rows(
+        [row for row in rows if not hard or _level(row) >= HARD],
+        count,
+        f"the {source.split} split of {source.hub}",
+    )
 
 
 def _level(row: Row) -> int:
@@ -113,15 +147,40 @@ def _task(name: str, summary: str, test: Source, train: Source = _MATH_TRAIN) ->
 
 _GSM8K = "openai/gsm8k"
 MATH_TASKS = (
-    _task("gsm8k", "word problems of grade school", Source(_GSM8K, "main", "test"), Source(_GSM8K, "main", "train")),
-    _task("math", "MATH: competition problems, levels 3 to 5 to learn from", Source(_MATH_TRAIN.hub, None, "test")),
-    _task("math500", "500 problems of MATH, all levels; learns from math", Source("HuggingFaceH4/MATH-500", None, "test")),
-    _task("minerva", "272 problems of university courses; learns from math", Source("math-ai/minervamath", None, "test")),
+    _task(
+        "gsm8k",
+        "word problems of grade school",
+        Source(_GSM8K, "main", "test"),
+        Source(_GSM8K, "main", "train"),
+    ),
+    _task(
+        "math",
+        "MATH: competition problems, levels 3 to 5 to learn from",
+        Source(_MATH_TRAIN.hub, None, "test"),
+    ),
+    _task(
+        "math500",
+        "500 problems of MATH, all levels; learns from math",
+        Source("HuggingFaceH4/MATH-500", None, "test"),
+    ),
+    _task(
+        "minerva",
+        "272 problems of university courses; learns from math",
+        Source("math-ai/minervamath", None, "test"),
+    ),
     _task(
         "olympiadbench",
         "674 problems of olympiads, in English, text alone; learns from math",
         Source("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train"),
     ),
-    _task("amc", "40 problems of the AMC 2023; learns from math", Source("math-ai/amc23", None, "test")),
-    _task("aime", "30 problems of the AIME 2024; learns from math", Source("HuggingFaceH4/aime_2024", None, "train")),
+    _task(
+        "amc",
+        "40 problems of the AMC 2023; learns from math",
+        Source("math-ai/amc23", None, "test"),
+    ),
+    _task(
+        "aime",
+        "30 problems of the AIME 2024; learns from math",
+        Source("HuggingFaceH4/aime_2024", None, "train"),
+    ),
 )

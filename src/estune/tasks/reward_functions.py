@@ -41,7 +41,9 @@ def _resolve(one: RewardFunc | str) -> RewardFunc:
         return _reward_model(one)
     if "." not in one:
         known = ", ".join(sorted(builtin))
-        raise ConfigError(f"reward_funcs: no built-in reward is named {one!r}; there are {known}; or give a dotted path or a reward model")
+        raise ConfigError(
+            f"reward_funcs: no built-in reward is named {one!r}; there are {known}; or give a dotted path or a reward model"
+        )
     return _imported(one)
 
 
@@ -52,7 +54,9 @@ def _reward_model(source: str) -> RewardFunc:
 
 
 def _builtin() -> dict[str, RewardFunc]:
-    return {reward_name(function): function for task in TASKS.values() for function in task.reward_funcs}
+    return {
+        reward_name(function): function for task in TASKS.values() for function in task.reward_funcs
+    }
 
 
 def _imported(path: str) -> RewardFunc:
@@ -60,8 +64,13 @@ def _imported(path: str) -> RewardFunc:
     try:
         with _working_folder_importable():
             function = getattr(importlib.import_module(module_name), name)
-    except (Exception, SystemExit) as error:  # importing runs the user's module, which can raise anything
-        raise ConfigError(f"reward_funcs: cannot import {path} ({type(error).__name__}: {one_line(error)})") from None
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # importing runs the user's module, which can raise anything
+        raise ConfigError(
+            f"reward_funcs: cannot import {path} ({type(error).__name__}: {one_line(error)})"
+        ) from None
     if not callable(function):
         raise ConfigError(f"reward_funcs: {path} is a {type(function).__name__}, not a function")
     return function  # type: ignore[no-any-return]

@@ -158,7 +158,9 @@ def _is_prompt(prompt: Any) -> bool:
     return (
         isinstance(prompt, list)
         and len(prompt) > 0
-        and all(isinstance(message, dict) and {"role", "content"} <= set(message) for message in prompt)
+        and all(
+            isinstance(message, dict) and {"role", "content"} <= set(message) for message in prompt
+        )
     )
 
 

@@ -42,13 +42,21 @@ def honour(path: Path, tokenizer: Any) -> None:
     """Give `tokenizer`, which transformers made of the file, the special tokens that the file says, and where it wants them."""
     for token in _NAMES:
         number = special(path, token)
-        if number is not None and number < len(tokenizer) and number != getattr(tokenizer, f"{token}_token_id"):
+        if (
+            number is not None
+            and number < len(tokenizer)
+            and number != getattr(tokenizer, f"{token}_token_id")
+        ):
             setattr(tokenizer, f"{token}_token", tokenizer.convert_ids_to_tokens(number))
     if not hasattr(tokenizer, "backend_tokenizer"):
         return
     for token in ("bos", "eos"):
         wanted = adds(path, token)
-        if wanted is not None and wanted != _added(tokenizer, token) and getattr(tokenizer, f"{token}_token") is not None:
+        if (
+            wanted is not None
+            and wanted != _added(tokenizer, token)
+            and getattr(tokenizer, f"{token}_token") is not None
+        ):
             _rebuild(path, tokenizer)
             return
 
@@ -68,6 +76,12 @@ def _rebuild(path: Path, tokenizer: Any) -> None:
         wanted = _added(tokenizer, token) if wanted is None else wanted
         around[token] = getattr(tokenizer, f"{token}_token") if wanted else None
     parts = [part for part in (around["bos"], "$A", around["eos"]) if part is not None]
-    special = [(part, tokenizer.convert_tokens_to_ids(part)) for part in dict.fromkeys(parts) if part != "$A"]
-    template = processors.TemplateProcessing(single=parts, pair=[*parts, "$B:1"], special_tokens=special)
+    special = [
+        (part, tokenizer.convert_tokens_to_ids(part))
+        for part in dict.fromkeys(parts)
+        if part != "$A"
+    ]
+    template = processors.TemplateProcessing(
+        single=parts, pair=[*parts, "$B:1"], special_tokens=special
+    )
     tokenizer.backend_tokenizer.post_processor = template

@@ -37,13 +37,21 @@ def run_digest(header: Header) -> str:
     """A name for the run that two undisturbed runs share: a digest of θ₀'s and of the settings on which θ depends."""
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     config = json.loads(json.dumps(header.config))  # as it is once it was written and read
-    fixed = {name: value for name, value in config.items() if name not in MAY_CHANGE_ON_RESUME and value != defaults.get(name)}
-    return hashlib.blake2b(json.dumps([header.digest, fixed], sort_keys=True).encode(), digest_size=16).hexdigest()
+    fixed = {
+        name: value
+        for name, value in config.items()
+        if name not in MAY_CHANGE_ON_RESUME and value != defaults.get(name)
+    }
+    return hashlib.blake2b(
+        json.dumps([header.digest, fixed], sort_keys=True).encode(), digest_size=16
+    ).hexdigest()
 
 
 def seal(folder: Path, identity: Identity) -> None:
     """Write down in `folder` which θ it holds and what its weights' files are."""
-    (folder / NAME).write_text(signed(json.dumps(asdict(identity) | {"files": _digests(folder)})), encoding="utf-8")
+    (folder / NAME).write_text(
+        signed(json.dumps(asdict(identity) | {"files": _digests(folder)})), encoding="utf-8"
+    )
 
 
 def fault(folder: Path, identity: Identity | None = None) -> str | None:
@@ -87,7 +95,11 @@ def _disowned(folder: Path) -> str | None:
     digest = journal.steps[record["step"] - 1].digest
     if record["run"] != run_digest(journal.header):
         return f"{path} is of another run"
-    return f"{path} has another θ for step {record['step']}" if digest not in (None, record["theta"]) else None
+    return (
+        f"{path} has another θ for step {record['step']}"
+        if digest not in (None, record["theta"])
+        else None
+    )
 
 
 def _stamps(folder: Path) -> tuple[Stamp, ...]:
@@ -103,7 +115,11 @@ def _sealed(folder: Path) -> dict[str, Any] | None:
     except OSError:
         return None
     kinds = {"run": str, "step": int, "theta": str, "files": dict}
-    right = record is not None and record.keys() == kinds.keys() and all(type(record[name]) is kind for name, kind in kinds.items())
+    right = (
+        record is not None
+        and record.keys() == kinds.keys()
+        and all(type(record[name]) is kind for name, kind in kinds.items())
+    )
     return record if right else None
 
 

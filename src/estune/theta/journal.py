@@ -55,7 +55,9 @@ class Journal:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise JournalError(f"{path}: cannot be read ({error.strerror}); is {folder} the folder of a run?") from None
+            raise JournalError(
+                f"{path}: cannot be read ({error.strerror}); is {folder} the folder of a run?"
+            ) from None
         found = read(path, data)
         if repair and found.size < len(data):
             os.truncate(path, found.size)
@@ -85,7 +87,9 @@ class Journal:
             _write(self._anchor.descriptor, line)
             os.fsync(self._anchor.descriptor)
         except OSError:
-            os.ftruncate(self._anchor.descriptor, self._size)  # the disk is full: no part of a line stays
+            os.ftruncate(
+                self._anchor.descriptor, self._size
+            )  # the disk is full: no part of a line stays
             raise
         self._last_line = line
         self._size += len(line)
@@ -97,7 +101,9 @@ class Journal:
             raise JournalError(f"{self.path}: was opened to be read, not to go on with it")
         self._anchor.check()
         if os.fstat(self._anchor.descriptor).st_size != self._size:
-            raise LostFolderError(f"{self.path}: was changed by somebody else while the run wrote there; it stops here")
+            raise LostFolderError(
+                f"{self.path}: was changed by somebody else while the run wrote there; it stops here"
+            )
 
     def replay(self, center: Center, until: int) -> Iterator[int]:
         """Apply the steps after θ's version up to `until`, yielding each one's number; digests on the way are checked.
@@ -106,20 +112,34 @@ class Journal:
             JournalError: the run has fewer steps, or θ is not what a line says.
         """
         if until > self.last:
-            raise JournalError(f"{self.path}: has {self.last} steps, so step {until} cannot be replayed")
+            raise JournalError(
+                f"{self.path}: has {self.last} steps, so step {until} cannot be replayed"
+            )
         self.check(center)
         for step in self.steps[center.version : until]:
-            center.update(step.seeds, step.coefficients, noise=step.noise, version=step.step - 1, decay=step.decay or 0.0)
+            center.update(
+                step.seeds,
+                step.coefficients,
+                noise=step.noise,
+                version=step.step - 1,
+                decay=step.decay or 0.0,
+            )
             self.check(center)
             yield step.step
 
     def check(self, center: Center) -> None:
         """Compare θ's digest with the one that the journal has for its version, if it has one; raises JournalError."""
         if not 0 <= center.version <= self.last:
-            raise JournalError(f"{self.path}: has {self.last} steps, but θ is said to be at step {center.version}")
+            raise JournalError(
+                f"{self.path}: has {self.last} steps, but θ is said to be at step {center.version}"
+            )
         wanted = self.digest(center.version)
         if wanted and center.digest() != wanted:
-            whose = "the base model is not the one that" if center.version == 0 else f"θ at step {center.version} is not what"
+            whose = (
+                "the base model is not the one that"
+                if center.version == 0
+                else f"θ at step {center.version} is not what"
+            )
             raise JournalError(f"{self.path}: {whose} this run had (digest {wanted})")
 
     def digest(self, step: int) -> str | None:

@@ -26,11 +26,15 @@ def _import_without_sklearn(utils: Any) -> None:
     utils.is_sklearn_available = _no
     try:
         assisted: Any = importlib.import_module(_ASSISTED)
-    except ModuleNotFoundError:  # another version, which has it elsewhere: then it is imported as ever
+    except (
+        ModuleNotFoundError
+    ):  # another version, which has it elsewhere: then it is imported as ever
         return
     finally:
         utils.is_sklearn_available = available
-    if getattr(assisted, "is_sklearn_available", None) is _no:  # imported just now: assisted decoding stays as it was for whoever wants it
+    if (
+        getattr(assisted, "is_sklearn_available", None) is _no
+    ):  # imported just now: assisted decoding stays as it was for whoever wants it
         assisted.is_sklearn_available, assisted.roc_curve = available, _roc_curve
 
 

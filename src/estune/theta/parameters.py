@@ -41,7 +41,9 @@ def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout
         ModelError: no causal LM, quantised, unknown to transformers, incomplete, or laid out otherwise in memory.
     """
     model = _empty_model(checkpoint, trust_remote_code)
-    with guarded(ModelError, f"{checkpoint.folder}: transformers does not say how this model is laid out"):
+    with guarded(
+        ModelError, f"{checkpoint.folder}: transformers does not say how this model is laid out"
+    ):
         inside = dict(model.named_parameters(remove_duplicate=False))
         rename = _renaming(model)
         embedding = _embedding(model)
@@ -51,7 +53,9 @@ def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout
     in_model, aliases = _once_each(checkpoint, found, inside, embedding)
     covered = {id(inside[name]) for name in in_model.values()}
     if missing := [name for name, parameter in inside.items() if id(parameter) not in covered]:
-        raise ModelError(f"{checkpoint.folder}: its files lack {len(missing)} parameters, {missing[0]} among them")
+        raise ModelError(
+            f"{checkpoint.folder}: its files lack {len(missing)} parameters, {missing[0]} among them"
+        )
     return Layout(in_model, aliases)
 
 
@@ -62,7 +66,9 @@ def matches(patterns: list[str], name: str) -> bool:
             if re.search(pattern, name):
                 return True
         except re.error as error:
-            raise ConfigError(f"target_parameters: {pattern!r} is no regular expression ({error})") from None
+            raise ConfigError(
+                f"target_parameters: {pattern!r} is no regular expression ({error})"
+            ) from None
     return False
 
 
@@ -70,10 +76,14 @@ def _empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     folder = checkpoint.folder
     try:
         with guarded(ModelError, f"{folder}: transformers cannot build this model"):
-            config = transformers().AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            config = transformers().AutoConfig.from_pretrained(
+                folder, trust_remote_code=trust_remote_code
+            )
             _check_config(checkpoint, config)
             with torch.device("meta"):
-                model = transformers().AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+                model = transformers().AutoModelForCausalLM.from_config(
+                    config, trust_remote_code=trust_remote_code
+                )
             model.tie_weights()
     except ModelError as error:
         if "trust_remote_code" in str(error.__cause__) and not trust_remote_code:
@@ -87,7 +97,9 @@ def _check_config(checkpoint: Checkpoint, config: Any) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
     if getattr(config, "quantization_config", None):
-        raise ModelError(f"{checkpoint.folder}: is quantised; give the model's full-precision checkpoint")
+        raise ModelError(
+            f"{checkpoint.folder}: is quantised; give the model's full-precision checkpoint"
+        )
     known = set(CAUSAL.values())
     architectures = config.architectures or []
     remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
@@ -110,9 +122,13 @@ def _renaming(model: Any) -> Callable[[str], str]:
     def rename(name: str) -> str:
         if name in state:
             return name
-        inside, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        inside, converter = rename_source_key(
+            name, renamings, converters, model.base_model_prefix, state
+        )
         if converter is not None:
-            raise ModelError(f"{name}: transformers keeps it fused with others in memory, which cannot be tuned yet")
+            raise ModelError(
+                f"{name}: transformers keeps it fused with others in memory, which cannot be tuned yet"
+            )
         return str(inside)
 
     return rename
@@ -122,9 +138,13 @@ def _check_shapes(checkpoint: Checkpoint, found: dict[str, str], inside: dict[st
     for name, inside_name in found.items():
         stored, wanted = checkpoint.tensors[name], tuple(inside[inside_name].shape)
         if stored.shape != wanted:
-            raise ModelError(f"{checkpoint.folder}: {name} has shape {stored.shape}, its config asks for {wanted}")
+            raise ModelError(
+                f"{checkpoint.folder}: {name} has shape {stored.shape}, its config asks for {wanted}"
+            )
         if stored.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            raise ModelError(f"{checkpoint.folder}: {name} is stored as {stored.dtype}, which cannot be tuned")
+            raise ModelError(
+                f"{checkpoint.folder}: {name} is stored as {stored.dtype}, which cannot be tuned"
+            )
 
 
 def _once_each(
@@ -142,7 +162,9 @@ def _once_each(
             if other == kept:
                 continue
             if not torch.equal(checkpoint.read(kept).float(), checkpoint.read(other).float()):
-                raise ModelError(f"{checkpoint.folder}: {kept} and {other} are tied in the config but differ in the files")
+                raise ModelError(
+                    f"{checkpoint.folder}: {kept} and {other} are tied in the config but differ in the files"
+                )
             aliases[other] = kept
     return in_model, aliases
 

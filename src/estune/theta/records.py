@@ -72,9 +72,13 @@ def read(path: Path, data: bytes) -> Record:
     """What the bytes of the journal at `path` say, without a torn last line. Raises JournalError."""
     lines = data[: whole(data)].splitlines(keepends=True)
     if not lines:
-        raise JournalError(f"{path}: has no whole line, so nothing was run here; delete it to start afresh")
+        raise JournalError(
+            f"{path}: has no whole line, so nothing was run here; delete it to start afresh"
+        )
     header = _read_header(path, lines[0])
-    steps = [_read_step(path, n, lines[n - 1], header, lines[n - 2]) for n in range(2, len(lines) + 1)]
+    steps = [
+        _read_step(path, n, lines[n - 1], header, lines[n - 2]) for n in range(2, len(lines) + 1)
+    ]
     return Record(header, steps, lines[-1], sum(map(len, lines)))
 
 
@@ -92,7 +96,9 @@ def _read_header(path: Path, line: bytes) -> Header:
     """The record of the first line. Raises JournalError."""
     record = _parse(path, 1, line)
     if record.get("format") not in READ:
-        raise JournalError(f"{path}: has format {record.get('format')!r}; this version of estune reads formats 1 and 2")
+        raise JournalError(
+            f"{path}: has format {record.get('format')!r}; this version of estune reads formats 1 and 2"
+        )
     header = _record(Header, path, 1, record)
     if header.format > 1 and not header.run:
         raise JournalError(f"{path}: line 1 lacks a field (run)")
@@ -124,7 +130,10 @@ def whole(data: bytes) -> int:
 
 
 def _json(record: Header | Step) -> str:
-    return json.dumps({name: value for name, value in asdict(record).items() if value is not None}, allow_nan=False)
+    return json.dumps(
+        {name: value for name, value in asdict(record).items() if value is not None},
+        allow_nan=False,
+    )
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
@@ -142,7 +151,9 @@ def _record(kind: type[R], path: Path, number: int, record: dict[str, Any]) -> R
             "it may change θ, so use the version that wrote it"
         )
     try:
-        return kind(**{name: _typed(kind, path, number, name, value) for name, value in record.items()})
+        return kind(
+            **{name: _typed(kind, path, number, name, value) for name, value in record.items()}
+        )
     except TypeError as error:
         raise JournalError(f"{path}: line {number} lacks a field ({error})") from None
 
@@ -152,7 +163,9 @@ def _typed(kind: type[Header] | type[Step], path: Path, number: int, name: str, 
         return _adapters(kind.__name__)[name].validate_python(value)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
-        raise JournalError(f"{path}: line {number} has a wrong {name} ({reason}); restore the file from a copy") from None
+        raise JournalError(
+            f"{path}: line {number} has a wrong {name} ({reason}); restore the file from a copy"
+        ) from None
 
 
 @cache
@@ -164,15 +177,25 @@ def _adapters(kind: str) -> dict[str, TypeAdapter[Any]]:
 
 def _check(path: Path, number: int, step: Step) -> None:
     if step.step != number - 1:
-        raise JournalError(f"{path}: line {number} is of step {step.step}, where step {number - 1} belongs")
+        raise JournalError(
+            f"{path}: line {number} is of step {step.step}, where step {number - 1} belongs"
+        )
     if step.coefficients and len(step.coefficients) != len(step.seeds):
-        raise JournalError(f"{path}: line {number} has {len(step.coefficients)} coefficients for {len(step.seeds)} seeds")
+        raise JournalError(
+            f"{path}: line {number} has {len(step.coefficients)} coefficients for {len(step.seeds)} seeds"
+        )
     if step.decay and not step.coefficients:
-        raise JournalError(f"{path}: line {number} has a decay without coefficients; a step that updates nothing decays nothing")
+        raise JournalError(
+            f"{path}: line {number} has a decay without coefficients; a step that updates nothing decays nothing"
+        )
 
 
 def _check_seeds(path: Path, number: int, step: Step, header: Header) -> None:
     """Compare a step's seeds with those that the run's seed gives; a header that says no seed leaves them open."""
     seed = header.config.get("seed")
-    if isinstance(seed, int) and step.seeds != [seed_of(seed, step.step, n) for n in range(len(step.seeds))]:
-        raise JournalError(f"{path}: line {number} has seeds that do not follow from the run's seed, {seed}: it is of another run")
+    if isinstance(seed, int) and step.seeds != [
+        seed_of(seed, step.step, n) for n in range(len(step.seeds))
+    ]:
+        raise JournalError(
+            f"{path}: line {number} has seeds that do not follow from the run's seed, {seed}: it is of another run"
+        )

@@ -64,11 +64,15 @@ def _memory() -> tuple[int, str]:
     return tempfile.mkstemp(prefix="estune-theta-")
 
 
-def _mapped(address: Address, *, write_token: bool = False) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def _mapped(
+    address: Address, *, write_token: bool = False
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     size = _HEADER + sum(_room(shape) for shape in address.shapes.values())
     path = Path(address.path)
     if not path.exists() or path.stat().st_size != size:
-        raise EngineError(f"{address.path}: the θ that is shared there is not to be found on this machine")
+        raise EngineError(
+            f"{address.path}: the θ that is shared there is not to be found on this machine"
+        )
     raw = torch.from_file(address.path, shared=True, size=size, dtype=torch.uint8)
     header = raw[:_HEADER].view(torch.int64)
     if write_token:

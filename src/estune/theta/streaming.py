@@ -27,12 +27,16 @@ class Staging:
 
     def __init__(self, device: torch.device, elements: int, shared: Shared | None = None) -> None:
         self._device: torch.device = device
-        self._module: Any = torch.get_device_module(device)  # torch.cuda, or torch.cpu, whose streams do nothing
+        self._module: Any = torch.get_device_module(
+            device
+        )  # torch.cuda, or torch.cpu, whose streams do nothing
         self._copies = self._module.Stream(device)
         self._buffers = [torch.empty(elements, device=device) for _ in range(2)]
         self._read = [self._module.Event() for _ in self._buffers]
         self._turn = 0
-        self._copies.wait_stream(self._module.current_stream(device))  # which may still use what memory the buffers got
+        self._copies.wait_stream(
+            self._module.current_stream(device)
+        )  # which may still use what memory the buffers got
         if shared and device.type == "cuda":
             lock(shared, device)
 
@@ -54,8 +58,13 @@ def lock(shared: Shared, device: torch.device) -> bool:
     memory, cudart = shared.state.untyped_storage(), torch.cuda.cudart()  # type: ignore[no-untyped-call]
     status = int(cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes(), 0))
     if status:
-        logger.warning("θ could not be page-locked (CUDA error %d), so that loading a member takes longer", status)
-        with suppress(RuntimeError):  # CUDA keeps the error, and the next kernel would be blamed for it
+        logger.warning(
+            "θ could not be page-locked (CUDA error %d), so that loading a member takes longer",
+            status,
+        )
+        with suppress(
+            RuntimeError
+        ):  # CUDA keeps the error, and the next kernel would be blamed for it
             torch.zeros(1, device=device)
         return False
     weakref.finalize(shared, cudart.cudaHostUnregister, memory.data_ptr()).atexit = False

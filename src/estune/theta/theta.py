@@ -29,9 +29,16 @@ from estune.theta.identity import Identity
 from estune.theta.shared_memory import Address, Shared
 from estune.theta.streaming import Staging
 
-_JOB = 1 << 21  # elements that one thread takes at a time: several small parameters, or a part of a large one
-_AHEAD = 1 << 25  # elements that may be under way beyond those being handed out, at most: what threads need is two jobs each
-_DEVICE_JOB, _DEVICE_AHEAD = 1 << 27, 1 << 28  # the same of θ on a device, where a job is one launch for each parameter
+_JOB = (
+    1 << 21
+)  # elements that one thread takes at a time: several small parameters, or a part of a large one
+_AHEAD = (
+    1 << 25
+)  # elements that may be under way beyond those being handed out, at most: what threads need is two jobs each
+_DEVICE_JOB, _DEVICE_AHEAD = (
+    1 << 27,
+    1 << 28,
+)  # the same of θ on a device, where a job is one launch for each parameter
 
 _IDENTITY = "estune"  # the key of a snapshot's metadata
 
@@ -78,7 +85,9 @@ class Center:
         self.theta = dict(theta)
         self._base = base
         self._shared = shared
-        self._state = shared.state if shared else torch.zeros(1, dtype=torch.int64)  # 2·version, and 1 more while θ is written
+        self._state = (
+            shared.state if shared else torch.zeros(1, dtype=torch.int64)
+        )  # 2·version, and 1 more while θ is written
         self._device = next((theta.device for theta in self.theta.values()), torch.device("cpu"))
         self.on_device = kernels.on_device(self._device.type) is not None
         self._batches = _batches(self.theta, _DEVICE_JOB if self.on_device else _JOB)
@@ -90,7 +99,14 @@ class Center:
             self._wrote(version)
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, names: Iterable[str], *, device: str = "cpu", share: bool = False) -> "Center":
+    def load(
+        cls,
+        checkpoint: Checkpoint,
+        names: Iterable[str],
+        *,
+        device: str = "cpu",
+        share: bool = False,
+    ) -> "Center":
         """θ₀: the checkpoint's values of `names`, widened to fp32; with `share`, in memory that others may attach to.
 
         Raises:
@@ -98,7 +114,11 @@ class Center:
         """
         shapes = {name: checkpoint.tensors[name].shape for name in names}
         shared = Shared(shapes) if share else None
-        theta = shared.tensors if shared else {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
+        theta = (
+            shared.tensors
+            if shared
+            else {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
+        )
         center = cls(theta, shared=shared, base=checkpoint)
         center.reset(checkpoint)
         return center
@@ -119,7 +139,9 @@ class Center:
         """The number of updates in θ. Raises EngineError when θ was being written by a process that ended meanwhile."""
         state = int(self._state)
         if state % 2:
-            raise EngineError("θ was left half written; it must be rebuilt from a snapshot and the journal")
+            raise EngineError(
+                "θ was left half written; it must be rebuilt from a snapshot and the journal"
+            )
         return state // 2
 
     def at(self, version: int) -> bool:
@@ -132,10 +154,14 @@ class Center:
         for name, theta in self.theta.items():
             theta.copy_(checkpoint.read(name))
             if not bool(torch.isfinite(theta).all()):
-                raise ModelError(f"{checkpoint.folder}: {name} holds weights that are infinite or not a number")
+                raise ModelError(
+                    f"{checkpoint.folder}: {name} holds weights that are infinite or not a number"
+                )
         self._wrote(0)
 
-    def perturbed(self, member: Member, destination: Destination) -> Iterator[tuple[str, slice, torch.Tensor]]:
+    def perturbed(
+        self, member: Member, destination: Destination
+    ) -> Iterator[tuple[str, slice, torch.Tensor]]:
         """Write the member's weights, rn(fl(θ + fl(s·ε))), and yield (name, flat range, tensor) as each is ready.
 
         Those of a candidate are rn(fl(θ + δ)), δ as in `update`: the bits that the centre has once that is made.
@@ -147,7 +173,9 @@ class Center:
             ModelError: a weight overflows its dtype.
         """
         if member.version != self.version:
-            raise ModelError(f"a member of version {member.version} was asked of a centre at version {self.version}")
+            raise ModelError(
+                f"a member of version {member.version} was asked of a centre at version {self.version}"
+            )
         waiting: deque[tuple[dict[str, torch.Tensor], list[Future[list[Written]]]]] = deque()
         ahead = 0
         for batch in self._batches:
@@ -160,7 +188,15 @@ class Center:
         while waiting:
             yield from _finished(*waiting.popleft())
 
-    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int, decay: float = 0.0) -> None:
+    def update(
+        self,
+        seeds: list[int],
+        coefficients: list[float],
+        *,
+        noise: str,
+        version: int,
+        decay: float = 0.0,
+    ) -> None:
         """θ ← fl(θ + δ), δ = Σ cₙ·εₙ in the seeds' order; an update from another version than θ's is not applied.
 
         With `decay` d, first θ ← fl(θ₀ + fl(fl(1−d)·fl(θ−θ₀))). An update that arrives twice is so applied once. Empty
@@ -173,9 +209,13 @@ class Center:
         if version == self.version - 1:
             return  # a repetition of the one just applied
         if version != self.version:
-            raise JournalError(f"an update from version {version} cannot be applied to θ at version {self.version}")
+            raise JournalError(
+                f"an update from version {version} cannot be applied to θ at version {self.version}"
+            )
         if coefficients and len(coefficients) != len(seeds):
-            raise JournalError(f"an update has {len(coefficients)} coefficients for {len(seeds)} seeds")
+            raise JournalError(
+                f"an update has {len(coefficients)} coefficients for {len(seeds)} seeds"
+            )
         if not 0 <= decay <= 1:
             raise JournalError(f"an update decays by {decay}, which is not from 0 to 1")
         if decay and self._base is None:
@@ -185,27 +225,35 @@ class Center:
             base = self._base_values if decay else None
             jobs = [job for batch in self._batches for job in batch.jobs]
             spread = map if self.on_device else self._pool.map
-            list(spread(lambda job: _update_job(job, seeds, coefficients, noise, decay, base), jobs))
+            list(
+                spread(lambda job: _update_job(job, seeds, coefficients, noise, decay, base), jobs)
+            )
         self._wrote(version + 1)
 
     def digest(self) -> str:
         """BLAKE2b-128 over the parameters in sorted order: each its name, a zero byte, and its values' BLAKE2b-128."""
         names = sorted(self.theta)
         whole = hashlib.blake2b(digest_size=16)
-        for name, digest in zip(names, self._pool.map(lambda name: _digest(self.theta[name]), names), strict=True):
+        for name, digest in zip(
+            names, self._pool.map(lambda name: _digest(self.theta[name]), names), strict=True
+        ):
             whole.update(name.encode() + b"\0" + digest)
         return whole.hexdigest()
 
     def root_mean_square(self) -> float:
         """Of all weights of θ; its last digits depend on the number of threads."""
-        parts = [part for theta in self.theta.values() for part in torch.split(theta.view(-1), _JOB)]
+        parts = [
+            part for theta in self.theta.values() for part in torch.split(theta.view(-1), _JOB)
+        ]
         squares = self._pool.map(lambda theta: float(theta.double().square().sum()), parts)
         return math.sqrt(math.fsum(squares) / sum(theta.numel() for theta in parts))
 
     def save(self, path: Path, identity: Identity | None = None) -> None:
         """Write θ in fp32, durably, and which θ it is."""
         identity = identity or Identity("", self.version, self.digest())
-        with replaced_file(path) as scratch:  # one key alone: safetensors writes several in an order that varies
+        with replaced_file(
+            path
+        ) as scratch:  # one key alone: safetensors writes several in an order that varies
             save_file(self.theta, scratch, metadata={_IDENTITY: json.dumps(asdict(identity))})
 
     def restore(self, path: Path) -> None:
@@ -220,7 +268,9 @@ class Center:
                 for name, theta in self.theta.items():
                     stored = file.get_tensor(name)
                     if (stored.dtype, stored.shape) != (theta.dtype, theta.shape):
-                        raise ValueError(f"{name} has another shape or dtype")  # copy_ would broadcast and convert
+                        raise ValueError(
+                            f"{name} has another shape or dtype"
+                        )  # copy_ would broadcast and convert
                     theta.copy_(stored)
                 self._wrote(_version(file.metadata()))
         except Exception as error:  # safetensors raises several kinds
@@ -235,13 +285,17 @@ class Center:
         """θ was put in whole, and is that of `version`."""
         self._wrote(version)
 
-    def _begin(self, member: Member, batch: _Batch, out: Mapping[str, torch.Tensor]) -> list[Future[list[Written]]]:
+    def _begin(
+        self, member: Member, batch: _Batch, out: Mapping[str, torch.Tensor]
+    ) -> list[Future[list[Written]]]:
         """The jobs of a batch, under way: with threads on a CPU; on a device they are only queued, in the caller's stream."""
         there = out[batch.names[0]].device
         if self.on_device:
             return [_known(_perturb_job(member, job, out)) for job in batch.jobs]
         if kernels.compiled(there.type):
-            staging = self._staging.get(there) or self._staging.setdefault(there, Staging(there, _JOB, self._shared))
+            staging = self._staging.get(there) or self._staging.setdefault(
+                there, Staging(there, _JOB, self._shared)
+            )
             return [_known(_stream_job(staging, member, job, out)) for job in batch.jobs]
         return [self._pool.submit(_perturb_job, member, job, out) for job in batch.jobs]
 
@@ -251,14 +305,18 @@ class Center:
         try:
             return self._base.read(span.name).view(-1)[span.start : span.start + span.theta.numel()]
         except ModelError as error:
-            raise ModelError(f"the base model, which weight_decay needs, cannot be read any more: {error}") from error
+            raise ModelError(
+                f"the base model, which weight_decay needs, cannot be read any more: {error}"
+            ) from error
 
     def _writing(self) -> None:
         self._state |= 1
 
     def _wrote(self, version: int) -> None:
         if self._device.type != "cpu":
-            torch.accelerator.synchronize(self._device)  # who reads θ next may do so in another stream
+            torch.accelerator.synchronize(
+                self._device
+            )  # who reads θ next may do so in another stream
         self._state[0] = 2 * version
 
 
@@ -273,7 +331,9 @@ def snapshot_identity(path: Path) -> Identity | None:
 
 def _version(metadata: Mapping[str, str]) -> int:
     """The step of a snapshot; `version` is what earlier versions wrote."""
-    return int(json.loads(metadata[_IDENTITY])["step"] if _IDENTITY in metadata else metadata["version"])
+    return int(
+        json.loads(metadata[_IDENTITY])["step"] if _IDENTITY in metadata else metadata["version"]
+    )
 
 
 def _batches(theta: Mapping[str, torch.Tensor], most: int) -> list[_Batch]:
@@ -294,16 +354,23 @@ def _batches(theta: Mapping[str, torch.Tensor], most: int) -> list[_Batch]:
 
 def _cut(name: str, flat: torch.Tensor, most: int) -> list[_Span]:
     streams = {"iid": stream(name), "correlated": stream(name, correlated=True)}
-    return [_Span(name, flat[start : start + most], start, streams) for start in range(0, flat.numel(), most)]
+    return [
+        _Span(name, flat[start : start + most], start, streams)
+        for start in range(0, flat.numel(), most)
+    ]
 
 
-def _perturb_job(member: Member, job: list[_Span], out: Mapping[str, torch.Tensor]) -> list[Written]:
+def _perturb_job(
+    member: Member, job: list[_Span], out: Mapping[str, torch.Tensor]
+) -> list[Written]:
     """Write the member's weights for the spans of `job`."""
     return [(span.name, _perturb(member, span, out[span.name].view(-1))) for span in job]
 
 
 @torch.inference_mode()
-def _stream_job(staging: Staging, member: Member, job: list[_Span], out: Mapping[str, torch.Tensor]) -> list[Written]:
+def _stream_job(
+    staging: Staging, member: Member, job: list[_Span], out: Mapping[str, torch.Tensor]
+) -> list[Written]:
     """The same on another device than θ's."""
     written: list[Written] = []
     for span in job:
@@ -323,7 +390,13 @@ def _perturb(member: Member, span: _Span, out: torch.Tensor) -> kernels.Finite:
     theta, target = span.theta, out[span.start : span.start + span.theta.numel()]
     if member.seeds:
         moved = theta.clone()
-        kernels.update(moved, list(member.coefficients), list(member.seeds), span.streams[member.noise], span.start)
+        kernels.update(
+            moved,
+            list(member.coefficients),
+            list(member.seeds),
+            span.streams[member.noise],
+            span.start,
+        )
         return torch.isfinite(target.copy_(moved)).all()
     scale, t = member.sign * float(np.float32(member.sigma)), span.streams[member.noise]
     if out.device == theta.device:
@@ -335,7 +408,12 @@ def _perturb(member: Member, span: _Span, out: torch.Tensor) -> kernels.Finite:
 
 
 def _update_job(
-    job: list[_Span], seeds: list[int], coefficients: list[float], noise: str, d: float, base: Callable[[_Span], torch.Tensor] | None
+    job: list[_Span],
+    seeds: list[int],
+    coefficients: list[float],
+    noise: str,
+    d: float,
+    base: Callable[[_Span], torch.Tensor] | None,
 ) -> None:
     for span in job:
         if base:
@@ -343,17 +421,27 @@ def _update_job(
         kernels.update(span.theta, coefficients, seeds, span.streams[noise], span.start)
 
 
-def _finished(out: Mapping[str, torch.Tensor], jobs: list[Future[list[Written]]]) -> Iterator[tuple[str, slice, torch.Tensor]]:
-    written = [one for job in jobs for one in job.result()]  # all of them are waited for, even when one overflows
+def _finished(
+    out: Mapping[str, torch.Tensor], jobs: list[Future[list[Written]]]
+) -> Iterator[tuple[str, slice, torch.Tensor]]:
+    written = [
+        one for job in jobs for one in job.result()
+    ]  # all of them are waited for, even when one overflows
     finite = [known for _, known in written]
     if tensors := [known for known in finite if isinstance(known, torch.Tensor)]:
-        finite = torch.stack(tensors).tolist()  # all at once: each time the device is waited for it stands still
+        finite = torch.stack(
+            tensors
+        ).tolist()  # all at once: each time the device is waited for it stands still
     for (name, _), known in zip(written, finite, strict=True):
         if not known:
-            raise ModelError(f"{name} overflows {out[name].dtype}; choose bfloat16 or float32 as dtype")
+            raise ModelError(
+                f"{name} overflows {out[name].dtype}; choose bfloat16 or float32 as dtype"
+            )
     for name, tensor in out.items():
         yield name, slice(0, tensor.numel()), tensor
 
 
 def _digest(theta: torch.Tensor) -> bytes:
-    return hashlib.blake2b(theta.cpu().numpy().astype("<f4", copy=False).data, digest_size=16).digest()
+    return hashlib.blake2b(
+        theta.cpu().numpy().astype("<f4", copy=False).data, digest_size=16
+    ).digest()

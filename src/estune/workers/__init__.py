@@ -13,7 +13,13 @@ from estune.workers.model_source import Source
 from estune.workers.ranks import Ranks
 
 
-def build(center: Center, source: Source, config: ESConfig, prompts: Mapping[str, Sequence[Prompt]], ranks: Ranks | None = None) -> Workers:
+def build(
+    center: Center,
+    source: Source,
+    config: ESConfig,
+    prompts: Mapping[str, Sequence[Prompt]],
+    ranks: Ranks | None = None,
+) -> Workers:
     """The workers that `config` asks for, with engines that hold θ₀.
 
     Args:
@@ -33,7 +39,9 @@ def build(center: Center, source: Source, config: ESConfig, prompts: Mapping[str
         return RayWorkers(center, source, config, prompts)
     if ranks:
         ranks.take_gpus(config.vllm_tensor_parallel_size)
-    worker = Worker(center, engines.build(source.checkpoint, source.layout, config, source.tokenizer))
+    worker = Worker(
+        center, engines.build(source.checkpoint, source.layout, config, source.tokenizer)
+    )
     worker.check_lengths(prompts)
     if ranks:
         from estune.workers.accelerate import AccelerateWorkers

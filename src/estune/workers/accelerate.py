@@ -53,7 +53,10 @@ class AccelerateWorkers:
             waiting.discard(index)
             self._waiting = len(waiting)
             completions, *seconds = self._worker.answer(
-                members[index], prompts, max_completion_length=max_completion_length, sampling=sampling
+                members[index],
+                prompts,
+                max_completion_length=max_completion_length,
+                sampling=sampling,
             )
             yield Evaluation(index, completions, (Work(1, *seconds),))
             yield from self._arrived(number, waiting)
@@ -62,9 +65,24 @@ class AccelerateWorkers:
             yield None
             yield from self._arrived(number, waiting)
 
-    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int, decay: float = 0.0) -> None:
+    def update(
+        self,
+        seeds: list[int],
+        coefficients: list[float],
+        *,
+        noise: str,
+        version: int,
+        decay: float = 0.0,
+    ) -> None:
         self._level()
-        number = self._command("update", seeds=seeds, coefficients=coefficients, noise=noise, version=version, decay=decay)
+        number = self._command(
+            "update",
+            seeds=seeds,
+            coefficients=coefficients,
+            noise=noise,
+            version=version,
+            decay=decay,
+        )
         self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
         for node in range(1, self._ranks.nodes):
             self._ranks.hear(f"updated/{number}/{node}")
@@ -72,9 +90,15 @@ class AccelerateWorkers:
 
     def verify(self, digest: str) -> None:
         number = self._command("verify")
-        wrong = [node for node in range(1, self._ranks.nodes) if self._ranks.hear(f"digest/{number}/{node}") != digest]
+        wrong = [
+            node
+            for node in range(1, self._ranks.nodes)
+            if self._ranks.hear(f"digest/{number}/{node}") != digest
+        ]
         if wrong:
-            logger.warning("θ on node %s differs from the leader's; it is rebuilt", ", ".join(map(str, wrong)))
+            logger.warning(
+                "θ on node %s differs from the leader's; it is rebuilt", ", ".join(map(str, wrong))
+            )
             self._elsewhere = -1
             self._level()
 
@@ -131,18 +155,39 @@ class AccelerateWorkers:
                 waiting.discard(index)
                 self._waiting = len(waiting)
                 completions = [Completion(**row) for row in answer["completions"]]
-                yield Evaluation(index, completions, (Work(answer["rank"] + 1, *answer["seconds"]),))
+                yield Evaluation(
+                    index, completions, (Work(answer["rank"] + 1, *answer["seconds"]),)
+                )
 
     def _serve_members(
-        self, number: int, members: list[dict[str, Any]], prompts: list[Prompt], budget: int, drawn: dict[str, Any] | None
+        self,
+        number: int,
+        members: list[dict[str, Any]],
+        prompts: list[Prompt],
+        budget: int,
+        drawn: dict[str, Any] | None,
     ) -> None:
         sampling = Sampling(**drawn) if drawn else None
         while (index := self._ranks.next(f"next/{number}")) < len(members):
-            completions, *seconds = self._worker.answer(Member(**members[index]), prompts, max_completion_length=budget, sampling=sampling)
-            answer = {"completions": [vars(row) for row in completions], "seconds": seconds, "rank": self._ranks.rank}
+            completions, *seconds = self._worker.answer(
+                Member(**members[index]), prompts, max_completion_length=budget, sampling=sampling
+            )
+            answer = {
+                "completions": [vars(row) for row in completions],
+                "seconds": seconds,
+                "rank": self._ranks.rank,
+            }
             self._ranks.say(f"answer/{number}/{index}", answer)
 
-    def _serve_update(self, number: int, seeds: list[int], coefficients: list[float], noise: str, version: int, decay: float) -> None:
+    def _serve_update(
+        self,
+        number: int,
+        seeds: list[int],
+        coefficients: list[float],
+        noise: str,
+        version: int,
+        decay: float,
+    ) -> None:
         if self._keeps_another:
             self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
             self._ranks.say(f"updated/{number}/{self._ranks.node}", True)

@@ -54,17 +54,27 @@ class EngineActor:
         """Load the engine and attach it to θ. Raises InputError or EngineError."""
         torch.set_num_threads(self._threads)
         checkpoint = self._source.here(trust_remote_code=self._config.trust_remote_code)
-        engine = engines.build(checkpoint, self._source.layout, self._config, self._source.tokenizer)
+        engine = engines.build(
+            checkpoint, self._source.layout, self._config, self._source.tokenizer
+        )
         self._worker = Worker(Center.attach(address, threads=self._threads), engine)
 
     def check_lengths(self, datasets: Mapping[str, Sequence[Prompt]]) -> None:
         self._built.check_lengths(datasets)
 
     def answer(
-        self, member: Member, prompts: Sequence[Prompt], start: int, stop: int, budget: int, sampling: Sampling | None = None
+        self,
+        member: Member,
+        prompts: Sequence[Prompt],
+        start: int,
+        stop: int,
+        budget: int,
+        sampling: Sampling | None = None,
     ) -> tuple[list[Completion], float, float]:
         """The member's completions of prompts start … stop, and the seconds that loading and generating took."""
-        return self._built.answer(member, prompts[start:stop], max_completion_length=budget, sampling=sampling)
+        return self._built.answer(
+            member, prompts[start:stop], max_completion_length=budget, sampling=sampling
+        )
 
     @property
     def _built(self) -> Worker:
@@ -88,12 +98,16 @@ class KeeperActor:
     def digest(self) -> str:
         return self._center.digest()
 
-    def update(self, seeds: list[int], coefficients: list[float], noise: str, version: int, decay: float) -> None:
+    def update(
+        self, seeds: list[int], coefficients: list[float], noise: str, version: int, decay: float
+    ) -> None:
         self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
 
     def put(self, name: str, start: int, values: NDArray[np.float32]) -> None:
         """Part of another replica's θ, for one that joins late; `became` follows the last."""
-        self._center.put(name, slice(start, start + values.size), torch.from_numpy(np.array(values)))
+        self._center.put(
+            name, slice(start, start + values.size), torch.from_numpy(np.array(values))
+        )
 
     def became(self, version: int) -> None:
         self._center.became(version)

@@ -72,7 +72,15 @@ class Evaluator(Protocol):
 class Workers(Evaluator, Protocol):
     """Evaluate members of a population, and keep every replica of θ in step."""
 
-    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int, decay: float = 0.0) -> None:
+    def update(
+        self,
+        seeds: list[int],
+        coefficients: list[float],
+        *,
+        noise: str,
+        version: int,
+        decay: float = 0.0,
+    ) -> None:
         """Apply one update to θ everywhere; `version` is the one that it starts from, so a repetition does nothing."""
 
     def verify(self, digest: str) -> None:
@@ -104,7 +112,12 @@ class Worker:
             self._check_base()
 
     def answer(
-        self, member: Member, prompts: Sequence[Prompt], *, max_completion_length: int, sampling: Sampling | None = None
+        self,
+        member: Member,
+        prompts: Sequence[Prompt],
+        *,
+        max_completion_length: int,
+        sampling: Sampling | None = None,
     ) -> tuple[list[Completion], float, float]:
         """The member's completions, and the seconds that loading and generating took."""
         started = time.perf_counter()
@@ -117,7 +130,9 @@ class Worker:
             give_back()
             self._checked = True
         loaded = time.perf_counter()
-        completions = self._engine.generate(prompts, max_completion_length=max_completion_length, sampling=sampling)
+        completions = self._engine.generate(
+            prompts, max_completion_length=max_completion_length, sampling=sampling
+        )
         return completions, loaded - started, time.perf_counter() - loaded
 
     def _check_base(self) -> None:
@@ -133,7 +148,9 @@ class Worker:
         for name, prompts in datasets.items():
             lengths = self._engine.prompt_lengths(prompts)
             if 0 in lengths:
-                raise DataError(f"{name}: row {lengths.index(0)}: its prompt has no tokens; give it some text, or drop the row")
+                raise DataError(
+                    f"{name}: row {lengths.index(0)}: its prompt has no tokens; give it some text, or drop the row"
+                )
             longest = max(range(len(lengths)), key=lengths.__getitem__, default=None)
             if longest is not None and lengths[longest] >= self._engine.context_length:
                 raise DataError(

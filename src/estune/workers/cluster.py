@@ -23,7 +23,10 @@ def prepare(config: ESConfig) -> None:
     A cluster for this run alone listens on the loopback interface, and to a token that nobody else has. One that is
     joined is joined with its token, where one is set (https://docs.ray.io/en/latest/ray-security/token-auth.html).
     """
-    usual = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # the second as Ray will do soon
+    usual = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }  # the second as Ray will do soon
     has_token = any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if not config.ray_address:
         usual |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
@@ -49,31 +52,52 @@ def connect(config: ESConfig) -> str:
         else:
             quiet |= {"address": "local"}  # not one that someone started here
             with guarded(ConfigError, "workers: Ray does not start on this machine"):
-                ray.init(num_cpus=cores(), include_dashboard=False, _node_ip_address="127.0.0.1", object_store_memory=_STORE, **quiet)
+                ray.init(
+                    num_cpus=cores(),
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    object_store_memory=_STORE,
+                    **quiet,
+                )
     if not config.ray_address and room(config) == 0:
         wanted = ", ".join(f"{value:g} {name}" for name, value in _wanted(config).items())
-        raise ConfigError(f"workers: one engine needs {wanted} on one node, and no node here has that; see vllm_tensor_parallel_size")
+        raise ConfigError(
+            f"workers: one engine needs {wanted} on one node, and no node here has that; see vllm_tensor_parallel_size"
+        )
     return str(ray.get_runtime_context().get_node_id())
 
 
 def resources(config: ESConfig) -> dict[str, Any]:
     """Ray's options for the actor of one engine: its GPUs on one node, or its part of the processors."""
     wanted = _wanted(config)
-    return {"num_cpus": wanted["CPU"], "num_gpus": wanted.get("GPU", 0), "scheduling_strategy": "SPREAD"}
+    return {
+        "num_cpus": wanted["CPU"],
+        "num_gpus": wanted.get("GPU", 0),
+        "scheduling_strategy": "SPREAD",
+    }
 
 
 def threads(config: ESConfig) -> int:
     """Processor cores that one engine may keep busy: its part of a node's, by processors or by GPUs."""
     wanted = _wanted(config)
     if "GPU" in wanted:
-        return int(min(max(1, node["CPU"] * wanted["GPU"] // node["GPU"]) for node in _nodes() if node.get("GPU")))
+        return int(
+            min(
+                max(1, node["CPU"] * wanted["GPU"] // node["GPU"])
+                for node in _nodes()
+                if node.get("GPU")
+            )
+        )
     return max(1, int(wanted["CPU"]))
 
 
 def room(config: ESConfig) -> int:
     """Engines that the cluster's nodes have room for, if nothing else runs there."""
     wanted = _wanted(config)
-    return sum(min(int(node.get(name, 0) // amount) for name, amount in wanted.items()) for node in _nodes())
+    return sum(
+        min(int(node.get(name, 0) // amount) for name, amount in wanted.items())
+        for node in _nodes()
+    )
 
 
 def only_on(node: str) -> dict[str, Any]:
@@ -86,10 +110,16 @@ def only_on(node: str) -> dict[str, Any]:
 def _wanted(config: ESConfig) -> dict[str, float]:
     """What one engine takes."""
     nodes = _nodes()
-    on_gpus = config.engine != "fake" and config.device.startswith(("auto", "cuda")) and any(node.get("GPU") for node in nodes)
+    on_gpus = (
+        config.engine != "fake"
+        and config.device.startswith(("auto", "cuda"))
+        and any(node.get("GPU") for node in nodes)
+    )
     if on_gpus:
         return {"CPU": 1, "GPU": config.vllm_tensor_parallel_size}
-    part = min((node["CPU"] for node in nodes if node.get("CPU")), default=1) / math.ceil((config.num_workers or 1) / max(1, len(nodes)))
+    part = min((node["CPU"] for node in nodes if node.get("CPU")), default=1) / math.ceil(
+        (config.num_workers or 1) / max(1, len(nodes))
+    )
     return {"CPU": part // 1 if part >= 1 else part}  # Ray takes fractions of one processor only
 
 
@@ -103,7 +133,9 @@ def _nodes() -> list[dict[str, float]]:
 def _join(address: str, quiet: dict[str, Any]) -> None:
     import ray
 
-    advice = "start one with: ray start --head, and add machines with: ray start --address HEAD:6379"
+    advice = (
+        "start one with: ray start --head, and add machines with: ray start --address HEAD:6379"
+    )
     with guarded(ConfigError, f"ray_address: no Ray cluster could be joined at {address}", advice):
         _reach(address)
         ray.init(address=address, **quiet)

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 _SHARES = 0.25
 _LEAST = 8  # parts of a member, at most
 _LATE = 3.0  # times as long as such a piece usually takes
-_FADE = 1 - 1e-4  # how much of what was learned before a piece counts beside it: answers change as a model learns
+_FADE = (
+    1 - 1e-4
+)  # how much of what was learned before a piece counts beside it: answers change as a model learns
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ class Dispatch:
     prompts: int
     pace: Pace = field(default_factory=Pace)
     _back: deque[Piece] = field(default_factory=deque)  # given back by workers that were lost
-    _next: int = 0  # flat position (member · prompts + prompt) of the first prompt that was never handed out
+    _next: int = (
+        0  # flat position (member · prompts + prompt) of the first prompt that was never handed out
+    )
     _running: dict[Piece, _Running] = field(default_factory=dict)
     _done: int = 0
     _calm: float = -math.inf  # until then nothing is late
@@ -145,7 +149,9 @@ class Dispatch:
         return Piece(member, start, stop)
 
     def _share(self, left: int, workers: int) -> int:
-        fixed = min(0.5, self.pace.fixed(self.prompts))  # some is always cut, else it would not be seen when it pays again
+        fixed = min(
+            0.5, self.pace.fixed(self.prompts)
+        )  # some is always cut, else it would not be seen when it pays again
         return round(left / (_SHARES * math.log2(8 * workers) * (1 - fixed) ** 2 * workers))
 
     def _late(self, now: float) -> Piece | None:

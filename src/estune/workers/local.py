@@ -23,10 +23,20 @@ class LocalWorkers:
         sampling: Sampling | None = None,
     ) -> Iterator[Evaluation | None]:
         for index, member in enumerate(members):
-            completions, *seconds = self._worker.answer(member, prompts, max_completion_length=max_completion_length, sampling=sampling)
+            completions, *seconds = self._worker.answer(
+                member, prompts, max_completion_length=max_completion_length, sampling=sampling
+            )
             yield Evaluation(index, completions, (Work(1, *seconds),))
 
-    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int, decay: float = 0.0) -> None:
+    def update(
+        self,
+        seeds: list[int],
+        coefficients: list[float],
+        *,
+        noise: str,
+        version: int,
+        decay: float = 0.0,
+    ) -> None:
         self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
 
     def verify(self, digest: str) -> None:

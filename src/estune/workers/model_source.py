@@ -32,7 +32,11 @@ class Source:
         if (self.checkpoint.folder / "config.json").is_file():
             found = open_checkpoint(self.checkpoint.folder)
         else:
-            found = open_checkpoint(resolve(self.name, self.revision, trust_remote_code=trust_remote_code))
+            found = open_checkpoint(
+                resolve(self.name, self.revision, trust_remote_code=trust_remote_code)
+            )
         if found.tensors != self.checkpoint.tensors:
-            raise ModelError(f"{self.name}: the model in {found.folder} on this machine is not the one that the run began with")
+            raise ModelError(
+                f"{self.name}: the model in {found.folder} on this machine is not the one that the run began with"
+            )
         return found

@@ -21,11 +21,17 @@ from estune.theta.shared_memory import Address
 from estune.theta.theta import Center
 
 dist: Any = torch.distributed  # its stores are public, but not in its list of exports
-_PATIENCE = timedelta(days=30)  # the leader may score or save for long; one that ends takes the others along
+_PATIENCE = timedelta(
+    days=30
+)  # the leader may score or save for long; one that ends takes the others along
 _PART = 1 << 24  # elements of θ that travel at a time
 
 
-_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # what torchrun and accelerate launch tell each process
+_LAUNCHED = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+)  # what torchrun and accelerate launch tell each process
 
 _talks = itertools.count()
 
@@ -56,7 +62,10 @@ class Ranks:
 
     def __init__(self) -> None:
         environment = os.environ
-        self.rank, self.world = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
+        self.rank, self.world = (
+            int(environment.get("RANK", 0)),
+            int(environment.get("WORLD_SIZE", 1)),
+        )
         per_node = int(environment.get("LOCAL_WORLD_SIZE", self.world))
         self.local = int(environment.get("LOCAL_RANK", 0))
         self.node, self.nodes = self.rank // per_node, self.world // per_node
@@ -98,9 +107,15 @@ class Ranks:
             torch.cuda.set_device(self.local)
             return
         there = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = there.split(",") if there else [str(number) for number in range(torch.cuda.device_count())]
+        gpus = (
+            there.split(",")
+            if there
+            else [str(number) for number in range(torch.cuda.device_count())]
+        )
         if len(gpus) >= (self.local + 1) * each:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[self.local * each : (self.local + 1) * each])
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(
+                gpus[self.local * each : (self.local + 1) * each]
+            )
 
     def meet(self, what: str) -> None:
         """Wait here until all processes have come."""
@@ -142,7 +157,9 @@ class Ranks:
         if self._interface:
             os.environ["GLOO_SOCKET_IFNAME"] = self._interface
         try:
-            return dist.ProcessGroupGloo(dist.PrefixStore(name, self.store), self.node, self.nodes, _PATIENCE)
+            return dist.ProcessGroupGloo(
+                dist.PrefixStore(name, self.store), self.node, self.nodes, _PATIENCE
+            )
         finally:
             if for_engines:
                 os.environ["GLOO_SOCKET_IFNAME"] = for_engines
@@ -153,10 +170,14 @@ def _rendezvous() -> tuple[Any, str | None]:
     """The launcher's store, which a process can join once, and the interface that Gloo is to use: an engine may later set
     another for processes of its own."""
     if os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost", "::1"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all on one machine: nothing listens beyond it
+        os.environ.setdefault(
+            "GLOO_SOCKET_IFNAME", "lo"
+        )  # all on one machine: nothing listens beyond it
     store, _, _ = next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
     store.set_timeout(_PATIENCE)
-    return dist.PrefixStore(f"estune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), os.environ.get("GLOO_SOCKET_IFNAME")
+    return dist.PrefixStore(
+        f"estune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
+    ), os.environ.get("GLOO_SOCKET_IFNAME")
 
 
 def _broadcast(group: Any, tensor: torch.Tensor) -> None:

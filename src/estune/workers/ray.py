@@ -58,7 +58,9 @@ class _Job:
     budget: int
     dispatch: Dispatch
     sampling: Sampling | None = None
-    answers: dict[int, dict[int, list[Completion]]] = field(default_factory=dict)  # member → prompt → its completions
+    answers: dict[int, dict[int, list[Completion]]] = field(
+        default_factory=dict
+    )  # member → prompt → its completions
     work: dict[int, list[Work]] = field(default_factory=dict)  # member → who did what for it
     failures: dict[Piece, int] = field(default_factory=dict)
     results: "queue.Queue[Evaluation | BaseException]" = field(default_factory=queue.Queue)
@@ -79,13 +81,21 @@ class RayWorkers:
         EngineError: no worker could be started.
     """
 
-    def __init__(self, center: Center, source: Source, config: ESConfig, prompts: Mapping[str, Sequence[Prompt]]) -> None:
+    def __init__(
+        self,
+        center: Center,
+        source: Source,
+        config: ESConfig,
+        prompts: Mapping[str, Sequence[Prompt]],
+    ) -> None:
         self._center, self._source, self._config = center, source, config
         self._home = cluster.connect(config)
         self._keepers: dict[str, Any] = {}
         self._elsewhere = center.version  # that of the keepers' θ
         self._seats: dict[int, _Seat] = {}
-        self._waiting: dict[Any, tuple[_Seat, Any, Piece | None, _Job | None]] = {}  # Ray's reference → who, which actor, at what
+        self._waiting: dict[
+            Any, tuple[_Seat, Any, Piece | None, _Job | None]
+        ] = {}  # Ray's reference → who, which actor, at what
         self._seated = 0
         self._job: _Job | None = None
         self._pace = Pace()
@@ -104,7 +114,9 @@ class RayWorkers:
     ) -> Iterator[Evaluation | None]:
         self._level()
         dispatch = Dispatch(len(members), len(prompts), self._pace)
-        job = self._job = _Job(members, ray.put(list(prompts)), max_completion_length, dispatch, sampling)
+        job = self._job = _Job(
+            members, ray.put(list(prompts)), max_completion_length, dispatch, sampling
+        )
         thread = threading.Thread(target=self._run, args=[job], name="estune-ray", daemon=True)
         thread.start()
         try:
@@ -119,9 +131,20 @@ class RayWorkers:
             job.over.set()
             thread.join()
 
-    def update(self, seeds: list[int], coefficients: list[float], *, noise: str, version: int, decay: float = 0.0) -> None:
+    def update(
+        self,
+        seeds: list[int],
+        coefficients: list[float],
+        *,
+        noise: str,
+        version: int,
+        decay: float = 0.0,
+    ) -> None:
         self._level()
-        answers = {node: keeper.update.remote(seeds, coefficients, noise, version, decay) for node, keeper in self._keepers.items()}
+        answers = {
+            node: keeper.update.remote(seeds, coefficients, noise, version, decay)
+            for node, keeper in self._keepers.items()
+        }
         self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
         for node, answer in answers.items():
             try:
@@ -134,7 +157,9 @@ class RayWorkers:
         for node, keeper in list(self._keepers.items()):
             try:
                 if ray.get(keeper.digest.remote(), timeout=self._config.worker_timeout) != digest:
-                    logger.warning("θ on node %s differs from the trainer's; it is rebuilt", node[:8])
+                    logger.warning(
+                        "θ on node %s differs from the trainer's; it is rebuilt", node[:8]
+                    )
                     self._fill(keeper)
             except RayError as error:
                 self._keeper_lost(node, error)
@@ -146,11 +171,19 @@ class RayWorkers:
         """The actors live as long as this object."""
 
     def status(self) -> Status:
-        return Status(len(self.processes()), len(self._seats), self._job.dispatch.under_way if self._job else 0)
+        return Status(
+            len(self.processes()),
+            len(self._seats),
+            self._job.dispatch.under_way if self._job else 0,
+        )
 
     def processes(self) -> list[Place]:
         """Where the engines are that are alive."""
-        return [seat.place for seat in self._seats.values() if seat.place and seat.state in ("idle", "busy")]
+        return [
+            seat.place
+            for seat in self._seats.values()
+            if seat.place and seat.state in ("idle", "busy")
+        ]
 
     def _run(self, job: _Job) -> None:
         """The thread of one population; it sees to workers until the last answer was scored."""
@@ -178,16 +211,27 @@ class RayWorkers:
             if now - seat.since > self._config.worker_timeout:
                 self._lost(seat, f"did not answer within {self._config.worker_timeout:.0f} s", job)
         if not self._seats:
-            raise EngineError("no worker is left; what was done is saved: see to them, then add --resume_from_checkpoint true")
+            raise EngineError(
+                "no worker is left; what was done is saved: see to them, then add --resume_from_checkpoint true"
+            )
 
     def _hand_out(self, seat: _Seat, alive: int, job: _Job) -> None:
         piece = job.dispatch.take(seat.number, alive, time.monotonic())
         if piece is not None:
             member = job.members[piece.member]
-            answer = seat.actor.answer.remote(member, job.prompts, piece.start, piece.stop, job.budget, job.sampling)
+            answer = seat.actor.answer.remote(
+                member, job.prompts, piece.start, piece.stop, job.budget, job.sampling
+            )
             self._expect(seat, "busy", answer, piece, job)
 
-    def _expect(self, seat: _Seat, state: str, answer: Any, piece: Piece | None = None, job: _Job | None = None) -> None:
+    def _expect(
+        self,
+        seat: _Seat,
+        state: str,
+        answer: Any,
+        piece: Piece | None = None,
+        job: _Job | None = None,
+    ) -> None:
         seat.state, seat.since = state, time.monotonic()
         self._waiting[answer] = seat, seat.actor, piece, job
 
@@ -198,7 +242,9 @@ class RayWorkers:
         try:
             result = ray.get(answer)
         except RayTaskError as error:
-            if piece and asked_by is not job:  # it was late, another answered, and θ moved on under it: no fault of its own
+            if (
+                piece and asked_by is not job
+            ):  # it was late, another answered, and θ moved on under it: no fault of its own
                 seat.state = "idle"
                 return
             return self._failed(seat, error.cause, piece, job if piece else None)
@@ -217,16 +263,28 @@ class RayWorkers:
     def _collect(self, job: _Job, piece: Piece, completions: list[Completion], work: Work) -> None:
         answers = job.answers.setdefault(piece.member, {})
         each = len(completions) // piece.size
-        answers.update({piece.start + i: completions[i * each : (i + 1) * each] for i in range(piece.size)})
+        answers.update(
+            {piece.start + i: completions[i * each : (i + 1) * each] for i in range(piece.size)}
+        )
         job.work.setdefault(piece.member, []).append(work)
         if len(answers) == job.dispatch.prompts:
             del job.answers[piece.member]
-            job.results.put(Evaluation(piece.member, [row for i in sorted(answers) for row in answers[i]], tuple(job.work[piece.member])))
+            job.results.put(
+                Evaluation(
+                    piece.member,
+                    [row for i in sorted(answers) for row in answers[i]],
+                    tuple(job.work[piece.member]),
+                )
+            )
 
     def _build(self, seat: _Seat, place: Place) -> None:
         seat.place = place
         try:
-            address = self._center.address if place.node == self._home else self._keeper_address(place.node)
+            address = (
+                self._center.address
+                if place.node == self._home
+                else self._keeper_address(place.node)
+            )
         except RayError as error:
             return self._lost(seat, f"has no θ on its node ({_reason(error)})", None)
         self._expect(seat, "building", seat.actor.build.remote(address))
@@ -250,7 +308,9 @@ class RayWorkers:
         if piece and job:
             job.failures[piece] = job.failures.get(piece, 0) + 1
             if job.failures[piece] == _TRIES:
-                raise EngineError(f"{_TRIES} workers failed at the same prompts of a member ({_reason(cause)})")
+                raise EngineError(
+                    f"{_TRIES} workers failed at the same prompts of a member ({_reason(cause)})"
+                )
         self._lost(seat, f"failed ({_reason(cause)})", job)
 
     def _lost(self, seat: _Seat, why: str, job: _Job | None) -> None:
@@ -262,9 +322,13 @@ class RayWorkers:
         seat.failures += 1
         if seat.failures >= _TRIES:
             del self._seats[seat.number]
-            logger.warning("%s %s; it is given up, and the run goes on with %d", seat, why, len(self._seats))
+            logger.warning(
+                "%s %s; it is given up, and the run goes on with %d", seat, why, len(self._seats)
+            )
             if not self._seats:
-                raise EngineError(f"no worker is left: the last {why}; see to it, then add --resume_from_checkpoint true")
+                raise EngineError(
+                    f"no worker is left: the last {why}; see to it, then add --resume_from_checkpoint true"
+                )
             return
         logger.warning("%s %s; it is started anew", seat, why)
         self._start(seat)
@@ -288,10 +352,16 @@ class RayWorkers:
         """θ of `node`, made there and brought to the trainer's version when it is not there yet. Raises RayError."""
         if node in self._keepers:
             try:
-                return ray.get(self._keepers[node].address.remote(), timeout=self._config.worker_timeout)
+                return ray.get(
+                    self._keepers[node].address.remote(), timeout=self._config.worker_timeout
+                )
             except RayError:
                 self._forget(node)
-        keeper = ray.remote(KeeperActor).options(num_cpus=0, **cluster.only_on(node)).remote(self._source, self._config)
+        keeper = (
+            ray.remote(KeeperActor)
+            .options(num_cpus=0, **cluster.only_on(node))
+            .remote(self._source, self._config)
+        )
         address = ray.get(keeper.address.remote(), timeout=self._config.worker_timeout)
         self._fill(keeper)
         self._keepers[node] = keeper
@@ -300,7 +370,10 @@ class RayWorkers:
     def _fill(self, keeper: Any) -> None:
         """Bring a keeper's θ to the trainer's, unless it is that already, and make sure of it."""
         digest = self._center.digest()
-        if self._center.version == ray.get(keeper.version.remote()) and ray.get(keeper.digest.remote()) == digest:
+        if (
+            self._center.version == ray.get(keeper.version.remote())
+            and ray.get(keeper.digest.remote()) == digest
+        ):
             return
         for name, theta in self._center.theta.items():
             flat = theta.view(-1)
@@ -308,7 +381,9 @@ class RayWorkers:
                 ray.get(keeper.put.remote(name, start, flat[start : start + _PART].numpy()))
         ray.get(keeper.became.remote(self._center.version))
         if ray.get(keeper.digest.remote()) != digest:
-            raise EngineError("θ arrived damaged on a node of the cluster; its memory or the network is at fault")
+            raise EngineError(
+                "θ arrived damaged on a node of the cluster; its memory or the network is at fault"
+            )
 
     def _level(self) -> None:
         """Bring the keepers' θ to the trainer's, which moves without them when a run is resumed or its best step is loaded."""

@@ -28,7 +28,12 @@ def do(folder: Path) -> None:
     run = read(folder)
     quieten_libraries()
     found = _train(run, folder) | {"peak_bytes": peak_memory()}
-    about = {"method": run.method, "learning_rate": run.learning_rate, "seed": run.seed, "rl": run.rl}
+    about = {
+        "method": run.method,
+        "learning_rate": run.learning_rate,
+        "seed": run.seed,
+        "rl": run.rl,
+    }
     write_text(folder / "result.json", json.dumps(about | found, indent=1) + "\n")
 
 
@@ -42,7 +47,11 @@ def prepare(run: Run) -> None:
     from estune.theta.checkpoint import resolve
 
     config = run.config()
-    resolve(config.model_name_or_path or "", config.model_revision, trust_remote_code=config.trust_remote_code)
+    resolve(
+        config.model_name_or_path or "",
+        config.model_revision,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def peak_memory() -> int:

@@ -15,7 +15,9 @@ from estune.theta.journal import exists
 from estune.trainer import ESTrainer
 
 
-def train(run: Run, folder: Path, rows: list[Row], held_out: list[Row] | None, reward_funcs: Any) -> dict[str, Any]:
+def train(
+    run: Run, folder: Path, rows: list[Row], held_out: list[Row] | None, reward_funcs: Any
+) -> dict[str, Any]:
     """Do the run in `folder`, from its last whole step where it was begun; returns what its result file says of it.
 
     Raises:
@@ -23,7 +25,9 @@ def train(run: Run, folder: Path, rows: list[Row], held_out: list[Row] | None, r
     """
     config = dataclasses.replace(run.config(), output_dir=str(folder))
     marks = _AtMarks()
-    trainer = ESTrainer(config.model_name_or_path, reward_funcs, config, rows, held_out, callbacks=[marks])
+    trainer = ESTrainer(
+        config.model_name_or_path, reward_funcs, config, rows, held_out, callbacks=[marks]
+    )
     papers = Papers.of(run, trainer.train_rows, trainer.eval_rows, trainer.rewards)
     marks.begin(trainer, Watch(run, folder, lambda: _examine(papers, run, trainer)))
     trainer.train(resume_from_checkpoint=exists(folder))
@@ -31,7 +35,9 @@ def train(run: Run, folder: Path, rows: list[Row], held_out: list[Row] | None, r
     return {
         "points": marks.watch.points,
         "engine": config.engine,
-        "dtype": "float32" if config.engine == "fake" else str(engine_dtype(config)).removeprefix("torch."),
+        "dtype": "float32"
+        if config.engine == "fake"
+        else str(engine_dtype(config)).removeprefix("torch."),
         "temperature": 0.0,
         "samples": config.population_size,
         "prompts": min(config.batch_size or len(rows), len(rows)),
@@ -50,16 +56,22 @@ class _AtMarks(TrainerCallback):  # type: ignore[misc]
         self._trainer = trainer
         self.watch = watch
 
-    def on_train_begin(self, args: Any, state: Any, control: TrainerControl, **details: Any) -> TrainerControl:
+    def on_train_begin(
+        self, args: Any, state: Any, control: TrainerControl, **details: Any
+    ) -> TrainerControl:
         logged = self._trainer.folder.measured.read()
         self._seconds = sum(record["step_time"] for record in logged)
         self._tokens = logged[-1]["num_tokens"] if logged else 0
         step = logged[-1]["step"] if logged else 0
-        if step == self._trainer.model.center.version:  # else the last step is about to be logged, and comes again
+        if (
+            step == self._trainer.model.center.version
+        ):  # else the last step is about to be logged, and comes again
             control.should_training_stop = self.watch.look(step, self._tokens, self._seconds)
         return control
 
-    def on_log(self, args: Any, state: Any, control: TrainerControl, logs: dict[str, Any], **details: Any) -> TrainerControl:
+    def on_log(
+        self, args: Any, state: Any, control: TrainerControl, logs: dict[str, Any], **details: Any
+    ) -> TrainerControl:
         self._seconds += logs["step_time"]
         self._tokens = logs["num_tokens"]
         ended = self.watch.look(self._trainer.model.center.version, self._tokens, self._seconds)

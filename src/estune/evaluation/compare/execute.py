@@ -32,7 +32,9 @@ def claim(runs: Sequence[Run], output: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(now, indent=1) + "\n")
         elif (name := _differs(json.loads(path.read_text(encoding="utf-8")), now)) is not None:
-            raise ConfigError(f"output: {path.parent} holds a run with another {name}; give the same again, or choose another folder")
+            raise ConfigError(
+                f"output: {path.parent} holds a run with another {name}; give the same again, or choose another folder"
+            )
 
 
 def do_all(runs: Sequence[Run], output: Path, say: Say, done: Callable[[], None]) -> None:
@@ -78,10 +80,26 @@ def _child(run: Run, output: Path, say: Say, *more: str) -> None:
     folder = output / run.name
     path = folder / "log.txt"
     already = path.stat().st_size if path.exists() else 0  # of an earlier attempt
-    command = [sys.executable, "-c", _COMMAND, json.dumps(sys.path), "compare", "--run", str(folder), *more]
+    command = [
+        sys.executable,
+        "-c",
+        _COMMAND,
+        json.dumps(sys.path),
+        "compare",
+        "--run",
+        str(folder),
+        *more,
+    ]
     with (
         path.open("a", encoding="utf-8") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", errors="replace") as child,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        ) as child,
     ):
         assert child.stdout is not None
         try:
@@ -100,10 +118,14 @@ def _failed(run: Run, log: Path, status: int, already: int) -> None:
     if status == 143:
         raise SystemExit(143)
     lines = log.read_bytes()[already:].decode(errors="replace").split("\n")
-    said = next((line for line in reversed(lines) if line.strip()), "it said nothing").removeprefix("estune: ")
+    said = next((line for line in reversed(lines) if line.strip()), "it said nothing").removeprefix(
+        "estune: "
+    )
     if status < 0:
         killed = signal.Signals(-status).name
-        said = f"killed by {killed}" + (", as the system does when memory runs out" if killed == "SIGKILL" else "")
+        said = f"killed by {killed}" + (
+            ", as the system does when memory runs out" if killed == "SIGKILL" else ""
+        )
     kind = InputError if status == 2 else EstuneError
     raise kind(f"{run.label}: {said} (see {log}; what is finished stays, the same command goes on)")
 

@@ -30,7 +30,11 @@ class Method:
 
     def alpha(self, learning_rate: LearningRate, sigma: float) -> LearningRate:
         """What estune's `learning_rate` is for a rate of this method."""
-        return learning_rate / sigma if self.name == "mezo" and isinstance(learning_rate, float) else learning_rate
+        return (
+            learning_rate / sigma
+            if self.name == "mezo" and isinstance(learning_rate, float)
+            else learning_rate
+        )
 
 
 _PAIR = {
@@ -45,14 +49,28 @@ _PAIR = {
 _METHODS = (
     Method("es", "es", "the config's own ES, with learning_rate: auto", {}, ("auto",)),
     Method("es-paper", "es", "the config's own ES, with α = σ/2, the paper's", {}, (None,)),
-    Method("mezo", "es", "one antithetic pair a step, rewards as they are", _PAIR, (1e-7, 1e-6, 1e-5)),
+    Method(
+        "mezo", "es", "one antithetic pair a step, rewards as they are", _PAIR, (1e-7, 1e-6, 1e-5)
+    ),
     Method("grpo", "rl", "TRL's GRPO", {"loss_type": "grpo", "beta": 0.001}, _RL_GRID),
-    Method("dr_grpo", "rl", "TRL's Dr. GRPO", {"loss_type": "dr_grpo", "scale_rewards": False, "beta": 0.0}, _RL_GRID),
+    Method(
+        "dr_grpo",
+        "rl",
+        "TRL's Dr. GRPO",
+        {"loss_type": "dr_grpo", "scale_rewards": False, "beta": 0.0},
+        _RL_GRID,
+    ),
     Method(
         "dapo",
         "rl",
         "TRL's DAPO, which samples no prompts anew",
-        {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0, "mask_truncated_completions": True},
+        {
+            "loss_type": "dapo",
+            "epsilon": 0.2,
+            "epsilon_high": 0.28,
+            "beta": 0.0,
+            "mask_truncated_completions": True,
+        },
         _RL_GRID,
     ),
 )
@@ -70,18 +88,24 @@ def chosen(names: Sequence[str]) -> list[Method]:
     if not listed:
         raise ConfigError(f"methods: name at least one of {', '.join(METHODS)}")
     found = [_method(name) for name in listed]
-    if rl := next((method for method in found if method.kind == "rl" and find_spec("trl") is None), None):
+    if rl := next(
+        (method for method in found if method.kind == "rl" and find_spec("trl") is None), None
+    ):
         raise ConfigError(f"methods: {rl.name} needs TRL, which is not installed: {INSTALL}")
     return found
 
 
-def grids(methods: Sequence[Method], given: Sequence[str] | None) -> dict[str, tuple[LearningRate, ...]]:
+def grids(
+    methods: Sequence[Method], given: Sequence[str] | None
+) -> dict[str, tuple[LearningRate, ...]]:
     """Method's name → learning rates. Of `given` words plain numbers are for all RL methods, NAME=1e-6,1e-5 for one.
 
     Raises:
         ConfigError: a word is no such thing.
     """
-    found: dict[str, tuple[LearningRate, ...]] = {method.name: method.learning_rates for method in methods}
+    found: dict[str, tuple[LearningRate, ...]] = {
+        method.name: method.learning_rates for method in methods
+    }
     plain = [word for word in given or [] if "=" not in word]
     if plain:
         rates = _rates(",".join(plain))
@@ -114,5 +138,7 @@ def _rate(word: str) -> float:
     except ValueError:
         rate = -1.0
     if not 0 < rate < float("inf"):
-        raise ConfigError(f"learning_rates: must be numbers above 0, or METHOD=numbers; there is {word!r}")
+        raise ConfigError(
+            f"learning_rates: must be numbers above 0, or METHOD=numbers; there is {word!r}"
+        )
     return rate

@@ -9,13 +9,24 @@ from typing import Any
 from estune.evaluation.compare.methods import INSTALL
 from estune.evaluation.compare.table import Comparison, Result, at, best, reward_at
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart without red and green
+_COLORS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+)  # told apart without red and green
 _TITLES = {"train": "training prompts", "held_out": "held-out prompts"}
 
 
 def missing() -> str | None:
     """Why nothing can be drawn, or None."""
-    return None if find_spec("matplotlib") else f"no plots without matplotlib: {INSTALL}, then --redraw"
+    return (
+        None
+        if find_spec("matplotlib")
+        else f"no plots without matplotlib: {INSTALL}, then --redraw"
+    )
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
@@ -25,8 +36,19 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    sets = [name for name in _TITLES if any(name in point for one in comparison["runs"] for point in one["points"])]
-    figure, axes = pyplot.subplots(len(sets), 2, figsize=(11, 1 + 3.6 * len(sets)), squeeze=False, sharey="row", layout="constrained")
+    sets = [
+        name
+        for name in _TITLES
+        if any(name in point for one in comparison["runs"] for point in one["points"])
+    ]
+    figure, axes = pyplot.subplots(
+        len(sets),
+        2,
+        figsize=(11, 1 + 3.6 * len(sets)),
+        squeeze=False,
+        sharey="row",
+        layout="constrained",
+    )
     for row, name in zip(axes, sets, strict=True):
         for color, method in zip(_COLORS * 9, comparison["methods"], strict=False):
             _add(row, comparison, method, name, color)
@@ -49,15 +71,23 @@ def marks(comparison: Comparison) -> list[int]:
     return [*range(0, comparison["tokens"], comparison["eval_tokens"]), comparison["tokens"]]
 
 
-def curve(comparison: Comparison, results: Sequence[Result], prompts: str) -> list[dict[str, float]]:
+def curve(
+    comparison: Comparison, results: Sequence[Result], prompts: str
+) -> list[dict[str, float]]:
     """At each mark that some seed came to: tokens, the median of seconds, and the least, median and most reward."""
     found = []
     for tokens in marks(comparison):
         there = [one for one in results if one["points"][-1]["tokens"] >= tokens]
-        rewards = sorted(value for one in there if not math.isnan(value := reward_at(one, tokens, prompts)))
+        rewards = sorted(
+            value for one in there if not math.isnan(value := reward_at(one, tokens, prompts))
+        )
         if rewards:
             seconds = sorted(at(one["points"], tokens, _seconds) for one in there)
-            middle = {"tokens": float(tokens), "seconds": _middle(seconds), "reward": _middle(rewards)}
+            middle = {
+                "tokens": float(tokens),
+                "seconds": _middle(seconds),
+                "reward": _middle(rewards),
+            }
             found.append(middle | {"low": rewards[0], "high": rewards[-1]})
     return found
 
@@ -69,10 +99,23 @@ def _add(axes: Any, comparison: Comparison, method: str, prompts: str, color: st
         return
     for axis, x in zip(axes, ("tokens", "seconds"), strict=True):
         along = [point[x] for point in points]
-        axis.plot(along, [point["reward"] for point in points], color=color, linewidth=1.5, label=method)
-        axis.fill_between(along, [p["low"] for p in points], [p["high"] for p in points], color=color, alpha=0.15, linewidth=0)
+        axis.plot(
+            along, [point["reward"] for point in points], color=color, linewidth=1.5, label=method
+        )
+        axis.fill_between(
+            along,
+            [p["low"] for p in points],
+            [p["high"] for p in points],
+            color=color,
+            alpha=0.15,
+            linewidth=0,
+        )
         for one in results:  # what was measured, as dots; lines are read off between them
-            known = [(point[x], value) for point in one["points"] if (value := point.get(prompts, {}).get("reward")) is not None]
+            known = [
+                (point[x], value)
+                for point in one["points"]
+                if (value := point.get(prompts, {}).get("reward")) is not None
+            ]
             axis.plot(*zip(*known, strict=True), color=color, marker="o", markersize=3, linewidth=0)
 
 

@@ -10,8 +10,16 @@ from estune.errors import ConfigError
 from estune.evaluation.compare.methods import METHODS, LearningRate, Method
 
 SAMPLES = 8  # completions of a prompt that an RL method compares, TRL's default
-_TOGETHER = 16  # sequences in one backward pass; the gradient is summed up over as many as a step has
-_NO_FILES = {"report_to": None, "log_completions": False, "push_to_hub": False, "run_name": None, "hub_model_id": None}
+_TOGETHER = (
+    16  # sequences in one backward pass; the gradient is summed up over as many as a step has
+)
+_NO_FILES = {
+    "report_to": None,
+    "log_completions": False,
+    "push_to_hub": False,
+    "run_name": None,
+    "hub_model_id": None,
+}
 _NO_EVALUATION = {
     "eval_strategy": "no",
     "eval_steps": None,
@@ -20,7 +28,14 @@ _NO_EVALUATION = {
     "load_best_model_at_end": False,
     "early_stopping_patience": None,
 }
-_OWN = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "seed", "output_dir")
+_OWN = (
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "seed",
+    "output_dir",
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,9 @@ class Budget:
             if value < 1:
                 raise ConfigError(f"{name}: must be at least 1; it is {value}")
         if self.eval_tokens > self.tokens:
-            raise ConfigError(f"eval_tokens: must be at most tokens, {self.tokens}; it is {self.eval_tokens}")
+            raise ConfigError(
+                f"eval_tokens: must be at most tokens, {self.tokens}; it is {self.eval_tokens}"
+            )
 
 
 @dataclass(frozen=True)
@@ -83,9 +100,13 @@ def check(config: RunConfig) -> None:
     if config.datasets:
         raise ConfigError("datasets: TRL draws no mixtures; compare on one task or dataset_name")
     if config.workers == "accelerate":
-        raise ConfigError("workers: accelerate is launched from outside, but each run of a comparison has a process of its own; take local")
+        raise ConfigError(
+            "workers: accelerate is launched from outside, but each run of a comparison has a process of its own; take local"
+        )
     if schedule := spans_max_steps(config):
-        raise ConfigError(f"{schedule} spans max_steps, but here a run ends with its tokens; leave it constant")
+        raise ConfigError(
+            f"{schedule} spans max_steps, but here a run ends with its tokens; leave it constant"
+        )
 
 
 def runs(
@@ -112,7 +133,9 @@ def runs(
         raise ConfigError(f"rl_kwargs: {wrong} is what the comparison sets itself; leave it out")
     samples = rl.get("num_generations", SAMPLES)
     if not isinstance(samples, int) or isinstance(samples, bool) or samples < 2:
-        raise ConfigError(f"rl_kwargs: num_generations must be a whole number from 2 on; it is {samples!r}")
+        raise ConfigError(
+            f"rl_kwargs: num_generations must be a whole number from 2 on; it is {samples!r}"
+        )
     check(config)
     batch = min(config.batch_size or rows, rows)
     return [
@@ -123,24 +146,53 @@ def runs(
     ]
 
 
-def _run(config: RunConfig, method: Method, rate: LearningRate, seed: int, budget: Budget, batch: int, rl: Mapping[str, Any]) -> Run:
-    own = dict(method.settings) | {"learning_rate": method.alpha(rate, config.sigma)} if method.kind == "es" else {}
-    settings = _changed(config) | _NO_EVALUATION | _NO_FILES | {"seed": seed, "logging_steps": 1, "save_steps": 2**31} | own
+def _run(
+    config: RunConfig,
+    method: Method,
+    rate: LearningRate,
+    seed: int,
+    budget: Budget,
+    batch: int,
+    rl: Mapping[str, Any],
+) -> Run:
+    own = (
+        dict(method.settings) | {"learning_rate": method.alpha(rate, config.sigma)}
+        if method.kind == "es"
+        else {}
+    )
+    settings = (
+        _changed(config)
+        | _NO_EVALUATION
+        | _NO_FILES
+        | {"seed": seed, "logging_steps": 1, "save_steps": 2**31}
+        | own
+    )
     population = settings.get("population_size", config.population_size)
     samples = population if method.kind == "es" else rl.get("num_generations", SAMPLES)
     steps = most_steps(budget.tokens, batch, samples)
-    settings |= {"max_steps": steps, "disable_tqdm": True, "num_completions_to_print": 0, "resume_from_checkpoint": False}
+    settings |= {
+        "max_steps": steps,
+        "disable_tqdm": True,
+        "num_completions_to_print": 0,
+        "resume_from_checkpoint": False,
+    }
     settings = _changed(_built(settings, method))
     trl = _trl(config, method, rate, seed, steps, batch, rl) if method.kind == "rl" else {}
-    evaluates = config.eval_strategy != "no" or config.eval_on_start or config.eval_dataset_name is not None
-    return Run(method.name, rate, seed, **vars(budget), settings=settings, rl=trl, evaluates=evaluates)
+    evaluates = (
+        config.eval_strategy != "no" or config.eval_on_start or config.eval_dataset_name is not None
+    )
+    return Run(
+        method.name, rate, seed, **vars(budget), settings=settings, rl=trl, evaluates=evaluates
+    )
 
 
 def _built(settings: dict[str, Any], method: Method) -> RunConfig:
     try:
         return build(RunConfig, settings)
     except ConfigError as error:
-        raise ConfigError(f"methods: {method.name} does not go with this config; mend it or leave {method.name} out ({error})") from None
+        raise ConfigError(
+            f"methods: {method.name} does not go with this config; mend it or leave {method.name} out ({error})"
+        ) from None
 
 
 def most_steps(tokens: int, batch: int, samples: int) -> int:
@@ -148,10 +200,22 @@ def most_steps(tokens: int, batch: int, samples: int) -> int:
     return max(1, -(-tokens // (batch * samples)))
 
 
-def _trl(config: RunConfig, method: Method, rate: LearningRate, seed: int, steps: int, batch: int, rl: Mapping[str, Any]) -> dict[str, Any]:
+def _trl(
+    config: RunConfig,
+    method: Method,
+    rate: LearningRate,
+    seed: int,
+    steps: int,
+    batch: int,
+    rl: Mapping[str, Any],
+) -> dict[str, Any]:
     """Settings of GRPOConfig. A step sees the config's batch of prompts, its gradient summed up over several backward passes."""
     samples = rl.get("num_generations", SAMPLES)
-    together = max(size for size in range(1, min(_TOGETHER, batch * samples) + 1) if batch * samples % size == 0)
+    together = max(
+        size
+        for size in range(1, min(_TOGETHER, batch * samples) + 1)
+        if batch * samples % size == 0
+    )
     return {
         "learning_rate": rate,
         "lr_scheduler_type": "constant",

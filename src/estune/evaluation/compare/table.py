@@ -28,17 +28,31 @@ _SHAPE = {
 def results_table(comparison: Comparison) -> Table:
     """A row a method: what it earned, and what that took."""
     target, sets = _target(comparison), ["train", *(["held_out"] if _held_out(comparison) else [])]
-    head = ["method", "rate", "seeds", *("reward" if name == "train" else "held out" for name in sets)]
+    head = [
+        "method",
+        "rate",
+        "seeds",
+        *("reward" if name == "train" else "held out" for name in sets),
+    ]
     head += [*([f"to {BASELINE}"] if target is not None else []), "tokens", "seconds", "memory"]
-    return head, [_results(comparison, name, results, target, sets) for name, results in _shown(comparison)]
+    return head, [
+        _results(comparison, name, results, target, sets) for name, results in _shown(comparison)
+    ]
 
 
 def answers_table(comparison: Comparison) -> Table:
     """A row a method: what the answers look like in the end, on held-out prompts where there are some."""
     shown = _shown(comparison)
-    extra = list(dict.fromkeys(name for _, results in shown for one in results for name in _extra(_final(one))))
+    extra = list(
+        dict.fromkeys(
+            name for _, results in shown for one in results for name in _extra(_final(one))
+        )
+    )
     figures = [*_SHAPE.values(), *extra]
-    rows = [[name, *(_short(_median(_figure(one, figure) for one in results)) for figure in figures)] for name, results in shown]
+    rows = [
+        [name, *(_short(_median(_figure(one, figure) for one in results)) for figure in figures)]
+        for name, results in shown
+    ]
     return ["method", *_SHAPE, *extra], rows
 
 
@@ -53,12 +67,22 @@ def best(comparison: Comparison, method: str) -> list[Result]:
             by_rate.setdefault(one["learning_rate"], []).append(one)
 
     def ends(group: list[Result]) -> list[float]:
-        return [value for one in group if not math.isnan(value := reward_at(one, comparison["tokens"]))]
+        return [
+            value for one in group if not math.isnan(value := reward_at(one, comparison["tokens"]))
+        ]
 
-    return max(by_rate.values(), key=lambda group: (len(ends(group)), statistics.median(ends(group) or [-math.inf])), default=[])
+    return max(
+        by_rate.values(),
+        key=lambda group: (len(ends(group)), statistics.median(ends(group) or [-math.inf])),
+        default=[],
+    )
 
 
-def at(points: Sequence[Mapping[str, Any]], tokens: float, figure: Callable[[Mapping[str, Any]], float | None]) -> float:
+def at(
+    points: Sequence[Mapping[str, Any]],
+    tokens: float,
+    figure: Callable[[Mapping[str, Any]], float | None],
+) -> float:
     """A figure of a curve at `tokens`, on the straight line between the evaluations beside it; NaN before and after them all."""
     known = [(point["tokens"], value) for point in points if (value := figure(point)) is not None]
     for (left, low), (right, high) in pairwise(known):
@@ -70,12 +94,20 @@ def at(points: Sequence[Mapping[str, Any]], tokens: float, figure: Callable[[Map
 def reward_at(result: Result, tokens: float, prompts: str = "train") -> float:
     """The reward of a run at `tokens`, or in the end where it ended before, its model's answers being empty."""
     points = result["points"]
-    return at(points, min(tokens, points[-1]["tokens"]), lambda point: point.get(prompts, {}).get("reward"))
+    return at(
+        points,
+        min(tokens, points[-1]["tokens"]),
+        lambda point: point.get(prompts, {}).get("reward"),
+    )
 
 
 def reached(result: Result, reward: float) -> float:
     """The tokens at which a run's training prompts first earn `reward`; NaN if they never do."""
-    known = [(point["tokens"], value) for point in result["points"] if (value := point["train"]["reward"]) is not None]
+    known = [
+        (point["tokens"], value)
+        for point in result["points"]
+        if (value := point["train"]["reward"]) is not None
+    ]
     if known and known[0][1] >= reward:
         return float(known[0][0])
     for (left, low), (right, high) in pairwise(known):
@@ -115,19 +147,37 @@ def notes(comparison: Comparison) -> list[str]:
 
 def _shown(comparison: Comparison) -> list[tuple[str, list[Result]]]:
     """The methods of which something is finished, with the runs of their best rate."""
-    return [(name, results) for name in comparison["methods"] if (results := best(comparison, name))]
+    return [
+        (name, results) for name in comparison["methods"] if (results := best(comparison, name))
+    ]
 
 
 def _held_out(comparison: Comparison) -> bool:
     return any("held_out" in one["points"][-1] for one in comparison["runs"])
 
 
-def _results(comparison: Comparison, name: str, results: Sequence[Result], target: float | None, sets: Sequence[str]) -> list[str]:
+def _results(
+    comparison: Comparison,
+    name: str,
+    results: Sequence[Result],
+    target: float | None,
+    sets: Sequence[str],
+) -> list[str]:
     rate, ends = results[0]["learning_rate"], [one["points"][-1] for one in results]
-    row = [name, "σ/2" if rate is None else rate if isinstance(rate, str) else f"{rate:g}", str(len(results))]
-    row += [_spread([reward_at(one, comparison["tokens"], prompts) for one in results]) for prompts in sets]
+    row = [
+        name,
+        "σ/2" if rate is None else rate if isinstance(rate, str) else f"{rate:g}",
+        str(len(results)),
+    ]
+    row += [
+        _spread([reward_at(one, comparison["tokens"], prompts) for one in results])
+        for prompts in sets
+    ]
     row += [_tokens_to(results, target)] if target is not None else []
-    row += [_short(_median(end["tokens"] for end in ends)), _short(_median(end["seconds"] for end in ends))]
+    row += [
+        _short(_median(end["tokens"] for end in ends)),
+        _short(_median(end["seconds"] for end in ends)),
+    ]
     return [*row, f"{_median(one['peak_bytes'] for one in results) / 2**30:.1f} GiB"]
 
 
@@ -141,7 +191,9 @@ def _tokens_to(results: Sequence[Result], reward: float) -> str:
     there = [tokens for one in results if not math.isnan(tokens := reached(one, reward))]
     if not there:
         return "–"
-    return _short(_median(there)) + ("" if len(there) == len(results) else f" ({len(there)}/{len(results)})")
+    return _short(_median(there)) + (
+        "" if len(there) == len(results) else f" ({len(there)}/{len(results)})"
+    )
 
 
 def _final(result: Result) -> Mapping[str, float | None]:
@@ -164,7 +216,11 @@ def _extra(figures: Mapping[str, float | None]) -> list[str]:
 
 def _way(result: Result) -> str:
     rl = METHODS[result["method"]].kind == "rl"
-    warmth = "greedy" if result["temperature"] == 0 else f"drawn at temperature {result['temperature']:g}"
+    warmth = (
+        "greedy"
+        if result["temperature"] == 0
+        else f"drawn at temperature {result['temperature']:g}"
+    )
     of = "completions" if rl else "members, one completion each,"
     how = "AdamW, gradients" if rl else "forward passes only"
     return f"{result['engine']} in {result['dtype']}, {warmth}, {result['samples']} {of} of {result['prompts']} prompts a step, {how}"

@@ -26,15 +26,25 @@ class Papers:
     rewards: Rewards
 
     @classmethod
-    def of(cls, run: Run, train: Sequence[Row], held_out: Sequence[Row] | None, rewards: Rewards) -> "Papers":
+    def of(
+        cls, run: Run, train: Sequence[Row], held_out: Sequence[Row] | None, rewards: Rewards
+    ) -> "Papers":
         sets = {"train": list(train[: run.eval_prompts])}
-        return cls(sets | ({"held_out": list(held_out[: run.eval_prompts])} if held_out else {}), rewards)
+        return cls(
+            sets | ({"held_out": list(held_out[: run.eval_prompts])} if held_out else {}), rewards
+        )
 
     def examine(self, run: Run, workers: Evaluator, version: int, state: Any) -> Figures:
         """θ's greedy answers to each set, as figures without the prefix eval_."""
         config = run.config()
-        held = {name: evaluate(workers, self.rewards, rows, config, version, state, first=version == 0) for name, rows in self.sets.items()}
-        return {name: {key.removeprefix("eval_"): value for key, value in one.metrics.items()} for name, one in held.items()}
+        held = {
+            name: evaluate(workers, self.rewards, rows, config, version, state, first=version == 0)
+            for name, rows in self.sets.items()
+        }
+        return {
+            name: {key.removeprefix("eval_"): value for key, value in one.metrics.items()}
+            for name, one in held.items()
+        }
 
 
 class Watch:
@@ -88,4 +98,8 @@ class Watch:
 def read_points(folder: Path) -> list[Point]:
     """The curve that is in the folder, empty where there is none."""
     path = folder / _POINTS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.is_file()
+        else []
+    )

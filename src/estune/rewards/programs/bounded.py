@@ -77,8 +77,27 @@ def _type(value: Any) -> type:
 
 
 FUNCTIONS: dict[str, Any] = {
-    **{each.__name__: each for each in (abs, all, any, bool, bytes, chr, complex, dict, divmod, enumerate, filter, float)},
-    **{each.__name__: each for each in (frozenset, int, isinstance, iter, len, list, map, max, min, next, ord, repr)},
+    **{
+        each.__name__: each
+        for each in (
+            abs,
+            all,
+            any,
+            bool,
+            bytes,
+            chr,
+            complex,
+            dict,
+            divmod,
+            enumerate,
+            filter,
+            float,
+        )
+    },
+    **{
+        each.__name__: each
+        for each in (frozenset, int, isinstance, iter, len, list, map, max, min, next, ord, repr)
+    },
     **{each.__name__: each for each in (reversed, set, sorted, str, sum, tuple, zip)},
     "pow": _power,
     "range": _range,
@@ -90,7 +109,11 @@ _GROWING = ("comb", "factorial", "perm")
 _MATH = {name: value for name, value in vars(math).items() if not name.startswith("_")}
 MODULES: dict[str, Mapping[str, Any]] = {
     "math": _MATH | {name: _of_small(_MATH[name]) for name in _GROWING} | {"pow": math.pow},
-    "string": {name: value for name, value in vars(string).items() if isinstance(value, str) and not name.startswith("_")},
+    "string": {
+        name: value
+        for name, value in vars(string).items()
+        if isinstance(value, str) and not name.startswith("_")
+    },
     "collections": {"Counter": Counter, "OrderedDict": OrderedDict, "deque": deque},
     "fractions": {"Fraction": Fraction},
 }

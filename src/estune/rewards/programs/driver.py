@@ -135,7 +135,9 @@ def _end_group(child: int) -> None:
         pass
 
 
-def _run(request: dict[str, Any], test: dict[str, Any], given: int, said: int, judge: tuple[int, int]) -> NoReturn:
+def _run(
+    request: dict[str, Any], test: dict[str, Any], given: int, said: int, judge: tuple[int, int]
+) -> NoReturn:
     """In the test's own process: run the program, then the test."""
     status = 1
     try:
@@ -196,7 +198,9 @@ def _values(steps: Sequence[dict[str, Any]], names: dict[str, Any]) -> list[dict
             exec(compile(step["source"], "test.py", "exec"), names)
             continue
         try:
-            values.append({"value": _plain(eval(compile(step["source"], "test.py", "eval"), names), 0)})
+            values.append(
+                {"value": _plain(eval(compile(step["source"], "test.py", "eval"), names), 0)}
+            )
         except Exception as error:
             values.append({"raised": type(error).__name__})
     return values

@@ -138,7 +138,10 @@ def _choice(node: ast.IfExp, scope: Scope) -> Compute:
 
 def _compare(node: ast.Compare, scope: Scope) -> Compute:
     first = compiled(node.left, scope)
-    rest = [(_COMPARE[type(op)], compiled(right, scope)) for op, right in zip(node.ops, node.comparators, strict=True)]
+    rest = [
+        (_COMPARE[type(op)], compiled(right, scope))
+        for op, right in zip(node.ops, node.comparators, strict=True)
+    ]
 
     def compute(run: Run) -> bool:
         left = first(run)
@@ -177,7 +180,10 @@ def _subscript(node: ast.Subscript, scope: Scope) -> Compute:
     if not isinstance(node.slice, ast.Slice):
         at = compiled(node.slice, scope)
         return lambda run: value(run)[at(run)]
-    bounds = [compiled(bound, scope) if bound else None for bound in (node.slice.lower, node.slice.upper, node.slice.step)]
+    bounds = [
+        compiled(bound, scope) if bound else None
+        for bound in (node.slice.lower, node.slice.upper, node.slice.step)
+    ]
     return lambda run: value(run)[slice(*(bound(run) if bound else None for bound in bounds))]
 
 
@@ -195,7 +201,9 @@ def _call(node: ast.Call, scope: Scope) -> Compute:
         raise Unsplittable("**")
     keywords = _several([keyword.value for keyword in node.keywords], scope)
     function = _function(node.func, scope)
-    return lambda run: function(run)(*arguments(run), **dict(zip(map(str, names), keywords(run), strict=True)))
+    return lambda run: function(run)(
+        *arguments(run), **dict(zip(map(str, names), keywords(run), strict=True))
+    )
 
 
 def _function(node: ast.expr, scope: Scope) -> Compute:
@@ -214,7 +222,10 @@ def _function(node: ast.expr, scope: Scope) -> Compute:
 
 def _lambda(node: ast.Lambda, scope: Scope) -> Compute:
     names = [each.arg for each in node.args.args]
-    if len(names) < sum(isinstance(each, ast.arg) for each in ast.walk(node.args)) or node.args.defaults:
+    if (
+        len(names) < sum(isinstance(each, ast.arg) for each in ast.walk(node.args))
+        or node.args.defaults
+    ):
         raise Unsplittable("a function with other arguments than names")
     with scope.local(names):
         body = compiled(node.body, scope)

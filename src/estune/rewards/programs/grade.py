@@ -46,7 +46,9 @@ class Test:
 
     def passed(self, report: Mapping[str, Any]) -> bool:
         if self.output is not None:
-            return report["ended_well"] is True and str(report["said"]).split() == self.output.split()
+            return (
+                report["ended_well"] is True and str(report["said"]).split() == self.output.split()
+            )
         if self.split is not None:
             return report["ended_well"] is True and self.split.passed(report["said"])
         return report["passed"] is True
@@ -57,14 +59,23 @@ def test_of(given: str | Mapping[str, Any], program: str) -> Test:
     if not isinstance(given, str):
         return Test({"input": str(given["input"])}, output=str(given["output"]))
     found = split(given, redefinitions(program))
-    return Test({"whole": given}) if found is None else Test({"steps": [asdict(step) for step in found.steps]}, found)
+    return (
+        Test({"whole": given})
+        if found is None
+        else Test({"steps": [asdict(step) for step in found.steps]}, found)
+    )
 
 
-def grade(program: str, given: Sequence[str | Mapping[str, Any]], seconds: float, sandbox: Sandbox) -> Grade:
+def grade(
+    program: str, given: Sequence[str | Mapping[str, Any]], seconds: float, sandbox: Sandbox
+) -> Grade:
     """Run `program` in `sandbox`, `seconds` per test; a test that takes longer fails those after it."""
     tests = [test_of(one, program) for one in given]
     passed = 0
-    for chosen in ([test for test in tests if not test.whole], [test for test in tests if test.whole]):
+    for chosen in (
+        [test for test in tests if not test.whole],
+        [test for test in tests if test.whole],
+    ):
         reports, timed_out = _reports(program, chosen, seconds, sandbox) if chosen else ([], False)
         passed += sum(test.passed(report) for test, report in zip(chosen, reports, strict=False))
         if timed_out:
@@ -77,12 +88,16 @@ def most_seconds(tests: int, seconds: float) -> float:
     return 2 * (_START + _END) + tests * (seconds + 1)
 
 
-def _reports(program: str, tests: Sequence[Test], seconds: float, sandbox: Sandbox) -> tuple[list[dict[str, Any]], bool]:
+def _reports(
+    program: str, tests: Sequence[Test], seconds: float, sandbox: Sandbox
+) -> tuple[list[dict[str, Any]], bool]:
     """The driver's reports of the tests that it reached, and whether one ran out of time."""
     asked = {"program": program, "seconds": seconds, "tests": [dict(test.asked) for test in tests]}
     request, secret = marshal.dumps(asked), secrets.token_hex(16)
     whole = _START + len(tests) * (seconds + 0.5)
-    limits = Limits(seconds=whole, cpu_seconds=2 * whole, output=min(_OUTPUT * (len(tests) + 1), _REPORT))
+    limits = Limits(
+        seconds=whole, cpu_seconds=2 * whole, output=min(_OUTPUT * (len(tests) + 1), _REPORT)
+    )
     outcome = sandbox.run(_DRIVER, b"%016d" % len(request) + request + secret.encode(), limits)
     reports = _read(outcome.output, secret)
     return reports, outcome.timed_out or any(report["timed_out"] for report in reports)
@@ -94,7 +109,9 @@ def _read(printed: bytes, secret: str) -> list[dict[str, Any]]:
         found = json.loads(printed)
     except (ValueError, RecursionError):
         return []
-    if not isinstance(found, dict) or not hmac.compare_digest(str(found.get("secret")).encode(), secret.encode()):
+    if not isinstance(found, dict) or not hmac.compare_digest(
+        str(found.get("secret")).encode(), secret.encode()
+    ):
         return []
     reports: list[dict[str, Any]] = found["reports"]
     return reports

@@ -19,7 +19,15 @@ from typing import Any
 from estune.rewards.programs.bounded import FUNCTIONS, METHODS, MODULES
 from estune.rewards.programs.expression import Compute, Run, compiled, target_names
 from estune.rewards.programs.failed import Failed, Unsplittable
-from estune.rewards.programs.syntax import is_hashable, is_plain_call, is_print, is_text, literal, loaded, stored
+from estune.rewards.programs.syntax import (
+    is_hashable,
+    is_plain_call,
+    is_print,
+    is_text,
+    literal,
+    loaded,
+    stored,
+)
 from estune.rewards.programs.unrolled import Unrolled, bound, literals
 from estune.rewards.programs.values import decoded, plain
 
@@ -65,7 +73,9 @@ def split(test: str, redefined: frozenset[str] = frozenset()) -> Split | None:
     try:
         tree = ast.parse(test)
         made = _split(tree, test, frozenset())
-        return made or _split(tree, test, _innermost(tree, redefined) or _innermost(tree, frozenset(vars(builtins))))
+        return made or _split(
+            tree, test, _innermost(tree, redefined) or _innermost(tree, frozenset(vars(builtins)))
+        )
     except (Unsplittable, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
@@ -80,12 +90,18 @@ def _innermost(tree: ast.AST, redefined: frozenset[str]) -> frozenset[str]:
     """Those of `redefined` that are called with nothing of `redefined` in their arguments."""
 
     def called(node: ast.AST) -> set[str]:
-        calls = (each for each in ast.walk(node) if isinstance(each, ast.Call) and isinstance(each.func, ast.Name))
+        calls = (
+            each
+            for each in ast.walk(node)
+            if isinstance(each, ast.Call) and isinstance(each.func, ast.Name)
+        )
         return {each.func.id for each in calls if isinstance(each.func, ast.Name)} & redefined
 
     calls = [each for each in ast.walk(tree) if isinstance(each, ast.Call)]
     innermost = (each for each in calls if not any(called(argument) for argument in each.args))
-    return frozenset(each.func.id for each in innermost if isinstance(each.func, ast.Name)) & redefined
+    return (
+        frozenset(each.func.id for each in innermost if isinstance(each.func, ast.Name)) & redefined
+    )
 
 
 def _split(tree: ast.Module, test: str, programs: frozenset[str]) -> Split | None:
@@ -103,11 +119,18 @@ def _inlined(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
         return list(statements)
     for at, found in enumerate(statements):
-        if isinstance(found, ast.FunctionDef) and found.name == call.func.id and not found.decorator_list:
+        if (
+            isinstance(found, ast.FunctionDef)
+            and found.name == call.func.id
+            and not found.decorator_list
+        ):
             names = [ast.Name(each.arg, ast.Store()) for each in found.args.args]
             if len(names) != len(call.args):
                 raise Unsplittable("a call of check that does not fit it")
-            given = [ast.Assign([name], value, lineno=1) for name, value in zip(names, call.args, strict=True)]
+            given = [
+                ast.Assign([name], value, lineno=1)
+                for name, value in zip(names, call.args, strict=True)
+            ]
             return [*statements[:at], *statements[at + 1 : -1], *given, *found.body]
     return list(statements)
 
@@ -188,12 +211,16 @@ class _Splitter:
 
     def _assert(self, statement: ast.Assert) -> None:
         if any(self._compares_objects(node) for node in ast.walk(statement.test)):
-            raise Unsplittable("objects of the program's own classes, which are compared as these say")
+            raise Unsplittable(
+                "objects of the program's own classes, which are compared as these say"
+            )
         check = compiled(self._unrolled(statement.test), self)
         self.checks.append(lambda run: bool(check(run)))
 
     def _unrolled(self, node: ast.expr) -> ast.expr:
-        unrolled: ast.expr = Unrolled(self._is_programs, self._programs_in, self._known_value).visit(node)
+        unrolled: ast.expr = Unrolled(
+            self._is_programs, self._programs_in, self._known_value
+        ).visit(node)
         return unrolled
 
     def _known_value(self, node: ast.expr) -> Any:
@@ -273,7 +300,10 @@ class _Splitter:
     def _contents(self, module: str) -> Mapping[str, Any]:
         """What there is of a module here."""
         if module == "random":
-            return {name: getattr(self._random, name) for name in ("choice", "randint", "random", "randrange", "uniform")}
+            return {
+                name: getattr(self._random, name)
+                for name in ("choice", "randint", "random", "randrange", "uniform")
+            }
         return MODULES.get(module, {})
 
     def _function(self, statement: ast.FunctionDef) -> None:
@@ -306,13 +336,21 @@ class _Splitter:
             return self._begins_with_programs(node.value)
         if not isinstance(node, ast.Call):
             return False
-        if isinstance(node.func, ast.Attribute) and node.func.attr in METHODS and is_plain_call(node.func.value):
+        if (
+            isinstance(node.func, ast.Attribute)
+            and node.func.attr in METHODS
+            and is_plain_call(node.func.value)
+        ):
             return False  # a method of what a function returned, which is plain here
         return self._begins_with_programs(node.func)
 
     def _compares_objects(self, node: ast.AST) -> bool:
         operands = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
-        made = (each for each in operands if isinstance(each, ast.Call) and isinstance(each.func, ast.Name))
+        made = (
+            each
+            for each in operands
+            if isinstance(each, ast.Call) and isinstance(each.func, ast.Name)
+        )
         return any(self._is_programs(each) and not is_plain_call(each) for each in made)
 
     def _begins_with_programs(self, node: ast.expr) -> bool:
@@ -323,7 +361,9 @@ class _Splitter:
     def _is_programs_name(self, name: str) -> bool:
         if name in self.programs:
             return True
-        is_known = name in self._locals or name in self._here or name in self._there or name in FUNCTIONS
+        is_known = (
+            name in self._locals or name in self._here or name in self._there or name in FUNCTIONS
+        )
         return not is_known and not hasattr(builtins, name)
 
     def _programs_in(self, node: ast.AST) -> bool:

@@ -7,14 +7,27 @@ from typing import Any
 def loaded(node: ast.AST) -> list[str]:
     """The names that `node` reads from around it, each once, in their order."""
     nodes = list(ast.walk(node))
-    own = {name for each in nodes if isinstance(each, ast.comprehension) for name in stored(each.target)}
+    own = {
+        name
+        for each in nodes
+        if isinstance(each, ast.comprehension)
+        for name in stored(each.target)
+    }
     own |= {each.arg for each in nodes if isinstance(each, ast.arg)}
-    names = (each.id for each in nodes if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load) and each.id not in own)
+    names = (
+        each.id
+        for each in nodes
+        if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load) and each.id not in own
+    )
     return list(dict.fromkeys(names))
 
 
 def stored(node: ast.AST) -> list[str]:
-    return [each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)]
+    return [
+        each.id
+        for each in ast.walk(node)
+        if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
+    ]
 
 
 def is_text(statement: ast.stmt) -> bool:
@@ -39,9 +52,15 @@ def is_hashable(value: Any) -> bool:
 
 
 def is_print(node: ast.expr) -> bool:
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    return (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    )
 
 
 def is_plain_call(node: ast.expr) -> bool:
     """Whether `node` calls a function rather than a class, whose name would have a capital."""
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.func.id[:1].isupper()
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and not node.func.id[:1].isupper()
+    )

@@ -96,7 +96,11 @@ def _hexadecimal(text: str) -> int:
 
 def _range(bounds: list[int]) -> range:
     made = range(*bounds)
-    if not -sys.maxsize < made.start < sys.maxsize or not -sys.maxsize < made.stop < sys.maxsize or len(made) > _RANGE:
+    if (
+        not -sys.maxsize < made.start < sys.maxsize
+        or not -sys.maxsize < made.stop < sys.maxsize
+        or len(made) > _RANGE
+    ):
         raise ValueError("a range of too many numbers")
     return made
 

@@ -148,10 +148,18 @@ ATTEMPTS: dict[str, Callable[[Bait], object]] = {
     "read a file in the user's home": _read_home,
     "read another process's environment": lambda bait: _read(f"/proc/{bait['process']}/environ"),
     "use an open file of the trainer": _keep_a_descriptor,
-    "connect by TCP": lambda bait: _connect(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", bait["tcp"])),
-    "send by UDP": lambda bait: _connect(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", bait["udp"])),
-    "connect to a unix socket": lambda bait: _connect(socket.AF_UNIX, socket.SOCK_STREAM, bait["unix"]),
-    "connect to an abstract unix socket": lambda bait: _connect(socket.AF_UNIX, socket.SOCK_STREAM, bait["abstract"]),
+    "connect by TCP": lambda bait: _connect(
+        socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", bait["tcp"])
+    ),
+    "send by UDP": lambda bait: _connect(
+        socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", bait["udp"])
+    ),
+    "connect to a unix socket": lambda bait: _connect(
+        socket.AF_UNIX, socket.SOCK_STREAM, bait["unix"]
+    ),
+    "connect to an abstract unix socket": lambda bait: _connect(
+        socket.AF_UNIX, socket.SOCK_STREAM, bait["abstract"]
+    ),
     "signal a process outside": _signal,
     "limit a process outside": _limit_outside,
     "trace a process outside": _trace,

@@ -52,8 +52,12 @@ def baits() -> Iterator[Baits]:
         listeners = {
             "connect by TCP": _listener(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
             "send by UDP": _listener(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0)),
-            "connect to a unix socket": _listener(socket.AF_UNIX, socket.SOCK_STREAM, f"{folder}/socket"),
-            "connect to an abstract unix socket": _listener(socket.AF_UNIX, socket.SOCK_STREAM, abstract),
+            "connect to a unix socket": _listener(
+                socket.AF_UNIX, socket.SOCK_STREAM, f"{folder}/socket"
+            ),
+            "connect to an abstract unix socket": _listener(
+                socket.AF_UNIX, socket.SOCK_STREAM, abstract
+            ),
         }
         os.chmod(f"{folder}/socket", 0o777)
         for listener in listeners.values():

@@ -83,7 +83,10 @@ def prove(sandbox: Sandbox) -> None:
     """
     with ThreadPoolExecutor(len(_AMOUNTS) + 1) as threads:
         rights = threads.submit(_prove_rights, sandbox)
-        amounts = {name: threads.submit(sandbox.run, program, b"", _LIMITS) for name, program in _AMOUNTS.items()}
+        amounts = {
+            name: threads.submit(sandbox.run, program, b"", _LIMITS)
+            for name, program in _AMOUNTS.items()
+        }
     rights.result()
     for name, ended in amounts.items():
         if _TOKEN in ended.result().output:
