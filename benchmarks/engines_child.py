@@ -31,19 +31,19 @@ def answering(engine_name: str, model: str, prompts: int, tokens: int) -> dict[s
     from estune import engines
     from estune.common.types import Member
     from estune.theta.parameters import layout
-    from estune.theta.theta import Center
+    from estune.theta.theta import Theta
 
     base, settings = checkpoint(model), VLLM if engine_name == "vllm" else {}
     plan = layout(base)
-    center = Center.load(base, plan.in_model, share=True)
+    theta = Theta.load(base, plan.in_model, share=True)
     with tempfile.TemporaryDirectory() as output:
         engine = engines.build(base, plan, ESConfig(output_dir=output, **settings))
     asked = [row["prompt"] for row in get_task("countdown").train(prompts)]
-    engine.check(center, Member(0, 1, 0.0, "iid", 0))  # learns in what dtype to write members
+    engine.check(theta, Member(0, 1, 0.0, "iid", 0))  # learns in what dtype to write members
     engine.generate(asked[:8], max_completion_length=8)
     rates, lengths = [], []
     for sign in (1, -1):
-        engine.load(center, Member(1, sign, 1e-4, "iid", 0))
+        engine.load(theta, Member(1, sign, 1e-4, "iid", 0))
         started = time.perf_counter()
         answers = engine.generate(asked, max_completion_length=tokens)
         seconds = time.perf_counter() - started

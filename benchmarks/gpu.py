@@ -35,7 +35,7 @@ from benchmarks.kernels import usual_member, usual_update
 from estune.common.types import Member
 from estune.noise import kernels, reference, stream
 from estune.theta.shared_memory import Shared
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 Shapes = dict[str, tuple[int, ...]]
 Figures = dict[str, float | str]
@@ -125,7 +125,7 @@ def on_device(shapes: Shapes, device: torch.device) -> Iterator[Figures]:
     """Figures with θ on the device."""
     count = sum(map(math.prod, shapes.values()))
     copied = copy_bandwidth(min(count, COPIED), device)
-    center = Center(
+    theta = Theta(
         filled({name: torch.empty(shape, device=device) for name, shape in shapes.items()})
     )
     weights = {
@@ -133,30 +133,30 @@ def on_device(shapes: Shapes, device: torch.device) -> Iterator[Figures]:
         for name, shape in shapes.items()
     }
     yield {"parameters": count, "copy_bytes_a_second": copied}
-    write(center, weights)
-    yield {"bits_equal": same_member(center, weights)}
-    seconds = timed_operations(center, weights, device)
+    write(theta, weights)
+    yield {"bits_equal": same_member(theta, weights)}
+    seconds = timed_operations(theta, weights, device)
     for name, each in BYTES.items():
         yield {
             f"{name}_seconds": seconds[name],
             f"{name}_of_copy": each * count / seconds[name] / copied,
         }
-    yield {"update_bits_equal": same_update(center)}
+    yield {"update_bits_equal": same_update(theta)}
     yield from usual_way(weights, seconds, device)
-    yield from other_blocks(center, weights, device, count / copied)
+    yield from other_blocks(theta, weights, device, count / copied)
 
 
 BYTES = {"perturbed": 6, "update_1": 8, "update_30": 8}  # read and written per parameter
 
 
 def timed_operations(
-    center: Center, weights: dict[str, torch.Tensor], device: torch.device
+    theta: Theta, weights: dict[str, torch.Tensor], device: torch.device
 ) -> dict[str, float]:
     """Seconds that each operation in BYTES takes."""
     runs: dict[str, Callable[[], object]] = {
-        "perturbed": lambda: write(center, weights),
-        "update_1": lambda: update(center, 1),
-        "update_30": lambda: update(center, len(SEEDS)),
+        "perturbed": lambda: write(theta, weights),
+        "update_1": lambda: update(theta, 1),
+        "update_30": lambda: update(theta, len(SEEDS)),
     }
     return {name: timed(run, device) for name, run in runs.items()}
 
@@ -175,7 +175,7 @@ def usual_way(
 
 
 def other_blocks(
-    center: Center, weights: dict[str, torch.Tensor], device: torch.device, copy_seconds: float
+    theta: Theta, weights: dict[str, torch.Tensor], device: torch.device, copy_seconds: float
 ) -> Iterator[Figures]:
     """Bandwidths with other sizes of Triton's programs.
 
@@ -188,60 +188,60 @@ def other_blocks(
         return
     for elements, warps in BLOCKS:
         backend._SIZE, backend.LAUNCH["num_warps"] = elements, warps
-        seconds = timed_operations(center, weights, device)
+        seconds = timed_operations(theta, weights, device)
         yield {
             f"{name}_{elements}x{warps}_of_copy": each * copy_seconds / seconds[name]
             for name, each in BYTES.items()
         }
 
 
-def write(center: Center, weights: dict[str, torch.Tensor]) -> None:
-    for _ in center.perturbed(replace(MEMBER, version=center.version), weights.__getitem__):
+def write(theta: Theta, weights: dict[str, torch.Tensor]) -> None:
+    for _ in theta.perturbed(replace(MEMBER, version=theta.version), weights.__getitem__):
         pass
 
 
-def update(center: Center, seeds: int) -> None:
-    center.update(SEEDS[:seeds], COEFFICIENTS[:seeds], noise="iid", version=center.version)
+def update(theta: Theta, seeds: int) -> None:
+    theta.update(SEEDS[:seeds], COEFFICIENTS[:seeds], noise="iid", version=theta.version)
 
 
 def from_host(shapes: Shapes, device: torch.device) -> Figures:
     """Figures with θ in host memory, from which members stream."""
-    center = in_host_memory(shapes)
+    theta = in_host_memory(shapes)
     weights = {
         name: torch.empty(shape, dtype=torch.bfloat16, device=device)
         for name, shape in shapes.items()
     }
     held = sum(tensor.nbytes for tensor in weights.values())
-    load = timed(lambda: write(center, weights), device)
+    load = timed(lambda: write(theta, weights), device)
     peak = (
         torch.cuda.max_memory_allocated(device) if device.type == "cuda" else held
     )  # not measured on a CPU
-    equal = same_member(center, weights)
+    equal = same_member(theta, weights)
     weights.clear()
-    bus = bus_seconds(center, device)
+    bus = bus_seconds(theta, device)
     return {
         "load_seconds": load,
         "bus_seconds": bus,
         "load_over_bus": load / bus,
-        "bus_bytes_a_second": sum(theta.nbytes for theta in center.theta.values()) / bus,
+        "bus_bytes_a_second": sum(tensor.nbytes for tensor in theta.tensors.values()) / bus,
         "peak_over_weights": peak / held,
         "streamed_bits_equal": equal,
     }
 
 
-def in_host_memory(shapes: Shapes) -> Center:
+def in_host_memory(shapes: Shapes) -> Theta:
     """A random θ in memory that can be page-locked."""
     shared = Shared(shapes)
-    return Center(filled(shared.tensors), shared=shared)
+    return Theta(filled(shared.tensors), shared=shared)
 
 
-def bus_seconds(center: Center, device: torch.device) -> float:
+def bus_seconds(theta: Theta, device: torch.device) -> float:
     """Seconds to copy θ to the device."""
-    buffer = torch.empty(max(theta.numel() for theta in center.theta.values()), device=device)
+    buffer = torch.empty(max(tensor.numel() for tensor in theta.tensors.values()), device=device)
     return timed(
         lambda: [
-            buffer[: theta.numel()].copy_(theta.view(-1), non_blocking=True)
-            for theta in center.theta.values()
+            buffer[: tensor.numel()].copy_(tensor.view(-1), non_blocking=True)
+            for tensor in theta.tensors.values()
         ],
         device,
     )
@@ -269,12 +269,12 @@ def filled(theta: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return theta
 
 
-def same_member(center: Center, weights: dict[str, torch.Tensor]) -> bool:
+def same_member(theta: Theta, weights: dict[str, torch.Tensor]) -> bool:
     """Whether `weights` are MEMBER's: the reference's bits, at both ends of every parameter."""
     written, scale = samples(weights), np.float32(MEMBER.sign) * np.float32(MEMBER.sigma)
     exact = {
         at: theta.numpy() + scale * epsilon(MEMBER.seed, *at, theta.numel())
-        for at, theta in samples(center.theta).items()
+        for at, theta in samples(theta.tensors).items()
     }
     return all(
         torch.equal(written[at], torch.from_numpy(values).bfloat16())
@@ -282,13 +282,13 @@ def same_member(center: Center, weights: dict[str, torch.Tensor]) -> bool:
     )
 
 
-def same_update(center: Center) -> bool:
+def same_update(theta: Theta) -> bool:
     """Whether an update of all seeds gives θ the reference's bits there."""
-    before = samples(center.theta)
-    center.update(SEEDS, COEFFICIENTS, noise="iid", version=center.version)
+    before = samples(theta.tensors)
+    theta.update(SEEDS, COEFFICIENTS, noise="iid", version=theta.version)
     return all(
         torch.equal(theta, before[at] + delta(*at, theta.numel()))
-        for at, theta in samples(center.theta).items()
+        for at, theta in samples(theta.tensors).items()
     )
 
 

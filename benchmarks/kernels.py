@@ -20,7 +20,7 @@ from benchmarks.common import best_of, checkpoint, options, show
 from estune.common.resources import cores
 from estune.common.types import Member
 from estune.theta.parameters import layout
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 SEEDS = 30
 MEMBER = Member(7, 1, 1e-3, "iid", 0)
@@ -30,21 +30,21 @@ def main() -> None:
     asked = options(__doc__)
     seeds, rounds = (2, 1) if asked.quick else (SEEDS, 5)
     base = checkpoint(asked.model)
-    center = Center.load(base, layout(base).targets(None))
-    model = {name: theta.to(torch.bfloat16) for name, theta in center.theta.items()}
-    figures = members(center, model, rounds) | updates(center, model, seeds)
+    theta = Theta.load(base, layout(base).targets(None))
+    model = {name: values.to(torch.bfloat16) for name, values in theta.tensors.items()}
+    figures = members(theta, model, rounds) | updates(theta, model, seeds)
     show(figures, asked.json)
 
 
-def members(center: Center, model: dict[str, torch.Tensor], rounds: int) -> dict[str, float | str]:
-    copy = {name: theta.clone() for name, theta in center.theta.items()}
+def members(theta: Theta, model: dict[str, torch.Tensor], rounds: int) -> dict[str, float | str]:
+    copy = {name: values.clone() for name, values in theta.tensors.items()}
     copied, perturbed, usual = best_of(
         rounds,
-        partial(copy_all, center.theta, copy),
-        partial(write, center, model),
+        partial(copy_all, theta.tensors, copy),
+        partial(write, theta, model),
         partial(usual_member, model),
     )
-    one, two = (partial(write, Center(center.theta, threads=threads), model) for threads in (1, 2))
+    one, two = (partial(write, Theta(theta.tensors, threads=threads), model) for threads in (1, 2))
     return {
         "perturbed_over_copy": perturbed / copied,
         "usual_over_perturbed": usual / perturbed,
@@ -54,9 +54,9 @@ def members(center: Center, model: dict[str, torch.Tensor], rounds: int) -> dict
     }
 
 
-def updates(center: Center, model: dict[str, torch.Tensor], seeds: int) -> dict[str, float | str]:
-    updated, usual = best_of(2, partial(update, center, seeds), partial(usual_update, model, seeds))
-    one, two = (partial(update, Center(center.theta, threads=threads), seeds) for threads in (1, 2))
+def updates(theta: Theta, model: dict[str, torch.Tensor], seeds: int) -> dict[str, float | str]:
+    updated, usual = best_of(2, partial(update, theta, seeds), partial(usual_update, model, seeds))
+    one, two = (partial(update, Theta(theta.tensors, threads=threads), seeds) for threads in (1, 2))
     return {
         "usual_over_update": usual / updated,
         "update_scaling_on_two_cores": scaling(3, one, two),
@@ -77,13 +77,13 @@ def copy_all(theta: dict[str, torch.Tensor], copy: dict[str, torch.Tensor]) -> N
         copy[name].copy_(values)
 
 
-def write(center: Center, model: dict[str, torch.Tensor]) -> None:
-    for _ in center.perturbed(MEMBER, model.__getitem__):
+def write(theta: Theta, model: dict[str, torch.Tensor]) -> None:
+    for _ in theta.perturbed(MEMBER, model.__getitem__):
         pass
 
 
-def update(center: Center, seeds: int) -> None:
-    center.update(list(range(seeds)), [1e-7] * seeds, noise="iid", version=center.version)
+def update(theta: Theta, seeds: int) -> None:
+    theta.update(list(range(seeds)), [1e-7] * seeds, noise="iid", version=theta.version)
 
 
 def usual_member(model: dict[str, torch.Tensor]) -> None:

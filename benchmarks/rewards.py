@@ -17,8 +17,8 @@ import time
 from benchmarks.common import options, show
 from estune.common.types import Completion
 from estune.monitor.timeline import Timeline
-from estune.rewards.pool import Limits
-from estune.rewards.scoring import Rewards
+from estune.rewards.pool import RewardLimits
+from estune.rewards.scoring import RewardFunctions
 from estune.strategy.population import Population
 from estune.workers.base import Evaluation
 
@@ -58,7 +58,7 @@ def main() -> None:
 
 def _step(function, members: int) -> float:  # type: ignore[no-untyped-def]
     """Seconds of a step's generation and rewards."""
-    rewards = Rewards([function])
+    rewards = RewardFunctions([function])
     rows = [{"prompt": str(i)} for i in range(PROMPTS)]
     completions = [Completion("x" * 200, list(range(100)), False)] * PROMPTS
     rewards.score(rows[:1], completions[:1])  # scorers start once a run
@@ -76,7 +76,7 @@ def _step(function, members: int) -> float:  # type: ignore[no-untyped-def]
 
 def _hang() -> float:
     """Seconds that it takes to score a member with completions at which the function hangs, for the second time."""
-    rewards = Rewards([hangs], limits=Limits(SCORERS, TIMEOUT))
+    rewards = RewardFunctions([hangs], limits=RewardLimits(SCORERS, TIMEOUT))
     texts = (["hang"] + ["fine"] * (OTHERS // HANGING)) * HANGING
     rows, completions = (
         [{"prompt": ""}] * len(texts),

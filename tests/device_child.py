@@ -16,7 +16,7 @@ from estune.common.types import Member
 from estune.noise import kernels
 from estune.theta import theta as centers
 from estune.theta.checkpoint import Checkpoint, Stored
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 SHAPES = {
     "b.weight": (30, 71),
@@ -54,22 +54,22 @@ def base(folder: Path) -> Checkpoint:
     )
 
 
-def updated(checkpoint: Checkpoint, **options: bool) -> Center:
+def updated(checkpoint: Checkpoint, **options: bool) -> Theta:
     """θ after an update, one with decay, and one of correlated noise."""
-    center = Center.load(checkpoint, SHAPES, **options)
-    center.update(SEEDS, COEFFICIENTS, noise="iid", version=0)
-    center.update(SEEDS[:1], COEFFICIENTS[:1], noise="iid", version=1, decay=0.25)
-    center.update(SEEDS, COEFFICIENTS, noise="correlated", version=2)
-    return center
+    theta = Theta.load(checkpoint, SHAPES, **options)
+    theta.update(SEEDS, COEFFICIENTS, noise="iid", version=0)
+    theta.update(SEEDS[:1], COEFFICIENTS[:1], noise="iid", version=1, decay=0.25)
+    theta.update(SEEDS, COEFFICIENTS, noise="correlated", version=2)
+    return theta
 
 
-def bits(center: Center) -> dict[str, str]:
+def bits(theta: Theta) -> dict[str, str]:
     """Everything of a member in every dtype, as text."""
     found = {}
     for number, member in enumerate(MEMBERS):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             room = {name: torch.full(shape, 7.0, dtype=dtype) for name, shape in SHAPES.items()}
-            for name, _, tensor in center.perturbed(member, room.__getitem__):
+            for name, _, tensor in theta.perturbed(member, room.__getitem__):
                 found[f"{number} {dtype} {name}"] = (
                     tensor.view(-1).view(torch.uint8).numpy().tobytes().hex()
                 )

@@ -54,14 +54,14 @@ def main() -> None:
     again.train()
     report = {
         "rank": os.environ.get("RANK", "0"),
-        "digest": trainer.model.center.digest(),
+        "digest": trainer.model.theta.digest(),
         "figures": bool(figures),
     }
     report |= {
         "listening": listening(),
         "processes": trainer.model.workers.status().alive,
         "shared": _mapped(),
-        "again": again.model.center.digest(),
+        "again": again.model.theta.digest(),
     }
     Path(out, f"rank-{report['rank']}.json").write_text(json.dumps(report))
 

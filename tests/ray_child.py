@@ -185,7 +185,7 @@ def damaged(run: Run) -> None:
     run.seen["replicas"] = len(run.workers._keepers)
     for keeper in run.workers._keepers.values():
         ray.get(keeper.put.remote("model.norm.weight", 0, np.zeros(4, np.float32)))
-        ray.get(keeper.became.remote(run.trainer.model.center.version))
+        ray.get(keeper.became.remote(run.trainer.model.theta.version))
 
 
 def begun(folder: Path) -> None:

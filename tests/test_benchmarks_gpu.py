@@ -19,7 +19,7 @@ from benchmarks.results import Entry, Results
 from estune.errors import ModelError, ResourceError
 from estune.noise import kernels
 from estune.noise import torch as by_torch
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_all.sh"
@@ -162,10 +162,10 @@ def test_other_block_sizes_are_measured_with_the_same_operations(monkeypatch):
     """The backend only looks like Triton's, whose interpreter would take minutes."""
     backend = types.SimpleNamespace(**vars(by_torch), LAUNCH={"num_warps": 4}, _SIZE=2048)
     monkeypatch.setattr(kernels, "on_device", lambda kind: backend)
-    center, room = Center({"w": torch.ones(40)}), {"w": torch.empty(40, dtype=torch.bfloat16)}
+    theta, room = Theta({"w": torch.ones(40)}), {"w": torch.empty(40, dtype=torch.bfloat16)}
     found = [
         name
-        for figures in gpu.other_blocks(center, room, torch.device("cpu"), 1e-3)
+        for figures in gpu.other_blocks(theta, room, torch.device("cpu"), 1e-3)
         for name in figures
     ]
     assert len(found) == 3 * len(gpu.BLOCKS)

@@ -25,7 +25,7 @@ from estune.noise import torch as by_torch
 from estune.theta import theta as centers
 from estune.theta.shared_memory import Shared
 from estune.theta.streaming import Staging, lock
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 CHILD = Path(__file__).parent / "device_child.py"
 
@@ -36,7 +36,7 @@ def checkpoint(tmp_path):
 
 
 @pytest.fixture
-def here(checkpoint) -> Center:
+def here(checkpoint) -> Theta:
     return updated(checkpoint)
 
 
@@ -57,10 +57,10 @@ def test_after_updates_with_and_without_decay_theta_and_its_members_have_the_sam
     assert (there.digest(), bits(there), there.root_mean_square()) == wanted
 
 
-def bits_on_cpu(center: Center) -> dict[str, str]:
+def bits_on_cpu(theta: Theta) -> dict[str, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "on_device", lambda kind: None)
-        return bits(center)
+        return bits(theta)
 
 
 @pytest.mark.slow
@@ -85,7 +85,7 @@ def test_a_snapshot_goes_from_a_device_to_a_cpu_and_back(here, checkpoint, devic
 
 
 def test_theta_is_put_into_it_part_by_part(here, checkpoint, device):
-    there = Center.load(checkpoint, SHAPES)
+    there = Theta.load(checkpoint, SHAPES)
     for name, theta in here.theta.items():
         there.put(name, slice(0, 2), theta.view(-1)[:2])
         there.put(name, slice(2, theta.numel()), theta.view(-1)[2:])
@@ -111,13 +111,13 @@ def test_the_weight_that_overflows_is_named(where, member, device, monkeypatch):
     if where == "streamed to one":
         monkeypatch.setattr(kernels, "on_device", lambda kind: None)
         monkeypatch.setattr(kernels, "compiled", lambda kind: True)
-    center = Center(
+    theta = Theta(
         {"fine": torch.ones(9), "w": torch.full((5000,), 70_000.0), "also fine": torch.ones(9)}
     )
     with pytest.raises(ModelError, match=r"^w overflows torch.float16"):
         list(
-            center.perturbed(
-                member, lambda name: torch.empty(center.theta[name].shape, dtype=torch.float16)
+            theta.perturbed(
+                member, lambda name: torch.empty(theta.tensors[name].shape, dtype=torch.float16)
             )
         )
 

@@ -12,7 +12,7 @@ from estune.engines.tokens import Tokenizer
 from estune.evaluation.compare.methods import METHODS
 from estune.evaluation.compare.rl import _Scorer, _stop_at, _trainable, prompts
 from estune.evaluation.compare.runs import Budget, runs
-from estune.rewards.scoring import Rewards
+from estune.rewards.scoring import RewardFunctions
 
 PAD, END, CAT, DOG, RED = 0, 1, *(5 + WORDS.index(word) for word in ("cat", "dog", "red"))
 
@@ -23,7 +23,9 @@ def tokenizer(tmp_path):
 
 
 def test_tokens_are_counted_without_the_end_and_rewards_are_of_the_row(tokenizer, rows):
-    scorer = _Scorer(Rewards.of([short], ESConfig(reward_workers=0)), rows, tokenizer, {END}, 4)
+    scorer = _Scorer(
+        RewardFunctions.of([short], ESConfig(reward_workers=0)), rows, tokenizer, {END}, 4
+    )
     rewards = scorer.score([[CAT, DOG, END], [RED, RED, RED, RED]], row=[0, 3], prompts=["", ""])
     assert scorer.tokens == 6
     assert rewards == [-abs(len("cat dog") - 5), -abs(len("red red red red") - 8)]
@@ -33,7 +35,11 @@ def test_tokens_are_counted_without_the_end_and_rewards_are_of_the_row(tokenizer
 def test_text_behind_a_stop_string_earns_nothing(tmp_path, rows):
     config = ESConfig(stop=["dog"], reward_workers=0)
     scorer = _Scorer(
-        Rewards.of([short], config), rows, Tokenizer(tmp_path, config, make_tokenizer()), {END}, 4
+        RewardFunctions.of([short], config),
+        rows,
+        Tokenizer(tmp_path, config, make_tokenizer()),
+        {END},
+        4,
     )
     assert scorer.score([[CAT, DOG, RED, RED]], row=[0]) == [-abs(len("cat ") - 5)]
 

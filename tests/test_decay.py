@@ -15,9 +15,9 @@ from estune.noise import gaussian, kernels
 from estune.noise import torch as torch_backend
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.journal import Journal
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 from estune.workers.actors import KeeperActor
-from estune.workers.model_source import Source
+from estune.workers.model_source import ModelSource
 
 SHAPES = {
     "b.weight": (300, 70),
@@ -59,10 +59,10 @@ def base(tmp_path, request):
 
 def moved(base, threads=None):
     """A centre one update away from θ₀, and θ₀ and θ as arrays."""
-    center = Center({name: base.read(name).float() for name in SHAPES}, base=base, threads=threads)
-    start = {name: theta.numpy().copy() for name, theta in center.theta.items()}
-    center.update([1], [0.25], noise="iid", version=0)
-    return center, start, {name: theta.numpy().copy() for name, theta in center.theta.items()}
+    theta = Theta({name: base.read(name).float() for name in SHAPES}, base=base, threads=threads)
+    start = {name: values.numpy().copy() for name, values in theta.tensors.items()}
+    theta.update([1], [0.25], noise="iid", version=0)
+    return theta, start, {name: values.numpy().copy() for name, values in theta.tensors.items()}
 
 
 @pytest.mark.parametrize("d", [1.0, 0.5, D, float(np.float32(1e-7)), float(np.float32(1e-30))])
@@ -89,64 +89,64 @@ def test_no_product_and_sum_of_a_decay_are_fused():
 def test_an_update_decays_first_and_then_adds_whatever_the_threads_and_the_files_dtype(
     base, threads
 ):
-    center, start, before = moved(base, threads)
-    center.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D)
-    for name, theta in center.theta.items():
+    theta, start, before = moved(base, threads)
+    theta.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D)
+    for name, values in theta.tensors.items():
         delta = np.zeros(SHAPES[name], np.float32)
         for seed, coefficient in zip(SEEDS, COEFFICIENTS, strict=True):
             delta = delta + np.float32(coefficient) * gaussian(
                 seed, name, SHAPES[name], backend="numpy"
             )
         assert (
-            theta.numpy().tobytes() == (decayed(before[name], start[name], D) + delta).tobytes()
+            values.numpy().tobytes() == (decayed(before[name], start[name], D) + delta).tobytes()
         ), name
 
 
 def test_an_update_with_decay_that_arrives_twice_is_applied_once(base):
-    center, *_ = moved(base)
-    center.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D)
-    once = center.digest()
-    center.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D)
-    assert (center.digest(), center.version) == (once, 2)
+    theta, *_ = moved(base)
+    theta.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D)
+    once = theta.digest()
+    theta.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D)
+    assert (theta.digest(), theta.version) == (once, 2)
 
 
 def test_nothing_decays_where_nothing_is_updated(base):
-    center, *_ = moved(base)
-    before = center.digest()
-    center.update(SEEDS, [], noise="iid", version=1, decay=D)
-    assert (center.digest(), center.version) == (before, 2)
+    theta, *_ = moved(base)
+    before = theta.digest()
+    theta.update(SEEDS, [], noise="iid", version=1, decay=D)
+    assert (theta.digest(), theta.version) == (before, 2)
 
 
 @pytest.mark.parametrize("d", [-0.1, 1.5, float("nan")])
 def test_a_decay_that_is_no_part_of_the_way_is_refused_and_leaves_theta_alone(base, d):
-    center, *_ = moved(base)
-    before = center.digest()
+    theta, *_ = moved(base)
+    before = theta.digest()
     with pytest.raises(JournalError, match="decays by"):
-        center.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=d)
-    assert (center.digest(), center.version) == (before, 1)
+        theta.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=d)
+    assert (theta.digest(), theta.version) == (before, 1)
 
 
 def test_a_centre_without_a_base_refuses_to_decay_and_is_left_alone():
-    center = Center({"w": torch.ones(5)})
+    theta = Theta({"w": torch.ones(5)})
     with pytest.raises(ModelError, match="needs the base model"):
-        center.update([1], [0.1], noise="iid", version=0, decay=D)
-    assert center.at(0)
+        theta.update([1], [0.1], noise="iid", version=0, decay=D)
+    assert theta.at(0)
 
 
 def test_a_base_model_that_is_gone_is_told_and_theta_counts_as_torn(base):
-    center, *_ = moved(base)
+    theta, *_ = moved(base)
     (base.folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="cannot be read any more"):
-        center.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D)
-    assert not center.at(1) and not center.at(2)
+        theta.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D)
+    assert not theta.at(1) and not theta.at(2)
 
 
 def test_the_keeper_of_another_node_decays_to_the_same_bits(mini):
     checkpoint = open_checkpoint(mini)
     names = sorted(checkpoint.tensors)
-    here = Center.load(checkpoint, names)
+    here = Theta.load(checkpoint, names)
     keeper = KeeperActor(
-        Source(str(mini), None, checkpoint, None, names, None), ESConfig(engine="fake")
+        ModelSource(str(mini), None, checkpoint, None, names, None), ESConfig(engine="fake")
     )
     here.update([1], [0.1], noise="iid", version=0)
     keeper.update([1], [0.1], "iid", 0, 0.0)
@@ -180,7 +180,7 @@ def test_a_step_of_equal_fitness_decays_nothing_and_does_not_say_so(make_trainer
     assert all(
         step["coefficients"] == [] and "decay" not in step for step in steps_of(trainer.folder.path)
     )
-    assert trainer.model.center.digest() == Journal.open(trainer.folder.path).header.digest
+    assert trainer.model.theta.digest() == Journal.open(trainer.folder.path).header.digest
 
 
 def test_decay_keeps_a_run_nearer_to_its_base(make_trainer, tmp_path):
@@ -188,8 +188,8 @@ def test_decay_keeps_a_run_nearer_to_its_base(make_trainer, tmp_path):
         trainer.train()
         base = trainer.model.checkpoint
         return sum(
-            float((theta - base.read(name)).norm() ** 2)
-            for name, theta in trainer.model.center.theta.items()
+            float((values - base.read(name)).norm() ** 2)
+            for name, values in trainer.model.theta.tensors.items()
         )
 
     free = make_trainer(output_dir=str(tmp_path / "free"), max_steps=8)
@@ -212,9 +212,9 @@ def test_replay_of_each_step_equals_its_checkpoint(make_trainer, tmp_path, dtype
     trainer = make_trainer(model, save_steps=1, weight_decay=5.0)
     trainer.train()
     journal = Journal.open(trainer.folder.path)
-    center = Center.load(open_checkpoint(model), trainer.model.tuned)
-    assert list(journal.replay(center, 4)) == [1, 2, 3, 4]
-    assert center.digest() == trainer.model.center.digest() == journal.steps[-1].digest
+    theta = Theta.load(open_checkpoint(model), trainer.model.tuned)
+    assert list(journal.replay(theta, 4)) == [1, 2, 3, 4]
+    assert theta.digest() == trainer.model.theta.digest() == journal.steps[-1].digest
 
 
 def test_the_replay_command_decays_too(make_trainer, tmp_path):

@@ -62,7 +62,7 @@ def test_it_waits_for_so_many_evaluations_without_a_better_one(values, settings,
 
 
 def rewards(values):
-    """Held-out rewards by step, and others that depend on θ."""
+    """HeldOut-out rewards by step, and others that depend on θ."""
 
     def reward(completions, target, trainer_state, **columns):
         if target[0] == "held out":
@@ -131,7 +131,7 @@ def test_the_best_checkpoint_before_the_plateau_is_the_one_that_is_kept(make_tra
         "checkpoint-2",
         "checkpoint-4",
     ]
-    assert trainer.model.center.version == 2
+    assert trainer.model.theta.version == 2
 
 
 def test_transformers_own_callback_stops_at_the_same_step(make_trainer, tmp_path):

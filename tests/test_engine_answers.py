@@ -13,9 +13,9 @@ from estune.engines.transformers import TransformersEngine
 from estune.errors import EngineError, ModelError
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
-CENTER = Member.center("iid", 0)
+CENTER = Member.unperturbed("iid", 0)
 PROMPTS = ["cat", "where is the red dog x y z one two three"]
 
 
@@ -24,38 +24,38 @@ def _heard(caplog):
     caplog.set_level(logging.WARNING, "estune")
 
 
-def place(folder, dtype="float32") -> tuple[TransformersEngine, Center]:
+def place(folder, dtype="float32") -> tuple[TransformersEngine, Theta]:
     checkpoint = open_checkpoint(folder)
     names = layout(checkpoint).in_model
-    return TransformersEngine(folder, names, ESConfig(dtype=dtype)), Center.load(checkpoint, names)
+    return TransformersEngine(folder, names, ESConfig(dtype=dtype)), Theta.load(checkpoint, names)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_an_ordinary_model_passes_without_a_word(tiny, dtype, caplog):
-    engine, center = place(tiny, dtype)
-    engine.check(center, CENTER)
+    engine, theta = place(tiny, dtype)
+    engine.check(theta, CENTER)
     assert engine._batch_size == 64
     assert not caplog.records
 
 
 def test_it_is_asked_once(tiny, monkeypatch):
-    engine, center = place(tiny)
+    engine, theta = place(tiny)
     asked, probe = [], engine._probe
     monkeypatch.setattr(
         engine, "_probe", lambda prompts: asked.append(len(prompts)) or probe(prompts)
     )
     for _ in range(3):
-        engine.check(center, CENTER)
+        engine.check(theta, CENTER)
     assert asked == [1, 1, 2]
 
 
 def test_a_model_with_a_tiny_context_and_vocabulary_is_checked_too(tmp_path):
-    engine, center = place(make_model(tmp_path, max_position_embeddings=3, vocab_size=5))
-    engine.check(center, CENTER)
+    engine, theta = place(make_model(tmp_path, max_position_embeddings=3, vocab_size=5))
+    engine.check(theta, CENTER)
 
 
 def test_a_model_that_changes_its_weights_as_it_generates_is_refused(tiny):
-    engine, center = place(tiny)
+    engine, theta = place(tiny)
     head = engine._model.model.layers[1].mlp.down_proj
 
     def halved(module, inputs):
@@ -63,11 +63,11 @@ def test_a_model_that_changes_its_weights_as_it_generates_is_refused(tiny):
 
     head.register_forward_pre_hook(halved)
     with pytest.raises(ModelError, match="changes its own weights as it generates"):
-        engine.check(center, CENTER)
+        engine.check(theta, CENTER)
 
 
 def test_a_model_that_remembers_what_it_was_asked_is_refused(tiny):
-    engine, center = place(tiny)
+    engine, theta = place(tiny)
     seen = []
 
     def grown(module, inputs, output):
@@ -76,11 +76,11 @@ def test_a_model_that_remembers_what_it_was_asked_is_refused(tiny):
 
     engine._model.model.layers[0].mlp.register_forward_hook(grown)
     with pytest.raises(ModelError, match="changes what it answers to the same prompt"):
-        engine.check(center, CENTER)
+        engine.check(theta, CENTER)
 
 
 def test_other_roundings_each_time_are_spoken_of(tiny, caplog):
-    engine, center = place(tiny)
+    engine, theta = place(tiny)
     seen = []
 
     def shaken(module, inputs, output):
@@ -88,24 +88,24 @@ def test_other_roundings_each_time_are_spoken_of(tiny, caplog):
         return output * (1 + 1e-6 * len(seen))
 
     engine._model.model.layers[0].mlp.register_forward_hook(shaken)
-    engine.check(center, CENTER)
+    engine.check(theta, CENTER)
     assert "other roundings each time" in caplog.text
 
 
 def test_a_model_that_mixes_the_rows_of_a_batch_is_asked_one_prompt_at_a_time(tiny, caplog):
-    engine, center = place(tiny)
+    engine, theta = place(tiny)
     wanted = [engine.generate([prompt], max_completion_length=6)[0] for prompt in PROMPTS]
     mlp = engine._model.model.layers[0].mlp
     mlp.register_forward_hook(
         lambda module, inputs, output: output + 3 * (output.mean(0, keepdim=True) - output)
     )
-    engine.check(center, CENTER)
+    engine.check(theta, CENTER)
     assert "asked one prompt at a time" in caplog.text
     assert engine.generate(PROMPTS, max_completion_length=6) == wanted
 
 
 def test_whatever_a_model_raises_there_is_an_error_of_the_engine(tiny):
-    engine, center = place(tiny)
+    engine, theta = place(tiny)
 
     def broken(module, inputs):
         raise KeyError("no such head")
@@ -114,7 +114,7 @@ def test_whatever_a_model_raises_there_is_an_error_of_the_engine(tiny):
     with pytest.raises(
         EngineError, match="failed to answer a prompt of a few tokens .KeyError: 'no such head'"
     ):
-        engine.check(center, CENTER)
+        engine.check(theta, CENTER)
 
 
 def test_a_rwkv_of_many_layers_answers_alike_each_time_and_alone(tmp_path, caplog):
@@ -136,11 +136,11 @@ def test_a_rwkv_of_many_layers_answers_alike_each_time_and_alone(tmp_path, caplo
             parameter.data.mul_(4)
     model.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
-    engine, center = place(tmp_path)
+    engine, theta = place(tmp_path)
     found = []
     for _ in range(3):
-        engine.load(center, CENTER)
-        engine.check(center, CENTER)
+        engine.load(theta, CENTER)
+        engine.check(theta, CENTER)
         found.append(engine.generate(PROMPTS, max_completion_length=6))
     assert found[0] == found[1] == found[2]
     assert found[0] == [engine.generate([prompt], max_completion_length=6)[0] for prompt in PROMPTS]

@@ -11,7 +11,7 @@ from estune.errors import DataError, EngineError
 from estune.run.model import Model
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 from estune.workers.base import Worker
 
 PROMPTS = [
@@ -79,7 +79,7 @@ def test_token_ids_go_in_as_they_are_and_those_of_another_model_are_refused_befo
     (ids,) = one._tokenizer.encode(["what is red"])
     assert answers(one, [ids]) == answers(one, ["what is red"])
     worker = Worker(
-        Center.load(open_checkpoint(tiny), layout(open_checkpoint(tiny)).targets(None)), one
+        Theta.load(open_checkpoint(tiny), layout(open_checkpoint(tiny)).targets(None)), one
     )
     with pytest.raises(DataError, match="token 1000000 of .* is none of the model's"):
         worker.check_lengths({"train_dataset": [[*ids, 10**6]]})
@@ -153,7 +153,7 @@ def test_a_prompt_longer_than_the_context_is_refused_naming_its_row(tmp_path):
             ESConfig(output_dir=str(tmp_path)),
             None,
             {"train_dataset": ["cat", "cat " * 12]},
-        ).workers  # noqa: B018
+        ).workers
 
 
 def test_an_answer_stays_within_the_context(tmp_path):
@@ -172,12 +172,12 @@ def test_near_the_end_of_the_context_answers_do_not_depend_on_the_batch_size(tmp
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_the_engine_holds_the_members_weights_to_the_bit(tiny, dtype):
     checkpoint = open_checkpoint(tiny)
-    center = Center.load(checkpoint, layout(checkpoint).in_model)
+    theta = Theta.load(checkpoint, layout(checkpoint).in_model)
     one = engine(tiny, dtype=dtype)
-    worker = Worker(center, one)
+    worker = Worker(theta, one)
     member = Member(3, -1, 0.01, "iid", 0)
     worker.answer(member, ["cat"], max_completion_length=1)
-    for name, _, wanted in center.perturbed(member, lambda n: torch.empty_like(one.read(n))):
+    for name, _, wanted in theta.perturbed(member, lambda n: torch.empty_like(one.read(n))):
         assert wanted.dtype == getattr(torch, dtype)
         assert torch.equal(one.read(name), wanted)
 
@@ -189,14 +189,14 @@ def test_an_engine_whose_names_are_mixed_up_is_found_out_before_anything_is_gene
     names[first], names[second] = names[second], names[first]
     mixed = TransformersEngine(tiny, names, ESConfig(dtype="float32"))
     with pytest.raises(EngineError, match="does not hold the centre's weights"):
-        Worker(Center.load(checkpoint, names), mixed)
+        Worker(Theta.load(checkpoint, names), mixed)
 
 
 def test_an_engine_that_does_not_take_a_members_weights_is_found_out(tiny):
     checkpoint = open_checkpoint(tiny)
-    center = Center.load(checkpoint, layout(checkpoint).in_model)
+    theta = Theta.load(checkpoint, layout(checkpoint).in_model)
     deaf = engine(tiny)
-    worker = Worker(center, deaf)
-    deaf.load = lambda center, member: None  # takes nothing
+    worker = Worker(theta, deaf)
+    deaf.load = lambda theta, member: None  # takes nothing
     with pytest.raises(EngineError, match="does not hold the member's weights"):
         worker.answer(Member(3, 1, 0.01, "iid", 0), ["cat"], max_completion_length=1)

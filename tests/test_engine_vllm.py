@@ -17,14 +17,14 @@ from estune.common.types import Member
 from estune.engines.stops import Stops
 from estune.engines.transformers import TransformersEngine
 from estune.engines.vllm import Shard, VLLMEngine
-from estune.engines.vllm_direct import Places
+from estune.engines.vllm_direct import DirectWriter
 from estune.errors import ConfigError, DataError, EngineError, ModelError
 from estune.noise import kernels
 from estune.noise import torch as by_torch
 from estune.tasks import get_task
 from estune.theta.checkpoint import open_checkpoint, resolve
 from estune.theta.parameters import layout
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 pytestmark = pytest.mark.vllm
 BASE = Member(0, 1, 0.0, "iid", 0)
@@ -44,13 +44,13 @@ def place(folder: Path, **settings) -> SimpleNamespace:
     plan = layout(checkpoint)
     config = ESConfig(**SETTINGS | settings)
     reference = TransformersEngine(folder, plan.in_model, config)
-    center = Center.load(checkpoint, plan.in_model, share=True)
+    theta = Theta.load(checkpoint, plan.in_model, share=True)
     engine = VLLMEngine(checkpoint, plan, config)
     return SimpleNamespace(
         folder=folder,
         checkpoint=checkpoint,
         layout=plan,
-        center=center,
+        center=theta,
         engine=engine,
         reference=reference,
     )
@@ -80,9 +80,9 @@ def both(request) -> SimpleNamespace:
     return request.getfixturevalue(request.param)
 
 
-def load(there: SimpleNamespace, member: Member, center: Center | None = None) -> None:
+def load(there: SimpleNamespace, member: Member, theta: Theta | None = None) -> None:
     for engine in (there.engine, there.reference):
-        engine.load(center or there.center, member)
+        engine.load(theta or there.theta, member)
 
 
 def same(there: SimpleNamespace, prompts=TEXT, budget=12):
@@ -182,8 +182,8 @@ def test_near_the_end_of_the_context_all_prompts_have_the_room_of_the_longest(ti
 
 
 def test_a_member_after_an_update_answers_as_on_the_transformers_engine(untied):
-    center = updated(Center.load(untied.checkpoint, untied.layout.in_model, share=True))
-    load(untied, Member(3, 1, 0.02, "iid", 1), center)
+    theta = updated(Theta.load(untied.checkpoint, untied.layout.in_model, share=True))
+    load(untied, Member(3, 1, 0.02, "iid", 1), theta)
     after = same(untied)
     load(untied, Member(3, 1, 0.02, "iid", 0))
     assert after != same(untied)
@@ -191,13 +191,13 @@ def test_a_member_after_an_update_answers_as_on_the_transformers_engine(untied):
 
 def test_parameters_that_are_not_tuned_stay_as_in_the_files_also_within_a_fused_layer(tied):
     (name,) = tied.layout.targets([r"layers\.0\.self_attn\.q_proj"])
-    center = Center.load(tied.checkpoint, [name], share=True)
+    theta = Theta.load(tied.checkpoint, [name], share=True)
     member = Member(3, 1, 0.5, "iid", 0)
     load(tied, BASE)
     before = same(tied)
-    load(tied, member, center)
+    load(tied, member, theta)
     assert same(tied) != before
-    tied.engine.check(center, member)
+    tied.engine.check(theta, member)
     load(tied, BASE)  # all parameters again, so that the reference is whole
     assert same(tied) == before
 
@@ -214,7 +214,7 @@ def real() -> SimpleNamespace:
 @pytest.mark.slow
 def test_the_real_model_answers_as_on_the_transformers_engine(real):
     prompts = [row["prompt"] for row in get_task("conciseness").train(6)]
-    real.engine.check(real.center, BASE)
+    real.engine.check(real.theta, BASE)
     for member in (Member(1, 1, 0.005, "iid", 0), Member(1, -1, 0.005, "iid", 0)):
         load(real, member)
         same(real, prompts, budget=16)
@@ -225,16 +225,16 @@ def test_the_real_model_answers_as_on_the_transformers_engine(real):
 
 @pytest.mark.parametrize("member", MEMBERS[:2])
 def test_an_engine_that_takes_all_weights_passes_its_check(both, member):
-    both.engine.load(both.center, member)
-    both.engine.check(both.center, member)
-    both.reference.load(both.center, member)
+    both.engine.load(both.theta, member)
+    both.engine.check(both.theta, member)
+    both.reference.load(both.theta, member)
     same(both)
 
 
 def given(monkeypatch, change) -> None:
     """Let the engine be given other weights, by reloading: `change` maps name → tensor to the same or fewer."""
     whole = Shard._estune_weights
-    monkeypatch.setattr(Places, "learn", lambda *_: None)
+    monkeypatch.setattr(DirectWriter, "learn", lambda *_: None)
     monkeypatch.setattr(
         Shard,
         "_estune_weights",
@@ -250,7 +250,7 @@ def test_a_parameter_that_was_not_loaded_is_an_error_whenever_a_member_is(untied
             EngineError,
             match=r"vLLM did not load 1 of its parameters, model\.norm\.weight among them",
         ):
-            untied.engine.load(untied.center, MEMBERS[1])
+            untied.engine.load(untied.theta, MEMBERS[1])
     load(untied, MEMBERS[1])
     same(untied)
 
@@ -271,9 +271,9 @@ def test_a_part_of_a_fused_layer_that_was_not_loaded_is_found_by_the_check(
             },
         )
         with pytest.raises(EngineError, match="weights in "):
-            untied.engine.check(untied.center, BASE)
+            untied.engine.check(untied.theta, BASE)
     load(untied, BASE)
-    untied.engine.check(untied.center, BASE)
+    untied.engine.check(untied.theta, BASE)
 
 
 @pytest.mark.parametrize(
@@ -291,9 +291,9 @@ def test_weights_under_each_others_names_are_found_by_the_check(untied, monkeypa
         with pytest.raises(
             EngineError, match="does not hold the centre's weights in .*; its layout differs"
         ):
-            untied.engine.check(untied.center, BASE)
+            untied.engine.check(untied.theta, BASE)
     load(untied, BASE)
-    untied.engine.check(untied.center, BASE)
+    untied.engine.check(untied.theta, BASE)
 
 
 def test_an_output_layer_that_stays_packed_from_old_weights_is_found_by_the_check(
@@ -303,29 +303,29 @@ def test_an_output_layer_that_stays_packed_from_old_weights_is_found_by_the_chec
     with monkeypatch.context() as changed:
         changed.setattr(module, "_tied", lambda model: [])
         with pytest.raises(EngineError, match="vLLM does not take new weights in lm_head"):
-            tied.engine.check(tied.center, BASE)
+            tied.engine.check(tied.theta, BASE)
     load(tied, BASE)
-    tied.engine.check(tied.center, BASE)
+    tied.engine.check(tied.theta, BASE)
 
 
 def test_a_member_that_was_not_taken_is_found_by_the_check(untied, monkeypatch):
     load(untied, BASE)
     with pytest.raises(EngineError, match="does not hold the member's weights"):
-        untied.engine.check(untied.center, MEMBERS[1])  # never loaded
+        untied.engine.check(untied.theta, MEMBERS[1])  # never loaded
     load(untied, BASE)
 
 
 def test_after_a_member_that_overflows_the_next_one_is_right(both):
     with pytest.raises(ModelError, match="overflows torch.float32"):
-        both.engine.load(both.center, Member(1, 1, 3e38, "iid", 0))
+        both.engine.load(both.theta, Member(1, 1, 3e38, "iid", 0))
     load(both, MEMBERS[1])
     same(both)
-    both.engine.check(both.center, MEMBERS[1])
+    both.engine.check(both.theta, MEMBERS[1])
 
 
 def test_a_centre_that_is_not_shared_is_refused(tied):
     with pytest.raises(EngineError, match="share=True"):
-        tied.engine.load(Center.load(tied.checkpoint, tied.layout.in_model), BASE)
+        tied.engine.load(Theta.load(tied.checkpoint, tied.layout.in_model), BASE)
 
 
 def test_a_centre_on_a_device_is_read_where_it_is_by_the_engine_in_this_process(
@@ -334,12 +334,12 @@ def test_a_centre_on_a_device_is_read_where_it_is_by_the_engine_in_this_process(
     monkeypatch.setattr(
         kernels, "on_device", lambda kind: by_torch
     )  # CPU tensors stand for a device's
-    center = updated(Center.load(untied.checkpoint, untied.layout.in_model))
+    theta = updated(Theta.load(untied.checkpoint, untied.layout.in_model))
     member = Member(3, 1, 0.02, "iid", 1)
-    load(untied, member, center)
-    assert center.address is None
+    load(untied, member, theta)
+    assert theta.address is None
     same(untied)
-    untied.engine.check(center, member)
+    untied.engine.check(theta, member)
 
 
 def test_a_token_that_the_model_does_not_know_is_one_error_and_the_next_prompts_are_answered(tied):
@@ -365,8 +365,8 @@ def long(tied) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def uncached(tied) -> VLLMEngine:
     """A second engine of the same model, built after the noise kernels were compiled."""
-    for _ in tied.center.perturbed(
-        MEMBERS[1], lambda name: torch.empty(tied.center.theta[name].shape)
+    for _ in tied.theta.perturbed(
+        MEMBERS[1], lambda name: torch.empty(tied.theta.tensors[name].shape)
     ):
         pass
     config = ESConfig(
@@ -387,7 +387,7 @@ def cached(engine: VLLMEngine, prompts) -> list[int]:
 
 def test_a_second_engine_can_be_built_after_noise_was_made(uncached, tied):
     assert "llvmlite.binding.ffi" in sys.modules
-    uncached.load(tied.center, MEMBERS[1])
+    uncached.load(tied.theta, MEMBERS[1])
     load(tied, MEMBERS[1])
     assert uncached.generate(TEXT, max_completion_length=12) == same(tied)
 
@@ -401,8 +401,8 @@ def test_within_a_member_prompts_share_their_beginnings(tied, long):
 
 def test_no_member_sees_what_another_left_in_the_cache(tied, uncached, long):
     for member in MEMBERS[1:]:
-        tied.engine.load(tied.center, member)
-        uncached.load(tied.center, member)
+        tied.engine.load(tied.theta, member)
+        uncached.load(tied.theta, member)
         assert cached(uncached, long) == [0] * len(long)
         answers = tied.engine.generate(long, max_completion_length=8)
         assert answers == uncached.generate(long, max_completion_length=8)
@@ -410,12 +410,12 @@ def test_no_member_sees_what_another_left_in_the_cache(tied, uncached, long):
 
 
 def test_without_the_reset_another_members_cache_would_be_seen(tied, uncached, long, monkeypatch):
-    tied.engine.load(tied.center, MEMBERS[1])
+    tied.engine.load(tied.theta, MEMBERS[1])
     tied.engine.generate(long, max_completion_length=8)
     with monkeypatch.context() as changed:
         changed.setattr(tied.engine, "_reset_cache", lambda: None)
-        tied.engine.load(tied.center, MEMBERS[3])
-    uncached.load(tied.center, MEMBERS[3])
+        tied.engine.load(tied.theta, MEMBERS[3])
+    uncached.load(tied.theta, MEMBERS[3])
     assert tied.engine.generate(long, max_completion_length=8) != uncached.generate(
         long, max_completion_length=8
     )
@@ -434,7 +434,7 @@ def test_a_cache_that_a_running_request_holds_is_an_error(tied, long):
     )
     inner.step()
     with pytest.raises(EngineError, match="kept its prefix cache"):
-        tied.engine.load(tied.center, MEMBERS[1])
+        tied.engine.load(tied.theta, MEMBERS[1])
     inner.abort_request(["under way"])
     inner.step()
     load(tied, MEMBERS[1])
@@ -446,13 +446,13 @@ def test_a_cache_that_a_running_request_holds_is_an_error(tied, long):
 
 def test_in_bf16_the_engine_holds_the_members_weights_to_the_bit(tied):
     engine = VLLMEngine(tied.checkpoint, tied.layout, ESConfig(**SETTINGS | {"dtype": "bfloat16"}))
-    engine.load(tied.center, MEMBERS[1])
-    engine.check(tied.center, MEMBERS[1])
+    engine.load(tied.theta, MEMBERS[1])
+    engine.check(tied.theta, MEMBERS[1])
     worker = engine._llm.llm_engine.model_executor.driver_worker.worker
-    assert worker._estune_dtypes == dict.fromkeys(tied.center.theta, torch.bfloat16)
+    assert worker._estune_dtypes == dict.fromkeys(tied.theta.tensors, torch.bfloat16)
     held = dict(worker.model_runner.get_model().named_parameters())
-    for name, _, wanted in tied.center.perturbed(
-        MEMBERS[1], lambda name: torch.empty(tied.center.theta[name].shape, dtype=torch.bfloat16)
+    for name, _, wanted in tied.theta.perturbed(
+        MEMBERS[1], lambda name: torch.empty(tied.theta.tensors[name].shape, dtype=torch.bfloat16)
     ):
         if "norm" in name or "embed" in name:
             assert torch.equal(held[name], wanted), name

@@ -11,7 +11,7 @@ from vllm_child import SETTINGS, SHAPE, TEXT
 
 from estune import ESConfig, ESTrainer, strategy
 from estune.common.types import Member
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 pytestmark = pytest.mark.vllm
 GOOD, HUGE = Member(1, 1, 0.02, "iid", 0), Member(1, 1, 1e18, "iid", 0)
@@ -63,7 +63,7 @@ def test_a_run_leaves_it_out_counts_it_and_goes_on_with_the_others(
         "max_completion_length": 8,
     }
     args = ESConfig(output_dir=str(tmp_path / "run"), **settings)
-    broken, whole = strategy.ask(args, 1)[2], Center.perturbed
+    broken, whole = strategy.ask(args, 1)[2], Theta.perturbed
 
     def huge(self, member, destination):
         return whole(
@@ -72,9 +72,9 @@ def test_a_run_leaves_it_out_counts_it_and_goes_on_with_the_others(
             destination,
         )
 
-    monkeypatch.setattr(Center, "perturbed", huge)
+    monkeypatch.setattr(Theta, "perturbed", huge)
     trainer = ESTrainer(str(folder), vowels, args, rows)
-    before = {name: theta.clone() for name, theta in trainer.model.center.theta.items()}
+    before = {name: values.clone() for name, values in trainer.model.theta.tensors.items()}
     output = trainer.train()
     step = journal(tmp_path / "run")[1]
     assert [reward is None for reward in step["rewards"]] == [False, False, True, False]
@@ -84,6 +84,6 @@ def test_a_run_leaves_it_out_counts_it_and_goes_on_with_the_others(
         np.mean([reward for reward in step["rewards"] if reward is not None])
     )
     assert "step 1: 1 members computed NaN or infinity and are left out" in capsys.readouterr().out
-    moved = trainer.model.center.theta
+    moved = trainer.model.theta.tensors
     assert all(bool(theta.isfinite().all()) for theta in moved.values())
     assert any(not theta.equal(before[name]) for name, theta in moved.items())

@@ -10,9 +10,9 @@ from vllm_child import SHAPE
 
 from estune.common.types import Member
 from estune.engines.vllm import Shard, VLLMEngine
-from estune.engines.vllm_direct import Places, responses
+from estune.engines.vllm_direct import DirectWriter, responses
 from estune.errors import EngineError
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 pytestmark = pytest.mark.vllm
 
@@ -37,19 +37,21 @@ def shard(engine: VLLMEngine) -> Shard:
 
 
 def checked(
-    there: SimpleNamespace, center: Center | None = None, member: Member = BASE
-) -> Places | None:
+    there: SimpleNamespace, theta: Theta | None = None, member: Member = BASE
+) -> DirectWriter | None:
     """What an engine that holds `member` has learned from its check."""
-    center = center or there.center
-    load(there, member, center)
-    there.engine.check(center, member)
+    theta = theta or there.theta
+    load(there, member, theta)
+    there.engine.check(theta, member)
     return shard(there.engine)._estune_places
 
 
-def taken(there: SimpleNamespace, member: Member, places: Places | None) -> dict[str, torch.Tensor]:
+def taken(
+    there: SimpleNamespace, member: Member, places: DirectWriter | None
+) -> dict[str, torch.Tensor]:
     """What each part of the model makes of the member's weights, taken straight or by reloading."""
     shard(there.engine)._estune_places = places
-    there.engine.load(there.center, member)
+    there.engine.load(there.theta, member)
     return responses(shard(there.engine).model_runner.get_model())
 
 
@@ -62,7 +64,7 @@ def test_every_member_is_the_one_that_reloading_gives_and_answers_as_on_the_tran
         reloaded, straight = taken(there, member, None), taken(there, member, places)
         assert reloaded.keys() == straight.keys()
         assert all(torch.equal(reloaded[name], response) for name, response in straight.items())
-        there.reference.load(there.center, member)
+        there.reference.load(there.theta, member)
         same(there)
 
 
@@ -70,22 +72,22 @@ def test_nothing_is_left_of_a_member_that_was_reloaded_between(there):
     places = checked(there)
     taken(there, MEMBERS[2], None)
     taken(there, MEMBERS[1], places)
-    there.reference.load(there.center, MEMBERS[1])
+    there.reference.load(there.theta, MEMBERS[1])
     same(there)
 
 
 def test_what_is_not_tuned_within_a_fused_layer_stays_as_in_the_files(there):
     member = Member(3, 1, 0.5, "iid", 0)
-    center = Center.load(
+    theta = Theta.load(
         there.checkpoint,
         there.layout.targets([r"layers\.0\.self_attn\.q_proj", r"layers\.1\.mlp"]),
         share=True,
     )
     load(there, BASE)  # all parameters, so that the reference is whole
-    assert checked(there, center) is not None
-    load(there, member, center)
+    assert checked(there, theta) is not None
+    load(there, member, theta)
     changed = same(there)
-    load(there, BASE, center)
+    load(there, BASE, theta)
     assert same(there) != changed
 
 
@@ -101,10 +103,10 @@ def test_without_proof_vllm_reloads_and_members_answer_all_the_same(there, monke
 
 def test_a_layer_that_was_not_written_whole_is_an_error(there, monkeypatch):
     checked(there)
-    whole = Places._fill
+    whole = DirectWriter._fill
     with monkeypatch.context() as changed:
         changed.setattr(
-            Places,
+            DirectWriter,
             "_fill",
             lambda self, name, *args, **kwargs: (
                 "up_proj" in name or whole(self, name, *args, **kwargs)
@@ -114,7 +116,7 @@ def test_a_layer_that_was_not_written_whole_is_an_error(there, monkeypatch):
             EngineError,
             match=r"2 of vLLM's parameters were not written whole, MergedColumnParallelLinear.weight",
         ):
-            there.engine.load(there.center, MEMBERS[1])
+            there.engine.load(there.theta, MEMBERS[1])
     load(there, MEMBERS[1])
     same(there)
 

@@ -25,7 +25,7 @@ from estune.engines.vllm import VLLMEngine
 from estune.errors import ModelError
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 pytestmark = pytest.mark.vllm
 CHILD = Path(__file__).with_name("vllm_child.py")
@@ -45,15 +45,15 @@ def expected(folder: Path, members: list[Member], prompts=TEXT) -> tuple[list, s
     """What a child answers on the transformers engine, and the digest of its θ."""
     checkpoint = open_checkpoint(folder)
     plan = layout(checkpoint)
-    center = updated(Center.load(checkpoint, plan.in_model))
+    theta = updated(Theta.load(checkpoint, plan.in_model))
     engine = TransformersEngine(folder, plan.in_model, ESConfig(**SETTINGS))
     answers = []
     for member in members:
-        engine.load(center, member)
+        engine.load(theta, member)
         answers.append(
             [asdict(answer) for answer in engine.generate(prompts, max_completion_length=12)]
         )
-    return answers, center.digest()
+    return answers, theta.digest()
 
 
 @pytest.mark.slow

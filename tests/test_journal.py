@@ -14,7 +14,7 @@ from estune.errors import JournalError
 from estune.noise import gaussian
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.journal import Header, Journal, Step, exists
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 SMALL = {
     "hidden_size": 8,
@@ -413,33 +413,33 @@ def test_base_and_journal_give_every_checkpoint_to_the_bit(make_trainer, tmp_pat
 
 
 @pytest.fixture
-def center(mini):
+def theta(mini):
     checkpoint = open_checkpoint(mini)
-    return Center.load(checkpoint, list(checkpoint.tensors))
+    return Theta.load(checkpoint, list(checkpoint.tensors))
 
 
-def test_replay_yields_each_step_and_ends_there(run, center):
+def test_replay_yields_each_step_and_ends_there(run, theta):
     journal = Journal.open(run)
-    assert list(journal.replay(center, 3)) == [1, 2, 3]
-    assert center.version == 3
-    assert center.digest() == journal.steps[2].digest
-    assert list(journal.replay(center, 4)) == [4]
-    assert list(journal.replay(center, 4)) == []
+    assert list(journal.replay(theta, 3)) == [1, 2, 3]
+    assert theta.version == 3
+    assert theta.digest() == journal.steps[2].digest
+    assert list(journal.replay(theta, 4)) == [4]
+    assert list(journal.replay(theta, 4)) == []
 
 
-def test_replay_beyond_the_last_step_is_refused(run, center):
+def test_replay_beyond_the_last_step_is_refused(run, theta):
     with pytest.raises(JournalError, match="has 4 steps, so step 5"):
-        list(Journal.open(run).replay(center, 5))
+        list(Journal.open(run).replay(theta, 5))
 
 
-def test_replay_from_another_base_model_is_refused(run, center):
-    center.theta["model.norm.weight"][0] += 1
+def test_replay_from_another_base_model_is_refused(run, theta):
+    theta.tensors["model.norm.weight"][0] += 1
     with pytest.raises(JournalError, match="base model is not the one"):
-        list(Journal.open(run).replay(center, 1))
+        list(Journal.open(run).replay(theta, 1))
 
 
-def test_replay_notices_a_step_that_gives_another_theta(run, center):
+def test_replay_notices_a_step_that_gives_another_theta(run, theta):
     journal = Journal.open(run)
     journal.steps[1] = dataclasses.replace(journal.steps[1], seeds=[1, 2, 3, 4])
     with pytest.raises(JournalError, match="θ at step 3 is not what"):
-        list(journal.replay(center, 4))
+        list(journal.replay(theta, 4))

@@ -16,7 +16,7 @@ from estune import ESConfig, ESTrainer
 from estune.cli.main import main
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.journal import Journal
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 DATA = Path(__file__).parent / "data" / "runs_of_format_1"
 DIGESTS = json.loads((DATA / "digests.json").read_text())
@@ -71,12 +71,12 @@ def test_an_old_journal_is_read(old):
 def test_an_old_journal_is_replayed_to_the_digests_of_its_time(old, name):
     journal, base = Journal.open(old), open_checkpoint(DATA / "base")
     patterns = journal.header.config["target_parameters"] or [""]
-    center = Center.load(
+    theta = Theta.load(
         base, [tensor for tensor in base.tensors if any(pattern in tensor for pattern in patterns)]
     )
-    assert [center.digest(), *(center.digest() for _ in journal.replay(center, 4))] == DIGESTS[
-        name
-    ][:5]
+    assert [theta.digest(), *(theta.digest() for _ in journal.replay(theta, 4))] == DIGESTS[name][
+        :5
+    ]
 
 
 @pytest.mark.parametrize("step", [0, 3, 4])
@@ -98,10 +98,10 @@ def test_the_command_replays_an_old_run(old, name, step, tmp_path, capsys):
 def test_an_old_run_is_resumed_from_its_snapshot_and_ends_as_it_would_have_then(old, name, capsys):
     trainer = resumed(old, name)
     assert f"from θ of step {4 if name == 'decayed' else 3}" in capsys.readouterr().out
-    assert trainer.model.center.digest() == DIGESTS[name][6]
+    assert trainer.model.theta.digest() == DIGESTS[name][6]
     assert Journal.open(old).last == 6
 
 
 def test_an_old_run_without_snapshots_is_resumed_from_its_base(old, name):
     shutil.rmtree(old / "theta")
-    assert resumed(old, name).model.center.digest() == DIGESTS[name][6]
+    assert resumed(old, name).model.theta.digest() == DIGESTS[name][6]

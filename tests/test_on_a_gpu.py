@@ -15,7 +15,7 @@ from estune.noise import gaussian, kernels
 from estune.noise import torch as by_torch
 from estune.theta import theta as centers
 from estune.theta.streaming import Staging
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 SEEDS = list(range(30))
 COEFFICIENTS = [(-1) ** seed * 2.0**-20 * (seed + 1) for seed in SEEDS]  # fp32 numbers
@@ -47,7 +47,7 @@ def on(device: str, room: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.to(device) for name, tensor in room.items()}
 
 
-def members_on(device: str, center: Center) -> dict[str, str]:
+def members_on(device: str, theta: Theta) -> dict[str, str]:
     """The same as `device_child.bits`, for members written to tensors on the device."""
     found = {}
     for number, member in enumerate(MEMBERS):
@@ -56,25 +56,25 @@ def members_on(device: str, center: Center) -> dict[str, str]:
                 device,
                 {name: torch.full(shape, 7.0, dtype=dtype) for name, shape in SHAPES.items()},
             )
-            for name, _, tensor in center.perturbed(member, room.__getitem__):
+            for name, _, tensor in theta.perturbed(member, room.__getitem__):
                 found[f"{number} {dtype} {name}"] = (
                     tensor.cpu().view(-1).view(torch.uint8).numpy().tobytes().hex()
                 )
     return found
 
 
-def large(device: str, *, share: bool = False) -> Center:
+def large(device: str, *, share: bool = False) -> Theta:
     generator = torch.Generator().manual_seed(3)
     theta = {name: torch.randn(shape, generator=generator) for name, shape in LARGE.items()}
     shared = centers.Shared(LARGE) if share else None
     if shared:
         for name, values in theta.items():
             shared.tensors[name].copy_(values)
-    return Center(shared.tensors if shared else on(device, theta), shared=shared)
+    return Theta(shared.tensors if shared else on(device, theta), shared=shared)
 
 
 @pytest.fixture
-def here(checkpoint) -> Center:
+def here(checkpoint) -> Theta:
     """θ on the CPU after three updates, made before any stand-in for a GPU is in place."""
     return updated(checkpoint)
 
@@ -131,7 +131,7 @@ def test_a_member_that_is_streamed_while_another_is_written_has_its_own_bits(dev
     if device == "cpu":
         monkeypatch.setattr(kernels, "compiled", lambda kind: True)
     monkeypatch.setattr(centers, "_JOB", 1 << 14)
-    center = large(device, share=True)
+    theta = large(device, share=True)
     room = on(
         device, {name: torch.zeros(shape, dtype=torch.float32) for name, shape in LARGE.items()}
     )
@@ -139,8 +139,8 @@ def test_a_member_that_is_streamed_while_another_is_written_has_its_own_bits(dev
         busy = torch.randn(4096, 4096, device=device)
         for _ in range(20):
             busy = busy @ busy / 64
-    list(center.perturbed(Member.center("iid", 0), room.__getitem__))
-    assert all(torch.equal(room[name].cpu(), center.theta[name]) for name in LARGE)
+    list(theta.perturbed(Member.unperturbed("iid", 0), room.__getitem__))
+    assert all(torch.equal(room[name].cpu(), theta.tensors[name]) for name in LARGE)
 
 
 def test_theta_in_host_memory_is_page_locked(device):

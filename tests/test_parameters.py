@@ -16,7 +16,7 @@ from estune.errors import ConfigError, InputError, ModelError
 from estune.run.model import Model
 from estune.theta.checkpoint import open_checkpoint, resolve
 from estune.theta.parameters import layout
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 
 def edit(folder, change):
@@ -52,7 +52,7 @@ def logits(folder):
 def test_theta_is_the_files_values_widened_and_is_written_in_the_files_dtype(tmp_path, dtype):
     folder = make_model(tmp_path / "base", dtype=dtype)
     base = model(folder, tmp_path)
-    assert all(theta.dtype == torch.float32 for theta in base.center.theta.values())
+    assert all(theta.dtype == torch.float32 for theta in base.theta.tensors.values())
     base.write(tmp_path / "copy")
     before, after = (
         load_file(folder / "model.safetensors"),
@@ -143,11 +143,11 @@ def test_both_names_with_equal_values_are_one_parameter_under_the_input_embeddin
     assert "lm_head.weight" not in found.in_model
     assert found.aliases == {"lm_head.weight": "model.embed_tokens.weight"}
     tuned = model(folder, tmp_path)
-    tuned.center.update([1], [0.01], noise="iid", version=0)
+    tuned.theta.update([1], [0.01], noise="iid", version=0)
     tuned.write(tmp_path / "copy")
     written = load_file(tmp_path / "copy" / "model.safetensors")
     assert torch.equal(written["lm_head.weight"], written["model.embed_tokens.weight"])
-    assert torch.equal(written["lm_head.weight"], tuned.center.theta["model.embed_tokens.weight"])
+    assert torch.equal(written["lm_head.weight"], tuned.theta.tensors["model.embed_tokens.weight"])
 
 
 def test_both_names_with_different_values_are_refused(tmp_path):
@@ -169,17 +169,17 @@ def test_untied_embeddings_are_two_parameters(tmp_path):
 
 def test_target_parameters_limit_what_is_perturbed_and_kept_in_fp32(tiny, tmp_path):
     tuned = model(tiny, tmp_path, target_parameters=[r"layers\.1\.", "norm"])
-    assert set(tuned.center.theta) == {
+    assert set(tuned.theta.tensors) == {
         name for name in plan(tiny).in_model if "layers.1." in name or "norm" in name
     }
-    tuned.center.update([1], [0.01], noise="iid", version=0)
+    tuned.theta.update([1], [0.01], noise="iid", version=0)
     tuned.write(tmp_path / "copy")
     before, after = (
         load_file(tiny / "model.safetensors"),
         load_file(tmp_path / "copy" / "model.safetensors"),
     )
     assert {name for name in before if not torch.equal(before[name], after[name])} == set(
-        tuned.center.theta
+        tuned.theta.tensors
     )
 
 
@@ -323,7 +323,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     folder = make_model(tmp_path / "base")
     edit(folder, lambda tensors: tensors["model.norm.weight"].fill_(value))
     with pytest.raises(ModelError, match=r"model.norm.weight holds weights"):
-        Center.load(open_checkpoint(folder), plan(folder).targets(None))
+        Theta.load(open_checkpoint(folder), plan(folder).targets(None))
 
 
 def test_where_a_model_is_found(tiny, tmp_path):
@@ -390,7 +390,7 @@ def test_a_theta_that_overflows_the_checkpoints_dtype_is_refused_rather_than_sav
     tmp_path,
 ):
     tuned = model(make_model(tmp_path / "base", dtype="float16"), tmp_path)
-    tuned.center.theta["model.norm.weight"].fill_(70_000.0)
+    tuned.theta.tensors["model.norm.weight"].fill_(70_000.0)
     with pytest.raises(ModelError, match=r"model.norm.weight overflows torch.float16"):
         tuned.write(tmp_path / "copy")
     assert not (tmp_path / "copy").exists()

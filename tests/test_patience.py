@@ -15,8 +15,8 @@ from estune.rewards.patience import done_within
 CHILD = """
 import asyncio, time
 from estune.common.types import Completion
-from estune.rewards.pool import Limits
-from estune.rewards.scoring import Rewards
+from estune.rewards.pool import RewardLimits
+from estune.rewards.scoring import RewardFunctions
 
 kept = []
 
@@ -41,7 +41,7 @@ def score(rewards, seconds):
     return rewards.score([{"prompt": seconds}], [Completion("", [1], False)], first=False).total[0]
 
 for function in (elsewhere, here, awaited_here):
-    rewards = Rewards([function], None, Limits(workers=1, timeout=2.0), "drop")
+    rewards = RewardFunctions([function], None, RewardLimits(workers=1, timeout=2.0), "drop")
     score(rewards, 0)
     print("go", flush=True)
     print("total", score(rewards, 1.6), flush=True)
@@ -96,8 +96,8 @@ def test_a_trainer_that_is_stopped_and_continued_loses_no_reward():
 
 def test_a_function_that_stops_its_own_process_is_given_up():
     from estune.common.types import Completion
-    from estune.rewards.pool import Limits
-    from estune.rewards.scoring import Rewards
+    from estune.rewards.pool import RewardLimits
+    from estune.rewards.scoring import RewardFunctions
 
     def judge(completions):
         import os
@@ -106,7 +106,7 @@ def test_a_function_that_stops_its_own_process_is_given_up():
         os.kill(os.getpid(), signal.SIGSTOP)
         return [1.0]
 
-    rewards = Rewards([judge], None, Limits(workers=1, timeout=1.0), "zero")
+    rewards = RewardFunctions([judge], None, RewardLimits(workers=1, timeout=1.0), "zero")
     found = rewards.score([{"prompt": ""}], [Completion("", [1], False)])
     rewards.close()
     assert found.failures["judge"][0].timed_out

@@ -8,7 +8,7 @@ from estune.cli.main import main
 from estune.errors import ConfigError, InputError, ResourceError
 from estune.run import placement
 from estune.run.model import Model
-from estune.run.placement import RESERVE, Place, choose, place, vllm_takes
+from estune.run.placement import RESERVE, Placement, choose, place, vllm_takes
 
 GIB = 1 << 30
 
@@ -49,8 +49,8 @@ def test_where_it_does_not_fit_but_has_to_it_is_refused():
 
 
 def test_without_a_gpu_it_is_in_host_memory_and_nothing_is_said_unless_it_was_asked_for():
-    assert place(ESConfig(device="cpu"), GIB, lambda: GIB) == Place("cpu")
-    assert place(ESConfig(device="cpu", center_device="cpu"), GIB, lambda: GIB) == Place(
+    assert place(ESConfig(device="cpu"), GIB, lambda: GIB) == Placement("cpu")
+    assert place(ESConfig(device="cpu", center_device="cpu"), GIB, lambda: GIB) == Placement(
         "cpu", "θ is in host memory, as center_device says"
     )
 
@@ -131,8 +131,8 @@ def test_in_host_memory_beside_an_engine_on_a_gpu_it_is_in_one_piece_which_can_b
         Model(str(tiny), ESConfig(device=device, center_device="cpu"), None, {})
         for device in ("cuda", "cpu")
     )
-    assert there.center.address and not here.center.address
-    assert not there.center.on_device
+    assert there.theta.address and not here.theta.address
+    assert not there.theta.on_device
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from estune import ESConfig, ESTrainer
 from estune.tasks import get_task
 from estune.theta.checkpoint import open_checkpoint, resolve
 from estune.theta.parameters import layout
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 pytestmark = pytest.mark.slow
 GGUF = Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -133,13 +133,13 @@ def test_a_member_of_the_real_model_is_the_same_for_one_thread_and_for_four(smol
     from estune.common.types import Member
 
     checkpoint = open_checkpoint(resolve(smollm))
-    one = Center.load(checkpoint, layout(checkpoint).targets(None))
-    four = Center(one.theta, threads=4)
+    one = Theta.load(checkpoint, layout(checkpoint).targets(None))
+    four = Theta(one.theta, threads=4)
     member = Member(2**64 - 1, -1, 0.005, "iid", 0)
     name = "model.embed_tokens.weight"
 
-    def weights(center: Center) -> torch.Tensor:
-        tensors = center.perturbed(
+    def weights(theta: Theta) -> torch.Tensor:
+        tensors = theta.perturbed(
             member, lambda n: torch.empty(one.theta[n].shape, dtype=torch.bfloat16)
         )
         return next(tensor for n, _, tensor in tensors if n == name)

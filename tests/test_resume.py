@@ -14,7 +14,7 @@ from conftest import short
 from estune.errors import ConfigError, RewardError
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.journal import Journal
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 SETTINGS = {
     "save_total_limit": 1,
@@ -268,7 +268,7 @@ def test_a_resumed_run_knows_its_best_checkpoint(make_trainer):
         "checkpoint-1",
         "checkpoint-4",
     ]
-    assert trainer.model.center.version == 1
+    assert trainer.model.theta.version == 1
 
 
 # Replay
@@ -281,10 +281,10 @@ def test_replay_of_each_step_equals_its_checkpoint(make_trainer, mini, kind):
     trainer = make_trainer(save_steps=1, **kind)
     trainer.train()
     journal = Journal.open(trainer.folder.path)
-    center = Center.load(open_checkpoint(mini), trainer.model.tuned)
-    for step in journal.replay(center, 4):
+    theta = Theta.load(open_checkpoint(mini), trainer.model.tuned)
+    for step in journal.replay(theta, 4):
         saved = open_checkpoint(trainer.folder.path / f"checkpoint-{step}")
-        assert all(saved.read(name).equal(theta) for name, theta in center.theta.items())
+        assert all(saved.read(name).equal(values) for name, values in theta.tensors.items())
 
 
 @pytest.mark.parametrize("step", [0, 1, 3, 4])

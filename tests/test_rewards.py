@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from estune.common.types import Completion
 from estune.errors import ConfigError, RewardError
-from estune.rewards.scoring import Rewards, Scores
+from estune.rewards.scoring import RewardFunctions, Scores
 
 ROWS = [{"prompt": "p0", "target": "a", "level": 1}, {"prompt": "p1", "target": "bb", "level": 2}]
 ANSWERS = [Completion("one", [5], False), Completion("three", [6, 7], True)]
 
 
 def score(*functions, rows=ROWS, weights=None, state=None) -> Scores:
-    return Rewards(functions, weights).score(rows, ANSWERS[: len(rows)], state)
+    return RewardFunctions(functions, weights).score(rows, ANSWERS[: len(rows)], state)
 
 
 def refusal(*functions, **options) -> str:
@@ -252,7 +252,7 @@ def test_a_wrong_number_of_weights_names_both_numbers(weights):
     with pytest.raises(
         ConfigError, match=rf"reward_weights: {len(weights)} weights for 2 reward functions"
     ):
-        Rewards([lengths, Scaled(1)], weights)
+        RewardFunctions([lengths, Scaled(1)], weights)
 
 
 def test_none_means_does_not_apply_and_leaves_the_other_functions_rewards():
@@ -310,7 +310,7 @@ def test_the_fitness_of_any_rewards_is_the_mean_of_the_numbers_among_them(values
     rows = [{"prompt": "p"} for _ in values]
     answers = [Completion("", [], False) for _ in values]
     numbers = [value for value in values if value is not None]
-    fitness = Rewards([lambda completions: values]).score(rows, answers).fitness
+    fitness = RewardFunctions([lambda completions: values]).score(rows, answers).fitness
     assert (
         math.isnan(fitness)
         if not numbers

@@ -19,8 +19,8 @@ from estune.monitor.metrics import failure_metrics
 from estune.rewards.code import code_reward
 from estune.rewards.limited import Limited, OverLimitError, graded
 from estune.rewards.limits import Grades, bounds_itself, own_limit
-from estune.rewards.pool import Limits
-from estune.rewards.scoring import Rewards
+from estune.rewards.pool import RewardLimits
+from estune.rewards.scoring import RewardFunctions
 from estune.run.mixture import ForTask
 
 SPINS = "while True: pass"
@@ -110,7 +110,7 @@ def test_the_lowest_grade_is_given_and_counted():
     assert found.overran == 2
 
 
-# Rewards
+# RewardFunctions
 
 
 @bounds_itself(lambda completions, seconds=1.0, **columns: seconds * len(completions))
@@ -142,7 +142,7 @@ def rewards():
     made = []
 
     def make(*functions, **limits):
-        made.append(Rewards(functions, None, Limits(**limits)))
+        made.append(RewardFunctions(functions, None, RewardLimits(**limits)))
         return made[-1]
 
     yield make

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from estune.common.types import Completion
 from estune.errors import ConfigError
-from estune.rewards.scoring import Rewards
+from estune.rewards.scoring import RewardFunctions
 from estune.tasks.reward_functions import resolve_rewards
 
 
@@ -33,7 +33,7 @@ def judge(tmp_path):
 
 def test_text_is_scored_as_it_is_joined_one_sequence_like_many(judge):
     folder, model = judge
-    rewards = Rewards(resolve_rewards(str(folder)))
+    rewards = RewardFunctions(resolve_rewards(str(folder)))
     rows = [{"prompt": "what is "}, {"prompt": "the capital of "}]
     scores = rewards.score(
         rows, [Completion("blue", [1], False), Completion("the red cat is in the sky", [1], False)]
@@ -50,7 +50,7 @@ def test_text_is_scored_as_it_is_joined_one_sequence_like_many(judge):
 
 def test_a_conversation_goes_through_the_chat_template(judge):
     folder, _ = judge
-    rewards = Rewards(resolve_rewards([str(folder)]))
+    rewards = RewardFunctions(resolve_rewards([str(folder)]))
     rows = [{"prompt": [{"role": "user", "content": "what is blue"}]}]
     (reward,) = rewards.score(rows, [Completion("the sky", [1], False)]).total
     text = make_tokenizer().apply_chat_template(

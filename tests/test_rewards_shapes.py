@@ -13,8 +13,8 @@ import torch
 from estune.common.types import Completion
 from estune.errors import RewardError
 from estune.monitor.metrics import logged_metrics
-from estune.rewards.pool import Limits
-from estune.rewards.scoring import Rewards
+from estune.rewards.pool import RewardLimits
+from estune.rewards.scoring import RewardFunctions
 
 ROWS = [{"prompt": p} for p in "abc"]
 ANSWERS = [Completion(text, [1], False) for text in ("one", "three", "fifteen")]
@@ -22,8 +22,8 @@ ANSWERS = [Completion(text, [1], False) for text in ("one", "three", "fifteen")]
 
 def result_of(value, *, workers=0, **settings):
     """The rewards for three completions of a function that returns `value`, and the function's failures."""
-    rewards = Rewards(
-        [lambda completions: value], None, Limits(workers=workers, timeout=20), **settings
+    rewards = RewardFunctions(
+        [lambda completions: value], None, RewardLimits(workers=workers, timeout=20), **settings
     )
     try:
         return rewards.score(ROWS, ANSWERS)
@@ -150,7 +150,7 @@ def test_later_it_is_a_reward_that_is_lost(value):
     def judge(completions):
         return value if len(completions) == 3 or completions == ["three"] else [1.0]
 
-    rewards = Rewards([judge], None, Limits(workers=0, timeout=20), "zero")
+    rewards = RewardFunctions([judge], None, RewardLimits(workers=0, timeout=20), "zero")
     found = rewards.score(ROWS, ANSWERS)
     rewards.close()
     assert found.total.tolist() == [1, 0, 1]
@@ -171,7 +171,7 @@ def test_a_scorer_refuses_as_the_trainer_does_and_goes_on():
             else [Fraction(1, 2)] * len(completions)
         )
 
-    rewards = Rewards([judge], None, Limits(workers=1, timeout=20), "zero")
+    rewards = RewardFunctions([judge], None, RewardLimits(workers=1, timeout=20), "zero")
     found = rewards.score(ROWS, ANSWERS)
     rewards.close()
     assert found.total.tolist() == [0.5, 0, 0.5]
@@ -183,7 +183,7 @@ def test_an_async_function_that_exits_in_the_trainer_is_a_failure():
         raise SystemExit(3)
 
     with pytest.raises(RewardError, match="raised SystemExit: 3"):
-        Rewards([judge], None, Limits(workers=0, timeout=20)).score(ROWS, ANSWERS)
+        RewardFunctions([judge], None, RewardLimits(workers=0, timeout=20)).score(ROWS, ANSWERS)
 
 
 def test_an_error_without_a_text_is_named():
@@ -195,7 +195,7 @@ def test_an_error_without_a_text_is_named():
         raise Silent
 
     with pytest.raises(RewardError, match="raised Silent: Silent without a text"):
-        Rewards([judge], None, Limits(workers=0, timeout=20)).score(ROWS, ANSWERS)
+        RewardFunctions([judge], None, RewardLimits(workers=0, timeout=20)).score(ROWS, ANSWERS)
 
 
 def test_a_weighted_sum_that_no_double_holds_names_the_function():
@@ -209,10 +209,12 @@ def test_a_weighted_sum_that_no_double_holds_names_the_function():
         RewardError,
         match=r"reward function larger returned 1\.7e\+308, which makes the weighted sum .*lower its weight",
     ):
-        Rewards([large, larger], None, Limits(workers=0)).score(ROWS, ANSWERS)
+        RewardFunctions([large, larger], None, RewardLimits(workers=0)).score(ROWS, ANSWERS)
     with pytest.raises(RewardError, match=r"reward function large returned 1e\+308"):
-        Rewards([large], [10.0], Limits(workers=0)).score(ROWS, ANSWERS)
-    lost = Rewards([large, larger], None, Limits(workers=0), "drop").score(ROWS, ANSWERS)
+        RewardFunctions([large], [10.0], RewardLimits(workers=0)).score(ROWS, ANSWERS)
+    lost = RewardFunctions([large, larger], None, RewardLimits(workers=0), "drop").score(
+        ROWS, ANSWERS
+    )
     assert np.isnan(lost.total).tolist() == [False, True, False]
     assert list(lost.failures) == ["larger"]
 
@@ -224,11 +226,13 @@ def test_opposite_sums_that_no_double_holds_are_lost_too():
     def minus(completions):
         return [-1.7e308] * 3
 
-    scores = Rewards([plus, minus], [2.0, 2.0], Limits(workers=0), "drop").score(
+    scores = RewardFunctions([plus, minus], [2.0, 2.0], RewardLimits(workers=0), "drop").score(
         ROWS, ANSWERS, first=False
     )
     assert np.isnan(scores.total).all()
-    assert Rewards([plus, minus], None, Limits(workers=0)).score(ROWS, ANSWERS).total.tolist() == [
+    assert RewardFunctions([plus, minus], None, RewardLimits(workers=0)).score(
+        ROWS, ANSWERS
+    ).total.tolist() == [
         0,
         0,
         0,
@@ -242,7 +246,7 @@ def test_figures_that_functions_log_are_json_whatever_they_are():
         log_metric(7, 1)
         return [1.0] * len(completions)
 
-    scores = Rewards([judge], None, Limits(workers=0)).score(ROWS, ANSWERS)
+    scores = RewardFunctions([judge], None, RewardLimits(workers=0)).score(ROWS, ANSWERS)
     figures = logged_metrics([scores, scores])
     assert figures == {"inf": None, "nan": None, "large": 1.7e308, "fine": 2.0, "7": 1.0}
     json.dumps(figures, allow_nan=False)
@@ -257,7 +261,7 @@ def test_what_a_function_logs_and_the_trainer_cannot_read_is_a_failure_of_that_f
         log_extra("x", [Unreadable()] * len(completions))
         return [1.0] * len(completions)
 
-    rewards = Rewards([judge], None, Limits(workers=1, timeout=20))
+    rewards = RewardFunctions([judge], None, RewardLimits(workers=1, timeout=20))
     with pytest.raises(
         RewardError,
         match="judge logged something that cannot be received .ValueError: invalid literal",

@@ -16,7 +16,7 @@ from estune.engines.transformers import TransformersEngine
 from estune.noise import gaussian
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 CONFIG = ESConfig(population_size=30)
 
@@ -52,30 +52,30 @@ def test_innovation_1_seed_based_noise_storage():
 def test_innovation_2_layer_level_perturbation(dtype):
     """A member is written where the engine keeps its weights: beside θ and them, no buffer of the model's size exists."""
     layers, size = 32, 1 << 20  # θ takes 128 MiB
-    center = Center({f"layer.{i}": torch.ones(size) for i in range(layers)}, threads=1)
-    weights = {name: torch.ones(size, dtype=dtype) for name in center.theta}
+    theta = Theta({f"layer.{i}": torch.ones(size) for i in range(layers)}, threads=1)
+    weights = {name: torch.ones(size, dtype=dtype) for name in theta.tensors}
     list(
-        Center({"w": torch.zeros(9)}).perturbed(
+        Theta({"w": torch.zeros(9)}).perturbed(
             Member(1, 1, 1e-3, "iid", 0), lambda name: torch.ones(9, dtype=dtype)
         )
     )  # compiles
     before = fresh_peak_memory()
-    for name, _, tensor in center.perturbed(Member(2, 1, 1e-3, "iid", 0), weights.__getitem__):
+    for name, _, tensor in theta.perturbed(Member(2, 1, 1e-3, "iid", 0), weights.__getitem__):
         assert tensor.data_ptr() == weights[name].data_ptr()
     assert peak_memory() - before < layers * size * dtype.itemsize / 2
 
 
 def test_innovation_3_decomposed_parameter_update():
     """θ ← θ + α/N Σ R̃ₙ εₙ, layer by layer and seed by seed, equals the whole sum."""
-    center = Center({"a": torch.zeros(40), "b": torch.zeros(3, 5)})
+    theta = Theta({"a": torch.zeros(40), "b": torch.zeros(3, 5)})
     seeds, coefficients = [3, 4, 5], [0.25, -0.5, 0.125]
-    center.update(seeds, coefficients, noise="iid", version=0)
-    for name, theta in center.theta.items():
+    theta.update(seeds, coefficients, noise="iid", version=0)
+    for name, values in theta.tensors.items():
         whole = sum(
-            c * gaussian(s, name, tuple(theta.shape)).astype(np.float64)
+            c * gaussian(s, name, tuple(values.shape)).astype(np.float64)
             for s, c in zip(seeds, coefficients, strict=True)
         )
-        assert theta.numpy() == pytest.approx(whole, rel=1e-5, abs=1e-7)
+        assert values.numpy() == pytest.approx(whole, rel=1e-5, abs=1e-7)
 
 
 def test_innovation_4_z_score_reward_normalisation():
@@ -117,8 +117,8 @@ def test_innovation_6_parallel_evaluation():
         fitness[index] = float(seeds[index] % 1000)
     coefficients = strategy.tell(CONFIG, fitness)
     here, there = (
-        Center({"w": torch.ones(1000)}, threads=1),
-        Center({"w": torch.ones(1000)}, threads=3),
+        Theta({"w": torch.ones(1000)}, threads=1),
+        Theta({"w": torch.ones(1000)}, threads=3),
     )
     for replica in (here, there):
         replica.update(seeds, json.loads(json.dumps(coefficients)), noise="iid", version=0)

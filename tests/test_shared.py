@@ -12,26 +12,24 @@ from estune.errors import EngineError
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
 from estune.theta.shared_memory import Address, Shared
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 SHAPES = {"a": (3, 5), "empty": (0, 2), "scalar": (), "b": (17,)}
 
 
 def digest_elsewhere(address: Address) -> str:
     """θ's digest as another process finds it."""
-    imports = (
-        "from estune.theta.theta import Center; from estune.theta.shared_memory import Address"
-    )
-    code = f"{imports}; print(Center.attach({address!r}).digest())"
+    imports = "from estune.theta.theta import Theta; from estune.theta.shared_memory import Address"
+    code = f"{imports}; print(Theta.attach({address!r}).digest())"
     return subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.strip()
 
 
 @pytest.fixture
-def center(tiny) -> Center:
+def theta(tiny) -> Theta:
     checkpoint = open_checkpoint(tiny)
-    return Center.load(checkpoint, layout(checkpoint).in_model, share=True)
+    return Theta.load(checkpoint, layout(checkpoint).in_model, share=True)
 
 
 def test_every_shape_has_a_place_of_its_own():
@@ -49,28 +47,28 @@ def test_every_shape_has_a_place_of_its_own():
     }
 
 
-def test_another_process_sees_theta_and_its_updates(center):
-    assert digest_elsewhere(center.address) == center.digest()
-    center.update([5, 6], [0.25, -0.5], noise="iid", version=0)
-    assert digest_elsewhere(center.address) == center.digest()
+def test_another_process_sees_theta_and_its_updates(theta):
+    assert digest_elsewhere(theta.address) == theta.digest()
+    theta.update([5, 6], [0.25, -0.5], noise="iid", version=0)
+    assert digest_elsewhere(theta.address) == theta.digest()
 
 
-def test_who_attached_sees_the_version_move_and_writes_the_same_members(center):
-    other = Center.attach(center.address)
-    center.update([5, 6], [0.25, -0.5], noise="iid", version=0)
+def test_who_attached_sees_the_version_move_and_writes_the_same_members(theta):
+    other = Theta.attach(theta.address)
+    theta.update([5, 6], [0.25, -0.5], noise="iid", version=0)
     assert other.version == 1
     member = Member(9, -1, 0.01, "iid", 1)
     for (name, _, mine), (_, _, theirs) in zip(
-        center.perturbed(member, lambda name: torch.empty(center.theta[name].shape)),
-        other.perturbed(member, lambda name: torch.empty(center.theta[name].shape)),
+        theta.perturbed(member, lambda name: torch.empty(theta.tensors[name].shape)),
+        other.perturbed(member, lambda name: torch.empty(theta.tensors[name].shape)),
         strict=True,
     ):
         assert torch.equal(mine, theirs), name
 
 
-def test_a_theta_that_is_half_written_is_not_used(center):
-    other = Center.attach(center.address)
-    center.put("model.norm.weight", slice(0, 4), torch.zeros(4))
+def test_a_theta_that_is_half_written_is_not_used(theta):
+    other = Theta.attach(theta.address)
+    theta.put("model.norm.weight", slice(0, 4), torch.zeros(4))
     assert not other.at(0)
     with pytest.raises(EngineError, match="half written"):
         next(
@@ -78,23 +76,23 @@ def test_a_theta_that_is_half_written_is_not_used(center):
                 Member(1, 1, 0.1, "iid", 0), lambda name: torch.empty(other.theta[name].shape)
             )
         )
-    center.became(0)
+    theta.became(0)
     assert other.at(0)
 
 
-def test_memory_that_is_gone_or_somebody_elses_is_refused(center):
-    address = center.address
+def test_memory_that_is_gone_or_somebody_elses_is_refused(theta):
+    address = theta.address
     with pytest.raises(EngineError, match="another θ"):
-        Center.attach(dataclasses.replace(address, token=address.token + 1))
+        Theta.attach(dataclasses.replace(address, token=address.token + 1))
     with pytest.raises(EngineError, match="not to be found on this machine"):
-        Center.attach(dataclasses.replace(address, path="/proc/1/fd/999999"))
+        Theta.attach(dataclasses.replace(address, path="/proc/1/fd/999999"))
     with pytest.raises(EngineError, match="not to be found on this machine"):
-        Center.attach(dataclasses.replace(address, shapes={"other": (1,)}))
+        Theta.attach(dataclasses.replace(address, shapes={"other": (1,)}))
 
 
-def test_the_memory_outlives_its_owners_name_for_who_attached(center):
-    other = Center.attach(center.address)
-    before = center.digest()
-    center._shared.__del__()
-    center._shared._descriptor = -1
+def test_the_memory_outlives_its_owners_name_for_who_attached(theta):
+    other = Theta.attach(theta.address)
+    before = theta.digest()
+    theta._shared.__del__()
+    theta._shared._descriptor = -1
     assert other.digest() == before

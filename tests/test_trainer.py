@@ -112,7 +112,7 @@ def test_evaluate_works_before_training_and_changes_nothing(make_trainer):
     first = trainer.evaluate()
     assert trainer.evaluate()["eval_reward"] == first["eval_reward"]
     trainer.train()
-    assert trainer.model.center.version == 4
+    assert trainer.model.theta.version == 4
     assert not (Path(trainer.args.output_dir) / "final").exists()
 
 
@@ -266,7 +266,7 @@ def test_the_distance_from_the_base_is_told_without_measuring_it(make_trainer, s
     moved = torch.cat(
         [
             (there[name].double() - base[name].double()).flatten()
-            for name in trainer.model.center.theta
+            for name in trainer.model.theta.tensors
         ]
     )
     tolerance = 5 / math.sqrt(moved.numel())

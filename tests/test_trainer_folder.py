@@ -54,7 +54,7 @@ def test_a_checkpoint_loads_with_transformers(make_trainer, step):
 def test_the_last_checkpoint_is_theta(make_trainer):
     trainer = make_trainer()
     trainer.train()
-    assert same(weights_of(folder_of(trainer) / "checkpoint-4"), trainer.model.center.theta)
+    assert same(weights_of(folder_of(trainer) / "checkpoint-4"), trainer.model.theta.tensors)
 
 
 def test_parameters_that_are_not_tuned_stay_as_they_were(make_trainer, mini):
@@ -125,7 +125,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(make_trainer, greater, be
     assert state["best_global_step"] == best
     assert state["best_metric"] == (9.0 if greater else -9.0)
     assert state["best_model_checkpoint"] == f"checkpoint-{best}"
-    assert trainer.model.center.version == 5
+    assert trainer.model.theta.version == 5
 
 
 def test_load_best_model_at_end_leaves_the_best_parameters(make_trainer):
@@ -140,7 +140,7 @@ def test_load_best_model_at_end_leaves_the_best_parameters(make_trainer):
         reward_funcs=rewards, eval_dataset=HELD_OUT, load_best_model_at_end=True, **settings
     )
     trainer.train()
-    assert same(weights_of(folder_of(trainer) / "checkpoint-2"), trainer.model.center.theta)
+    assert same(weights_of(folder_of(trainer) / "checkpoint-2"), trainer.model.theta.tensors)
     assert trainer.evaluate()["eval_reward"] == 9.0
     trainer.save_model()
     assert same(
@@ -319,7 +319,7 @@ def test_save_model_replaces_nothing_but_what_it_saved(make_trainer, tmp_path, t
     assert (copy / "model.safetensors").read_bytes() == (tiny / "model.safetensors").read_bytes()
     for _ in range(2):
         trainer.save_model(str(tmp_path / "new"))
-    assert same(weights_of(tmp_path / "new"), trainer.model.center.theta)
+    assert same(weights_of(tmp_path / "new"), trainer.model.theta.tensors)
 
 
 def test_save_model_into_the_runs_folder_as_in_trl_leaves_the_run_there(make_trainer):
@@ -327,7 +327,7 @@ def test_save_model_into_the_runs_folder_as_in_trl_leaves_the_run_there(make_tra
     trainer.train()
     trainer.save_model(trainer.args.output_dir)
     assert (folder_of(trainer) / "journal.jsonl").is_file()
-    assert same(weights_of(folder_of(trainer) / "final"), trainer.model.center.theta)
+    assert same(weights_of(folder_of(trainer) / "final"), trainer.model.theta.tensors)
 
 
 def test_config_yaml_gives_the_same_settings_again(make_trainer):

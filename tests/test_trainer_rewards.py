@@ -87,7 +87,7 @@ def test_a_callback_can_end_the_training_and_the_step_is_saved(make_trainer, eve
     trainer = make_trainer(callbacks=[StopAfter(event, 3)], max_steps=6)
     assert trainer.train().global_step == 3
     assert checkpoints_of(trainer) == [2, 3]
-    assert same(weights_of(folder_of(trainer) / "checkpoint-3"), trainer.model.center.theta)
+    assert same(weights_of(folder_of(trainer) / "checkpoint-3"), trainer.model.theta.tensors)
     assert make_trainer(max_steps=6).train(resume_from_checkpoint=True).global_step == 6
     undisturbed = make_trainer(max_steps=6, output_dir=str(tmp_path / "undisturbed"))
     undisturbed.train()
@@ -101,7 +101,7 @@ def test_a_callback_can_end_the_training_and_the_step_is_saved(make_trainer, eve
 def test_a_step_that_a_callback_made_the_last_carries_a_digest(make_trainer, event):
     trainer = make_trainer(callbacks=[StopAfter(event, 3)], max_steps=6)
     trainer.train()
-    assert steps_of(trainer)[-1]["digest"] == trainer.model.center.digest()
+    assert steps_of(trainer)[-1]["digest"] == trainer.model.theta.digest()
 
 
 def test_a_run_that_a_callback_ended_goes_on_in_the_same_trainer(make_trainer):
@@ -116,7 +116,7 @@ def test_a_callback_can_end_the_training_before_it_begins(make_trainer):
     assert checkpoints_of(trainer) == []
 
 
-# Rewards
+# RewardFunctions
 
 
 def test_a_reward_function_gets_what_trl_gives_it(make_trainer, rows):

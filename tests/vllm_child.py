@@ -17,7 +17,7 @@ from estune.common.types import Member
 from estune.engines.vllm import VLLMEngine
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 SHAPE = {
     "hidden_size": 256,
@@ -44,9 +44,9 @@ TEXT = [
 ]
 
 
-def updated(center: Center) -> Center:
-    center.update([5, 6], [0.004, -0.003], noise="iid", version=0)
-    return center
+def updated(theta: Theta) -> Theta:
+    theta.update([5, 6], [0.004, -0.003], noise="iid", version=0)
+    return theta
 
 
 def regions(process: psutil.Process) -> int:
@@ -61,17 +61,17 @@ def main() -> None:
     folder, (settings, prompts, members) = Path(sys.argv[1]), map(json.loads, sys.argv[2:])
     checkpoint = open_checkpoint(folder)
     plan = layout(checkpoint)
-    center = Center.load(checkpoint, plan.in_model, share=True)
+    theta = Theta.load(checkpoint, plan.in_model, share=True)
     engine = VLLMEngine(checkpoint, plan, ESConfig(**settings))
-    engine.check(center, Member(0, 1, 0.0, "iid", 0))
-    updated(center)
+    engine.check(theta, Member(0, 1, 0.0, "iid", 0))
+    updated(theta)
     answers = []
     for fields in members:
-        engine.load(center, Member(**fields))
+        engine.load(theta, Member(**fields))
         answers.append(
             [asdict(answer) for answer in engine.generate(prompts, max_completion_length=12)]
         )
-        engine.check(center, Member(**fields))
+        engine.check(theta, Member(**fields))
     mapping = {
         process.pid: regions(process) for process in psutil.Process().children(recursive=True)
     }
@@ -79,7 +79,7 @@ def main() -> None:
         json.dumps(
             {
                 "answers": answers,
-                "digest": center.digest(),
+                "digest": theta.digest(),
                 "mapping": [pair for pair in mapping.items() if pair[1]],
             }
         )

@@ -16,7 +16,7 @@ from benchmarks.common import word_tokenizer
 from benchmarks.gpu_all import print_figures
 from estune.config import ESConfig
 from estune.engines.transformers import TransformersEngine
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 PROMPTS, PROMPT_TOKENS, TOKENS = 64, 32, 64
 
@@ -71,18 +71,18 @@ def random_engine(size: str, device: torch.device) -> TransformersEngine:
 
 
 def from_host(
-    engine: TransformersEngine, center: Center, device: torch.device
+    engine: TransformersEngine, theta: Theta, device: torch.device
 ) -> Iterator[gpu.Figures]:
     """θ in host memory: a load relative to copying θ over the bus, and its peak of GPU memory."""
-    weights = sum(engine.read(name).nbytes for name in center.theta)
+    weights = sum(engine.read(name).nbytes for name in theta.tensors)
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = load_seconds(engine, center, device)
+    seconds = load_seconds(engine, theta, device)
     peak = torch.cuda.max_memory_allocated(device) if on_gpu else weights  # not measured on a CPU
     yield {"load_host_seconds": seconds, "load_peak_over_weights": peak / weights}
-    yield {"load_host_over_bus": seconds / gpu.bus_seconds(center, device)}
-    engine.check(center, gpu.MEMBER)
+    yield {"load_host_over_bus": seconds / gpu.bus_seconds(theta, device)}
+    engine.check(theta, gpu.MEMBER)
     yield {"host_held": True}
 
 
@@ -90,20 +90,20 @@ def from_device(
     engine: TransformersEngine, shapes: gpu.Shapes, generation: float, device: torch.device
 ) -> Iterator[gpu.Figures]:
     """θ on the GPU: a load relative to a copy on the GPU, and to generating."""
-    center = Center(
+    theta = Theta(
         gpu.filled({name: torch.empty(shape, device=device) for name, shape in shapes.items()})
     )
-    count = sum(theta.numel() for theta in center.theta.values())
-    seconds = load_seconds(engine, center, device)
+    count = sum(tensor.numel() for tensor in theta.tensors.values())
+    seconds = load_seconds(engine, theta, device)
     copied = gpu.copy_bandwidth(min(count, gpu.COPIED), device)
     yield {"load_device_seconds": seconds, "load_device_over_generation": seconds / generation}
     yield {"load_device_of_copy": gpu.BYTES["perturbed"] * count / seconds / copied}
-    engine.check(center, gpu.MEMBER)
+    engine.check(theta, gpu.MEMBER)
     yield {"device_held": True}
 
 
-def load_seconds(engine: TransformersEngine, center: Center, device: torch.device) -> float:
-    return gpu.timed(lambda: engine.load(center, gpu.MEMBER), device)
+def load_seconds(engine: TransformersEngine, theta: Theta, device: torch.device) -> float:
+    return gpu.timed(lambda: engine.load(theta, gpu.MEMBER), device)
 
 
 def generation_seconds(engine: TransformersEngine, vocabulary: int, device: torch.device) -> float:

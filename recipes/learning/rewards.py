@@ -1,4 +1,4 @@
-"""Rewards of the benchmark tasks beside this file; they judge answers to the questions of the `conciseness` task."""
+"""RewardFunctions of the benchmark tasks beside this file; they judge answers to the questions of the `conciseness` task."""
 
 import re
 from typing import Any

@@ -22,7 +22,7 @@ from estune.config import ESConfig
 from estune.errors import ConfigError, DataError
 from estune.monitor.callbacks import Callbacks
 from estune.monitor.console import Screen
-from estune.monitor.held_out import Held, evaluate
+from estune.monitor.held_out import HeldOut, evaluate
 from estune.monitor.metrics import (
     as_json,
     completion_metrics,
@@ -33,7 +33,7 @@ from estune.monitor.metrics import (
 )
 from estune.monitor.timeline import Timeline
 from estune.monitor.trackers import Trackers, check_trackers
-from estune.rewards.scoring import Rewards
+from estune.rewards.scoring import RewardFunctions
 from estune.run.data_fingerprint import digest
 from estune.run.distance import distance, travelled
 from estune.run.folder import RunFolder
@@ -91,7 +91,7 @@ class ESTrainer:
         callbacks: Sequence[Any] | None = None,
     ) -> None:
         self.args = args or ESConfig()
-        self.rewards = Rewards.of(resolve_rewards(reward_funcs), self.args)
+        self.rewards = RewardFunctions.of(resolve_rewards(reward_funcs), self.args)
         self.train_rows = (
             rows_of(train_dataset, "train_dataset") if train_dataset is not None else []
         )
@@ -128,11 +128,11 @@ class ESTrainer:
             )
         if not self.model.leads:
             self.model.workers.serve()
-            return TrainOutput(self.model.center.version, {})
+            return TrainOutput(self.model.theta.version, {})
         check_disk(
             self.folder.path, self.folder.needs(self.model), "the checkpoints and the snapshot of θ"
         )
-        with self.folder.held():
+        with self.folder.locked():
             if not resume:
                 self.folder.check_fresh(self.model.checkpoint.folder)
             self.screen.say(self.model.describe())
@@ -157,7 +157,7 @@ class ESTrainer:
         """
         return self.held_out().metrics
 
-    def held_out(self) -> Held:
+    def held_out(self) -> HeldOut:
         """`evaluate` with what was answered: the metrics, and one record a held-out row.
 
         Of processes that were launched together only the first gets them, the others nothing.
@@ -167,15 +167,15 @@ class ESTrainer:
         workers = self.model.workers
         if not self.model.leads:
             workers.serve()
-            return Held({}, [])
+            return HeldOut({}, [])
         try:
             return self._held_out()
         finally:
             self.rewards.close()
             workers.release()
 
-    def _held_out(self) -> Held:
-        model, version = self.model, self.model.center.version
+    def _held_out(self) -> HeldOut:
+        model, version = self.model, self.model.theta.version
         return evaluate(
             model.workers,
             self.rewards,
@@ -220,7 +220,7 @@ class ESTrainer:
         if (
             self._begun
         ):  # an earlier `train` of this trainer, which may have ended anywhere, moved θ
-            self.model.center.reset(self.model.checkpoint)
+            self.model.theta.reset(self.model.checkpoint)
         self._begun = True
         now = header(self.args, self.model, self.rewards.names, self._fingerprint)
         if not exists(self.folder.path):
@@ -257,7 +257,7 @@ class ESTrainer:
         config, step = self.args, journal.last + 1
         self.callbacks.state.global_step = step - 1
         self.callbacks.call("on_step_begin")
-        plan = step_size.plan(config, step, journal.control, self.model.center.root_mean_square)
+        plan = step_size.plan(config, step, journal.control, self.model.theta.root_mean_square)
         seeds = strategy.ask(config, step)
         rows = [self.train_rows[i] for i in self._batch(journal)]
         best_of = config.population_size if self._shows(step) else 0
@@ -378,7 +378,7 @@ class ESTrainer:
     def _vouch(self) -> str:
         """θ's digest, which every replica has."""
         with self._timeline.span("digest"):
-            digest = self.model.center.digest()
+            digest = self.model.theta.digest()
             self.model.workers.verify(digest)
         return digest
 
@@ -462,8 +462,8 @@ class ESTrainer:
         self._show_result(step)
         best = best_step(self.args, self._logged, step)
         if self.args.load_best_model_at_end and best is not None and best != step:
-            self.model.center.reset(self.model.checkpoint)
-            list(journal.replay(self.model.center, best))
+            self.model.theta.reset(self.model.checkpoint)
+            list(journal.replay(self.model.theta, best))
             self.screen.say(f"θ is that of the best checkpoint, step {best}")
         last = self._logged.get(
             step, {}

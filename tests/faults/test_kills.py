@@ -304,12 +304,12 @@ def test_members_that_compute_nan_are_left_out_and_counted(tiny, rows, tmp_path,
         dtype="float32",
     )
     trainer = ESTrainer(str(tiny), lambda completions: [1.0] * len(completions), args, rows[:2])
-    before = {name: tensor.clone() for name, tensor in trainer.model.center.theta.items()}
+    before = {name: tensor.clone() for name, tensor in trainer.model.theta.tensors.items()}
     output = trainer.train()
     assert output.metrics["es/members_not_finite"] == 4
     assert output.metrics["reward"] is None
     assert all(
-        np.array_equal(before[name], tensor) for name, tensor in trainer.model.center.theta.items()
+        np.array_equal(before[name], tensor) for name, tensor in trainer.model.theta.tensors.items()
     )
     assert (
         "step 1: 4 members computed NaN or infinity and are left out; try a smaller sigma"

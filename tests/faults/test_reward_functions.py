@@ -16,8 +16,8 @@ import pytest
 
 from estune.common.types import Completion
 from estune.errors import RewardError
-from estune.rewards.pool import Limits
-from estune.rewards.scoring import Rewards
+from estune.rewards.pool import RewardLimits
+from estune.rewards.scoring import RewardFunctions
 
 ROWS = [{"prompt": f"p{i}", "mark": str(i)} for i in range(4)]
 ANSWERS = [Completion(text, [1], False) for text in ("fine", "guilty", "fine", "fine")]
@@ -25,14 +25,14 @@ ANSWERS = [Completion(text, [1], False) for text in ("fine", "guilty", "fine", "
 
 @pytest.fixture
 def rewards():
-    """Makes `Rewards` of one function; whatever they started is gone after the test."""
+    """Makes `RewardFunctions` of one function; whatever they started is gone after the test."""
     made = []
 
     def make(function, **settings):
         limits = {"timeout": 5.0, "memory": 1.0} | {
-            key: settings.pop(key) for key in list(settings) if key in Limits.__annotations__
+            key: settings.pop(key) for key in list(settings) if key in RewardLimits.__annotations__
         }
-        made.append(Rewards([function], None, Limits(**limits), **settings))
+        made.append(RewardFunctions([function], None, RewardLimits(**limits), **settings))
         return made[-1]
 
     yield make
@@ -332,13 +332,13 @@ def test_threads_that_are_left_behind_do_not_pile_up(rewards):
 def test_scorers_end_when_the_process_that_started_them_is_killed(tmp_path):
     program = """
 import os, sys, time
-from estune.rewards.scoring import Rewards
+from estune.rewards.scoring import RewardFunctions
 from estune.common.types import Completion
 def judge(completions):
     open(sys.argv[1] if len(sys.argv) > 1 else path, "w").write(str(os.getpid()))
     time.sleep(1e6)
 path = sys.argv[1]
-Rewards([judge]).score([{"prompt": ""}], [Completion("", [1], False)])
+RewardFunctions([judge]).score([{"prompt": ""}], [Completion("", [1], False)])
 """
     path = tmp_path / "pid"
     parent = subprocess.Popen([sys.executable, "-c", program, str(path)])

@@ -41,9 +41,9 @@ def test_a_function_of_a_script_without_a_main_guard_is_called_in_another_proces
     script = tmp_path / "script.py"
     script.write_text(
         "import os\nprint('script')\n"
-        "from estune.rewards.scoring import Rewards\nfrom estune.common.types import Completion\n"
+        "from estune.rewards.scoring import RewardFunctions\nfrom estune.common.types import Completion\n"
         "def judge(completions):\n    return [os.getpid()] * len(completions)\n"
-        "total = Rewards([judge]).score([{'prompt': ''}], [Completion('', [1], False)]).total\n"
+        "total = RewardFunctions([judge]).score([{'prompt': ''}], [Completion('', [1], False)]).total\n"
         "print('elsewhere' if total[0] != os.getpid() else 'here')\n"
     )
     done = subprocess.run(

@@ -103,7 +103,7 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
 
 
 def _compare(options: argparse.Namespace, config: RunConfig, output: Path) -> int:
-    from estune.common.durable import held
+    from estune.common.durable import locked
     from estune.evaluation.compare import plots
     from estune.evaluation.compare.execute import claim, collect, do_all
 
@@ -114,7 +114,7 @@ def _compare(options: argparse.Namespace, config: RunConfig, output: Path) -> in
         print(without, flush=True)
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
-        with held(output, "output"):
+        with locked(output, "output"):
             claim(runs, output)
             do_all(runs, output, _say, lambda: _write(collect(runs, output), output))
     except KeyboardInterrupt:

@@ -80,9 +80,9 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
 
     model = Model(model_name, config, None, {})
     check_disk(output.parent, model.saved_bytes(), "the checkpoint", setting="output")
-    for _ in track(journal.replay(model.center, step), "replaying", total=step):
+    for _ in track(journal.replay(model.theta, step), "replaying", total=step):
         pass
-    digest = model.center.digest()
+    digest = model.theta.digest()
     model.write(output, Identity(run_digest(journal.header), step, digest))
     print(f"step {step} of {options.run} is in {output}; θ's digest is {digest}")
     return 0

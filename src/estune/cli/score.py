@@ -62,9 +62,9 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
 def _score(functions: list[Any], rows: list[dict[str, Any]], where: str) -> list[float | None]:
     from estune.common.types import Completion
     from estune.rewards.limits import overran_line
-    from estune.rewards.scoring import Rewards
+    from estune.rewards.scoring import RewardFunctions
 
-    rewards = Rewards(functions)
+    rewards = RewardFunctions(functions)
     rewards.check([name for name in rows[0] if name != "prompt"])
     answers = [
         Completion(_text(row["completion"], where, number), [], False)

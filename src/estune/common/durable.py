@@ -12,7 +12,7 @@ from estune.errors import ConfigError
 
 
 @contextmanager
-def held(folder: Path, setting: str) -> Iterator[None]:
+def locked(folder: Path, setting: str) -> Iterator[None]:
     """Hold `folder`, which `setting` gave, for this process; the system lets go of it however the process ends.
 
     Raises:

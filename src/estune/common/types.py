@@ -34,7 +34,7 @@ class Member:
     coefficients: tuple[float, ...] = ()  # one a seed, fp32 numbers
 
     @classmethod
-    def center(cls, noise: str, version: int) -> "Member":
+    def unperturbed(cls, noise: str, version: int) -> "Member":
         """The centre itself."""
         return cls(0, 1, 0.0, noise, version)
 

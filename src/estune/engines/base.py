@@ -10,16 +10,16 @@ import torch
 
 from estune.common.types import Completion, Member, Prompt, Sampling
 from estune.errors import EngineError
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 
 class Engine(Protocol):
     """What `workers/` needs of an engine."""
 
-    def load(self, center: Center, member: Member) -> None:
-        """Take the member's weights, `center.perturbed(member, …)`. Raises EngineError when one is not taken."""
+    def load(self, theta: Theta, member: Member) -> None:
+        """Take the member's weights, `theta.perturbed(member, …)`. Raises EngineError when one is not taken."""
 
-    def check(self, center: Center, member: Member) -> None:
+    def check(self, theta: Theta, member: Member) -> None:
         """Raises EngineError unless the engine holds exactly the member's weights; costs more than `load`."""
 
     def generate(
@@ -43,9 +43,9 @@ class Engine(Protocol):
         """Tokens that a prompt and its completion may have together."""
 
 
-def compare(center: Center, member: Member, read: Callable[[str], torch.Tensor]) -> None:
+def compare(theta: Theta, member: Member, read: Callable[[str], torch.Tensor]) -> None:
     """Raises EngineError unless `read(name)` gives the member's weights, for every name."""
-    for name, _, wanted in center.perturbed(member, lambda name: torch.empty_like(read(name))):
+    for name, _, wanted in theta.perturbed(member, lambda name: torch.empty_like(read(name))):
         if not torch.equal(read(name), wanted):
             whose = "the member's" if member.sigma or member.seeds else "the centre's"
             raise EngineError(

@@ -15,7 +15,7 @@ from estune.common.types import Completion, Member, Prompt, Sampling
 from estune.engines.base import compare
 from estune.engines.sampling import sample_seeds
 from estune.theta.checkpoint import Checkpoint
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 _WEIGHTS = 4096  # of each parameter, as many as are looked at
 
@@ -33,12 +33,12 @@ class FakeEngine:
     def read(self, name: str) -> torch.Tensor:
         return self._weights[name]
 
-    def load(self, center: Center, member: Member) -> None:
-        for _ in center.perturbed(member, self.read):
+    def load(self, theta: Theta, member: Member) -> None:
+        for _ in theta.perturbed(member, self.read):
             pass
 
-    def check(self, center: Center, member: Member) -> None:
-        compare(center, member, self.read)
+    def check(self, theta: Theta, member: Member) -> None:
+        compare(theta, member, self.read)
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(str(prompt)) for prompt in prompts]

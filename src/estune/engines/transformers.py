@@ -26,7 +26,7 @@ from estune.engines.stops import Stops
 from estune.engines.tokens import Tokenizer
 from estune.errors import EngineError, EstuneError, ModelError
 from estune.theta.light import transformers
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 logger = logging.getLogger(__name__)
 
@@ -91,19 +91,19 @@ class TransformersEngine:
         """The parameter `name`, a view of the model's own."""
         return self._parameters[name]
 
-    def load(self, center: Center, member: Member) -> None:
-        for _ in center.perturbed(member, self.read):  # written straight into the model
+    def load(self, theta: Theta, member: Member) -> None:
+        for _ in theta.perturbed(member, self.read):  # written straight into the model
             pass
 
-    def check(self, center: Center, member: Member) -> None:
+    def check(self, theta: Theta, member: Member) -> None:
         """Once also that the model can be asked again, and together with others; where not with others, it is asked alone.
 
         Raises:
             ModelError: what it answers depends on what it was asked before.
         """
-        compare(center, member, self.read)
+        compare(theta, member, self.read)
         if not self._proven:
-            self._check_answers(center, member)
+            self._check_answers(theta, member)
             self._proven = True
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
@@ -146,13 +146,13 @@ class TransformersEngine:
             completions.update(zip(batch, done, strict=True))
         return [completions[i] for i in range(len(order))]
 
-    def _check_answers(self, center: Center, member: Member) -> None:
+    def _check_answers(self, theta: Theta, member: Member) -> None:
         first, again = (
             self._probe(start_check.PROMPTS[:1])[0],
             self._probe(start_check.PROMPTS[:1])[0],
         )
         try:
-            compare(center, member, self.read)
+            compare(theta, member, self.read)
         except EngineError as error:
             raise ModelError(f"{_changing(self._model, 'its own weights')} ({error})") from error
         if apart := start_check.difference(first, again):

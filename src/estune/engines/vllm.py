@@ -27,13 +27,13 @@ from estune.engines.sampling import sample_seeds
 from estune.engines.start_check import PROMPTS, STEPS
 from estune.engines.tokens import Tokenizer
 from estune.engines.vllm_copies import Copies
-from estune.engines.vllm_direct import Places, responses
+from estune.engines.vllm_direct import DirectWriter, responses
 from estune.engines.vllm_environment import set_environment, unseen
 from estune.errors import ConfigError, EngineError, ModelError
 from estune.theta.checkpoint import Checkpoint, open_checkpoint
 from estune.theta.parameters import Layout
 from estune.theta.shared_memory import Address
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 logger = logging.getLogger(__name__)
 TESTED = ("0.32.0",)  # versions that the tests pass with
@@ -61,7 +61,7 @@ class VLLMEngine:
         self._checkpoint, self._aliases = checkpoint, layout.aliases
         self._tokenizer = Tokenizer(checkpoint.folder, config, tokenizer)
         self._ranks = config.vllm_tensor_parallel_size
-        self._attached: Address | Center | None = None
+        self._attached: Address | Theta | None = None
         self._proven = False
         self._llm = _built(checkpoint, config)
         with guarded(EngineError, f"vLLM {_version()} does not say what model it loaded"):
@@ -73,26 +73,26 @@ class VLLMEngine:
     def context_length(self) -> int:
         return self._context_length
 
-    def load(self, center: Center, member: Member) -> None:
-        self._attach(center)
+    def load(self, theta: Theta, member: Member) -> None:
+        self._attach(theta)
         self._everywhere("estune_load", vars(member))
         self._reset_cache()
 
-    def check(self, center: Center, member: Member) -> None:
+    def check(self, theta: Theta, member: Member) -> None:
         """Load other weights, then the member's again: everything must change, and change back; all must be taken.
 
         Once also that the model answers, and twice the same.
         """
-        self._attach(center)
+        self._attach(theta)
         taken: Counter[str] = Counter()
         for watched in self._everywhere("estune_check", vars(member)):
             for name, count in watched.items():
                 taken[name] += count
         self._reset_cache()
-        for name, theta in center.theta.items():
-            if taken[name] < theta.numel():
+        for name, values in theta.tensors.items():
+            if taken[name] < values.numel():
                 raise EngineError(
-                    f"vLLM took {taken[name]:,} of the {theta.numel():,} weights in {name}"
+                    f"vLLM took {taken[name]:,} of the {values.numel():,} weights in {name}"
                 )
         if not self._proven:
             self._check_answers()
@@ -208,15 +208,15 @@ class VLLMEngine:
                 "vLLM kept its prefix cache, which holds what other weights computed; a request is still running"
             )
 
-    def _attach(self, center: Center) -> None:
+    def _attach(self, theta: Theta) -> None:
         """Let each of the engine's processes map the centre. One on a device is in this process, and so is the engine then."""
-        if center.address is None and not center.on_device:
+        if theta.address is None and not theta.on_device:
             raise EngineError(
                 "the centre is not shared, so vLLM's processes cannot read it; load it with share=True"
             )
-        where = center.address or center
+        where = theta.address or theta
         if where != self._attached:
-            sent = where if isinstance(where, Center) else vars(where)
+            sent = where if isinstance(where, Theta) else vars(where)
             self._everywhere(
                 "estune_attach", sent, str(self._checkpoint.folder), self._aliases, self._ranks
             )
@@ -243,22 +243,20 @@ class Shard:
     vllm_config: Any
     device: torch.device
     _estune_all_finite = torch.tensor(True)  # ()
-    _estune_places: Places | None = (
+    _estune_places: DirectWriter | None = (
         None  # once it was proven that members can be written straight there
     )
 
     def estune_attach(
-        self, center: dict[str, Any] | Center, folder: str, aliases: dict[str, str], ranks: int
+        self, theta: dict[str, Any] | Theta, folder: str, aliases: dict[str, str], ranks: int
     ) -> None:
         """Map the centre. What ES does not tune is read from the files in `folder`."""
         threads = max(1, cores() // ranks)
-        self._estune_center = (
-            center
-            if isinstance(center, Center)
-            else Center.attach(Address(**center), threads=threads)
+        self._estune_theta = (
+            theta if isinstance(theta, Theta) else Theta.attach(Address(**theta), threads=threads)
         )
         checkpoint = open_checkpoint(Path(folder))
-        theta = self._estune_center.theta
+        theta = self._estune_theta.tensors
         frozen = [name for name in checkpoint.tensors if aliases.get(name, name) not in theta]
         self._estune_frozen = [(name, checkpoint.read(name)) for name in frozen]
         self._estune_dtypes: dict[str, torch.dtype] = {}
@@ -301,7 +299,7 @@ class Shard:
         from vllm.config import set_current_vllm_config
 
         with set_current_vllm_config(self.vllm_config), torch.inference_mode():
-            self._estune_places.load(self._estune_center, Member(**member), self._estune_frozen)
+            self._estune_places.load(self._estune_theta, Member(**member), self._estune_frozen)
 
     def estune_check(self, member: dict[str, Any]) -> dict[str, int]:
         """Load other weights, then the member. Returns how many weights of each parameter vLLM copied, and learns where and in
@@ -329,20 +327,22 @@ class Shard:
                     f"the engine does not hold {whose} weights in {name}; its layout differs from the files'"
                 )
         self._estune_dtypes = copies.dtypes
-        self._estune_try(Places.learn(copies, model, self._estune_center.theta), member, again)
+        self._estune_try(
+            DirectWriter.learn(copies, model, self._estune_theta.tensors), member, again
+        )
         give_back()
         if self._estune_places and self.device.type == "cpu":
             keep_freed()
         return dict(copies.taken)
 
     def _estune_try(
-        self, places: Places | None, member: dict[str, Any], wanted: dict[str, torch.Tensor]
+        self, places: DirectWriter | None, member: dict[str, Any], wanted: dict[str, torch.Tensor]
     ) -> None:
         """Write members straight to `places` from now on, if that turns other weights into the member's as reloading does."""
         if places is None:
             return
         self._estune_reload(
-            (name, tensor + (name in self._estune_center.theta))
+            (name, tensor + (name in self._estune_theta.tensors))
             for name, tensor in self._estune_weights(Member(**member))
         )
         self._estune_places = places
@@ -354,12 +354,12 @@ class Shard:
 
     def _estune_weights(self, member: Member) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self._estune_frozen
-        for name, _, tensor in self._estune_center.perturbed(member, self._estune_room):
+        for name, _, tensor in self._estune_theta.perturbed(member, self._estune_room):
             yield name, tensor
 
     def _estune_room(self, name: str) -> torch.Tensor:
         """Where a parameter is written, new each time: vLLM keeps it until all that is fused with it has come."""
-        theta, dtype = self._estune_center.theta[name], self._estune_dtypes.get(name)
+        theta, dtype = self._estune_theta.tensors[name], self._estune_dtypes.get(name)
         return torch.empty(
             theta.shape, dtype=dtype or torch.float32, device=self.device if dtype else None
         )  # fp32 may not fit there

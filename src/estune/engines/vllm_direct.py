@@ -16,7 +16,7 @@ import torch
 from estune.common.types import Member
 from estune.engines.vllm_copies import Copies, Copy, View
 from estune.errors import EngineError
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 _TOGETHER = (
     1 << 26
@@ -87,7 +87,7 @@ def _ramp(width: int) -> torch.Tensor:
     return torch.linspace(-1, 1, width) if width > 1 else torch.ones(1)
 
 
-class Places:
+class DirectWriter:
     """Writes members straight into a vLLM model; made by `learn`."""
 
     def __init__(self, copies: list[Copy], model: torch.nn.Module, tuned: set[str]) -> None:
@@ -103,7 +103,9 @@ class Places:
         self._heads, self._lookups = _over_the_vocabulary(model)
 
     @classmethod
-    def learn(cls, copies: Copies, model: torch.nn.Module, tuned: Iterable[str]) -> "Places | None":
+    def learn(
+        cls, copies: Copies, model: torch.nn.Module, tuned: Iterable[str]
+    ) -> "DirectWriter | None":
         """From a load of all weights that `copies` saw; None where it cannot be done or is not known to be right."""
         names = set(tuned)
         known = all(map(_known, model.modules())) and all(
@@ -115,7 +117,7 @@ class Places:
         return places if all(map(_stays, places._touched)) else None
 
     def load(
-        self, center: Center, member: Member, frozen: Iterable[tuple[str, torch.Tensor]]
+        self, theta: Theta, member: Member, frozen: Iterable[tuple[str, torch.Tensor]]
     ) -> None:
         """Take the member's weights; of `frozen`, which ES does not tune, what shares a packed layer with what it does.
 
@@ -132,7 +134,7 @@ class Places:
         direct: set[str] = set()
 
         def destination(name: str) -> torch.Tensor:
-            shape = center.theta[name].shape
+            shape = theta.tensors[name].shape
             place = self._straight(name, shape)
             if place is None:
                 copy, parameter = self._copies[name][0]
@@ -140,7 +142,7 @@ class Places:
             direct.add(name)
             return place
 
-        for name, _, tensor in center.perturbed(member, destination):
+        for name, _, tensor in theta.perturbed(member, destination):
             self._fill(name, tensor, written=name in direct)
         self._pack()
         for lookup in self._lookups:

@@ -20,9 +20,9 @@ from estune.engines.tokens import Tokenizer
 from estune.errors import ConfigError, RewardError
 from estune.evaluation.divergence import Divergence, Likelihood, estimate
 from estune.monitor.callbacks import Callbacks
-from estune.monitor.held_out import Held, evaluate
+from estune.monitor.held_out import HeldOut, evaluate
 from estune.rewards.limits import overran_line
-from estune.rewards.scoring import Rewards
+from estune.rewards.scoring import RewardFunctions
 from estune.run.model import Model
 from estune.tasks.reward_functions import resolve_rewards
 from estune.tasks.rows import Row, rows_of
@@ -38,7 +38,7 @@ class Exam:
     name: str
     config: RunConfig
     rows: list[Row]
-    rewards: Rewards
+    rewards: RewardFunctions
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Result:
 
     model: str
     exam: Exam
-    greedy: Held
-    drawn: Held | None
+    greedy: HeldOut
+    drawn: HeldOut | None
     samples: int
 
     @property
@@ -92,7 +92,7 @@ class Result:
 def exam(name: str, config: RunConfig, rows: Any, reward_funcs: Any) -> Exam:
     """An exam, checked as a trainer would. Raises InputError: the rows or the reward functions cannot work."""
     checked = rows_of(rows, name)
-    rewards = Rewards.of(resolve_rewards(reward_funcs), config)
+    rewards = RewardFunctions.of(resolve_rewards(reward_funcs), config)
     rewards.check([column for column in checked[0] if column != "prompt"])
     return Exam(name, config, checked, rewards)
 
@@ -180,7 +180,7 @@ def _together(source: str, exams: Sequence[Exam], sampling: Sampling | None) -> 
         return
     try:
         for one in exams:
-            about = workers, one.rewards, one.rows, one.config, model.center.version, state
+            about = workers, one.rewards, one.rows, one.config, model.theta.version, state
             drawn = evaluate(*about, sampling) if sampling else None
             greedy = evaluate(*about)
             _check_scored(source, one.name, [greedy, *([drawn] if drawn else [])])
@@ -191,7 +191,7 @@ def _together(source: str, exams: Sequence[Exam], sampling: Sampling | None) -> 
         workers.release()
 
 
-def _check_scored(model: str, exam: str, held: Sequence[Held]) -> None:
+def _check_scored(model: str, exam: str, held: Sequence[HeldOut]) -> None:
     """A function that fails at everything is a bug, and figures without it would tell of something else. Raises RewardError."""
     for one in held:
         for name, failures in one.failures.items():
@@ -209,7 +209,7 @@ def _built_from(one: Exam) -> RunConfig:
     )
 
 
-def _rewards(held: Held) -> NDArray[np.float64]:
+def _rewards(held: HeldOut) -> NDArray[np.float64]:
     return np.array(
         [np.nan if record["reward"] is None else record["reward"] for record in held.records],
         np.float64,

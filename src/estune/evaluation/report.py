@@ -14,7 +14,7 @@ from estune.evaluation import statistics
 from estune.evaluation.divergence import Divergence
 from estune.evaluation.models import Result
 from estune.evaluation.statistics import Estimate
-from estune.monitor.held_out import Held
+from estune.monitor.held_out import HeldOut
 from estune.monitor.metrics import Tally, as_json
 
 Table = tuple[Sequence[str], list[list[str]]]  # head, rows
@@ -57,7 +57,7 @@ def measures(result: Result, rules: Rules) -> dict[str, Estimate]:
     return found
 
 
-def shape(held: Held) -> dict[str, float]:
+def shape(held: HeldOut) -> dict[str, float]:
     """What the answers look like, so that a reward that is hacked shows: all are means or fractions over completions."""
     tally, count = Tally.of(held.completions), len(held.completions)
     characters = float(np.mean([len(completion.text) for completion in held.completions]))

@@ -123,7 +123,7 @@ class Screen:
         first: Mapping[str, Any],
         last: Mapping[str, Any],
     ) -> None:
-        """Held-out answers and figures, those of the base model beside those of the tuned one."""
+        """HeldOut-out answers and figures, those of the base model beside those of the tuned one."""
         pairs = list(zip(before, after, strict=False))
         self._texts(
             "held out",

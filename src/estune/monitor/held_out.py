@@ -19,12 +19,12 @@ from estune.monitor.metrics import (
     reward_metrics,
 )
 from estune.rewards.call import Failure
-from estune.rewards.scoring import Rewards, Row, Scores
+from estune.rewards.scoring import RewardFunctions, Row, Scores
 from estune.workers.base import Evaluator
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldOut:
     """An evaluation: `metrics` with the prefix eval_, and one record and one completion a held-out row, or n of each if drawn.
 
     failures: reward function's name → completion → what went wrong.
@@ -40,7 +40,7 @@ class Held:
 
 def evaluate(
     workers: Evaluator,
-    rewards: Rewards,
+    rewards: RewardFunctions,
     rows: Sequence[Row],
     config: ESConfig,
     version: int,
@@ -48,7 +48,7 @@ def evaluate(
     sampling: Sampling | None = None,
     *,
     first: bool = False,
-) -> Held:
+) -> HeldOut:
     """Let θ itself answer all of `rows`, greedily or as `sampling` says, and score it.
 
     Raises:
@@ -70,7 +70,7 @@ def evaluate(
     )
     own["runtime"] = time.perf_counter() - started
     metrics = own | logged_metrics([scores]) | own  # the run's own come first, and win
-    return Held(
+    return HeldOut(
         prefixed(as_json(metrics), "eval_"),
         records(rows, completions, scores),
         completions,
@@ -87,7 +87,7 @@ def answers(
     sampling: Sampling | None = None,
 ) -> list[Completion]:
     """What θ itself, the member with σ = 0, answers to `rows`: one each, or with `sampling` n of the first row, then of the next."""
-    member = Member.center(config.noise, version)
+    member = Member.unperturbed(config.noise, version)
     prompts = [row["prompt"] for row in rows]
     found = workers.evaluate(
         [member], prompts, max_completion_length=config.max_completion_length, sampling=sampling

@@ -62,7 +62,7 @@ class Timeline:
             self._write("generate", piece.worker, began, piece.ended)
 
     def scored(self, started: float) -> None:
-        """Rewards of a member that were asked for at a moment of perf_counter are there. Who waits for them says so by a span."""
+        """RewardFunctions of a member that were asked for at a moment of perf_counter are there. Who waits for them says so by a span."""
         ended = time.perf_counter()
         with self._lock:
             self._scored += 1

@@ -1,6 +1,6 @@
 """The noise on a CPU: ε is made in the cache and used at once, so that a member's weights cost one pass over θ.
 
-Kernels work on flat spans and release the GIL; `center.py` deals spans out to threads. Every element is computed by
+Kernels work on flat spans and release the GIL; `theta.py` deals spans out to threads. Every element is computed by
 itself, so neither the spans nor the number of threads can change a bit. Numba never contracts a product and a sum
 into a fused multiply-add unless fastmath is on, which it must not be here.
 

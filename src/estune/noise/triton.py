@@ -103,7 +103,7 @@ def _programs(start: int, size: int) -> tuple[int]:
 
 
 @triton.jit(do_not_specialize=["k0", "k1", "t0", "t1", "first"])  # type: ignore[untyped-decorator]
-def _perturb(
+def _perturb(  # type: ignore[no-untyped-def]
     theta,
     out,
     overflown,
@@ -117,7 +117,7 @@ def _perturb(
     size,
     SKIPPED: tl.constexpr,
     SIZE: tl.constexpr,
-):  # type: ignore[no-untyped-def]
+):
     """The span begins with element SKIPPED < 8 of the block `first`; each SKIPPED is compiled anew, but spans of a centre have 0."""
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE) - SKIPPED
     there = (at >= 0) & (at < size)
@@ -137,7 +137,7 @@ def _perturb(
 
 
 @triton.jit(do_not_specialize=["seeds", "t0", "t1", "first"])  # type: ignore[untyped-decorator]
-def _update(
+def _update(  # type: ignore[no-untyped-def]
     theta,
     table,
     factors,
@@ -149,7 +149,7 @@ def _update(
     size,
     SKIPPED: tl.constexpr,
     SIZE: tl.constexpr,
-):  # type: ignore[no-untyped-def]
+):
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE) - SKIPPED
     there = (at >= 0) & (at < size)
     delta = tl.zeros([SIZE], tl.float32)

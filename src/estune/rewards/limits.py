@@ -12,7 +12,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Grades(list[float]):
-    """Rewards, one per completion; `overran` counts those that met the grader's own time limit."""
+    """RewardFunctions, one per completion; `overran` counts those that met the grader's own time limit."""
 
     def __init__(self, grades: Iterable[float], overran: int = 0) -> None:
         super().__init__(grades)

@@ -37,7 +37,7 @@ _BY_VALUE = "<dynamic-code>"  # what cloudpickle has for a file
 
 
 @dataclass(frozen=True)
-class Limits:
+class RewardLimits:
     """What reward functions may take. workers: scorers, 0 to call all functions in this process; timeout: seconds a call;
     memory: GiB a scorer, None for a quarter of the machine's; concurrency: calls of an async function at a time."""
 
@@ -67,7 +67,7 @@ class Pool:
     """Calls `functions`, known by their index, under `limits`."""
 
     def __init__(
-        self, functions: Sequence[Callable[..., Any]], names: Sequence[str], limits: Limits
+        self, functions: Sequence[Callable[..., Any]], names: Sequence[str], limits: RewardLimits
     ) -> None:
         self._functions, self._names, self._limits = functions, names, limits
         self._portable: dict[int, bytes] = {}
@@ -240,7 +240,7 @@ def _is_async(function: Any) -> bool:
         function = inner  # of a partial, a mixture's task, a decorator
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)
-    )  # noqa: B004
+    )
 
 
 def _first(answer: Answer, column: str) -> Any:

@@ -30,7 +30,7 @@ from estune.rewards.functions import (
     reward_name,
 )
 from estune.rewards.limits import own_limit
-from estune.rewards.pool import Limits, Outcome, Pool
+from estune.rewards.pool import Outcome, Pool, RewardLimits
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Pending:
     """A member's completions on their way through the reward functions."""
 
     outcomes: "list[Future[Outcome]]"
-    rewards: "Rewards"
+    rewards: "RewardFunctions"
     strict: bool  # whether a failure is raised
 
     def done(self) -> bool:
@@ -111,7 +111,7 @@ class Pending:
         )
 
 
-class Rewards:
+class RewardFunctions:
     """Reward functions with their weights.
 
     Args:
@@ -129,7 +129,7 @@ class Rewards:
         self,
         functions: Sequence[RewardFunc],
         weights: Sequence[float] | None = None,
-        limits: Limits | None = None,
+        limits: RewardLimits | None = None,
         on_error: OnError = "lowest",
     ) -> None:
         if weights is not None and len(weights) != len(functions):
@@ -140,12 +140,12 @@ class Rewards:
         self.weights = list(weights) if weights is not None else [1.0] * len(functions)
         self.names = _unlike([reward_name(function) for function in functions])
         self._on_error = on_error
-        self._pool = Pool(self.functions, self.names, limits or Limits())
+        self._pool = Pool(self.functions, self.names, limits or RewardLimits())
 
     @classmethod
-    def of(cls, functions: Sequence[RewardFunc], config: ESConfig) -> "Rewards":
+    def of(cls, functions: Sequence[RewardFunc], config: ESConfig) -> "RewardFunctions":
         """`functions` with the weights and limits of `config`. Raises ConfigError."""
-        limits = Limits(
+        limits = RewardLimits(
             config.reward_workers,
             config.reward_timeout,
             config.reward_memory,

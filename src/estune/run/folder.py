@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from estune.common.anchor import Anchor
-from estune.common.durable import held, remove_folder, sync, write_text
+from estune.common.durable import locked, remove_folder, sync, write_text
 from estune.common.visible import one_line
 from estune.config import ESConfig
 from estune.errors import ConfigError, JournalError
@@ -46,13 +46,13 @@ class RunFolder:
         self._models: set[Path] = set()  # folders that models were saved to
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Keep the folder for this process, and notice from then on when it is renamed, deleted or replaced.
 
         Raises:
             ConfigError: another process has it.
         """
-        with held(self.path, "output_dir"):
+        with locked(self.path, "output_dir"):
             self._anchor, self._journal = Anchor(self.path), None
             yield
 
@@ -152,7 +152,7 @@ class RunFolder:
             assert identity is not None
             if snapshot_identity(self._snapshot(step)) != identity:
                 self._snapshot(step).parent.mkdir(exist_ok=True)
-                model.center.save(self._snapshot(step), identity)
+                model.theta.save(self._snapshot(step), identity)
             for other in self._snapshots():
                 if other != step:
                     self._snapshot(other).unlink()
@@ -184,9 +184,9 @@ class RunFolder:
         """Which θ the model has now; None where no run was begun yet."""
         if self._journal is None:
             return None
-        version = model.center.version
+        version = model.theta.version
         known = self._journal.digest(version) if version <= self._journal.last else None
-        return Identity(run_digest(self._journal.header), version, known or model.center.digest())
+        return Identity(run_digest(self._journal.header), version, known or model.theta.digest())
 
     def doubtful(self, best: int | None) -> list[int]:
         """Of the newest checkpoint and the best: the steps at which they are not known to be what the journal says."""
@@ -224,21 +224,21 @@ class RunFolder:
         Damaged snapshots are passed over.
         """
         assert self._journal is not None
-        here = model.center.version
+        here = model.theta.version
         for step in reversed([step for step in self._snapshots() if step <= until]):
             if step <= here <= until:
                 return
             if self._journal.digest(step) is None:
                 continue
             try:
-                model.center.restore(self._snapshot(step))
-                return self._journal.check(model.center)
+                model.theta.restore(self._snapshot(step))
+                return self._journal.check(model.theta)
             except JournalError as error:
                 logger.warning("%s; going back to an earlier state", error)
                 self._snapshot(step).unlink()
                 here = -1
         if not 0 <= here <= until:
-            model.center.reset(model.checkpoint)
+            model.theta.reset(model.checkpoint)
 
     def write_completions(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Keep what an evaluation answered, one JSON a line."""

@@ -21,14 +21,14 @@ from estune.common.resources import amount, check_memory
 from estune.common.types import Prompt
 from estune.config import ESConfig, RunConfig
 from estune.errors import ConfigError, ModelError
-from estune.run.placement import Place, place
+from estune.run.placement import Placement, place
 from estune.theta.checkpoint import Checkpoint, open_checkpoint, resolve
 from estune.theta.companions import INDEX, companions, copy_companions
 from estune.theta.identity import Identity, seal
 from estune.theta.parameters import Layout, layout
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 from estune.workers.base import Workers
-from estune.workers.model_source import Source
+from estune.workers.model_source import ModelSource
 from estune.workers.ranks import ranks_for
 
 logger = logging.getLogger(__name__)
@@ -64,11 +64,11 @@ class Model:
         self._config = config
         self._tokenizer = tokenizer
         self._prompts = prompts
-        self.place: Place = place(config, self.theta_bytes(), self._gpu_bytes)
+        self.place: Placement = place(config, self.theta_bytes(), self._gpu_bytes)
         self._check_room()
 
     @cached_property
-    def center(self) -> Center:
+    def theta(self) -> Theta:
         """θ, at θ₀ when first asked for."""
         from estune.engines.device import engine_device
 
@@ -78,18 +78,18 @@ class Model:
         )  # from memory in one piece, which can be page-locked
         share = self.place.device == "cpu" and (read_elsewhere or streamed)
         load = partial(
-            Center.load, self.checkpoint, self.tuned, device=self.place.device, share=share
+            Theta.load, self.checkpoint, self.tuned, device=self.place.device, share=share
         )
-        return self._ranks.center(load) if self._ranks else load()
+        return self._ranks.theta(load) if self._ranks else load()
 
     @cached_property
     def workers(self) -> Workers:
         """Who evaluates; must first be asked for while θ is at θ₀, which is compared with what the engines loaded."""
         revision = self._config.model_revision if isinstance(self._config, RunConfig) else None
-        source = Source(
+        source = ModelSource(
             self.name, revision, self.checkpoint, self.layout, self.tuned, self._tokenizer
         )
-        return workers.build(self.center, source, self._config, self._prompts, self._ranks)
+        return workers.build(self.theta, source, self._config, self._prompts, self._ranks)
 
     def saved_bytes(self) -> int:
         """Bytes of one checkpoint."""
@@ -127,7 +127,7 @@ class Model:
 
         def value(name: str) -> torch.Tensor:
             kept = self.layout.aliases.get(name, name)
-            theta = self.center.theta.get(kept)
+            theta = self.theta.tensors.get(kept)
             if theta is None:
                 return self.checkpoint.read(kept)
             return (

@@ -22,14 +22,14 @@ _VLLM_PART = 0.92  # of a GPU's memory, which vLLM takes when nothing else is as
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """torch's name of a device, `cpu` for host memory; and the reason, as a line, where there is something to say."""
 
     device: str
     why: str = ""
 
 
-def place(config: ESConfig, theta: int, engine: Callable[[], int]) -> Place:
+def place(config: ESConfig, theta: int, engine: Callable[[], int]) -> Placement:
     """Where θ, of so many bytes, goes; `engine()` is what transformers takes of a GPU.
 
     Raises:
@@ -38,13 +38,13 @@ def place(config: ESConfig, theta: int, engine: Callable[[], int]) -> Place:
     """
     wanted, device = config.center_device, engine_device(config)
     if wanted == "cpu":
-        return Place("cpu", "θ is in host memory, as center_device says")
+        return Placement("cpu", "θ is in host memory, as center_device says")
     if obstacle := _obstacle(config, device):
         if wanted == "cuda":
             raise ConfigError(
                 f"center_device: θ cannot be on a GPU, because {obstacle}; choose auto or cpu"
             )
-        return Place(
+        return Placement(
             "cpu", f"θ is in host memory, because {obstacle}" if torch.cuda.is_available() else ""
         )
     free, total = torch.cuda.mem_get_info(device)
@@ -57,19 +57,19 @@ def place(config: ESConfig, theta: int, engine: Callable[[], int]) -> Place:
     )
 
 
-def choose(wanted: str, theta: int, engine: int, free: int, device: str) -> Place:
+def choose(wanted: str, theta: int, engine: int, free: int, device: str) -> Placement:
     """Whether θ goes to the device, which has `free` bytes, of which the engine will take some. Raises ResourceError."""
     needs = (
         f"{amount(theta)} beside {amount(engine)} for the engine and {amount(RESERVE)} in reserve"
     )
     if theta + engine + RESERVE <= free:
-        return Place(device, f"θ is on {device}, which has {amount(free)} free: {needs}")
+        return Placement(device, f"θ is on {device}, which has {amount(free)} free: {needs}")
     short = f"{device} has {amount(free)} free, not {needs}"
     if wanted == "cuda":
         raise ResourceError(
             f"center_device: θ does not fit: {short}; choose auto or cpu, or let the engine take less"
         )
-    return Place("cpu", f"θ is in host memory, because {short}")
+    return Placement("cpu", f"θ is in host memory, because {short}")
 
 
 def vllm_takes(config: ESConfig, total: int) -> int:

@@ -20,7 +20,7 @@ from estune.theta.journal import FORMAT, Header, Journal
 def header(config: ESConfig, model: Model, rewards: list[str], data: str) -> Header:
     """The journal's first line for a run; `data` is the fingerprint of the training rows."""
     settings = without_tokens(vars(config)) | {"reward_functions": rewards, "train_data": data}
-    return Header(FORMAT, model.name, model.center.digest(), settings, run=secrets.token_hex(16))
+    return Header(FORMAT, model.name, model.theta.digest(), settings, run=secrets.token_hex(16))
 
 
 def as_recorded(now: Header, before: Header, rows: Rows) -> Header:
@@ -83,12 +83,12 @@ def restore(
     logged = {record["step"]: record for record in folder.measured.read()}
     for step in folder.doubtful(best_step(config, logged, journal.last)):
         folder.bring_near(model, step)
-        for _ in journal.replay(model.center, step):
+        for _ in journal.replay(model.theta, step):
             pass
         folder.save_checkpoint(step, model, trainer_state(config, logged, step))
     folder.bring_near(model, journal.last)
-    say(f"resuming {folder.path} after step {journal.last}, from θ of step {model.center.version}")
-    for step in journal.replay(model.center, journal.last):
+    say(f"resuming {folder.path} after step {journal.last}, from θ of step {model.theta.version}")
+    for step in journal.replay(model.theta, journal.last):
         say(f"replayed step {step} of {journal.last}")
 
 

@@ -12,7 +12,7 @@ from estune.monitor.held_out import records
 from estune.monitor.metrics import Tally
 from estune.monitor.timeline import Timeline
 from estune.rewards.call import Failure
-from estune.rewards.scoring import Pending, Rewards, Row, Scores
+from estune.rewards.scoring import Pending, RewardFunctions, Row, Scores
 from estune.workers.base import Evaluation
 
 _MANY = 256  # members whose completions may wait for their rewards before engines have to wait too
@@ -49,7 +49,13 @@ class Population:
     """Members of one step, which answer `rows`. `best` are the answers of the best one so far of the first `best_of`."""
 
     def __init__(
-        self, rewards: Rewards, rows: Sequence[Row], state: Any, timeline: Timeline, *, best_of: int
+        self,
+        rewards: RewardFunctions,
+        rows: Sequence[Row],
+        state: Any,
+        timeline: Timeline,
+        *,
+        best_of: int,
     ) -> None:
         self._rewards, self._rows, self._state, self._best_of = rewards, rows, state, best_of
         self._timeline = timeline

@@ -15,7 +15,7 @@ from estune.config import ESConfig
 from estune.strategy import step_size
 from estune.strategy.fitness import Fitness, fitness_of
 from estune.strategy.population import Scored
-from estune.strategy.step_size import Control, Plan, Rewards, Told, Totals
+from estune.strategy.step_size import Control, Plan, PromptRewards, Told, Totals
 
 logger = logging.getLogger(__name__)
 _LARGEST = float(np.finfo(np.float32).max) / 8  # Σ|cₙ| of an update: no ε is larger than 8
@@ -39,7 +39,7 @@ class Found:
     fitness: Fitness  # (N,)
     coefficients: list[float]
     control: Control | None = None
-    center: Rewards | None = None
+    center: PromptRewards | None = None
 
     def record(self, *, same_prompts: bool) -> dict[str, Any] | None:
         """What of it the journal keeps for the next step, which may ask the same prompts."""
@@ -71,14 +71,16 @@ def search(
     step: int,
     plan: Plan,
     seeds: list[int],
-    center: Rewards | None,
+    center: PromptRewards | None,
     evaluate: Evaluate,
 ) -> Found:
     """Evaluate the population of `step`, then find the update. `center` are θ's rewards (B,), where they are known already."""
     members = strategy.members(config, step, seeds, plan.sigma)
     auto = config.learning_rate == "auto"
     ask_center = auto and center is None
-    scored = evaluate(members + ([Member.center(config.noise, step - 1)] if ask_center else []))
+    scored = evaluate(
+        members + ([Member.unperturbed(config.noise, step - 1)] if ask_center else [])
+    )
     count, first = len(members), len(scored)
     population = scored[:count]
     totals = np.stack([one.scores.total for one in population])
@@ -91,7 +93,7 @@ def search(
     unit = strategy.tell(config, fitness, alpha=1.0)
     told = Told(totals, unit, center, sum(member.finite for member in population))
     tried: list[float] = []
-    candidates: list[Rewards] = []
+    candidates: list[PromptRewards] = []
     while (size := step_size.next_size(plan, *_sizes(told, tried, candidates))) is not None:
         scored = evaluate(
             [
@@ -120,8 +122,8 @@ def search(
 
 
 def _sizes(
-    told: Told, tried: list[float], candidates: list[Rewards]
-) -> tuple[Told, list[float], list[Rewards]]:
+    told: Told, tried: list[float], candidates: list[PromptRewards]
+) -> tuple[Told, list[float], list[PromptRewards]]:
     smaller, compared, _ = step_size.comparable(told, candidates)
     return smaller, tried, compared
 

@@ -34,7 +34,7 @@ from estune.errors import ConfigError
 from estune.strategy import schedules
 
 Totals = NDArray[np.float64]  # (N, B), NaN where a completion has no reward
-Rewards = NDArray[np.float64]  # (B,)
+PromptRewards = NDArray[np.float64]  # (B,)
 
 _REACH = 0.04  # of the weights' root mean square, by which an update may displace a weight
 _LEAST = 0.5  # α/σ of the size that is tried first, at least: the paper's
@@ -75,11 +75,11 @@ class Told:
 
     totals: Totals
     unit: list[float]
-    center: Rewards
+    center: PromptRewards
     finite: int
 
     @cached_property
-    def fitness(self) -> Rewards:
+    def fitness(self) -> PromptRewards:
         """The mean reward of each member (N,), NaN for one without any."""
         return np.array([_mean(row) for row in self.totals])
 
@@ -122,7 +122,9 @@ class Control:
         return 0.0 if not self.alpha else (self.gains[self.tried.index(self.alpha)] or 0.0)
 
 
-def comparable(told: Told, candidates: Sequence[Rewards]) -> tuple[Told, list[Rewards], int]:
+def comparable(
+    told: Told, candidates: Sequence[PromptRewards]
+) -> tuple[Told, list[PromptRewards], int]:
     """The same rewards ÷ 2**power, and the power, so that their differences and squares are doubles too; 0 for ordinary ones."""
     power = exponent(told.totals, told.center, *candidates)
     smaller = (
@@ -166,7 +168,7 @@ def plan(
 
 
 def next_size(
-    now: Plan, told: Told, tried: Sequence[float], candidates: Sequence[Rewards]
+    now: Plan, told: Told, tried: Sequence[float], candidates: Sequence[PromptRewards]
 ) -> float | None:
     """The size α to try next, the expected one first; None when enough is known, or nothing can be.
 
@@ -190,7 +192,7 @@ def next_size(
     return larger if _mean(changes) > _GOOD * promised and larger > _OTHER * tried[0] else None
 
 
-def best(center: Rewards, candidates: Sequence[Rewards]) -> int | None:
+def best(center: PromptRewards, candidates: Sequence[PromptRewards]) -> int | None:
     """Which candidate to make, None where every one loses more than chance explains.
 
     That is the first, of the expected size, unless it loses or another is better by half a standard error: so where
@@ -218,7 +220,7 @@ def learned(
     now: Plan,
     told: Told,
     tried: Sequence[float],
-    candidates: Sequence[Rewards],
+    candidates: Sequence[PromptRewards],
     taken: int | None,
 ) -> Control:
     """What a step found out; the arguments are those of `next_size`, and `taken` as `best` tells it."""
@@ -236,7 +238,7 @@ def learned(
     )
 
 
-def recorded(control: Control, center: Rewards | None) -> dict[str, Any]:
+def recorded(control: Control, center: PromptRewards | None) -> dict[str, Any]:
     """The control as the journal has it; `center` are the rewards of the centre, where the next step asks the same prompts."""
     values = (
         None
@@ -250,8 +252,8 @@ def recorded(control: Control, center: Rewards | None) -> dict[str, Any]:
     }
 
 
-def known_center(before: dict[str, Any] | None) -> Rewards | None:
-    """Rewards (B,) of the centre, as the step before left them; None where it has to be asked."""
+def known_center(before: dict[str, Any] | None) -> PromptRewards | None:
+    """PromptRewards (B,) of the centre, as the step before left them; None where it has to be asked."""
     values = (before or {}).get("center") or []
     known = any(value is not None for value in values)
     return np.array([math.nan if value is None else value for value in values]) if known else None
@@ -269,17 +271,17 @@ def _expected(now: Plan, told: Told) -> float:
     return max(alpha, now.sigma * _LEAST)
 
 
-def _mean(rewards: Rewards) -> float:
+def _mean(rewards: PromptRewards) -> float:
     there = _present(rewards)
     return exact_mean(there)
 
 
-def _present(rewards: Rewards) -> Rewards:
-    present: Rewards = rewards[~np.isnan(rewards)]
+def _present(rewards: PromptRewards) -> PromptRewards:
+    present: PromptRewards = rewards[~np.isnan(rewards)]
     return present
 
 
-def _score(differences: Rewards) -> float:
+def _score(differences: PromptRewards) -> float:
     """The mean of differences on prompts (B,) in its standard errors; ±∞ where all are alike, −∞ where there are none."""
     there = _present(differences)
     mean = _mean(there)

@@ -60,7 +60,7 @@ def _is_right(completion: str, right: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Source:
+class MathDataset:
     """Where a split lies on the hub."""
 
     hub: str
@@ -68,7 +68,7 @@ class Source:
     split: str
 
 
-_MATH_TRAIN = Source(
+_MATH_TRAIN = MathDataset(
     "nlile/hendrycks-MATH-benchmark", None, "train"
 )  # the 12,000 problems that are not in MATH-500
 
@@ -118,7 +118,7 @@ def answer_text(answer: Any) -> str:
     return str(answer).rpartition("####")[2].strip()
 
 
-def _rows(name: str, source: Source, hard: bool, count: int | None) -> list[Row]:
+def _rows(name: str, source: MathDataset, hard: bool, count: int | None) -> list[Row]:
     rows = hub_rows(name, source.hub, source.split, source.config, problem_rows)
     return first_rows(
         [row for row in rows if not hard or _level(row) >= HARD],
@@ -132,7 +132,7 @@ def _level(row: Row) -> int:
     return int(found[0]) if found else HARD
 
 
-def _task(name: str, summary: str, test: Source, train: Source = _MATH_TRAIN) -> Task:
+def _task(name: str, summary: str, test: MathDataset, train: MathDataset = _MATH_TRAIN) -> Task:
     return Task(
         name=name,
         summary=summary,
@@ -150,37 +150,37 @@ MATH_TASKS = (
     _task(
         "gsm8k",
         "word problems of grade school",
-        Source(_GSM8K, "main", "test"),
-        Source(_GSM8K, "main", "train"),
+        MathDataset(_GSM8K, "main", "test"),
+        MathDataset(_GSM8K, "main", "train"),
     ),
     _task(
         "math",
         "MATH: competition problems, levels 3 to 5 to learn from",
-        Source(_MATH_TRAIN.hub, None, "test"),
+        MathDataset(_MATH_TRAIN.hub, None, "test"),
     ),
     _task(
         "math500",
         "500 problems of MATH, all levels; learns from math",
-        Source("HuggingFaceH4/MATH-500", None, "test"),
+        MathDataset("HuggingFaceH4/MATH-500", None, "test"),
     ),
     _task(
         "minerva",
         "272 problems of university courses; learns from math",
-        Source("math-ai/minervamath", None, "test"),
+        MathDataset("math-ai/minervamath", None, "test"),
     ),
     _task(
         "olympiadbench",
         "674 problems of olympiads, in English, text alone; learns from math",
-        Source("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train"),
+        MathDataset("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train"),
     ),
     _task(
         "amc",
         "40 problems of the AMC 2023; learns from math",
-        Source("math-ai/amc23", None, "test"),
+        MathDataset("math-ai/amc23", None, "test"),
     ),
     _task(
         "aime",
         "30 problems of the AIME 2024; learns from math",
-        Source("HuggingFaceH4/aime_2024", None, "train"),
+        MathDataset("HuggingFaceH4/aime_2024", None, "train"),
     ),
 )

@@ -16,7 +16,7 @@ from estune.common.anchor import Anchor
 from estune.common.durable import sync
 from estune.errors import JournalError, LostFolderError
 from estune.theta.records import FILE, FORMAT, Header, Step, header_line, read, step_line, whole
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 __all__ = ["FORMAT", "Header", "Journal", "Step", "exists"]
 
@@ -105,7 +105,7 @@ class Journal:
                 f"{self.path}: was changed by somebody else while the run wrote there; it stops here"
             )
 
-    def replay(self, center: Center, until: int) -> Iterator[int]:
+    def replay(self, theta: Theta, until: int) -> Iterator[int]:
         """Apply the steps after θ's version up to `until`, yielding each one's number; digests on the way are checked.
 
         Raises:
@@ -115,30 +115,30 @@ class Journal:
             raise JournalError(
                 f"{self.path}: has {self.last} steps, so step {until} cannot be replayed"
             )
-        self.check(center)
-        for step in self.steps[center.version : until]:
-            center.update(
+        self.check(theta)
+        for step in self.steps[theta.version : until]:
+            theta.update(
                 step.seeds,
                 step.coefficients,
                 noise=step.noise,
                 version=step.step - 1,
                 decay=step.decay or 0.0,
             )
-            self.check(center)
+            self.check(theta)
             yield step.step
 
-    def check(self, center: Center) -> None:
+    def check(self, theta: Theta) -> None:
         """Compare θ's digest with the one that the journal has for its version, if it has one; raises JournalError."""
-        if not 0 <= center.version <= self.last:
+        if not 0 <= theta.version <= self.last:
             raise JournalError(
-                f"{self.path}: has {self.last} steps, but θ is said to be at step {center.version}"
+                f"{self.path}: has {self.last} steps, but θ is said to be at step {theta.version}"
             )
-        wanted = self.digest(center.version)
-        if wanted and center.digest() != wanted:
+        wanted = self.digest(theta.version)
+        if wanted and theta.digest() != wanted:
             whose = (
                 "the base model is not the one that"
-                if center.version == 0
-                else f"θ at step {center.version} is not what"
+                if theta.version == 0
+                else f"θ at step {theta.version} is not what"
             )
             raise JournalError(f"{self.path}: {whose} this run had (digest {wanted})")
 

@@ -64,7 +64,7 @@ class _Batch:
     jobs: list[list[_Span]]
 
 
-class Center:
+class Theta:
     """θ of the tuned parameters, name → fp32 tensor, and the operations on it.
 
     `version` counts the updates that were applied; an update says which version it starts from. In shared memory
@@ -82,19 +82,19 @@ class Center:
         shared: Shared | None = None,
         base: Checkpoint | None = None,
     ) -> None:
-        self.theta = dict(theta)
+        self.tensors = dict(theta)
         self._base = base
         self._shared = shared
         self._state = (
             shared.state if shared else torch.zeros(1, dtype=torch.int64)
         )  # 2·version, and 1 more while θ is written
-        self._device = next((theta.device for theta in self.theta.values()), torch.device("cpu"))
+        self._device = next((theta.device for theta in self.tensors.values()), torch.device("cpu"))
         self.on_device = kernels.on_device(self._device.type) is not None
-        self._batches = _batches(self.theta, _DEVICE_JOB if self.on_device else _JOB)
+        self._batches = _batches(self.tensors, _DEVICE_JOB if self.on_device else _JOB)
         self._staging: dict[torch.device, Staging] = {}
         threads = threads or cores()
         self._ahead = _DEVICE_AHEAD if self.on_device else min(_AHEAD, 2 * threads * _JOB)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="estune-center")
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="estune-theta")
         if version:
             self._wrote(version)
 
@@ -106,7 +106,7 @@ class Center:
         *,
         device: str = "cpu",
         share: bool = False,
-    ) -> "Center":
+    ) -> "Theta":
         """θ₀: the checkpoint's values of `names`, widened to fp32; with `share`, in memory that others may attach to.
 
         Raises:
@@ -114,17 +114,17 @@ class Center:
         """
         shapes = {name: checkpoint.tensors[name].shape for name in names}
         shared = Shared(shapes) if share else None
-        theta = (
+        tensors = (
             shared.tensors
             if shared
             else {name: torch.empty(shape, device=device) for name, shape in shapes.items()}
         )
-        center = cls(theta, shared=shared, base=checkpoint)
-        center.reset(checkpoint)
-        return center
+        loaded = cls(tensors, shared=shared, base=checkpoint)
+        loaded.reset(checkpoint)
+        return loaded
 
     @classmethod
-    def attach(cls, address: Address, *, threads: int | None = None) -> "Center":
+    def attach(cls, address: Address, *, threads: int | None = None) -> "Theta":
         """θ of another process on this machine, to be read. Raises EngineError when it is not there."""
         shared = Shared.attach(address)
         return cls(shared.tensors, threads=threads, shared=shared)
@@ -151,7 +151,7 @@ class Center:
     def reset(self, checkpoint: Checkpoint) -> None:
         """Go back to θ₀, in place."""
         self._writing()
-        for name, theta in self.theta.items():
+        for name, theta in self.tensors.items():
             theta.copy_(checkpoint.read(name))
             if not bool(torch.isfinite(theta).all()):
                 raise ModelError(
@@ -232,10 +232,10 @@ class Center:
 
     def digest(self) -> str:
         """BLAKE2b-128 over the parameters in sorted order: each its name, a zero byte, and its values' BLAKE2b-128."""
-        names = sorted(self.theta)
+        names = sorted(self.tensors)
         whole = hashlib.blake2b(digest_size=16)
         for name, digest in zip(
-            names, self._pool.map(lambda name: _digest(self.theta[name]), names), strict=True
+            names, self._pool.map(lambda name: _digest(self.tensors[name]), names), strict=True
         ):
             whole.update(name.encode() + b"\0" + digest)
         return whole.hexdigest()
@@ -243,7 +243,7 @@ class Center:
     def root_mean_square(self) -> float:
         """Of all weights of θ; its last digits depend on the number of threads."""
         parts = [
-            part for theta in self.theta.values() for part in torch.split(theta.view(-1), _JOB)
+            part for theta in self.tensors.values() for part in torch.split(theta.view(-1), _JOB)
         ]
         squares = self._pool.map(lambda theta: float(theta.double().square().sum()), parts)
         return math.sqrt(math.fsum(squares) / sum(theta.numel() for theta in parts))
@@ -254,7 +254,7 @@ class Center:
         with replaced_file(
             path
         ) as scratch:  # one key alone: safetensors writes several in an order that varies
-            save_file(self.theta, scratch, metadata={_IDENTITY: json.dumps(asdict(identity))})
+            save_file(self.tensors, scratch, metadata={_IDENTITY: json.dumps(asdict(identity))})
 
     def restore(self, path: Path) -> None:
         """Read θ and its version from a file that `save` wrote.
@@ -265,7 +265,7 @@ class Center:
         self._writing()
         try:
             with safe_open(path, "pt") as file:
-                for name, theta in self.theta.items():
+                for name, theta in self.tensors.items():
                     stored = file.get_tensor(name)
                     if (stored.dtype, stored.shape) != (theta.dtype, theta.shape):
                         raise ValueError(
@@ -279,7 +279,7 @@ class Center:
     def put(self, name: str, flat: slice, values: torch.Tensor) -> None:
         """Take part of another replica's θ; `became` follows the last part."""
         self._writing()
-        self.theta[name].view(-1)[flat] = values
+        self.tensors[name].view(-1)[flat] = values
 
     def became(self, version: int) -> None:
         """θ was put in whole, and is that of `version`."""

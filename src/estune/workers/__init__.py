@@ -6,16 +6,16 @@ from estune import engines
 from estune.common.types import Prompt
 from estune.config import ESConfig
 from estune.errors import ConfigError
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 from estune.workers import cluster
 from estune.workers.base import Worker, Workers
-from estune.workers.model_source import Source
+from estune.workers.model_source import ModelSource
 from estune.workers.ranks import Ranks
 
 
 def build(
-    center: Center,
-    source: Source,
+    theta: Theta,
+    source: ModelSource,
     config: ESConfig,
     prompts: Mapping[str, Sequence[Prompt]],
     ranks: Ranks | None = None,
@@ -36,17 +36,17 @@ def build(
             from estune.workers.ray import RayWorkers
         except ImportError:
             raise ConfigError('workers: ray is not installed; pip install "estune[ray]"') from None
-        return RayWorkers(center, source, config, prompts)
+        return RayWorkers(theta, source, config, prompts)
     if ranks:
         ranks.take_gpus(config.vllm_tensor_parallel_size)
     worker = Worker(
-        center, engines.build(source.checkpoint, source.layout, config, source.tokenizer)
+        theta, engines.build(source.checkpoint, source.layout, config, source.tokenizer)
     )
     worker.check_lengths(prompts)
     if ranks:
         from estune.workers.accelerate import AccelerateWorkers
 
-        return AccelerateWorkers(center, worker, ranks)
+        return AccelerateWorkers(theta, worker, ranks)
     from estune.workers.local import LocalWorkers
 
-    return LocalWorkers(center, worker)
+    return LocalWorkers(theta, worker)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from estune.common.types import Completion, Member, Prompt, Sampling
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 from estune.workers.base import Evaluation, Status, Work, Worker
 from estune.workers.ranks import Ranks
 
@@ -23,16 +23,16 @@ class AccelerateWorkers:
     """Evaluates members in every process.
 
     Args:
-        center: this node's θ.
+        theta: this node's θ.
         worker: this process's engine.
         ranks: this process's place.
     """
 
-    def __init__(self, center: Center, worker: Worker, ranks: Ranks) -> None:
-        self._center, self._worker, self._ranks = center, worker, ranks
+    def __init__(self, theta: Theta, worker: Worker, ranks: Ranks) -> None:
+        self._theta, self._worker, self._ranks = theta, worker, ranks
         self._said = 0  # commands so far
         self._waiting = 0  # members of the step that are not answered
-        self._elsewhere = center.version  # version of θ on the other nodes
+        self._elsewhere = theta.version  # version of θ on the other nodes
         ranks.meet("built")  # θ stays at θ₀ until every engine was compared with it
 
     def evaluate(
@@ -83,10 +83,10 @@ class AccelerateWorkers:
             version=version,
             decay=decay,
         )
-        self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
+        self._theta.update(seeds, coefficients, noise=noise, version=version, decay=decay)
         for node in range(1, self._ranks.nodes):
             self._ranks.hear(f"updated/{number}/{node}")
-        self._elsewhere = self._center.version
+        self._elsewhere = self._theta.version
 
     def verify(self, digest: str) -> None:
         number = self._command("verify")
@@ -117,9 +117,9 @@ class AccelerateWorkers:
             elif what == "update":
                 self._serve_update(number, **command)
             elif what == "verify" and self._keeps_another:
-                self._ranks.say(f"digest/{number}/{self._ranks.node}", self._center.digest())
+                self._ranks.say(f"digest/{number}/{self._ranks.node}", self._theta.digest())
             elif what == "spread" and self._keeps_another:
-                self._ranks.spread(self._center, f"spread/{number}")
+                self._ranks.spread(self._theta, f"spread/{number}")
 
     def release(self) -> None:
         """Let the others go on with their own programs."""
@@ -139,11 +139,11 @@ class AccelerateWorkers:
 
     def _level(self) -> None:
         """Bring the other nodes to the leader's θ, where they have another: after a resume, or when one was damaged."""
-        if self._elsewhere != self._center.version:
+        if self._elsewhere != self._theta.version:
             number = self._command("spread")
             if self._ranks.nodes > 1:
-                self._ranks.spread(self._center, f"spread/{number}")
-            self._elsewhere = self._center.version
+                self._ranks.spread(self._theta, f"spread/{number}")
+            self._elsewhere = self._theta.version
 
     def _arrived(self, number: int, waiting: set[int]) -> Iterator[Evaluation]:
         """The members that others have answered meanwhile."""
@@ -189,5 +189,5 @@ class AccelerateWorkers:
         decay: float,
     ) -> None:
         if self._keeps_another:
-            self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
+            self._theta.update(seeds, coefficients, noise=noise, version=version, decay=decay)
             self._ranks.say(f"updated/{number}/{self._ranks.node}", True)

@@ -17,13 +17,13 @@ from estune import engines
 from estune.common.types import Completion, Member, Prompt, Sampling
 from estune.config import ESConfig
 from estune.theta.shared_memory import Address
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 from estune.workers.base import Worker
-from estune.workers.model_source import Source
+from estune.workers.model_source import ModelSource
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where an actor runs."""
 
     node: str  # Ray's id
@@ -39,16 +39,16 @@ class Place:
 class EngineActor:
     """One engine. Starts empty, so that it says where it is before it is told which θ to read."""
 
-    def __init__(self, source: Source, config: ESConfig, threads: int) -> None:
+    def __init__(self, source: ModelSource, config: ESConfig, threads: int) -> None:
         self._source, self._config, self._threads = source, config, threads
         self._worker: Worker | None = None
 
-    def place(self) -> Place:
+    def place(self) -> Location:
         import ray
 
         context = ray.get_runtime_context()
         gpus = tuple(str(number) for number in context.get_accelerator_ids().get("GPU", []))
-        return Place(context.get_node_id(), ray.util.get_node_ip_address(), os.getpid(), gpus)
+        return Location(context.get_node_id(), ray.util.get_node_ip_address(), os.getpid(), gpus)
 
     def build(self, address: Address) -> None:
         """Load the engine and attach it to θ. Raises InputError or EngineError."""
@@ -57,7 +57,7 @@ class EngineActor:
         engine = engines.build(
             checkpoint, self._source.layout, self._config, self._source.tokenizer
         )
-        self._worker = Worker(Center.attach(address, threads=self._threads), engine)
+        self._worker = Worker(Theta.attach(address, threads=self._threads), engine)
 
     def check_lengths(self, datasets: Mapping[str, Sequence[Prompt]]) -> None:
         self._built.check_lengths(datasets)
@@ -85,29 +85,27 @@ class EngineActor:
 class KeeperActor:
     """θ of a node, in memory that the node's engines attach to."""
 
-    def __init__(self, source: Source, config: ESConfig) -> None:
+    def __init__(self, source: ModelSource, config: ESConfig) -> None:
         checkpoint = source.here(trust_remote_code=config.trust_remote_code)
-        self._center = Center.load(checkpoint, source.tuned, share=True)
+        self._theta = Theta.load(checkpoint, source.tuned, share=True)
 
     def address(self) -> Address | None:
-        return self._center.address
+        return self._theta.address
 
     def version(self) -> int:
-        return self._center.version
+        return self._theta.version
 
     def digest(self) -> str:
-        return self._center.digest()
+        return self._theta.digest()
 
     def update(
         self, seeds: list[int], coefficients: list[float], noise: str, version: int, decay: float
     ) -> None:
-        self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
+        self._theta.update(seeds, coefficients, noise=noise, version=version, decay=decay)
 
     def put(self, name: str, start: int, values: NDArray[np.float32]) -> None:
         """Part of another replica's θ, for one that joins late; `became` follows the last."""
-        self._center.put(
-            name, slice(start, start + values.size), torch.from_numpy(np.array(values))
-        )
+        self._theta.put(name, slice(start, start + values.size), torch.from_numpy(np.array(values)))
 
     def became(self, version: int) -> None:
-        self._center.became(version)
+        self._theta.became(version)

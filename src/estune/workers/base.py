@@ -9,7 +9,7 @@ from estune.common.resources import give_back
 from estune.common.types import Completion, Member, Prompt, Sampling
 from estune.engines.base import Engine
 from estune.errors import DataError, EstuneError
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ class Worker:
         EngineError: the engine does not hold the base model's weights, or did not take the first member's.
     """
 
-    def __init__(self, center: Center, engine: Engine) -> None:
-        self._center = center
+    def __init__(self, theta: Theta, engine: Engine) -> None:
+        self._theta = theta
         self._engine = engine
         self._held: Member | None = None
         self._checked = False
-        if center.at(0):
+        if theta.at(0):
             self._check_base()
 
     def answer(
@@ -123,10 +123,10 @@ class Worker:
         started = time.perf_counter()
         if member != self._held:
             self._held = None
-            self._engine.load(self._center, member)
+            self._engine.load(self._theta, member)
             self._held = member
         if not self._checked:
-            self._engine.check(self._center, member)
+            self._engine.check(self._theta, member)
             give_back()
             self._checked = True
         loaded = time.perf_counter()
@@ -137,10 +137,10 @@ class Worker:
 
     def _check_base(self) -> None:
         try:
-            self._engine.check(self._center, Member.center("iid", 0))
+            self._engine.check(self._theta, Member.unperturbed("iid", 0))
             give_back()
         except EstuneError:
-            if self._center.at(0):
+            if self._theta.at(0):
                 raise  # else a run that others are at moved θ on meanwhile; the first member will be checked
 
     def check_lengths(self, datasets: Mapping[str, Sequence[Prompt]]) -> None:

@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Sequence
 
 from estune.common.types import Member, Prompt, Sampling
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 from estune.workers.base import Evaluation, Status, Work, Worker
 
 
 class LocalWorkers:
     """Evaluates members one after the other."""
 
-    def __init__(self, center: Center, worker: Worker) -> None:
-        self._center = center
+    def __init__(self, theta: Theta, worker: Worker) -> None:
+        self._theta = theta
         self._worker = worker
 
     def evaluate(
@@ -37,7 +37,7 @@ class LocalWorkers:
         version: int,
         decay: float = 0.0,
     ) -> None:
-        self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
+        self._theta.update(seeds, coefficients, noise=noise, version=version, decay=decay)
 
     def verify(self, digest: str) -> None:
         """There is one θ."""

@@ -9,7 +9,7 @@ from estune.theta.parameters import Layout
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model as the user named it, as it was found here, and what of it is tuned.
 
     name: hub id, folder or .gguf file.

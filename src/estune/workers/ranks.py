@@ -18,7 +18,7 @@ import torch.distributed
 
 from estune.errors import ConfigError
 from estune.theta.shared_memory import Address
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 
 dist: Any = torch.distributed  # its stores are public, but not in its list of exports
 _PATIENCE = timedelta(
@@ -123,33 +123,33 @@ class Ranks:
         for rank in range(self.world):
             self.hear(f"{what}/{rank}")
 
-    def center(self, load: Callable[[], Center]) -> Center:
+    def theta(self, load: Callable[[], Theta]) -> Theta:
         """The node's θ: loaded by its first process, attached to by the others."""
         if self.keeps:
-            center = load()
+            theta = load()
             if self.world > 1:
-                assert center.address is not None
-                self.say(f"theta/{self.node}", vars(center.address))
-            return center
+                assert theta.address is not None
+                self.say(f"theta/{self.node}", vars(theta.address))
+            return theta
         address = self.hear(f"theta/{self.node}")
         shapes = {name: tuple(shape) for name, shape in address["shapes"].items()}
-        return Center.attach(Address(address["path"], address["token"], shapes))
+        return Theta.attach(Address(address["path"], address["token"], shapes))
 
-    def spread(self, center: Center, name: str) -> None:
+    def spread(self, theta: Theta, name: str) -> None:
         """Give every node the leader's θ; called by all processes that keep one, with a `name` of its own each time."""
         group = self._group(name)
-        version = torch.tensor([center.version if self.leads else 0])
+        version = torch.tensor([theta.version if self.leads else 0])
         _broadcast(group, version)
-        for tensor, theta in center.theta.items():
-            flat = theta.view(-1)
+        for tensor, values in theta.tensors.items():
+            flat = values.view(-1)
             for start in range(0, flat.numel(), _PART):
                 part = flat[start : start + _PART]
                 values = part.clone()
                 _broadcast(group, values)
                 if not self.leads:
-                    center.put(tensor, slice(start, start + values.numel()), values)
+                    theta.put(tensor, slice(start, start + values.numel()), values)
         if not self.leads:
-            center.became(int(version))
+            theta.became(int(version))
 
     def _group(self, name: str) -> Any:
         """One process of each node, over the interface that was meant when this began."""

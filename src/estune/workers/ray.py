@@ -19,12 +19,12 @@ from ray.exceptions import RayError, RayTaskError
 from estune.common.types import Completion, Member, Prompt, Sampling
 from estune.config import ESConfig
 from estune.errors import EngineError, InputError
-from estune.theta.theta import Center
+from estune.theta.theta import Theta
 from estune.workers import cluster
-from estune.workers.actors import EngineActor, KeeperActor, Place
+from estune.workers.actors import EngineActor, KeeperActor, Location
 from estune.workers.base import Evaluation, Status, Work
 from estune.workers.dispatch import Dispatch, Pace, Piece
-from estune.workers.model_source import Source
+from estune.workers.model_source import ModelSource
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class _Seat:
     actor: Any
     state: str = "placing"  # then building, idle, busy
     since: float = 0.0
-    place: Place | None = None
+    place: Location | None = None
     failures: int = 0
 
     def __str__(self) -> str:
@@ -71,7 +71,7 @@ class RayWorkers:
     """Evaluates members on all engines that there are.
 
     Args:
-        center: the trainer's θ, shared, at θ₀.
+        theta: the trainer's θ, shared, at θ₀.
         source: the base model.
         config: `num_workers`, `ray_address`, `worker_timeout`, and what the engines need.
         prompts: dataset's name → all that will be asked.
@@ -83,15 +83,15 @@ class RayWorkers:
 
     def __init__(
         self,
-        center: Center,
-        source: Source,
+        theta: Theta,
+        source: ModelSource,
         config: ESConfig,
         prompts: Mapping[str, Sequence[Prompt]],
     ) -> None:
-        self._center, self._source, self._config = center, source, config
+        self._theta, self._source, self._config = theta, source, config
         self._home = cluster.connect(config)
         self._keepers: dict[str, Any] = {}
-        self._elsewhere = center.version  # that of the keepers' θ
+        self._elsewhere = theta.version  # that of the keepers' θ
         self._seats: dict[int, _Seat] = {}
         self._waiting: dict[
             Any, tuple[_Seat, Any, Piece | None, _Job | None]
@@ -145,13 +145,13 @@ class RayWorkers:
             node: keeper.update.remote(seeds, coefficients, noise, version, decay)
             for node, keeper in self._keepers.items()
         }
-        self._center.update(seeds, coefficients, noise=noise, version=version, decay=decay)
+        self._theta.update(seeds, coefficients, noise=noise, version=version, decay=decay)
         for node, answer in answers.items():
             try:
                 ray.get(answer, timeout=self._config.worker_timeout)
             except RayError as error:  # it is rebuilt when it is needed again
                 self._keeper_lost(node, error)
-        self._elsewhere = self._center.version
+        self._elsewhere = self._theta.version
 
     def verify(self, digest: str) -> None:
         for node, keeper in list(self._keepers.items()):
@@ -177,7 +177,7 @@ class RayWorkers:
             self._job.dispatch.under_way if self._job else 0,
         )
 
-    def processes(self) -> list[Place]:
+    def processes(self) -> list[Location]:
         """Where the engines are that are alive."""
         return [
             seat.place
@@ -277,11 +277,11 @@ class RayWorkers:
                 )
             )
 
-    def _build(self, seat: _Seat, place: Place) -> None:
+    def _build(self, seat: _Seat, place: Location) -> None:
         seat.place = place
         try:
             address = (
-                self._center.address
+                self._theta.address
                 if place.node == self._home
                 else self._keeper_address(place.node)
             )
@@ -369,17 +369,17 @@ class RayWorkers:
 
     def _fill(self, keeper: Any) -> None:
         """Bring a keeper's θ to the trainer's, unless it is that already, and make sure of it."""
-        digest = self._center.digest()
+        digest = self._theta.digest()
         if (
-            self._center.version == ray.get(keeper.version.remote())
+            self._theta.version == ray.get(keeper.version.remote())
             and ray.get(keeper.digest.remote()) == digest
         ):
             return
-        for name, theta in self._center.theta.items():
+        for name, theta in self._theta.tensors.items():
             flat = theta.view(-1)
             for start in range(0, flat.numel(), _PART):
                 ray.get(keeper.put.remote(name, start, flat[start : start + _PART].numpy()))
-        ray.get(keeper.became.remote(self._center.version))
+        ray.get(keeper.became.remote(self._theta.version))
         if ray.get(keeper.digest.remote()) != digest:
             raise EngineError(
                 "θ arrived damaged on a node of the cluster; its memory or the network is at fault"
@@ -387,14 +387,14 @@ class RayWorkers:
 
     def _level(self) -> None:
         """Bring the keepers' θ to the trainer's, which moves without them when a run is resumed or its best step is loaded."""
-        if self._elsewhere == self._center.version:
+        if self._elsewhere == self._theta.version:
             return
         for node, keeper in list(self._keepers.items()):
             try:
                 self._fill(keeper)
             except RayError as error:
                 self._keeper_lost(node, error)
-        self._elsewhere = self._center.version
+        self._elsewhere = self._theta.version
 
     def _keeper_lost(self, node: str, error: RayError) -> None:
         logger.warning("the keeper of θ on node %s was lost (%s)", node[:8], _reason(error))

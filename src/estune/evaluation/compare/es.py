@@ -46,7 +46,7 @@ def train(
 
 def _examine(papers: Papers, run: Run, trainer: ESTrainer) -> Any:
     model = trainer.model
-    return papers.examine(run, model.workers, model.center.version, trainer.callbacks.state)
+    return papers.examine(run, model.workers, model.theta.version, trainer.callbacks.state)
 
 
 class _AtMarks(TrainerCallback):  # type: ignore[misc]
@@ -64,7 +64,7 @@ class _AtMarks(TrainerCallback):  # type: ignore[misc]
         self._tokens = logged[-1]["num_tokens"] if logged else 0
         step = logged[-1]["step"] if logged else 0
         if (
-            step == self._trainer.model.center.version
+            step == self._trainer.model.theta.version
         ):  # else the last step is about to be logged, and comes again
             control.should_training_stop = self.watch.look(step, self._tokens, self._seconds)
         return control
@@ -74,12 +74,12 @@ class _AtMarks(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         self._seconds += logs["step_time"]
         self._tokens = logs["num_tokens"]
-        ended = self.watch.look(self._trainer.model.center.version, self._tokens, self._seconds)
+        ended = self.watch.look(self._trainer.model.theta.version, self._tokens, self._seconds)
         control.should_training_stop = control.should_training_stop or ended
         return control
 
     def on_train_end(self, args: Any, state: Any, control: TrainerControl, **details: Any) -> None:
-        self.watch.finish(self._trainer.model.center.version, self._tokens, self._seconds)
+        self.watch.finish(self._trainer.model.theta.version, self._tokens, self._seconds)
 
 
 def _forget_weights(folder: Path) -> None:

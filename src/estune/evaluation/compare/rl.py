@@ -30,7 +30,7 @@ from estune.engines.transformers import TransformersEngine, stopped
 from estune.errors import ConfigError, EngineError, ModelError
 from estune.evaluation.compare.runs import Run
 from estune.evaluation.compare.token_marks import Papers, Watch
-from estune.rewards.scoring import Rewards
+from estune.rewards.scoring import RewardFunctions
 from estune.tasks.reward_functions import resolve_rewards
 from estune.tasks.rows import Row, rows_of
 from estune.theta.checkpoint import open_checkpoint, resolve
@@ -50,7 +50,7 @@ def train(
     """
     config = run.config()
     rows = rows_of(rows, "train_dataset")
-    rewards = Rewards.of(resolve_rewards(reward_funcs), config)
+    rewards = RewardFunctions.of(resolve_rewards(reward_funcs), config)
     rewards.check([name for name in rows[0] if name != "prompt"])
     base = resolve(
         config.model_name_or_path or "",
@@ -165,7 +165,7 @@ class _Scorer:
 
     def __init__(
         self,
-        rewards: Rewards,
+        rewards: RewardFunctions,
         rows: Sequence[Row],
         tokenizer: Tokenizer,
         ends: set[int],

@@ -9,7 +9,7 @@ from typing import Any
 from estune.common.durable import write_text
 from estune.evaluation.compare.runs import Run
 from estune.monitor.held_out import evaluate
-from estune.rewards.scoring import Rewards
+from estune.rewards.scoring import RewardFunctions
 from estune.tasks.rows import Row
 from estune.workers.base import Evaluator
 
@@ -23,11 +23,15 @@ class Papers:
     """The prompts that an evaluation asks, by the name of the set, with what scores the answers."""
 
     sets: dict[str, list[Row]]
-    rewards: Rewards
+    rewards: RewardFunctions
 
     @classmethod
     def of(
-        cls, run: Run, train: Sequence[Row], held_out: Sequence[Row] | None, rewards: Rewards
+        cls,
+        run: Run,
+        train: Sequence[Row],
+        held_out: Sequence[Row] | None,
+        rewards: RewardFunctions,
     ) -> "Papers":
         sets = {"train": list(train[: run.eval_prompts])}
         return cls(
