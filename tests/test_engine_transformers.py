@@ -148,7 +148,7 @@ def test_any_other_failure_is_not_taken_for_lack_of_memory(tiny, monkeypatch):
 def test_a_prompt_longer_than_the_context_is_refused_naming_its_row(tmp_path):
     folder = make_model(tmp_path / "short", max_position_embeddings=8)
     with pytest.raises(DataError, match="row 1: its prompt has 12 tokens"):
-        Model(
+        _ = Model(
             str(folder),
             ESConfig(output_dir=str(tmp_path)),
             None,
