@@ -86,7 +86,7 @@ def test_a_snapshot_goes_from_a_device_to_a_cpu_and_back(here, checkpoint, devic
 
 def test_theta_is_put_into_it_part_by_part(here, checkpoint, device):
     there = Theta.load(checkpoint, SHAPES)
-    for name, theta in here.theta.items():
+    for name, theta in here.tensors.items():
         there.put(name, slice(0, 2), theta.view(-1)[:2])
         there.put(name, slice(2, theta.numel()), theta.view(-1)[2:])
     there.became(3)
