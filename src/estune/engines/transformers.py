@@ -25,7 +25,6 @@ from estune.engines.sampling import Drawn, sample_seeds
 from estune.engines.stops import Stops
 from estune.engines.tokens import Tokenizer
 from estune.errors import EngineError, EstuneError, ModelError
-from estune.theta.light import transformers
 from estune.theta.theta import Theta
 
 logger = logging.getLogger(__name__)
@@ -288,7 +287,9 @@ def stopped(tokenizer: Tokenizer, stop: Sequence[str], prompt_length: int) -> St
 def load_model(folder: Path, config: ESConfig, dtype: torch.dtype) -> Any:
     """The causal LM in `folder`, for inference on the config's device. Raises ModelError when transformers cannot load it."""
     with guarded(ModelError, f"{folder}: transformers cannot load this model"):
-        model = transformers().AutoModelForCausalLM.from_pretrained(
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             trust_remote_code=config.trust_remote_code,
