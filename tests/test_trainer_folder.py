@@ -13,7 +13,7 @@ from helpers import checkpoints_of, folder_of, metrics_of, same, short, weights_
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from estune import ESConfig
-from estune.common.durable import locked, in_turn
+from estune.common.durable import in_turn, locked
 from estune.common.signed_lines import signed
 from estune.config import build
 from estune.errors import ConfigError, ModelError

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 from vllm_child import SETTINGS, TEXT
 
 from estune import ESConfig
-from estune.common.types import Member
+from estune.common.types import Member, Unperturbed
 from estune.engines.transformers import TransformersEngine
 from estune.engines.vllm import VLLMEngine
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
 from estune.theta.theta import Theta
 
-BASE = Member(0, 1, 0.0, "iid", 0)
+BASE = Unperturbed(0)
 
 MEMBERS = [
     BASE,
@@ -41,7 +41,9 @@ def both_engines(folder: Path, **settings) -> SimpleNamespace:
     )
 
 
-def load_both(there: SimpleNamespace, member: Member, theta: Theta | None = None) -> None:
+def load_both(
+    there: SimpleNamespace, member: Member | Unperturbed, theta: Theta | None = None
+) -> None:
     for engine in (there.engine, there.reference):
         engine.load(theta or there.theta, member)
 

@@ -3,7 +3,7 @@
 import psutil
 import pytest
 
-from estune.rewards.pool import RewardLimits
+from estune.rewards.processes.pool import RewardLimits
 from estune.rewards.scoring import RewardFunctions
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from estune.common.types import Completion
 from estune.errors import RewardError
-from estune.rewards.code import code_reward
+from estune.rewards.code_reward import code_reward
 from estune.rewards.scoring import RewardFunctions, Scores
 
 ADD = "def add(a, b):\n    return a + b"

@@ -10,8 +10,8 @@ import pytest
 from scored import ADD, ADD_TESTS, ECHO, program_score
 
 from estune.errors import DataError, RewardError
-from estune.rewards import code
-from estune.rewards.code import code_reward, program_in
+from estune.rewards import sandbox
+from estune.rewards.code_reward import code_reward, program_in
 from estune.tasks.code import program_rows
 
 GRADES = {
@@ -204,11 +204,11 @@ def test_where_there_is_no_sandbox_nothing_is_run_unless_it_is_wanted(monkeypatc
     def none():
         raise RewardError("no sandbox")
 
-    monkeypatch.setattr(code.sandboxes, "proven", none)
+    monkeypatch.setattr(sandbox, "proven", none)
     with pytest.raises(RewardError, match="no sandbox"):
         program_score(ADD)
     assert program_score(ADD, unlocked=True) == 1
-    monkeypatch.setenv(code.UNLOCKED, "1")
+    monkeypatch.setenv(sandbox.UNLOCKED, "1")
     assert program_score(ADD) == 1
 
 
