@@ -25,7 +25,9 @@ class Staging:
         shared: the memory that θ is in, to be page-locked.
     """
 
-    def __init__(self, device: torch.device, elements: int, shared: SharedTensors | None = None) -> None:
+    def __init__(
+        self, device: torch.device, elements: int, shared: SharedTensors | None = None
+    ) -> None:
         self._device: torch.device = device
         self._module: Any = torch.get_device_module(
             device

@@ -184,7 +184,9 @@ def _write(
         kernels.update(moved, coefficients, seeds, t, span.start)  # (2)
         return torch.isfinite(target.copy_(moved)).all()
     scale = variant.sign * float(np.float32(variant.sigma))
-    here = target if target.device == theta.device else torch.empty_like(target, device=theta.device)
+    here = (
+        target if target.device == theta.device else torch.empty_like(target, device=theta.device)
+    )
     finite = kernels.perturb(theta, scale, variant.seed, t, span.start, here)  # (1)
     if here is not target:
         target.copy_(here)
