@@ -43,7 +43,7 @@ def run(make_trainer):
     return trainer.folder.path
 
 
-def go_on(make_trainer, caplog, steps=6, **settings):
+def reopen(make_trainer, caplog, steps=6, **settings):
     """Resume the run, and return what was warned of."""
     with caplog.at_level(logging.WARNING):
         make_trainer(max_steps=steps, **settings).train(resume_from_checkpoint=True)

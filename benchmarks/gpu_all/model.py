@@ -69,7 +69,7 @@ def train(folder: Path, model: str, settings: dict[str, Any]) -> str:
     with redirect_stdout(sys.stderr):
         trainer = ESTrainer(model, task.reward_funcs, config, task.train(settings["batch_size"]))
         trainer.train()
-    return trainer.model.place.device
+    return trainer.model.placement.device
 
 
 def speed(folder: Path) -> dict[str, float | str]:

@@ -84,13 +84,13 @@ def _check_trust(
     path: Path, values: dict[str, Any], settings: dict[str, Any], quietly: bool
 ) -> None:
     """Say what a file would have run or fetched, and refuse code in a run's folder that was not allowed; raises ConfigError."""
-    trusted = trust.typed(settings.get("trust_remote_code"))
-    if not quietly and trusted and trust.typed(values.get("trust_remote_code")):
+    trusted = trust.is_on(settings.get("trust_remote_code"))
+    if not quietly and trusted and trust.is_on(values.get("trust_remote_code")):
         logger.info(
             "%s: turns trust_remote_code on, so that code which comes with the model runs", path
         )
-    if trust.of_a_run(path):
-        for line in [] if quietly else trust.loads(values):
+    if trust.is_run_file(path):
+        for line in [] if quietly else trust.sources(values):
             logger.info("%s: %s", path, line)
         trust.check_modules(values, path.parent, trusted=trusted)
 

@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 Prompt = (
     str | list[int] | list[dict[str, Any]]
 )  # text or token ids that go in as they are, or a conversation for the chat template
+Row = dict[str, Any]  # one row of a dataset: column → value
 
 
 def is_token_ids(prompt: Any) -> TypeGuard[list[int]]:

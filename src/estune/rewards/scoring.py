@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estune.common.moments import mean
-from estune.common.types import Completion, is_token_ids
+from estune.common.types import Completion, Row, is_token_ids
 from estune.config import ESConfig
 from estune.errors import ConfigError, RewardError
 from estune.rewards import weighted_sum
@@ -34,7 +34,6 @@ from estune.rewards.pool import Outcome, Pool, RewardLimits
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 OnError = Literal["lowest", "zero", "drop", "raise"]
 
 _MOST_FAILED = 0.5  # part of a member's completions whose rewards may be lost; with more the member is left out
