@@ -14,11 +14,12 @@ from test_resume import files_of, interrupted
 from transformers import AutoModelForCausalLM
 
 from estune.cli.main import main
+from estune.config import RunConfig
 from estune.errors import ModelError
 from estune.theta import identity
 from estune.theta.checkpoint import resolve
 from estune.theta.identity import Identity
-from estune.theta.journal import Journal
+from estune.theta.journal import Header, Journal
 from estune.theta.theta import snapshot_identity
 
 CHOOSES = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "reward"}
