@@ -17,7 +17,7 @@ import time
 from benchmarks.common import options, show
 from estune.common.types import Completion
 from estune.monitor.timeline import Timeline
-from estune.rewards.pool import RewardLimits
+from estune.rewards.processes.pool import RewardLimits
 from estune.rewards.scoring import RewardFunctions
 from estune.strategy.population import Population
 from estune.workers.base import Evaluation

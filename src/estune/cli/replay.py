@@ -12,8 +12,9 @@ import argparse
 import logging
 from pathlib import Path
 
+from estune.common.other_names import nearest
 from estune.common.visible import one_line
-from estune.config import RunConfig, build, nearest
+from estune.config import RunConfig, build
 from estune.errors import ConfigError
 
 logger = logging.getLogger(__name__)

@@ -88,7 +88,7 @@ class Population:
             return self._take(self._rewards.none(len(self._rows)), evaluation)
         asked = time.perf_counter()
         pending = self._rewards.submit(self._rows, evaluation.completions, self._state, first=first)
-        pending.tell(lambda: self._timeline.scored(asked))
+        pending.on_done(lambda: self._timeline.scored(asked))
         self._waiting[evaluation.index] = pending, evaluation
         if first:
             pending.wait()

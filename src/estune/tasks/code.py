@@ -8,7 +8,7 @@ from typing import Any
 
 from estune.common.types import Row
 from estune.errors import DataError
-from estune.rewards.code import code_reward
+from estune.rewards.code_reward import code_reward
 from estune.tasks.base import Task, first_rows, hub_rows
 from estune.tasks.usable_rows import usable
 

@@ -1,0 +1,107 @@
+"""This process's end of `sandlock_host.py`: programs that it starts look like those of
+`subprocess.Popen`.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+import weakref
+from typing import IO, Any
+
+from estune.rewards.processes import keeper
+from estune.rewards.sandbox import launch, sandlock_host
+from estune.rewards.sandbox.interface import Unusable
+
+_START = 30.0  # seconds until a keeper must have reported
+
+
+class Host:
+    """The process that has sandlock loaded, started when it is first wanted. It ends when its
+    socket is closed.
+    """
+
+    def __init__(self, packages: str) -> None:
+        script = [sandlock_host.__file__, keeper.__file__, packages]
+        self._command = [launch.interpreter(), "-I", "-S", *script]
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    def start(self, told: dict[str, Any]) -> "Hosted":
+        """Have a program started."""
+        pipes = [os.pipe() for _ in range(4)]
+        theirs = [pipes[0][0], *(writes for _, writes in pipes[1:])]
+        try:
+            self._send(json.dumps(told).encode(), theirs)
+        finally:
+            for each in theirs:
+                os.close(each)
+        return Hosted(pipes[0][1], *(reads for reads, _ in pipes[1:]))
+
+    def _send(self, message: bytes, descriptors: list[int]) -> None:
+        with self._lock:
+            with contextlib.suppress(OSError):  # it ended: another is started
+                if self._socket is not None:
+                    socket.send_fds(self._socket, [message], descriptors)
+                    return
+            self._socket = self._started()
+            socket.send_fds(self._socket, [message], descriptors)
+
+    def _started(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        quiet = subprocess.DEVNULL
+        with theirs:
+            process = subprocess.Popen(
+                self._command,
+                stdin=theirs.fileno(),
+                stdout=quiet,
+                stderr=quiet,
+                cwd="/",
+                env=launch.ENVIRONMENT,
+                start_new_session=True,
+            )
+        weakref.finalize(self, _end, ours, process)
+        return ours
+
+
+def _end(connection: socket.socket, process: "subprocess.Popen[bytes]") -> None:
+    connection.close()
+    process.wait()
+
+
+class Hosted:
+    """A program under its keeper, which reports its own number and, in the end, the program's exit
+    status.
+    """
+
+    def __init__(self, stdin: int, stdout: int, stderr: int, report: int) -> None:
+        self.stdin: IO[bytes] | None = os.fdopen(stdin, "wb", buffering=0)
+        self.stdout: IO[bytes] | None = os.fdopen(stdout, "rb", buffering=0)
+        self.stderr: IO[bytes] | None = os.fdopen(stderr, "rb", buffering=0)
+        self._report = os.fdopen(report, "rb", buffering=0)
+        self._code: int | None = None
+        started = self._line(_START)
+        if not started:
+            raise Unusable("sandlock: the package could not be loaded")
+        self.pid = int(started)
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self._code is None:
+            self._code = int(self._line(timeout) or -signal.SIGKILL)
+            self._report.close()
+        return self._code
+
+    def _line(self, timeout: float | None) -> bytes:
+        """A line of the report; nothing where the keeper ended without one."""
+        if not select.select([self._report], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired("keeper", timeout or 0)
+        return self._report.readline()
