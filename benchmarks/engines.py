@@ -7,10 +7,10 @@
     vllm_over_transformers      new tokens per second with vLLM ÷ with transformers, one member and
                                 the same prompts; at least 2.5
 
-N is 8 instead of 30: loading, generating and the update all grow with N, and fixed costs matter less
-at 30. Of three steps the first also compiles and the last saves; the one between counts. Each engine
-runs in the environment that users have: vLLM in .venv-vllm, transformers in .venv. vLLM's cache is
-1 GiB, which holds all 50 sequences; its default on a CPU is 4 GiB.
+N is 8 instead of 30: loading, generating and the update all grow with N, and fixed costs matter
+less at 30. Of three steps the first also compiles and the last saves; the one between counts. Each
+engine runs in the environment that users have: vLLM in .venv-vllm, transformers in .venv. vLLM's
+cache is 1 GiB, which holds all 50 sequences; its default on a CPU is 4 GiB.
 """
 
 import tempfile
@@ -76,7 +76,7 @@ def step(model: str, members: str, prompts: str, tokens: str) -> Figures:
 def rate(name: str, model: str, prompt_count: str, tokens: str) -> Figures:
     """Generate with two members, after a few prompts to warm up; return the faster one's rate."""
     from estune import engines
-    from estune.common.types import Member
+    from estune.common.types import Member, Unperturbed
     from estune.config import ESConfig
     from estune.tasks import get_task
     from estune.theta.parameters import layout
@@ -89,7 +89,7 @@ def rate(name: str, model: str, prompt_count: str, tokens: str) -> Figures:
         settings = VLLM if name == "vllm" else {}
         engine = engines.build(base, plan, ESConfig(output_dir=output, **settings))
     prompts = [row["prompt"] for row in get_task("countdown").train(int(prompt_count))]
-    engine.check(theta, Member(0, 1, 0.0, "iid", 0))  # finds the dtype of the weights
+    engine.check(theta, Unperturbed(0))  # finds the dtype of the weights
     engine.generate(prompts[:8], max_completion_length=8)
     rates = []
     lengths = []

@@ -8,7 +8,7 @@ import pytest
 from test_trainer import steps_of
 
 from estune import ESConfig, strategy
-from estune.common.types import Member
+from estune.common.types import Candidate, Unperturbed
 from estune.errors import ConfigError
 from estune.rewards.scoring import Scores
 from estune.strategy import step_size
@@ -34,7 +34,9 @@ class Landscape:
         return np.random.default_rng(seed).standard_normal(self.theta.size)
 
     def moved(self, member):
-        if member.seeds:
+        if isinstance(member, Unperturbed):
+            return self.theta
+        if isinstance(member, Candidate):
             return self.theta + sum(
                 c * self.epsilon(seed)
                 for seed, c in zip(member.seeds, member.coefficients, strict=True)
@@ -61,7 +63,7 @@ class Landscape:
             )
             self.control = json.loads(json.dumps(found.record(same_prompts=True)))
             self.theta = (
-                self.moved(Member.candidate(seeds, found.coefficients, "iid", 0))
+                self.moved(Candidate(tuple(seeds), tuple(found.coefficients), "iid", 0))
                 if found.coefficients
                 else self.theta
             )
