@@ -206,7 +206,7 @@ def test_runs_that_take_too_long_are_stopped(tmp_path, monkeypatch):
         return children[-1]
 
     monkeypatch.setattr(learn.subprocess, "Popen", popen)
-    learn.learn(learn.RUNS, tmp_path, "model", 0.2, [])
+    learn.learn(learn.RUNS, tmp_path, "model", 0.2, {})
     assert [child.returncode for child in children] == [-15] * 4
 
 
@@ -222,7 +222,7 @@ def test_runs_that_do_not_stop_are_killed_together(tmp_path, monkeypatch):
         wait(child, seconds)
 
     monkeypatch.setattr(learn, "wait", noted)
-    learn.learn(learn.RUNS, tmp_path, "model", 2, [])
+    learn.learn(learn.RUNS, tmp_path, "model", 2, {})
     assert max(ends[4:]) - min(ends[4:]) < 0.5  # one second for all four, not for each
 
 
