@@ -11,8 +11,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from cli_place import lines
-from conftest import make_model, make_tokenizer
+from helpers import lines, make_model, make_tokenizer
 
 from estune import ESConfig, ESTrainer, EstuneError
 from estune.cli.main import main

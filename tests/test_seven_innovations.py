@@ -60,7 +60,7 @@ def test_innovation_2_layer_level_perturbation(dtype):
         )
     )  # compiles
     before = fresh_peak_memory()
-    for name, _, tensor in theta.perturbed(Member(2, 1, 1e-3, "iid", 0), weights.__getitem__):
+    for name, tensor in theta.perturbed(Member(2, 1, 1e-3, "iid", 0), weights.__getitem__):
         assert tensor.data_ptr() == weights[name].data_ptr()
     assert peak_memory() - before < layers * size * dtype.itemsize / 2
 
@@ -88,7 +88,7 @@ def test_innovation_4_z_score_reward_normalisation():
 
 def test_innovation_5_greedy_decoding(tmp_path):
     """The most likely token always, though the model's own settings ask for sampling and a repetition penalty."""
-    from conftest import make_model
+    from helpers import make_model
     from transformers import AutoModelForCausalLM
 
     folder = make_model(tmp_path / "sampling")

@@ -9,12 +9,11 @@ import shutil
 import pytest
 import torch
 import yaml
-from conftest import short
-from test_trainer import checkpoints_of, folder_of, metrics_of, same, weights_of
+from helpers import checkpoints_of, folder_of, metrics_of, same, short, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from estune import ESConfig
-from estune.common.durable import held, in_turn
+from estune.common.durable import in_turn, locked
 from estune.common.signed_lines import signed
 from estune.config import build
 from estune.errors import ConfigError, ModelError
@@ -189,7 +188,7 @@ def test_a_disk_that_cannot_lock_files_is_named_and_converting_goes_on_without(
             ConfigError,
             match=r"output_dir: .* is on a disk that cannot lock files \(No locks available\)",
         ),
-        held(tmp_path, "output_dir"),
+        locked(tmp_path, "output_dir"),
     ):
         pass
     with in_turn(tmp_path / "cache"):

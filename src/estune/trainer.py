@@ -17,7 +17,7 @@ import numpy as np
 
 from estune import strategy
 from estune.common.resources import check_disk
-from estune.common.types import Member
+from estune.common.types import Variant
 from estune.config import ESConfig
 from estune.errors import ConfigError, DataError
 from estune.monitor.callbacks import Callbacks
@@ -323,7 +323,7 @@ class ESTrainer:
         population: Population,
         prompts: list[Any],
         stop: Stop,
-        members: list[Member],
+        members: Sequence[Variant],
     ) -> list[Scored]:
         """Evaluate and score `members`, the one while the other; what is kept of all that `population` has by then."""
         before, workers = population.done, self.model.workers
@@ -333,7 +333,7 @@ class ESTrainer:
             ):
                 stop.check()
                 if evaluation is not None:
-                    self._timeline.work(evaluation.work, workers.status().wanted)
+                    self._timeline.work(evaluation.work, workers.status().requested)
                     number = before + evaluation.index
                     population.add(
                         replace(evaluation, index=number), first=step == 1 and number == 0

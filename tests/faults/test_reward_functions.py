@@ -13,41 +13,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from helpers import MARKED_ROWS, ONE_GUILTY, scored
 
 from estune.common.types import Completion
 from estune.errors import RewardError
-from estune.rewards.processes.pool import RewardLimits
-from estune.rewards.scoring import RewardFunctions
-
-ROWS = [{"prompt": f"p{i}", "mark": str(i)} for i in range(4)]
-ANSWERS = [Completion(text, [1], False) for text in ("fine", "guilty", "fine", "fine")]
-
-
-@pytest.fixture
-def rewards():
-    """Makes `RewardFunctions` of one function; whatever they started is gone after the test."""
-    made = []
-
-    def make(function, **settings):
-        limits = {"timeout": 5.0, "memory": 1.0} | {
-            key: settings.pop(key) for key in list(settings) if key in RewardLimits.__annotations__
-        }
-        made.append(RewardFunctions([function], None, RewardLimits(**limits), **settings))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-    assert not [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE
-    ]
-
-
-def scored(rewards, answers=ANSWERS):
-    return rewards.score(ROWS[: len(answers)], answers, first=False)
-
 
 # Functions that do something bad when they see the guilty completion, and count characters else
 
@@ -129,7 +98,7 @@ def test_in_the_runs_first_batch_a_failure_is_raised_as_the_bug_that_it_is(rewar
     with pytest.raises(
         RewardError, match=rf"^reward function judge {HARMS[harm]}.*; fix it and resume the run$"
     ):
-        rewards(guarded(harm), timeout=2.0).score(ROWS, ANSWERS, first=True)
+        rewards(guarded(harm), timeout=2.0).score(MARKED_ROWS, ONE_GUILTY, first=True)
 
 
 BAD_RETURNS = {
@@ -185,7 +154,9 @@ def test_raise_ends_the_run_at_any_time(rewards):
 def test_the_lowest_is_that_of_all_members_of_the_step_whatever_their_order(rewards):
     judged = rewards(guarded(raises))
     low, high = ([Completion(text, [1], False)] * 4 for text in ("a", "abcdefgh"))
-    members = [judged.submit(ROWS, answers, first=False) for answers in (ANSWERS, low, high)]
+    members = [
+        judged.submit(MARKED_ROWS, answers, first=False) for answers in (ONE_GUILTY, low, high)
+    ]
     scores = [member.result() for member in members]
     for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
         settled = judged.settle([scores[i] for i in order])
@@ -213,8 +184,8 @@ def test_a_function_that_failed_once_is_called_once_a_completion_from_then_on(
         return [1] * len(completions)
 
     judged = rewards(judge, workers=1)
-    fine = [ANSWERS[0]] * 4
-    for answers in (fine, ANSWERS, fine):
+    fine = [ONE_GUILTY[0]] * 4
+    for answers in (fine, ONE_GUILTY, fine):
         assert not scored(judged, answers).failures
     assert Path(log).read_text().split() == ["4", "4", "1", "1", "1", "1", "1", "1", "1", "1"]
     assert (
@@ -258,7 +229,7 @@ def test_a_killed_function_takes_its_children_along(rewards, tmp_path):
         return [1] * len(completions)
 
     started = time.time()
-    assert list(scored(rewards(judge, timeout=4.0), ANSWERS).failures["judge"]) == [1]
+    assert list(scored(rewards(judge, timeout=4.0), ONE_GUILTY).failures["judge"]) == [1]
     left = [
         p
         for p in psutil.process_iter()

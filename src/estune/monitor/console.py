@@ -68,11 +68,11 @@ class Screen:
         """Of `step`'s members `done` are evaluated and scored. Of several workers it says how many are alive, and beside the
         members that are done, how many are under way: (7+2/30)."""
         if self._progress:
-            several = workers.wanted > 1
+            several = workers.requested > 1
             before = (step - 1 - self._from) * self._config.population_size
-            under_way = f"+{workers.under_way}" if several else ""
+            under_way = f"+{workers.in_flight}" if several else ""
             label = f"step {step}/{self._config.max_steps} ({done}{under_way}/{self._config.population_size})"
-            label += f" {workers.alive}/{workers.wanted} workers" if several else ""
+            label += f" {workers.alive}/{workers.requested} workers" if several else ""
             self._progress.update(
                 self._progress.task_ids[0], completed=before + done, description=label
             )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from estune.common.types import Completion, Member, Sampling
+from estune.common.types import Completion, Sampling, Unperturbed
 from estune.config import ESConfig
 from estune.monitor.console import prompt_text
 from estune.monitor.metrics import (
@@ -86,11 +86,13 @@ def answers(
     version: int,
     sampling: Sampling | None = None,
 ) -> list[Completion]:
-    """What θ itself, the member with σ = 0, answers to `rows`: one each, or with `sampling` n of the first row, then of the next."""
-    member = Member.unperturbed(config.noise, version)
+    """What θ itself answers to `rows`: one each, or with `sampling` n of the first row, then of the next."""
     prompts = [row["prompt"] for row in rows]
     found = workers.evaluate(
-        [member], prompts, max_completion_length=config.max_completion_length, sampling=sampling
+        [Unperturbed(version)],
+        prompts,
+        max_completion_length=config.max_completion_length,
+        sampling=sampling,
     )
     return next(filter(None, found)).completions
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from estune import strategy
 from estune.common.moments import mean
-from estune.common.types import Member
+from estune.common.types import Candidate, Unperturbed, Variant
 from estune.config import ESConfig
 from estune.strategy import step_size
 from estune.strategy.fitness import Fitness, fitness_of
@@ -20,7 +20,7 @@ from estune.strategy.step_size import Control, Plan, PromptRewards, Told, Totals
 logger = logging.getLogger(__name__)
 _LARGEST = float(np.finfo(np.float32).max) / 8  # Σ|cₙ| of an update: no ε is larger than 8
 Evaluate = Callable[
-    [list[Member]], list[Scored]
+    [Sequence[Variant]], list[Scored]
 ]  # evaluates some more; returns all that this step has, in their order
 
 
@@ -78,9 +78,7 @@ def search(
     members = strategy.members(config, step, seeds, plan.sigma)
     auto = config.learning_rate == "auto"
     ask_center = auto and center is None
-    scored = evaluate(
-        members + ([Member.unperturbed(config.noise, step - 1)] if ask_center else [])
-    )
+    scored = evaluate(members + ([Unperturbed(step - 1)] if ask_center else []))
     count, first = len(members), len(scored)
     population = scored[:count]
     totals = np.stack([one.scores.total for one in population])
@@ -95,13 +93,8 @@ def search(
     tried: list[float] = []
     candidates: list[PromptRewards] = []
     while (size := step_size.next_size(plan, *_sizes(told, tried, candidates))) is not None:
-        scored = evaluate(
-            [
-                Member.candidate(
-                    seeds, strategy.tell(config, fitness, alpha=size), config.noise, step - 1
-                )
-            ]
-        )
+        coefficients = strategy.tell(config, fitness, alpha=size)
+        scored = evaluate([Candidate(tuple(seeds), tuple(coefficients), config.noise, step - 1)])
         tried.append(size)
         candidates = [one.scores.total for one in scored[first:]]
     smaller, compared, power = step_size.comparable(told, candidates)

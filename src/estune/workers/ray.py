@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from estune.common.types import Completion, Member, Prompt, Sampling
+from estune.common.types import Completion, Prompt, Sampling, Variant
 from estune.config import ESConfig
 from estune.errors import EngineError, InputError
 from estune.theta.theta import Theta
@@ -29,7 +29,6 @@ from estune.workers.model_source import ModelSource
 logger = logging.getLogger(__name__)
 
 _TRIES = 3  # times in a row that a worker may fail to start, or a piece be failed by workers
-_PART = 1 << 24  # elements of θ that travel at a time to a node that joins late
 _TICK = 0.5  # seconds between looks at who is late
 _LAST_TICK = 0.02  # the same when all is answered and the step waits for nothing else
 
@@ -53,7 +52,7 @@ class _Seat:
 class _Job:
     """One population under way."""
 
-    members: Sequence[Member]
+    members: Sequence[Variant]
     prompts: Any  # a reference to them, in Ray's object store
     budget: int
     dispatch: Dispatch
@@ -106,7 +105,7 @@ class RayWorkers:
 
     def evaluate(
         self,
-        members: Sequence[Member],
+        members: Sequence[Variant],
         prompts: Sequence[Prompt],
         *,
         max_completion_length: int,
@@ -174,7 +173,7 @@ class RayWorkers:
         return Status(
             len(self.processes()),
             len(self._seats),
-            self._job.dispatch.under_way if self._job else 0,
+            self._job.dispatch.in_flight if self._job else 0,
         )
 
     def processes(self) -> list[Location]:
@@ -219,7 +218,7 @@ class RayWorkers:
         piece = job.dispatch.take(seat.number, alive, time.monotonic())
         if piece is not None:
             member = job.members[piece.member]
-            answer = seat.actor.answer.remote(
+            answer = seat.actor.evaluate_one.remote(
                 member, job.prompts, piece.start, piece.stop, job.budget, job.sampling
             )
             self._expect(seat, "busy", answer, piece, job)
@@ -375,10 +374,8 @@ class RayWorkers:
             and ray.get(keeper.digest.remote()) == digest
         ):
             return
-        for name, theta in self._theta.tensors.items():
-            flat = theta.view(-1)
-            for start in range(0, flat.numel(), _PART):
-                ray.get(keeper.put.remote(name, start, flat[start : start + _PART].numpy()))
+        for name, start, part in self._theta.parts():
+            ray.get(keeper.put.remote(name, start, part.numpy()))
         ray.get(keeper.became.remote(self._theta.version))
         if ray.get(keeper.digest.remote()) != digest:
             raise EngineError(
