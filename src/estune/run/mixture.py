@@ -18,8 +18,8 @@ from estune.common.types import Row
 from estune.config import ESConfig
 from estune.errors import ConfigError, DataError
 from estune.noise.seeds import mix
-from estune.rewards.call import is_list
 from estune.rewards.marks import Grades
+from estune.rewards.returned_values import is_list
 from estune.rewards.signature import NOT_PASSED, RewardFunc, accepted, check_parameters, reward_name
 from estune.tasks.rows import rows_of
 
