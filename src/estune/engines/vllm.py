@@ -44,7 +44,7 @@ from estune.theta.theta import Theta
 
 logger = logging.getLogger(__name__)
 TESTED = ("0.32.0",)  # versions that the tests pass with
-_CPU_CACHE = 4 << 30  # bytes for keys and values on a CPU
+CPU_CACHE = 4 << 30  # bytes for keys and values on a CPU
 _LOGGED = 300  # characters of vLLM's errors to repeat
 
 
@@ -466,7 +466,7 @@ def _settings(checkpoint: Checkpoint, config: ESConfig, on_cpu: bool) -> dict[st
     if config.vllm_gpu_memory_utilization is not None:
         settings["gpu_memory_utilization"] = config.vllm_gpu_memory_utilization
     elif on_cpu and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
-        settings["kv_cache_memory_bytes"] = _CPU_CACHE
+        settings["kv_cache_memory_bytes"] = CPU_CACHE
     if ranks > 1:
         settings["distributed_executor_backend"] = "mp"
     return settings | (config.engine_kwargs or {})
