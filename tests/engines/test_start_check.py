@@ -9,7 +9,7 @@ from helpers import make_model
 from estune import ESConfig
 from estune.common.types import Unperturbed
 from estune.engines import repeatability
-from estune.engines.transformers import TransformersEngine
+from estune.engines.transformers import TransformersEngine, open_engine
 from estune.errors import EngineError, ModelError
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
@@ -27,7 +27,9 @@ def _heard(caplog):
 def place(folder, dtype="float32") -> tuple[TransformersEngine, Theta]:
     checkpoint = open_checkpoint(folder)
     names = layout(checkpoint).in_model
-    return TransformersEngine(folder, names, ESConfig(dtype=dtype)), Theta.load(checkpoint, names)
+    config = ESConfig(dtype=dtype)
+    engine = open_engine(folder, names, config, "cpu", getattr(torch, dtype))
+    return engine, Theta.load(checkpoint, names)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -19,7 +19,7 @@ import estune.engines.vllm as module
 from estune import ESConfig
 from estune.cli.main import main
 from estune.common.types import Member, variant_to_json
-from estune.engines.transformers import TransformersEngine
+from estune.engines.transformers import open_engine
 from estune.engines.vllm import VLLMEngine
 from estune.errors import ModelError
 from estune.theta.checkpoint import open_checkpoint
@@ -46,7 +46,7 @@ def expected(folder: Path, members: list[Member], prompts=TEXT) -> tuple[list, s
     checkpoint = open_checkpoint(folder)
     plan = layout(checkpoint)
     theta = updated(Theta.load(checkpoint, plan.in_model))
-    engine = TransformersEngine(folder, plan.in_model, ESConfig(**SETTINGS))
+    engine = open_engine(folder, plan.in_model, ESConfig(**SETTINGS), "cpu", torch.float32)
     answers = []
     for member in members:
         engine.load(theta, member)
