@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from estune.cli.main import main
+from estune.config import RunConfig
 from estune.errors import ModelError
 from estune.theta import identity
 from estune.theta.checkpoint import resolve
 from estune.theta.identity import Identity
-from estune.theta.journal import Journal
+from estune.theta.journal import Header, Journal
 from estune.theta.theta import snapshot_identity
 
 CHOOSES = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "reward"}
@@ -42,7 +43,7 @@ def run(make_trainer):
     return trainer.folder.path
 
 
-def go_on(make_trainer, caplog, steps=6, **settings):
+def resumed_log(make_trainer, caplog, steps=6, **settings):
     """Resume the run, and return what was warned of."""
     with caplog.at_level(logging.WARNING):
         make_trainer(max_steps=steps, **settings).train(resume_from_checkpoint=True)
@@ -137,7 +138,7 @@ def test_a_model_of_several_files_is_covered_whole(tmp_path):
 def test_a_flipped_bit_of_the_newest_is_found_and_mended(make_trainer, run, caplog, tmp_path, at):
     before = files_of(run / "checkpoint-4")
     flip(run / "checkpoint-4" / "model.safetensors", at)
-    text = go_on(make_trainer, caplog)
+    text = resumed_log(make_trainer, caplog)
     assert (
         f"{run / 'checkpoint-4'} is not what the journal says of step 4 (model.safetensors is another"
         in text
@@ -151,13 +152,13 @@ def test_a_flipped_bit_of_the_newest_is_found_and_mended(make_trainer, run, capl
 @pytest.mark.parametrize("at", [0, 20, -3])
 def test_damage_to_what_it_says_is_mended_too(make_trainer, run, caplog, tmp_path, at):
     flip(run / "checkpoint-4" / identity.NAME, at)
-    assert "(estune.json is missing or damaged)" in go_on(make_trainer, caplog)
+    assert "(estune.json is missing or damaged)" in resumed_log(make_trainer, caplog)
     assert_as_replayed(run, [4], tmp_path)
 
 
 def test_a_right_checkpoint_is_left_alone(make_trainer, run, caplog):
     before = {path.name: path.stat().st_mtime_ns for path in (run / "checkpoint-4").iterdir()}
-    assert "checkpoint" not in go_on(make_trainer, caplog)
+    assert "checkpoint" not in resumed_log(make_trainer, caplog)
     assert {
         path.name: path.stat().st_mtime_ns for path in (run / "checkpoint-4").iterdir()
     } == before
@@ -170,7 +171,7 @@ def test_a_checkpoint_of_a_torn_step_is_written_again_when_the_step_turns_out_ot
     run = tmp_path / "run"
     journal = run / "journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-3])
-    text = go_on(make_trainer, caplog, steps=4, reward_funcs=by_chance)
+    text = resumed_log(make_trainer, caplog, steps=4, reward_funcs=by_chance)
     assert "checkpoint-4 is of a step that the journal does not have" in text
     assert (
         "checkpoint-4 is not what the journal says of step 4 (it says that it is θ of step 4 with digest"
@@ -191,7 +192,7 @@ def test_an_older_copy_of_the_journal_leaves_no_checkpoint_of_the_life_that_it_f
     run = tmp_path / "run"
     lines = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
     (run / "journal.jsonl").write_bytes(b"".join(lines[:-lost]))
-    go_on(make_trainer, caplog, steps=4, reward_funcs=by_chance)
+    resumed_log(make_trainer, caplog, steps=4, reward_funcs=by_chance)
     assert_as_replayed(run, [2, 4], tmp_path)
 
 
@@ -203,7 +204,7 @@ def test_old_checkpoints_beyond_the_journal_do_not_push_out_new_ones(
     run = tmp_path / "run"
     lines = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
     (run / "journal.jsonl").write_bytes(b"".join(lines[:2]))
-    go_on(make_trainer, caplog, steps=3, save_steps=1, **settings)
+    resumed_log(make_trainer, caplog, steps=3, save_steps=1, **settings)
     assert_as_replayed(run, [3], tmp_path)
     assert [path.name for path in (run / "theta").iterdir()] == ["step-3.safetensors"]
 
@@ -230,7 +231,7 @@ def test_the_best_is_checked_as_the_newest_is(make_trainer, caplog, tmp_path, ha
         shutil.copytree(
             tmp_path / "other" / "checkpoint-2" if "run" in harm else run / "checkpoint-4", best
         )
-    text = go_on(make_trainer, caplog, reward_funcs=falling, load_best_model_at_end=True, **CHOOSES)
+    text = resumed_log(make_trainer, caplog, reward_funcs=falling, load_best_model_at_end=True, **CHOOSES)
     assert f"{best} is not what the journal says of step 2" in text
     assert_as_replayed(run, [2, 4, 6], tmp_path)
 
@@ -250,7 +251,7 @@ def test_a_checkpoint_of_a_step_whose_digest_the_journal_lacks_is_compared_with_
     assert Journal.open(run).digest(3) is None
     if flipped:
         flip(run / "checkpoint-3" / "model.safetensors", -9)
-    assert ("checkpoint-3 is not what the journal says" in go_on(make_trainer, caplog)) == flipped
+    assert ("checkpoint-3 is not what the journal says" in resumed_log(make_trainer, caplog)) == flipped
     assert_as_replayed(run, [3, 4, 6], tmp_path)
 
 
@@ -318,3 +319,19 @@ def test_a_checkpoint_that_changes_later_is_looked_at_again(run):
     flip(checkpoint / "model.safetensors", -9)
     with pytest.raises(ModelError, match="is not the checkpoint"):
         resolve(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("now", "before"),
+    [
+        ({}, {"fitness": "mean", "sigma_scheduler_type": "constant"}),
+        ({"pass_k": 2}, {"fitness": "pass_at_k", "sigma_scheduler_type": "constant"}),
+        ({"sigma_end": 0.1}, {"fitness": "mean", "sigma_scheduler_type": "linear"}),
+    ],
+)
+def test_runs_keep_their_digest_although_settings_were_folded(now, before):
+    def digest(settings):
+        return identity.run_digest(Header(1, "base", "cf46", settings))
+
+    today = vars(RunConfig(**now)) | {"reward_functions": ["short"]}
+    assert digest(today) == digest(today | before)

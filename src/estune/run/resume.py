@@ -14,6 +14,7 @@ from estune.run.data_fingerprint import Rows, recorded_or_new
 from estune.run.folder import RunFolder
 from estune.run.milestones import best_step, trainer_state
 from estune.run.model import Model
+from estune.theta.identity import recorded
 from estune.theta.journal import FORMAT, Header, Journal
 
 
@@ -42,9 +43,11 @@ def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
                 f"{journal.path}: line {step.step + 1} lacks its notes of metrics, from which a resume goes on"
             )
     before = journal.header
-    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    for name in sorted(set(before.config) | set(now.config)):
-        had, has = (header.config.get(name, defaults.get(name)) for header in (before, now))
+    defaults = recorded({field.name: field.default for field in dataclasses.fields(RunConfig)})
+    began = defaults | recorded(before.config)
+    given = defaults | recorded(now.config)
+    for name in sorted(given.keys() - {"fitness"}):  # pass_k says the same
+        had, has = began.get(name), given[name]
         if name == "train_data" and had != has:
             raise ConfigError(
                 f"train_data: the rows differ from those that the run in {journal.path.parent} was started with "
@@ -79,14 +82,14 @@ def restore(
     Raises:
         JournalError: a line of metrics that decides the best checkpoint is damaged, or θ is not what the journal says.
     """
-    folder.measured.mend(journal, config, folder.evaluated)
-    logged = {record["step"]: record for record in folder.measured.read()}
-    for step in folder.doubtful(best_step(config, logged, journal.last)):
-        folder.bring_near(model, step)
+    folder.metrics.repair(journal, config, folder.evaluated)
+    logged = {record["step"]: record for record in folder.metrics.read()}
+    for step in folder.unverified(best_step(config, logged, journal.last)):
+        folder.restore_near(model, step)
         for _ in journal.replay(model.theta, step):
             pass
         folder.save_checkpoint(step, model, trainer_state(config, logged, step))
-    folder.bring_near(model, journal.last)
+    folder.restore_near(model, journal.last)
     say(f"resuming {folder.path} after step {journal.last}, from θ of step {model.theta.version}")
     for step in journal.replay(model.theta, journal.last):
         say(f"replayed step {step} of {journal.last}")

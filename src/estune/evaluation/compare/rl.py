@@ -21,7 +21,7 @@ from transformers import (
 
 from estune import strategy
 from estune.common.guard import guarded
-from estune.common.types import Prompt, Sampling, Variant
+from estune.common.types import Prompt, Row, Sampling, Variant
 from estune.config import RunConfig
 from estune.engines.device import engine_device
 from estune.engines.stops import Stopped, Stops
@@ -32,7 +32,7 @@ from estune.evaluation.compare.runs import Run
 from estune.evaluation.compare.token_marks import Papers, Watch
 from estune.rewards.scoring import RewardFunctions
 from estune.tasks.reward_functions import resolve_rewards
-from estune.tasks.rows import Row, rows_of
+from estune.tasks.rows import rows_of
 from estune.theta.checkpoint import open_checkpoint, resolve
 from estune.theta.parameters import layout
 from estune.workers.base import Evaluation, Work
