@@ -6,7 +6,7 @@ from helpers import PROMPTS, generated, make_model, transformers_engine
 
 from estune import ESConfig
 from estune.common.types import Member
-from estune.engines.transformers import TransformersEngine
+from estune.engines.transformers import open_engine
 from estune.errors import DataError, EngineError
 from estune.run.model import Model
 from estune.theta.checkpoint import open_checkpoint

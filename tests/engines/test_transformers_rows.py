@@ -9,6 +9,7 @@ from estune import ESConfig
 from estune.common.types import Sampling
 from estune.engines.cache_reuse import Reuse
 from estune.engines.grouped_attention import NAME, attend
+from estune.engines.stops import decoded
 from estune.engines.transformers import TransformersEngine, open_engine
 
 BEGINNING = (
@@ -150,12 +151,12 @@ def test_drawn_answers_do_not_depend_on_who_has_ended(ending):
 @pytest.mark.parametrize("length", range(4, 12))
 def test_a_row_ends_with_its_stop_string_wherever_that_is(ending, length):
     one = transformers_engine(ending)
-    text = one._tokenizer.decode(generated(one, PROMPTS, 40)[2].ids[:length]).strip()
+    text = decoded(one._tokenizer.inner, generated(one, PROMPTS, 40)[2].ids[:length]).strip()
     one = transformers_engine(ending, stop=[text])
     together = generated(one, PROMPTS, 40)
     assert together == one_at_a_time(one)
-    assert text in one._tokenizer.decode(together[2].ids)
-    assert text not in one._tokenizer.decode(together[2].ids[:-1])
+    assert text in decoded(one._tokenizer.inner, together[2].ids)
+    assert text not in decoded(one._tokenizer.inner, together[2].ids[:-1])
 
 
 def test_nan_is_noted_in_its_row_alone(ending):

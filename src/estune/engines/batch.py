@@ -66,6 +66,7 @@ class Batch:
         model.base_model(input_ids=first, use_cache=True, **{argument: self.cache})
         places = torch.arange(shared, device=padding.device) - padding  # (B, P)
         places = places.clamp(min=0)  # padding is masked, so it may hold anything
+        assert self.cache is not None
         for layer in self.cache.layers:  # (1, H, P, D) → (B, H, P, D)
             layer.keys = layer.keys[0][:, places].transpose(0, 1).contiguous()
             layer.values = layer.values[0][:, places].transpose(0, 1).contiguous()

@@ -249,5 +249,7 @@ class VLLMEngine:
         except (EngineError, ModelError):
             raise
         except Exception as error:  # from another process: a string in one of several kinds
-            raise EngineError(f"vLLM failed to take a member's weights ({reason(error)})") from error
+            raise EngineError(
+                f"vLLM failed to take a member's weights ({reason(error)})"
+            ) from error
         return results

@@ -101,9 +101,7 @@ class CopyTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         parameter, whole = self._owner(into)
         self.copies.append(Copy(name, part, parameter, whole, View.of(into), into.dtype))
 
-    def _owner(
-        self, into: torch.Tensor
-    ) -> tuple[tuple[torch.nn.Module, str] | None, View | None]:
+    def _owner(self, into: torch.Tensor) -> tuple[tuple[torch.nn.Module, str] | None, View | None]:
         """Return the parameter in whose memory `into` is, and the whole of it."""
         for module in self._modules:
             for name, parameter in module._parameters.items():
