@@ -27,11 +27,11 @@ from typing import Any
 
 import torch
 
+from estune.common.visible import one_line
 from estune.errors import EstuneError
 from estune.noise import stream
 from estune.noise.kernels import update
 from estune.run.distance import travelled
-from estune.run.trust import one_line
 from estune.theta.checkpoint import Checkpoint, open_checkpoint, resolve
 from estune.theta.journal import Journal, Step
 from estune.theta.parameters import layout

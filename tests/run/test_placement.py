@@ -8,7 +8,7 @@ from estune.cli.main import main
 from estune.errors import ConfigError, InputError, ResourceError
 from estune.run import placement
 from estune.run.model import Model
-from estune.run.placement import RESERVE, Placement, choose, place, vllm_takes
+from estune.run.placement import RESERVE, Placement, choose, place_theta, vllm_takes
 
 GIB = 1 << 30
 
@@ -49,8 +49,8 @@ def test_where_it_does_not_fit_but_has_to_it_is_refused():
 
 
 def test_without_a_gpu_it_is_in_host_memory_and_nothing_is_said_unless_it_was_asked_for():
-    assert place(ESConfig(device="cpu"), GIB, lambda: GIB) == Placement("cpu")
-    assert place(ESConfig(device="cpu", center_device="cpu"), GIB, lambda: GIB) == Placement(
+    assert place_theta(ESConfig(device="cpu"), GIB, lambda: GIB) == Placement("cpu")
+    assert place_theta(ESConfig(device="cpu", center_device="cpu"), GIB, lambda: GIB) == Placement(
         "cpu", "θ is in host memory, as center_device says"
     )
 
@@ -73,21 +73,24 @@ def test_on_a_machine_with_a_gpu_that_theta_cannot_be_on_auto_says_why_and_cuda_
     settings, reason, gpu
 ):
     settings = {"device": "cuda"} | settings
-    found = place(ESConfig(**settings), GIB, lambda: GIB)
+    found = place_theta(ESConfig(**settings), GIB, lambda: GIB)
     assert found.device == "cpu"
     assert found.why.startswith("θ is in host memory, because " + reason.replace("\\", ""))
     with pytest.raises(
         ConfigError,
         match=f"^center_device: θ cannot be on a GPU, because {reason}.*; choose auto or cpu$",
     ):
-        place(ESConfig(center_device="cuda", **settings), GIB, lambda: GIB)
+        place_theta(ESConfig(center_device="cuda", **settings), GIB, lambda: GIB)
 
 
 def test_without_triton_or_with_vllm_in_another_process_it_stays_in_host_memory(gpu, monkeypatch):
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    assert "another process" in place(ESConfig(device="cuda", engine="vllm"), GIB, lambda: GIB).why
+    assert (
+        "another process"
+        in place_theta(ESConfig(device="cuda", engine="vllm"), GIB, lambda: GIB).why
+    )
     monkeypatch.setattr(placement, "find_spec", lambda name: None)
-    assert "Triton" in place(ESConfig(device="cuda"), GIB, lambda: GIB).why
+    assert "Triton" in place_theta(ESConfig(device="cuda"), GIB, lambda: GIB).why
 
 
 @pytest.mark.parametrize(
@@ -105,7 +108,10 @@ def test_of_vllm_its_part_of_the_gpu_counts_weights_and_cache_together(
     config = ESConfig(engine="vllm", device="cuda", **settings)
     room = 79 * GIB - RESERVE - vllm_takes(config, 80 * GIB)
     assert vllm_takes(config, 80 * GIB) == int(part * 80 * GIB)
-    assert [place(config, theta, lambda: 0).device for theta in (room, room + 1)] == ["cuda", "cpu"]
+    assert [place_theta(config, theta, lambda: 0).device for theta in (room, room + 1)] == [
+        "cuda",
+        "cpu",
+    ]
 
 
 def test_a_model_reckons_what_transformers_will_take_before_it_loads_anything(gpu, tiny):
@@ -117,7 +123,7 @@ def test_a_model_reckons_what_transformers_will_take_before_it_loads_anything(gp
             {"train_dataset": ["what is blue"] * 3},
         )
 
-    assert model().place.device == "cuda"
+    assert model().placement.device == "cuda"
     small, large = model(max_completion_length=16), model(max_completion_length=1000)
     assert (
         large._gpu_bytes() - small._gpu_bytes() == 2 * 2 * 32 * 984 * 64

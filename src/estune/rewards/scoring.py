@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estune.common.moments import mean
-from estune.common.types import Completion, is_token_ids
+from estune.common.types import Completion, Row, is_token_ids
 from estune.config import ESConfig
 from estune.errors import ConfigError
 from estune.rewards import weighted_sum
@@ -35,7 +35,6 @@ from estune.rewards.signature import (
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 _LOGGERS = ("log_extra", "log_metric")
 OnError = Literal["lowest", "zero", "drop", "raise"]
 

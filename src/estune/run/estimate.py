@@ -13,7 +13,7 @@ from estune.config import ESConfig
 from estune.errors import ConfigError, ModelError
 from estune.theta.parameters import matches
 
-Parts = dict[str, int]  # what → bytes
+Memory = dict[str, int]  # what → bytes
 
 _MIB = 1 << 20
 _LIBRARIES = 326 * _MIB  # of a process, once torch, transformers and the kernels are loaded
@@ -44,7 +44,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What is asked: `prompts` a member and step, of `prompt_tokens`, answered with `completion_tokens` on the average."""
 
     prompts: int
@@ -109,7 +109,7 @@ def shape_like(parameters: float) -> Shape:
     )
 
 
-def es_here(shape: Shape, config: ESConfig, work: Work, itemsize: int) -> Parts:
+def es_here(shape: Shape, config: ESConfig, work: Workload, itemsize: int) -> Memory:
     """Memory of a run on a machine without a GPU, one engine."""
     parts = {
         "libraries": _LIBRARIES,
@@ -132,7 +132,9 @@ def es_here(shape: Shape, config: ESConfig, work: Work, itemsize: int) -> Parts:
     return parts | {"cache": cache, "generating or saving": max(generating, writing - cache)}
 
 
-def es_on_gpu(shape: Shape, config: ESConfig, work: Work, itemsize: int) -> tuple[Parts, Parts]:
+def es_on_gpu(
+    shape: Shape, config: ESConfig, work: Workload, itemsize: int
+) -> tuple[Memory, Memory]:
     """Memory of each GPU and of its machine, where θ is. The cache is the least that holds a batch; vLLM takes what is left."""
     weights = itemsize * shape.parameters // config.vllm_tensor_parallel_size
     cache = _cache(shape, config, work, itemsize) // config.vllm_tensor_parallel_size
@@ -145,7 +147,7 @@ def es_on_gpu(shape: Shape, config: ESConfig, work: Work, itemsize: int) -> tupl
     return device, {"θ, fp32": 4 * shape.tuned, "libraries": _LIBRARIES}
 
 
-def rl(shape: Shape, work: Work, itemsize: int) -> Parts:
+def rl(shape: Shape, work: Workload, itemsize: int) -> Memory:
     """Memory of GRPO with a reference model, gradients and Adam in fp32, in all: what it cannot do without, so that it takes more."""
     tokens = _RL_BATCH * (work.prompt_tokens + work.completion_tokens)
     activations = tokens * shape.layers * shape.width * _ACTIVATIONS * itemsize // 2
@@ -159,20 +161,20 @@ def rl(shape: Shape, work: Work, itemsize: int) -> Parts:
     }
 
 
-def tokens_a_step(config: ESConfig, work: Work) -> float:
+def tokens_a_step(config: ESConfig, work: Workload) -> float:
     """Completion tokens of all members; with `learning_rate: auto` two more are evaluated."""
     members = config.population_size + (2 if config.learning_rate == "auto" else 0)
     return members * work.prompts * work.completion_tokens
 
 
-def seconds_a_step(config: ESConfig, work: Work, speed: Speed, engines: int) -> float:
+def seconds_a_step(config: ESConfig, work: Workload, speed: Speed, engines: int) -> float:
     """Of wall time, all engines being busy throughout."""
     return (
         tokens_a_step(config, work) / (speed.tokens * engines) * (1 + speed.overhead) + speed.fixed
     )
 
 
-def measured(records: Sequence[Mapping[str, Any]]) -> tuple[Speed, float]:
+def measured_speed(records: Sequence[Mapping[str, Any]]) -> tuple[Speed, float]:
     """The speed of a run and its mean completion length, from its metrics: medians over steps but the first, which compiles.
 
     Raises:
@@ -210,16 +212,16 @@ def _cached(text: Any) -> int:
     return 2 * (getattr(text, "num_key_value_heads", None) or heads) * head
 
 
-def _cache(shape: Shape, config: ESConfig, work: Work, itemsize: int) -> int:
+def _cache(shape: Shape, config: ESConfig, work: Workload, itemsize: int) -> int:
     length = work.prompt_tokens + config.max_completion_length
     return itemsize * shape.layers * shape.cached * length * _batch(config, work)
 
 
-def _logits(shape: Shape, config: ESConfig, work: Work, itemsize: int) -> int:
+def _logits(shape: Shape, config: ESConfig, work: Workload, itemsize: int) -> int:
     return (2 * 4 + itemsize) * shape.vocabulary * _batch(config, work)
 
 
-def _batch(config: ESConfig, work: Work) -> int:
+def _batch(config: ESConfig, work: Workload) -> int:
     """Sequences at a time: vLLM's own limit is far above transformers' batch."""
     most = 256 if config.engine == "vllm" else config.generation_batch_size
     return min(work.prompts, most)

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]  # `step`, and numbers or None
 
 
-class Measured:
+class MetricsFile:
     """The file of metrics at `path`."""
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +39,7 @@ class Measured:
             file.flush()
             os.fsync(file.fileno())
 
-    def foreign(self) -> bool:
+    def has_foreign_lines(self) -> bool:
         """Whether the file holds lines that estune did not write."""
         return any(verified(line) is None for line in self._lines())
 
@@ -47,7 +47,7 @@ class Measured:
         """Begin an empty file."""
         write_text(self.path, "")
 
-    def mend(self, journal: Journal, config: ESConfig, evaluated: Callable[[int], bool]) -> None:
+    def repair(self, journal: Journal, config: ESConfig, evaluated: Callable[[int], bool]) -> None:
         """Let the file have each step before the journal's last, and no later one; the last's line, if it is missing, is made anew.
 
         Raises:

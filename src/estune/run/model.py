@@ -21,7 +21,7 @@ from estune.common.resources import amount, check_memory
 from estune.common.types import Prompt
 from estune.config import ESConfig, RunConfig
 from estune.errors import ConfigError, ModelError
-from estune.run.placement import Placement, place
+from estune.run.placement import Placement, place_theta
 from estune.theta.checkpoint import Checkpoint, open_checkpoint, resolve
 from estune.theta.companions import INDEX, companions, copy_companions
 from estune.theta.identity import Identity, seal
@@ -64,7 +64,7 @@ class Model:
         self._config = config
         self._tokenizer = tokenizer
         self._prompts = prompts
-        self.place: Placement = place(config, self.theta_bytes(), self._gpu_bytes)
+        self.placement: Placement = place_theta(config, self.theta_bytes(), self._gpu_bytes)
         self._check_room()
 
     @cached_property
@@ -76,9 +76,9 @@ class Model:
         streamed = engine_device(self._config).startswith(
             "cuda"
         )  # from memory in one piece, which can be page-locked
-        share = self.place.device == "cpu" and (read_elsewhere or streamed)
+        share = self.placement.device == "cpu" and (read_elsewhere or streamed)
         load = partial(
-            Theta.load, self.checkpoint, self.tuned, device=self.place.device, share=share
+            Theta.load, self.checkpoint, self.tuned, device=self.placement.device, share=share
         )
         return self._ranks.theta(load) if self._ranks else load()
 
@@ -174,7 +174,7 @@ class Model:
             (len(str(prompt)) for prompts in self._prompts.values() for prompt in prompts),
             default=0,
         )
-        work = estimate.Work(
+        work = estimate.Workload(
             self._config.generation_batch_size, longest // 2, self._config.max_completion_length
         )
         shape = estimate.shape_of(str(self.checkpoint.folder), self._config)
@@ -187,7 +187,7 @@ class Model:
     def _check_room(self) -> None:
         from estune.engines.device import engine_device
 
-        here = self.theta_bytes() if self.place.device == "cpu" else 0
+        here = self.theta_bytes() if self.placement.device == "cpu" else 0
         if self._config.engine == "fake" or engine_device(self._config) == "cpu":
             here += self._engines_here() * self._engine_bytes()
         check_memory(int(1.1 * here), f"θ in fp32 and the engine's weights of {self.name}")

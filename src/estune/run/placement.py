@@ -29,7 +29,7 @@ class Placement:
     why: str = ""
 
 
-def place(config: ESConfig, theta: int, engine: Callable[[], int]) -> Placement:
+def place_theta(config: ESConfig, theta: int, engine: Callable[[], int]) -> Placement:
     """Where θ, of so many bytes, goes; `engine()` is what transformers takes of a GPU.
 
     Raises:

@@ -24,7 +24,7 @@ SHOWN = (
 )
 
 
-def typed(value: Any) -> bool:
+def is_on(value: Any) -> bool:
     """Whether a setting of a file or a flag is on."""
     return value is True or str(value).lower() in (
         "true",
@@ -36,12 +36,12 @@ def typed(value: Any) -> bool:
     )  # what the config takes for it
 
 
-def of_a_run(path: Path) -> bool:
+def is_run_file(path: Path) -> bool:
     """Whether a file of settings is one that a run wrote, or lies in the folder of one; any other is the user's own."""
     return was_own(path) or (path.parent / "journal.jsonl").is_file()
 
 
-def loads(settings: Mapping[str, Any]) -> list[str]:
+def sources(settings: Mapping[str, Any]) -> list[str]:
     """What settings would fetch, import or pass on, a line each."""
     return [f"{name}: {one_line(settings[name])}" for name in SHOWN if settings.get(name)]
 
