@@ -80,8 +80,8 @@ WHOLE = {
 def test_what_a_test_expects_is_not_sent_to_the_program(test):
     found = split(test, frozenset({"sum"}))
     assert found is not None
-    assert any(step.hand_back for step in found.steps)
-    assert not any(str(SECRET) in step.source for step in found.steps)
+    assert any(each.hand_back for each in found.requests)
+    assert not any(str(SECRET) in each.source for each in found.requests)
 
 
 @pytest.mark.parametrize("test", WHOLE.values(), ids=WHOLE)
@@ -246,7 +246,7 @@ def test_a_program_has_what_the_tests_define_but_not_what_they_expect():
     setup = "import heapq\nclass Node: pass\ndef walk(node):\n    yield node\n    yield node.next\ndef wanted(): return 41977\nlimit = 3\n"
     found = split(f"{setup}assert f(limit) == wanted()")
     assert found is not None
-    sent = "\n".join(step.source for step in found.steps)
+    sent = "\n".join(each.source for each in found.requests)
     assert all(one in sent for one in ("import heapq", "class Node", "def walk", "limit = 3"))
     assert "41977" not in sent
 
@@ -256,7 +256,7 @@ def test_a_list_that_an_assert_gives_to_the_program_is_the_tests_own_all_the_sam
         "numbers = [3, 1]\nassert f(numbers) == sorted(numbers)\nassert f(numbers) == sorted(numbers)"
     )
     assert found is not None
-    assert [step.source for step in found.steps] == ["numbers = [3, 1]", "f(numbers)"] * 2
+    assert [each.source for each in found.requests] == ["numbers = [3, 1]", "f(numbers)"] * 2
     assert found.passed('[{"value": [1, 3]}, {"value": [1, 3]}]')
     assert not found.passed('[{"value": [1, 3]}, {"value": []}]')
 

@@ -257,7 +257,7 @@ def test_a_checkpoint_of_a_step_whose_digest_the_journal_lacks_is_compared_with_
 
 @pytest.mark.parametrize("name", OLD_SETTINGS)
 def test_checkpoints_of_old_runs_which_say_nothing_are_written_again_once(name, tmp_path, caplog):
-    folder = shutil.copytree(OLD_RUNS / name, tmp_path / name)
+    folder = shutil.copytree(OLD_RUNS / "format_1" / name, tmp_path / name)
     old = {
         step: load_file(folder / f"checkpoint-{step}" / "model.safetensors")
         for step in ((2, 4) if name == "decayed" else ())

@@ -123,7 +123,7 @@ def es_here(shape: Shape, config: ESConfig, work: Workload, itemsize: int) -> Me
         "weights": itemsize * shape.parameters,
     }
     if config.engine == "vllm":
-        from estune.engines.vllm import CPU_CACHE
+        from estune.engines.vllm_settings import CPU_CACHE
 
         parts["cache"] = (config.engine_kwargs or {}).get("kv_cache_memory_bytes", CPU_CACHE)
         parts["vLLM"] = _VLLM + int(_VLLM_CHECK * 4 * shape.tuned)

@@ -162,7 +162,7 @@ def test_hostile_programs_in_a_row_leave_nothing(sandbox, tmp_path, monkeypatch)
     sandbox.run("pass", b"", limits)
     before = _state(tmp_path)
     with baits() as laid, ThreadPoolExecutor(2) as threads:
-        told = json.dumps(laid.told).encode()
+        told = json.dumps(laid.given).encode()
         outcomes = list(
             threads.map(
                 lambda source: sandbox.run(PRELUDE + source, told, limits), ATTACKS.values()

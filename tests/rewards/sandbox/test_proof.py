@@ -9,7 +9,7 @@ from boxes import made
 
 from estune.errors import RewardError
 from estune.rewards import marks, sandbox
-from estune.rewards.sandbox import PROVEN, UNLOCKED, Limits, proven, unlocked
+from estune.rewards.sandbox import PROVEN, UNLOCKED, Limits, Unlocked, proven
 from estune.rewards.sandbox.interface import Unusable
 from estune.rewards.sandbox.proof import prove
 from estune.rewards.sandbox.seccomp import program_filter
@@ -140,7 +140,7 @@ def test_a_function_is_prepared_through_whatever_wraps_it():
 
 def test_no_sandbox_is_no_proof(monkeypatch):
     with pytest.raises(Unusable, match=r"^unlocked: a program in it could write a file outside$"):
-        prove(unlocked())
+        prove(Unlocked())
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])

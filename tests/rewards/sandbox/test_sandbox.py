@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from estune.rewards.sandbox import Limits, unlocked, working_folder
+from estune.rewards.sandbox import Limits, Unlocked, working_folder
 from estune.rewards.sandbox.working_folder import fresh_folder
 
 
@@ -131,10 +131,10 @@ def test_memory_of_children_ends_it(sandbox):
 
 
 def test_without_a_sandbox_limits_hold_too():
-    assert run(unlocked(), "print(input())", b"x\n").output == b"x\n"
-    assert run(unlocked(), "import time; time.sleep(60)", seconds=0.5).timed_out
-    assert run(unlocked(), "kept = b'x' * (1 << 30)", memory=256 << 20).status == 1
-    assert run(unlocked(), "open('x', 'wb').write(b'x' * (9 << 20))", disk=8 << 20).status != 0
+    assert run(Unlocked(), "print(input())", b"x\n").output == b"x\n"
+    assert run(Unlocked(), "import time; time.sleep(60)", seconds=0.5).timed_out
+    assert run(Unlocked(), "kept = b'x' * (1 << 30)", memory=256 << 20).status == 1
+    assert run(Unlocked(), "open('x', 'wb').write(b'x' * (9 << 20))", disk=8 << 20).status != 0
 
 
 def test_folders_of_killed_runs_are_removed_later(tmp_path, monkeypatch):
@@ -142,11 +142,11 @@ def test_folders_of_killed_runs_are_removed_later(tmp_path, monkeypatch):
     left = tmp_path / "estune-program-left"
     left.mkdir()
     working_folder._clear.cache_clear()
-    run(unlocked(), "pass")
+    run(Unlocked(), "pass")
     assert left.exists()
     monkeypatch.setattr(working_folder, "_LONG", -1.0)
     working_folder._clear.cache_clear()
-    run(unlocked(), "pass")
+    run(Unlocked(), "pass")
     assert not left.exists()
 
 
@@ -159,7 +159,7 @@ FOLDERS = {
 @pytest.mark.parametrize("source", FOLDERS.values(), ids=FOLDERS)
 def test_nothing_is_left_of_a_folder(source, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    run(unlocked(), source)
+    run(Unlocked(), source)
     assert list(tmp_path.iterdir()) == []
     with fresh_folder() as folder:
         assert [str(each) for each in tmp_path.iterdir()] == [folder]
