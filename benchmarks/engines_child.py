@@ -29,7 +29,7 @@ def run(model: str, members: int, prompts: int, tokens: int) -> dict[str, Any]:
 def answering(engine_name: str, model: str, prompts: int, tokens: int) -> dict[str, Any]:
     """The faster of two members, each loaded first, after one that warms up on a few prompts."""
     from estune import engines
-    from estune.common.types import Member
+    from estune.common.types import Member, Unperturbed
     from estune.theta.parameters import layout
     from estune.theta.theta import Theta
 
@@ -39,7 +39,7 @@ def answering(engine_name: str, model: str, prompts: int, tokens: int) -> dict[s
     with tempfile.TemporaryDirectory() as output:
         engine = engines.build(base, plan, ESConfig(output_dir=output, **settings))
     asked = [row["prompt"] for row in get_task("countdown").train(prompts)]
-    engine.check(theta, Member(0, 1, 0.0, "iid", 0))  # learns in what dtype to write members
+    engine.check(theta, Unperturbed(0))  # learns in what dtype to write members
     engine.generate(asked[:8], max_completion_length=8)
     rates, lengths = [], []
     for sign in (1, -1):

@@ -13,14 +13,17 @@ Generation is slept through: what is measured is what rewards add to it.
 
 import asyncio
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from benchmarks.common import options, show
-from estune.common.types import Completion
+from estune.common.types import Completion, Prompt, Unperturbed, Variant
+from estune.config import ESConfig
 from estune.monitor.timeline import Timeline
-from estune.rewards.pool import RewardLimits
+from estune.rewards.processes.pool import RewardLimits
 from estune.rewards.scoring import RewardFunctions
-from estune.strategy.population import Population
-from estune.workers.base import Evaluation
+from estune.run.step_evaluation import StepEvaluation
+from estune.workers.base import Evaluation, Status
 
 PROMPTS, MEMBER_SECONDS, PAUSE = 200, 2.0, 0.01
 HANGING, OTHERS, SCORERS, TIMEOUT = 8, 32, 4, 3.0
@@ -62,16 +65,31 @@ def _step(function, members: int) -> float:  # type: ignore[no-untyped-def]
     rows = [{"prompt": str(i)} for i in range(PROMPTS)]
     completions = [Completion("x" * 200, list(range(100)), False)] * PROMPTS
     rewards.score(rows[:1], completions[:1])  # scorers start once a run
-    population = Population(rewards, rows, None, Timeline(), best_of=0)
-    started = time.perf_counter()
-    for index in range(members):
-        time.sleep(max(0.0, started + (index + 1) * MEMBER_SECONDS - time.perf_counter()))
-        population.add(Evaluation(index, completions), first=False)
-    while population.under_way:
-        population.wait(0.1)
-    seconds = time.perf_counter() - started
+    workers: Any = _PacedWorkers(completions)
+    evaluate = StepEvaluation(
+        workers, rewards, rows, ESConfig(), None, Timeline(), tick=lambda evaluation: None
+    )
+    evaluate([Unperturbed(0)] * members)
     rewards.close()
-    return seconds
+    return evaluate.seconds
+
+
+class _PacedWorkers:
+    """Evaluates a member every MEMBER_SECONDS."""
+
+    def __init__(self, completions: list[Completion]) -> None:
+        self._completions = completions
+
+    def status(self) -> Status:
+        return Status(1, 1, 0)
+
+    def evaluate(
+        self, variants: Sequence[Variant], prompts: Sequence[Prompt], **settings: Any
+    ) -> Iterator[Evaluation]:
+        started = time.perf_counter()
+        for index in range(len(variants)):
+            time.sleep(max(0.0, started + (index + 1) * MEMBER_SECONDS - time.perf_counter()))
+            yield Evaluation(index, self._completions)
 
 
 def _hang() -> float:

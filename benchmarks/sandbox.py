@@ -12,9 +12,9 @@ NAME is bubblewrap or sandlock. If this machine lacks one, the reason replaces i
 import subprocess
 
 from benchmarks.common import Figures, best_of, options, show
-from estune.rewards.sandbox import Limits, Sandbox, job
+from estune.rewards.sandbox import Limits, Sandbox, launch
 from estune.rewards.sandbox.bubblewrap import Bubblewrap
-from estune.rewards.sandbox.kinds import Unusable
+from estune.rewards.sandbox.interface import Unusable
 from estune.rewards.sandbox.proof import prove
 from estune.rewards.sandbox.sandlock import Sandlock
 
@@ -45,7 +45,9 @@ def _cost(kind: type[Bubblewrap] | type[Sandlock], times: int) -> Figures:
 
 
 def _plain() -> None:
-    subprocess.run([job.interpreter(), "-I", "-S", "-c", _PROGRAM], capture_output=True, check=True)
+    subprocess.run(
+        [launch.interpreter(), "-I", "-S", "-c", _PROGRAM], capture_output=True, check=True
+    )
 
 
 def _inside(sandbox: Sandbox) -> None:

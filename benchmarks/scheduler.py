@@ -1,34 +1,32 @@
-"""How near the scheduler of Ray workers comes to what is ideal, and what it takes itself: two figures of benchmarks.simulate.
+"""Measure the scheduler of Ray workers: how close to ideal it is, and what it costs.
 
     python -m benchmarks.scheduler [--json]
 
-    simulated_over_ideal    time of 30 members on 8 workers, without loading ÷ (sum of their times ÷ 8); at most 1.25, which is what
-                            whole members take, each given to whoever is free
-    scheduler_over_core     CPU time of the process that schedules 10,000 members on 1,000 workers ÷ the step's time
+    simulated_over_ideal  time of 30 members on 8 workers without loading ÷ (sum of their times ÷ 8);
+                          at most 1.25, the time when each free worker gets a whole member
+    scheduler_over_core   CPU time of scheduling 10,000 members on 1,000 workers ÷ the step's time
 
-The first is in virtual time and the same on every machine; the second is not.
+Both come from benchmarks.simulate. The first is in virtual time and the same on every machine.
 """
 
+from benchmarks.cluster import Times, World
 from benchmarks.common import options, show
-from benchmarks.simulate import Times, World, check, driver
+from benchmarks.simulate import check, driver
 
 
 def main() -> None:
-    asked = options(__doc__)
-    world, times = World(workers=1), Times(sigma=0.5, seed=0)
-    ideal, process = (
-        check(world, times, 1_200 if asked.quick else 60_000)[0],
-        driver(world, times, 0)[0],
-    )
-    show(
-        {
-            "simulated_over_ideal": ideal["estune"],
-            "scheduler_over_core": process["part_of_a_core"],
-            "greedy_over_ideal": ideal["greedy"],
-            "static_over_ideal": ideal["static"],
-        },
-        asked.json,
-    )
+    given = options(__doc__)
+    world = World(workers=1)
+    times = Times(sigma=0.5, seed=0)
+    (over_ideal,) = check(world, times, 1_200 if given.quick else 60_000)
+    (process,) = driver(world, times, 0)
+    figures = {
+        "simulated_over_ideal": over_ideal["estune"],
+        "scheduler_over_core": process["part_of_a_core"],
+        "greedy_over_ideal": over_ideal["greedy"],
+        "static_over_ideal": over_ideal["static"],
+    }
+    show(figures, given.json)
 
 
 if __name__ == "__main__":

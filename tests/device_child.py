@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from safetensors.torch import save_file
 
-from estune.common.types import Member
+from estune.common.types import Candidate, Member
 from estune.noise import kernels
 from estune.theta import theta as centers
 from estune.theta.checkpoint import Checkpoint, Stored
@@ -30,7 +30,7 @@ SEEDS, COEFFICIENTS = [5, 2**64 - 1, 0], [1e-3, -3e-4, 2e-5]
 MEMBERS = [
     Member(9, -1, 1e-3, "iid", 3),
     Member(2, 1, 0.1, "correlated", 3),
-    Member.candidate(SEEDS, COEFFICIENTS, "iid", 3),
+    Candidate(tuple(SEEDS), tuple(COEFFICIENTS), "iid", 3),
 ]
 
 
@@ -69,7 +69,7 @@ def bits(theta: Theta) -> dict[str, str]:
     for number, member in enumerate(MEMBERS):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             room = {name: torch.full(shape, 7.0, dtype=dtype) for name, shape in SHAPES.items()}
-            for name, _, tensor in theta.perturbed(member, room.__getitem__):
+            for name, tensor in theta.perturbed(member, room.__getitem__):
                 found[f"{number} {dtype} {name}"] = (
                     tensor.view(-1).view(torch.uint8).numpy().tobytes().hex()
                 )

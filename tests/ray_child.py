@@ -148,7 +148,7 @@ def killed_for_good(run: Run) -> None:
     """Without the model's weights no engine can be started again."""
     shutil.move(run.model / WEIGHTS, run.folder / WEIGHTS)
     run.kill()
-    until(lambda: run.workers.status().wanted == 1)
+    until(lambda: run.workers.status().requested == 1)
 
 
 def all_killed_for_good(run: Run) -> None:

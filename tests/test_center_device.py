@@ -18,7 +18,7 @@ import torch
 from device_child import COEFFICIENTS, SEEDS, SHAPES, base, bits, updated
 from test_noise_triton import environment
 
-from estune.common.types import Member
+from estune.common.types import Candidate, Member
 from estune.errors import JournalError, ModelError
 from estune.noise import kernels
 from estune.noise import torch as by_torch
@@ -103,7 +103,7 @@ def test_an_update_is_applied_once_and_only_to_its_version(here, checkpoint, dev
 
 @pytest.mark.parametrize(
     "member",
-    [Member(1, 1, 1e-3, "iid", 0), Member.candidate([1], [1e-3], "iid", 0)],
+    [Member(1, 1, 1e-3, "iid", 0), Candidate((1,), (1e-3,), "iid", 0)],
     ids=["member", "candidate"],
 )
 @pytest.mark.parametrize("where", ["on a device", "streamed to one"])

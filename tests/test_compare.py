@@ -9,7 +9,7 @@ import pytest
 from cli_place import config_file, lines
 
 from estune.cli.main import main
-from estune.common.durable import held
+from estune.common.durable import locked
 from estune.config import RunConfig
 from estune.errors import ConfigError, EstuneError, InputError
 from estune.evaluation.compare import plots
@@ -399,7 +399,7 @@ def test_a_comparison_beside_a_running_one_in_the_same_folder_is_refused(mini, d
     command = small(
         mini, data, "--engine", "fake", "--methods", "es-paper", "--seeds", "1", "--tokens", "150"
     )
-    with held(Path("all"), "output"):
+    with locked(Path("all"), "output"):
         assert main(command) == 2
     assert (
         capfd.readouterr().err

@@ -7,7 +7,7 @@ import torch
 from conftest import make_model
 
 from estune import ESConfig
-from estune.common.types import Member
+from estune.common.types import Unperturbed
 from estune.engines import start_check
 from estune.engines.transformers import TransformersEngine
 from estune.errors import EngineError, ModelError
@@ -15,7 +15,7 @@ from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
 from estune.theta.theta import Theta
 
-CENTER = Member.unperturbed("iid", 0)
+CENTER = Unperturbed(0)
 PROMPTS = ["cat", "where is the red dog x y z one two three"]
 
 

@@ -148,7 +148,7 @@ def test_any_other_failure_is_not_taken_for_lack_of_memory(tiny, monkeypatch):
 def test_a_prompt_longer_than_the_context_is_refused_naming_its_row(tmp_path):
     folder = make_model(tmp_path / "short", max_position_embeddings=8)
     with pytest.raises(DataError, match="row 1: its prompt has 12 tokens"):
-        Model(
+        _ = Model(
             str(folder),
             ESConfig(output_dir=str(tmp_path)),
             None,
@@ -176,8 +176,8 @@ def test_the_engine_holds_the_members_weights_to_the_bit(tiny, dtype):
     one = engine(tiny, dtype=dtype)
     worker = Worker(theta, one)
     member = Member(3, -1, 0.01, "iid", 0)
-    worker.answer(member, ["cat"], max_completion_length=1)
-    for name, _, wanted in theta.perturbed(member, lambda n: torch.empty_like(one.read(n))):
+    worker.evaluate_one(member, ["cat"], max_completion_length=1)
+    for name, wanted in theta.perturbed(member, lambda n: torch.empty_like(one.read(n))):
         assert wanted.dtype == getattr(torch, dtype)
         assert torch.equal(one.read(name), wanted)
 
@@ -188,7 +188,7 @@ def test_an_engine_whose_names_are_mixed_up_is_found_out_before_anything_is_gene
     first, second = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.gate_proj.weight"
     names[first], names[second] = names[second], names[first]
     mixed = TransformersEngine(tiny, names, ESConfig(dtype="float32"))
-    with pytest.raises(EngineError, match="does not hold the centre's weights"):
+    with pytest.raises(EngineError, match="does not hold θ's weights"):
         Worker(Theta.load(checkpoint, names), mixed)
 
 
@@ -199,4 +199,4 @@ def test_an_engine_that_does_not_take_a_members_weights_is_found_out(tiny):
     worker = Worker(theta, deaf)
     deaf.load = lambda theta, member: None  # takes nothing
     with pytest.raises(EngineError, match="does not hold the member's weights"):
-        worker.answer(Member(3, 1, 0.01, "iid", 0), ["cat"], max_completion_length=1)
+        worker.evaluate_one(Member(3, 1, 0.01, "iid", 0), ["cat"], max_completion_length=1)

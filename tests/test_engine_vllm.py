@@ -13,7 +13,7 @@ from vllm_child import SETTINGS, SHAPE, TEXT, updated
 
 import estune.engines.vllm as module
 from estune import ESConfig
-from estune.common.types import Member
+from estune.common.types import Member, Unperturbed
 from estune.engines.stops import Stops
 from estune.engines.transformers import TransformersEngine
 from estune.engines.vllm import Shard, VLLMEngine
@@ -27,7 +27,7 @@ from estune.theta.parameters import layout
 from estune.theta.theta import Theta
 
 pytestmark = pytest.mark.vllm
-BASE = Member(0, 1, 0.0, "iid", 0)
+BASE = Unperturbed(0)
 MEMBERS = [
     BASE,
     Member(1, 1, 0.02, "iid", 0),
@@ -289,7 +289,7 @@ def test_weights_under_each_others_names_are_found_by_the_check(untied, monkeypa
     with monkeypatch.context() as changed:
         given(changed, lambda weights: weights | {one: weights[other], other: weights[one]})
         with pytest.raises(
-            EngineError, match="does not hold the centre's weights in .*; its layout differs"
+            EngineError, match="does not hold θ's weights in .*; its layout differs"
         ):
             untied.engine.check(untied.theta, BASE)
     load(untied, BASE)
@@ -451,7 +451,7 @@ def test_in_bf16_the_engine_holds_the_members_weights_to_the_bit(tied):
     worker = engine._llm.llm_engine.model_executor.driver_worker.worker
     assert worker._estune_dtypes == dict.fromkeys(tied.theta.tensors, torch.bfloat16)
     held = dict(worker.model_runner.get_model().named_parameters())
-    for name, _, wanted in tied.theta.perturbed(
+    for name, wanted in tied.theta.perturbed(
         MEMBERS[1], lambda name: torch.empty(tied.theta.tensors[name].shape, dtype=torch.bfloat16)
     ):
         if "norm" in name or "embed" in name:

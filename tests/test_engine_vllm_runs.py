@@ -19,7 +19,7 @@ from vllm_child import SETTINGS, SHAPE, TEXT, updated
 import estune.engines.vllm as module
 from estune import ESConfig
 from estune.cli.main import main
-from estune.common.types import Member
+from estune.common.types import Member, variant_to_json
 from estune.engines.transformers import TransformersEngine
 from estune.engines.vllm import VLLMEngine
 from estune.errors import ModelError
@@ -33,7 +33,8 @@ CHILD = Path(__file__).with_name("vllm_child.py")
 
 def child(folder: Path, settings: dict, members: list[Member], prompts=TEXT) -> dict:
     arguments = [
-        json.dumps(value) for value in (settings, prompts, [asdict(member) for member in members])
+        json.dumps(value)
+        for value in (settings, prompts, [variant_to_json(member) for member in members])
     ]
     done = subprocess.run(
         [sys.executable, CHILD, folder, *arguments], check=True, stdout=subprocess.PIPE, text=True

@@ -147,7 +147,7 @@ def test_what_follows_the_last_step_is_watched_too(make_trainer, run, tmp_path):
     for write in (
         trainer.save_model,
         lambda: trainer.folder.write_completions(4, []),
-        lambda: trainer.folder.keep_mishap("lost"),
+        lambda: trainer.folder.keep_lost_reward("lost"),
     ):
         with pytest.raises(LostFolderError, match="was moved to"):
             write()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from device_child import MEMBERS, SHAPES, base, bits, updated
 
-from estune.common.types import Member
+from estune.common.types import Member, Unperturbed
 from estune.noise import gaussian, kernels
 from estune.noise import torch as by_torch
 from estune.theta import theta as centers
@@ -56,7 +56,7 @@ def members_on(device: str, theta: Theta) -> dict[str, str]:
                 device,
                 {name: torch.full(shape, 7.0, dtype=dtype) for name, shape in SHAPES.items()},
             )
-            for name, _, tensor in theta.perturbed(member, room.__getitem__):
+            for name, tensor in theta.perturbed(member, room.__getitem__):
                 found[f"{number} {dtype} {name}"] = (
                     tensor.cpu().view(-1).view(torch.uint8).numpy().tobytes().hex()
                 )
@@ -139,7 +139,7 @@ def test_a_member_that_is_streamed_while_another_is_written_has_its_own_bits(dev
         busy = torch.randn(4096, 4096, device=device)
         for _ in range(20):
             busy = busy @ busy / 64
-    list(theta.perturbed(Member.unperturbed("iid", 0), room.__getitem__))
+    list(theta.perturbed(Unperturbed(0), room.__getitem__))
     assert all(torch.equal(room[name].cpu(), theta.tensors[name]) for name in LARGE)
 
 

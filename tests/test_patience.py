@@ -9,13 +9,13 @@ import time
 
 import pytest
 
-from estune.rewards import patience
-from estune.rewards.patience import done_within
+from estune.rewards.processes import patience
+from estune.rewards.processes.patience import done_within
 
 CHILD = """
 import asyncio, time
 from estune.common.types import Completion
-from estune.rewards.pool import RewardLimits
+from estune.rewards.processes.pool import RewardLimits
 from estune.rewards.scoring import RewardFunctions
 
 kept = []
@@ -96,7 +96,7 @@ def test_a_trainer_that_is_stopped_and_continued_loses_no_reward():
 
 def test_a_function_that_stops_its_own_process_is_given_up():
     from estune.common.types import Completion
-    from estune.rewards.pool import RewardLimits
+    from estune.rewards.processes.pool import RewardLimits
     from estune.rewards.scoring import RewardFunctions
 
     def judge(completions):

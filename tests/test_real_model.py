@@ -134,14 +134,14 @@ def test_a_member_of_the_real_model_is_the_same_for_one_thread_and_for_four(smol
 
     checkpoint = open_checkpoint(resolve(smollm))
     one = Theta.load(checkpoint, layout(checkpoint).targets(None))
-    four = Theta(one.theta, threads=4)
+    four = Theta(one.tensors, threads=4)
     member = Member(2**64 - 1, -1, 0.005, "iid", 0)
     name = "model.embed_tokens.weight"
 
     def weights(theta: Theta) -> torch.Tensor:
         tensors = theta.perturbed(
-            member, lambda n: torch.empty(one.theta[n].shape, dtype=torch.bfloat16)
+            member, lambda n: torch.empty(one.tensors[n].shape, dtype=torch.bfloat16)
         )
-        return next(tensor for n, _, tensor in tensors if n == name)
+        return next(tensor for n, tensor in tensors if n == name)
 
     assert torch.equal(weights(one), weights(four))

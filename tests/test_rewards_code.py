@@ -9,8 +9,8 @@ import time
 import pytest
 
 from estune.errors import DataError, RewardError
-from estune.rewards import code
-from estune.rewards.code import code_reward, program_in
+from estune.rewards import sandbox
+from estune.rewards.code_reward import code_reward, program_in
 from estune.tasks.code import program_rows
 
 ADD = "def add(a, b):\n    return a + b"
@@ -204,11 +204,11 @@ def test_where_there_is_no_sandbox_nothing_is_run_unless_it_is_wanted(monkeypatc
     def none():
         raise RewardError("no sandbox")
 
-    monkeypatch.setattr(code.sandboxes, "proven", none)
+    monkeypatch.setattr(sandbox, "proven", none)
     with pytest.raises(RewardError, match="no sandbox"):
         score(ADD)
     assert score(ADD, unlocked=True) == 1
-    monkeypatch.setenv(code.UNLOCKED, "1")
+    monkeypatch.setenv(sandbox.UNLOCKED, "1")
     assert score(ADD) == 1
 
 

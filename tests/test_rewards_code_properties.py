@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from test_rewards_code import ADD, ECHO, TESTS, score
 
 from estune.errors import DataError
-from estune.rewards.code import code_reward, program_in
+from estune.rewards.code_reward import code_reward, program_in
 from estune.rewards.programs.grade import Grade, grade
 from estune.rewards.sandbox import Limits, Outcome
 from estune.tasks.code import program_rows

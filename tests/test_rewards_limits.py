@@ -16,10 +16,10 @@ from estune.cli.main import main
 from estune.common.types import Completion
 from estune.errors import ConfigError
 from estune.monitor.metrics import failure_metrics
-from estune.rewards.code import code_reward
-from estune.rewards.limited import Limited, OverLimitError, graded
-from estune.rewards.limits import Grades, bounds_itself, own_limit
-from estune.rewards.pool import RewardLimits
+from estune.rewards.code_reward import code_reward
+from estune.rewards.marks import Grades, bounds_itself, own_limit
+from estune.rewards.processes.limited import Limited, OverLimitError, graded
+from estune.rewards.processes.pool import RewardLimits
 from estune.rewards.scoring import RewardFunctions
 from estune.run.mixture import ForTask
 
@@ -86,7 +86,7 @@ def test_calls_from_several_threads_take_turns(limited):
 def test_it_ends_with_the_process_that_asked(tmp_path):
     program = (
         "import subprocess, sys, threading, time; sys.path.insert(0, sys.argv[1])\n"
-        "from estune.rewards.limited import Limited\n"
+        "from estune.rewards.processes.limited import Limited\n"
         "made = Limited('limited_child:made', 60.0)\nmade(1)\n"
         "threading.Thread(target=made, args=['spin'], daemon=True).start()\n"
         "time.sleep(0.3)\nprint(made._process.pid, flush=True)\ntime.sleep(60)\n"
@@ -190,7 +190,7 @@ def test_a_function_that_does_not_bound_itself_has_reward_timeout_as_ever(reward
 def test_in_training_what_met_a_limit_is_a_metric_from_the_first_step_on(
     tiny, tmp_path, capsys, monkeypatch
 ):
-    body = "    from estune.rewards.limits import Grades\n    return Grades(map(float, range(len(completions))), overran=1)\n"
+    body = "    from estune.rewards.marks import Grades\n    return Grades(map(float, range(len(completions))), overran=1)\n"
     (tmp_path / "bounded_reward.py").write_text(f"def mine(completions, **columns):\n{body}")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -229,7 +229,7 @@ def test_score_says_how_many_met_the_limit_and_grades_the_others(tmp_path, capsy
     assert main(["score", "--task", "mbpp", "--completions", str(rows)]) == 0
     assert capsys.readouterr() == ("0.0\n", "")
     lines = [
-        "from estune.rewards.limits import Grades",
+        "from estune.rewards.marks import Grades",
         "def mine(completions, **columns): return Grades([0.0], overran=1)",
     ]
     (tmp_path / "mine.py").write_text("\n".join(lines))
@@ -242,5 +242,5 @@ def test_score_says_how_many_met_the_limit_and_grades_the_others(tmp_path, capsy
     assert out == "0.0\n"
     assert (
         err
-        == "1 answer met the grader's time limit and got its lowest grade (es/reward_timeouts)\n"
+        == "1 completion met the grader's time limit and got its lowest grade (es/reward_timeouts)\n"
     )

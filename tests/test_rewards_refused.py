@@ -10,7 +10,7 @@ import pytest
 from test_rewards import AsyncScaled, Scaled, lengths, refusal
 
 from estune.errors import ConfigError, RewardError
-from estune.rewards.functions import check_parameters, reward_name
+from estune.rewards.signature import check_parameters, reward_name
 from estune.tasks.reward_functions import resolve_rewards
 
 # what is refused

@@ -13,7 +13,7 @@ import torch
 from estune.common.types import Completion
 from estune.errors import RewardError
 from estune.monitor.metrics import logged_metrics
-from estune.rewards.pool import RewardLimits
+from estune.rewards.processes.pool import RewardLimits
 from estune.rewards.scoring import RewardFunctions
 
 ROWS = [{"prompt": p} for p in "abc"]

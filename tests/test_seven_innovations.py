@@ -60,7 +60,7 @@ def test_innovation_2_layer_level_perturbation(dtype):
         )
     )  # compiles
     before = fresh_peak_memory()
-    for name, _, tensor in theta.perturbed(Member(2, 1, 1e-3, "iid", 0), weights.__getitem__):
+    for name, tensor in theta.perturbed(Member(2, 1, 1e-3, "iid", 0), weights.__getitem__):
         assert tensor.data_ptr() == weights[name].data_ptr()
     assert peak_memory() - before < layers * size * dtype.itemsize / 2
 

@@ -58,7 +58,7 @@ def test_who_attached_sees_the_version_move_and_writes_the_same_members(theta):
     theta.update([5, 6], [0.25, -0.5], noise="iid", version=0)
     assert other.version == 1
     member = Member(9, -1, 0.01, "iid", 1)
-    for (name, _, mine), (_, _, theirs) in zip(
+    for (name, mine), (_, theirs) in zip(
         theta.perturbed(member, lambda name: torch.empty(theta.tensors[name].shape)),
         other.perturbed(member, lambda name: torch.empty(theta.tensors[name].shape)),
         strict=True,
@@ -73,7 +73,7 @@ def test_a_theta_that_is_half_written_is_not_used(theta):
     with pytest.raises(EngineError, match="half written"):
         next(
             other.perturbed(
-                Member(1, 1, 0.1, "iid", 0), lambda name: torch.empty(other.theta[name].shape)
+                Member(1, 1, 0.1, "iid", 0), lambda name: torch.empty(other.tensors[name].shape)
             )
         )
     theta.became(0)

@@ -128,7 +128,7 @@ def test_a_longer_right_answer_always_earns_less_but_never_nothing() -> None:
 
 
 @pytest.mark.parametrize("reward", [conciseness_reward, conciseness_correct_reward])
-def test_the_metric_correct_is_the_share_of_answers_that_hold_the_target(
+def test_the_metrics_are_the_share_of_right_answers_and_their_mean_length(
     reward: Callable[..., Any],
 ) -> None:
     log = Log()
@@ -137,7 +137,7 @@ def test_the_metric_correct_is_the_share_of_answers_that_hold_the_target(
         target=["Paris", "Rome", "Oslo", "Cairo"],
         log_metric=log,
     )
-    assert log.metrics == {"correct": 0.5}
+    assert log.metrics == {"correct": 0.5, "characters": 6.25}
 
 
 @pytest.mark.parametrize("reward", [conciseness_reward, conciseness_correct_reward])

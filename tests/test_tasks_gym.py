@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from estune.cli.main import main
 from estune.errors import ConfigError, DataError
-from estune.rewards.limited import Limited
-from estune.rewards.limits import Grades
+from estune.rewards.marks import Grades
+from estune.rewards.processes.limited import Limited
 from estune.tasks import get_task, gym_scoring
 from estune.tasks.gym import gym_names
 from estune.tasks.gym_rows import gym_rows

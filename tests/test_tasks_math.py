@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from estune.cli.main import main
 from estune.errors import ConfigError, DataError
-from estune.rewards.limited import Limited
-from estune.rewards.limits import Grades
+from estune.rewards.marks import Grades
+from estune.rewards.processes.limited import Limited
 from estune.tasks import TASKS, grading
 from estune.tasks.answers import last_boxed
 from estune.tasks.math import MATH_TASKS, answer_text, math_reward, problem_rows

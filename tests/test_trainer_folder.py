@@ -14,7 +14,7 @@ from test_trainer import checkpoints_of, folder_of, metrics_of, same, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from estune import ESConfig
-from estune.common.durable import held, in_turn
+from estune.common.durable import in_turn, locked
 from estune.common.signed_lines import signed
 from estune.config import build
 from estune.errors import ConfigError, ModelError
@@ -189,7 +189,7 @@ def test_a_disk_that_cannot_lock_files_is_named_and_converting_goes_on_without(
             ConfigError,
             match=r"output_dir: .* is on a disk that cannot lock files \(No locks available\)",
         ),
-        held(tmp_path, "output_dir"),
+        locked(tmp_path, "output_dir"),
     ):
         pass
     with in_turn(tmp_path / "cache"):

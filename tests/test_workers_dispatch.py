@@ -54,7 +54,7 @@ class Crowd:
             if piece is not None:
                 self.at[worker] = piece
                 self.handed.append(piece)
-            assert self.dispatch.under_way == len(
+            assert self.dispatch.in_flight == len(
                 {piece.member for piece in self.at.values() if piece not in self.answered}
             )
 
@@ -84,7 +84,7 @@ def test_each_prompt_of_each_member_is_answered_once_whoever_is_lost_or_joins(
     )
     assert answered == [(member, i) for member in range(members) for i in range(prompts)]
     assert all(piece.size >= min(prompts, -(-prompts // 8)) for piece in crowd.handed)
-    assert crowd.dispatch.under_way == 0
+    assert crowd.dispatch.in_flight == 0
     assert crowd.dispatch.take(0, 1, crowd.now + 1e9) is None
 
 
@@ -94,7 +94,7 @@ def test_one_worker_gets_whole_members_in_order(members, prompts):
     for member in range(members):
         piece = dispatch.take(0, 1, member)
         assert piece == Piece(member, 0, prompts)
-        assert not dispatch.finished and dispatch.under_way == 1
+        assert not dispatch.finished and dispatch.in_flight == 1
         assert dispatch.done(piece, member + 1)
     assert dispatch.finished and dispatch.take(0, 1, members) is None
 
@@ -147,10 +147,10 @@ def test_a_late_piece_is_given_to_one_more_and_the_first_answer_counts():
     assert dispatch.take(0, 3, 2.9) is None
     assert dispatch.take(0, 3, 3.0) == slow
     assert dispatch.take(2, 3, 99.0) is None, "two are at it"
-    assert dispatch.under_way == 1
+    assert dispatch.in_flight == 1
     assert dispatch.done(slow, 4.0) and dispatch.finished
     assert not dispatch.done(slow, 5.0)
-    assert dispatch.finished and dispatch.under_way == 0
+    assert dispatch.finished and dispatch.in_flight == 0
 
 
 def test_a_late_piece_stays_with_the_second_worker_when_the_first_is_lost_and_goes_on_when_both_are():
@@ -162,7 +162,7 @@ def test_a_late_piece_stays_with_the_second_worker_when_the_first_is_lost_and_go
     assert dispatch.take(3, 2, 3.0) == slow, "worker 2 is alone at it"
     dispatch.lost(2)
     dispatch.lost(3)
-    assert dispatch.under_way == 0
+    assert dispatch.in_flight == 0
     assert dispatch.take(4, 1, 3.0) == slow
 
 
@@ -189,10 +189,10 @@ def test_what_a_lost_worker_was_at_goes_to_the_next_that_asks():
     dispatch = Dispatch(3, 4)
     first = dispatch.take(0, 1, 0.0)
     dispatch.lost(0)
-    assert dispatch.under_way == 0
+    assert dispatch.in_flight == 0
     assert dispatch.take(1, 1, 1.0) == first
     dispatch.lost(7)  # was at nothing
-    assert dispatch.under_way == 1
+    assert dispatch.in_flight == 1
     assert dispatch.take(2, 2, 1.0) != first
 
 
@@ -201,7 +201,7 @@ def test_after_all_were_lost_new_workers_do_everything():
     taken = [dispatch.take(worker, 4, 0.0) for worker in range(4)]
     for worker in range(4):
         dispatch.lost(worker)
-    assert not dispatch.finished and dispatch.under_way == 0
+    assert not dispatch.finished and dispatch.in_flight == 0
     again, now = [], 1.0
     while (piece := dispatch.take(9, 1, now)) is not None:
         again.append(piece)

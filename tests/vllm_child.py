@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from estune import ESConfig
-from estune.common.types import Member
+from estune.common.types import Unperturbed, variant_from_json
 from estune.engines.vllm import VLLMEngine
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
@@ -63,15 +63,15 @@ def main() -> None:
     plan = layout(checkpoint)
     theta = Theta.load(checkpoint, plan.in_model, share=True)
     engine = VLLMEngine(checkpoint, plan, ESConfig(**settings))
-    engine.check(theta, Member(0, 1, 0.0, "iid", 0))
+    engine.check(theta, Unperturbed(0))
     updated(theta)
     answers = []
     for fields in members:
-        engine.load(theta, Member(**fields))
+        engine.load(theta, variant_from_json(fields))
         answers.append(
             [asdict(answer) for answer in engine.generate(prompts, max_completion_length=12)]
         )
-        engine.check(theta, Member(**fields))
+        engine.check(theta, variant_from_json(fields))
     mapping = {
         process.pid: regions(process) for process in psutil.Process().children(recursive=True)
     }

@@ -1,16 +1,15 @@
 """The trainer, and in `ESTrainer._step` the algorithm: one update of θ, from seeds to journal.
 
-    trainer = ESTrainer(model="…", reward_funcs=short, args=ESConfig(output_dir="out"), train_dataset=rows)
+    config = ESConfig(output_dir="out")
+    trainer = ESTrainer(model="…", reward_funcs=short, args=config, train_dataset=rows)
     trainer.train()
 
 The interface is that of TRL's trainers.
 """
 
-import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,27 +22,26 @@ from estune.errors import ConfigError, DataError
 from estune.monitor.callbacks import Callbacks
 from estune.monitor.console import Screen
 from estune.monitor.held_out import HeldOut, held_out_scores
-from estune.monitor.metrics import as_json, size_metrics, step_metrics, tokens_generated
 from estune.monitor.timeline import Timeline
-from estune.monitor.trackers import Trackers, check_trackers
+from estune.monitor.trackers import check_trackers
 from estune.rewards.scoring import RewardFunctions, Row
 from estune.run.data_fingerprint import digest
-from estune.run.distance import distance, travelled
 from estune.run.folder import RunFolder
-from estune.run.milestones import best_step, best_value, evaluates, plateaued, saves, trainer_state
+from estune.run.log import RunLog
+from estune.run.milestones import evaluates, saves
 from estune.run.mixture import Mixture
 from estune.run.model import Model
 from estune.run.publish import push, write_card, write_config
 from estune.run.resume import as_recorded, check_resumable, header, restore
 from estune.run.step_evaluation import StepEvaluation
 from estune.run.stopping import Stop, graceful
+from estune.run.update import Update
 from estune.strategy import schedules, step_size
-from estune.strategy.fitness import Fitness, Rewards, fitness_of
+from estune.strategy.fitness import fitness_of
 from estune.strategy.search import SizeSearch
-from estune.strategy.step_size import StepSize
 from estune.tasks.reward_functions import resolve_rewards
 from estune.tasks.rows import rows_of, warn_of_columns_not_shown
-from estune.theta.journal import Journal, Step, exists
+from estune.theta.journal import Journal, exists
 
 
 @dataclass(frozen=True)
@@ -54,29 +52,15 @@ class TrainOutput:
     metrics: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Update:
-    """One update of θ, and what led to it."""
-
-    step: int
-    seeds: list[int]
-    coefficients: list[float]  # cₙ, one per seed; [] if θ stays as it is
-    rewards: Rewards  # (N, B)
-    fitness: Fitness  # (N,)
-    size: StepSize
-    search: SizeSearch
-    decay: float
-    seconds: float  # that moving θ took
-
-
 class ESTrainer:
     """Fine-tunes all parameters of a causal LM by evolution strategies.
 
     Args:
-        model: hub id, folder or .gguf file, or a transformers model, which is saved in `output_dir` first.
+        model: hub id, folder or .gguf file, or a transformers model (saved in `output_dir` first).
         reward_funcs: one or several callables, built-in names or dotted paths, called as in TRL.
         args: the settings; default `ESConfig()`.
-        train_dataset: a `datasets.Dataset` or list of mappings with a column `prompt` (text or messages), or a `Mixture`.
+        train_dataset: a `Mixture`, a `datasets.Dataset` or a list of mappings, with a column
+            `prompt` (text or messages).
         eval_dataset: the same, held out.
         processing_class: a tokenizer to use instead of the model's own.
         callbacks: transformers `TrainerCallback`s; their `args` is the `ESConfig`.
@@ -109,16 +93,17 @@ class ESTrainer:
         self.folder = RunFolder(self.args)
         self.screen = Screen(self.args)
         self.callbacks = Callbacks(self.args, callbacks or [])
+        self.log = RunLog(self.args, self.folder, self.screen, self.callbacks)
         self._timeline = Timeline()
-        self._logged: dict[int, dict[str, Any]] = {}  # step → its line of metrics
         self._trained = False
 
     def train(self, resume_from_checkpoint: bool | None = None) -> TrainOutput:
-        """Train to `max_steps` updates; when resuming, go on after the last whole step in the journal.
+        """Train to `max_steps` updates; a resume continues after the last whole step in the journal.
 
         Raises:
-            InputError: the folder holds a run and this is no resume, it holds another run, or a reward function failed.
-            KeyboardInterrupt, SystemExit: on Ctrl-C or SIGTERM, after a clean stop; the run can be resumed.
+            InputError: the folder holds a run and this is no resume, or another run, or a reward
+                function failed.
+            KeyboardInterrupt, SystemExit: on Ctrl-C or SIGTERM, after a clean stop.
         """
         if not self.train_rows:
             raise DataError("train_dataset: give one; it is needed to train")
@@ -134,15 +119,14 @@ class ESTrainer:
             self.screen.say(self.model.describe())
             if self.model.place.why:
                 self.screen.say(self.model.place.why)
-            workers = self.model.workers  # built while θ is θ₀, with which they compare their weights
-            trackers = Trackers(self.args)
+            workers = self.model.workers  # built while θ is θ₀, since they compare their weights
             try:
-                trackers.start()
-                return self._train(self._journal(), trackers)
+                self.log.trackers.start()
+                return self._train(self._journal())
             finally:
                 self.screen.stop()
                 self.rewards.close()
-                trackers.close()
+                self.log.trackers.close()
                 workers.release()
 
     def evaluate(self) -> dict[str, Any]:
@@ -184,18 +168,19 @@ class ESTrainer:
         self.save_model()
         return push(self.folder.path, self.args, commit_message)
 
-    def _train(self, journal: Journal, trackers: Trackers) -> TrainOutput:
-        self._logged = {record["step"]: record for record in self.folder.measured.read()}
+    def _train(self, journal: Journal) -> TrainOutput:
+        self.log.read()
         self.callbacks.call("on_train_begin")
         begun = journal.last
-        self._timeline = Timeline(self._profile_path(begun))
+        trace = self.folder.path / f"profile-{begun}.json" if self.args.profile else None
+        self._timeline = Timeline(trace)
         with graceful() as stop, closing(self._timeline):
-            self._after(journal, trackers)
+            self._after(journal)
             self.screen.start(begun)
-            while journal.last < self.args.max_steps and not self._stopping(journal.last):
+            while journal.last < self.args.max_steps and not self.log.ends(journal.last):
                 stop.check()
                 self._step(journal, stop)
-                self._after(journal, trackers)
+                self._after(journal)
             self.screen.stop()
             if journal.last > begun:
                 self.screen.say(self._timeline.summary())
@@ -236,69 +221,21 @@ class ESTrainer:
                 seeds, coefficients, noise=config.noise, version=step - 1, decay=decay
             )
         self.callbacks.end_step(step)
-        update = Update(step, seeds, coefficients, rewards, fitness, size, search, decay, span.seconds)
-        self._record(journal, update, rows, evaluate)
+        update = Update(
+            step, seeds, coefficients, rows, rewards, fitness, size, search, decay, span.seconds
+        )
+        self._record(journal, update, evaluate)
 
-    def _record(
-        self, journal: Journal, update: Update, rows: list[Row], evaluation: StepEvaluation
-    ) -> None:
-        """Append the step to the journal, with its metrics as notes."""
-        step = update.step
-        self._show(step, evaluation)
-        digest = self._vouch() if self._needs_digest(step) else None
-        same_prompts = not self.mixture and len(rows) == len(self.train_rows)
-        metrics = self._metrics(journal, update, evaluation)
-        line = Step(
-            step,
-            update.seeds,
-            update.coefficients,
-            rewards=[None if np.isnan(value) else float(value) for value in update.fitness],
-            sigma=update.size.sigma,
-            noise=self.args.noise,
-            decay=update.decay or None,
-            task_rewards=self.mixture.earned(rows, update.rewards) if self.mixture else None,
-            digest=digest,
-            control=update.search.record(same_prompts=same_prompts),
-            notes={"metrics": as_json(metrics)},
+    def _record(self, journal: Journal, update: Update, evaluation: StepEvaluation) -> None:
+        """Append the update to the journal, with its metrics as notes."""
+        self.log.show_members(update.step, evaluation)
+        digest = self._vouch() if self._needs_digest(update.step) else None
+        same_prompts = not self.mixture and len(update.rows) == len(self.train_rows)
+        metrics = update.metrics(journal.steps, evaluation)
+        line = update.line(
+            self.args.noise, metrics, digest, self.mixture, same_prompts=same_prompts
         )
         self.folder.append(line)
-
-    def _metrics(
-        self, journal: Journal, update: Update, evaluation: StepEvaluation
-    ) -> dict[str, Any]:
-        scored = evaluation.settled()
-        members = len(update.fitness)
-        tokens = tokens_generated(scored)
-        before = journal.steps[-1].notes["metrics"] if journal.steps else {}
-        far = distance(travelled(journal.steps), update.coefficients, update.decay)
-        search = update.search
-        alpha = update.size.alpha if search.learned is None else search.alpha
-        return {
-            **step_metrics(scored[:members], scored[members:]),
-            "learning_rate": alpha,
-            "es/sigma": update.size.sigma,
-            "num_tokens": before.get("num_tokens", 0) + tokens,
-            "es/distance": far,
-            **size_metrics(search.learned, search.reference),
-            "es/tokens_per_second": tokens / max(evaluation.seconds, 1e-9),  # of all workers
-            "es/update_seconds": update.seconds,
-            "step_time": time.perf_counter() - evaluation.started,
-        }
-
-    def _show(self, step: int, evaluation: StepEvaluation) -> None:
-        """Show the best member's completions, and what went wrong."""
-        members = evaluation.settled()
-        if self._shows_completions(step):
-            self.screen.samples(f"step {step}, best member", evaluation.best)
-        broken = sum(not one.finite for one in members[: self.args.population_size])
-        if broken:
-            self.screen.say(
-                f"step {step}: {broken} members computed NaN or infinity and are left out; "
-                "try a smaller sigma"
-            )
-        if evaluation.lost:
-            path = self.folder.keep_lost_reward(f"step {step}: {evaluation.lost}\n")
-            self.screen.lost_rewards(step, [one.scores for one in members], evaluation.lost, path)
 
     def _evaluation(self, step: int, rows: list[Row], stop: Stop) -> StepEvaluation:
         """What evaluates variants of θ on `rows`; Ctrl-C or SIGTERM ends it between members."""
@@ -317,7 +254,7 @@ class ESTrainer:
             self._timeline,
             tick,
             first_step=step == 1,
-            best_of=self.args.population_size if self._shows_completions(step) else 0,
+            best_of=self.args.population_size if self.log.shows_completions(step) else 0,
         )
 
     def _batch(self, journal: Journal) -> list[Row]:
@@ -330,44 +267,21 @@ class ESTrainer:
             indices = strategy.batch(self.args, step, len(self.train_rows))
         return [self.train_rows[index] for index in indices]
 
-    def _after(self, journal: Journal, trackers: Trackers) -> None:
-        """Evaluate, log and save if the last step calls for it; what was done before a kill is not repeated."""
+    def _after(self, journal: Journal) -> None:
+        """Evaluate, log and save after a step, unless that was done before a kill."""
         step = journal.last
-        if step not in self._logged and (step > 0 or self.args.eval_on_start):
-            self._log(step, journal.steps[-1].notes["metrics"] if step else {}, trackers)
-        if saves(self.args, step) or (step and self._stopping(step)):
-            state = trainer_state(self.args, self._logged, step)
+        if step not in self.log.lines and (step > 0 or self.args.eval_on_start):
+            held_out = None
+            if evaluates(self.args, step):
+                with self._timeline.span("held-out evaluation"):
+                    held_out = self._held_out()
+            metrics = journal.steps[-1].notes["metrics"] if step else {}
+            self.log.write(step, metrics, held_out)
+        if saves(self.args, step) or (step and self.log.ends(step)):
+            state = self.log.trainer_state(step)
             with self._timeline.span("save"):
                 self.folder.save(step, self.model, state, state["best_global_step"])
             self.callbacks.call("on_save")
-
-    def _log(self, step: int, metrics: dict[str, Any], trackers: Trackers) -> None:
-        """Evaluate if that is due, then write the step's line of metrics."""
-        if metrics:
-            self.screen.step(step, metrics)
-        evaluated = evaluates(self.args, step)
-        if evaluated:
-            metrics = metrics | self._evaluate_held_out(step)
-        self._logged[step] = {"step": step} | metrics | {"step": step}
-        self.folder.log(self._logged[step])
-        if evaluated or step % self.args.logging_steps == 0:
-            numbers = {name: value for name, value in metrics.items() if value is not None}
-            trackers.log(numbers, step)
-            self.callbacks.state.log_history.append(self._logged[step])
-            self.callbacks.call("on_log", logs=metrics)
-        if evaluated:
-            self.callbacks.call("on_evaluate", metrics=metrics)
-            # Only now, because transformers' own callbacks expect the best metric after on_evaluate.
-            self.callbacks.state.best_metric = best_value(self.args, self._logged, step)
-
-    def _evaluate_held_out(self, step: int) -> dict[str, Any]:
-        with self._timeline.span("held-out evaluation"):
-            held_out = self._held_out()
-        self.folder.write_completions(step, held_out.records)
-        self.screen.evaluation(step, held_out.metrics)
-        if step < self.args.max_steps:
-            self.screen.samples(f"held out, step {step}", held_out.records)
-        return held_out.metrics
 
     def _held_out(self) -> HeldOut:
         version = self.model.theta.version
@@ -384,30 +298,20 @@ class ESTrainer:
     def _finish(self, journal: Journal) -> TrainOutput:
         """Show the result, load the best model if asked, write the card and upload."""
         step = journal.last
-        self._show_result(step)
-        best = best_step(self.args, self._logged, step)
+        self.log.show_result(step)
+        best = self.log.best_step(step)
         if self.args.load_best_model_at_end and best is not None and best != step:
             self.model.theta.reset(self.model.checkpoint)
             list(journal.replay(self.model.theta, best))
             self.screen.say(f"θ is that of the best checkpoint, step {best}")
-        last = self._logged.get(step, {})  # empty if a callback ended the run before its first step
+        last = dict(self.log.lines.get(step, {}))  # empty if a callback ended the run at once
         figures = {n: v for n, v in last.items() if n.startswith("eval_") and n != "eval_runtime"}
         with self.folder.writing():
             write_card(self.folder.path, self.args, self.model.name, step, figures)
         if self.args.push_to_hub:
             self.screen.say(f"pushed to {self.push_to_hub()}")
-        return TrainOutput(step, {name: value for name, value in last.items() if name != "step"})
-
-    def _show_result(self, step: int) -> None:
-        """Show held-out completions and metrics, before and after if both were evaluated."""
-        before, after = self.folder.completions(0), self.folder.completions(step)
-        if before and after and step:
-            self.screen.before_after(before, after, self._logged.get(0, {}), self._logged[step])
-        elif after:
-            self.screen.samples(f"held out, step {step}", after)
-        if step:
-            checkpoint = self.folder.checkpoint(step)
-            self.screen.say(f"done: {checkpoint} loads with AutoModelForCausalLM.from_pretrained")
+        last.pop("step", None)
+        return TrainOutput(step, last)
 
     def _check(self) -> None:
         """Check what needs no model: columns, reward functions, settings that need one another."""
@@ -449,15 +353,8 @@ class ESTrainer:
             )
         return resume
 
-    def _stopping(self, step: int) -> bool:
-        """Whether the run ends after `step`, before max_steps."""
-        return self.callbacks.stopping or plateaued(self.args, self._logged, step)
-
-    def _shows_completions(self, step: int) -> bool:
-        return self.args.log_completions and step % self.args.logging_steps == 0
-
     def _needs_digest(self, step: int) -> bool:
-        """Whether a checkpoint may follow `step`: also if a callback stops the run, or may do so when it gets the log."""
+        """Whether a checkpoint may follow `step`, also because a callback stops the run."""
         may_stop = self.callbacks.listening and step % self.args.logging_steps == 0
         stops = self.callbacks.stopping or may_stop
         return stops or saves(self.args, step) or evaluates(self.args, step)
@@ -468,9 +365,6 @@ class ESTrainer:
             digest = self.model.theta.digest()
             self.model.workers.verify(digest)
         return digest
-
-    def _profile_path(self, step: int) -> Path | None:
-        return self.folder.path / f"profile-{step}.json" if self.args.profile else None
 
 
 def _rows(dataset: Any, name: str) -> list[Row]:

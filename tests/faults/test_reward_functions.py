@@ -16,7 +16,7 @@ import pytest
 
 from estune.common.types import Completion
 from estune.errors import RewardError
-from estune.rewards.pool import RewardLimits
+from estune.rewards.processes.pool import RewardLimits
 from estune.rewards.scoring import RewardFunctions
 
 ROWS = [{"prompt": f"p{i}", "mark": str(i)} for i in range(4)]

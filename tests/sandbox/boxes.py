@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import estune
-from estune.rewards.sandbox import job
+from estune.rewards.sandbox import launch
 from estune.rewards.sandbox.bubblewrap import Bubblewrap
-from estune.rewards.sandbox.kinds import Unusable
+from estune.rewards.sandbox.interface import Unusable
 from estune.rewards.sandbox.sandlock import Sandlock
 
 KINDS = {"bubblewrap": Bubblewrap, "sandlock": Sandlock}
@@ -80,9 +80,9 @@ def _interpreter_for_all(folder):
     shutil.copytree(standard, lib / standard.name, ignore=LEFT_OUT, symlinks=True)
     for library in Path(sys.base_prefix, "lib").glob("libpython*"):
         shutil.copy2(library, lib)
-    python = folder / "python" / "bin" / Path(job.interpreter()).name
+    python = folder / "python" / "bin" / Path(launch.interpreter()).name
     python.parent.mkdir()
-    shutil.copy2(job.interpreter(), python)
+    shutil.copy2(launch.interpreter(), python)
     _copy_packages(folder / "packages")
     shutil.copytree(HERE, folder / "tests")
     for name in ("home", "tmp"):
@@ -97,8 +97,7 @@ def _copy_packages(folder):
     own = Path(estune.__file__).parent
     (folder / "estune").mkdir(parents=True)
     (folder / "estune" / "__init__.py").touch()
-    for module in ("errors.py", "visible.py"):
-        shutil.copy2(own / module, folder / "estune")
+    shutil.copy2(own / "errors.py", folder / "estune")
     shutil.copytree(own / "rewards", folder / "estune" / "rewards")
     for package in ("psutil", "sandlock"):
         if found := importlib.util.find_spec(package):

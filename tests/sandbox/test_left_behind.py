@@ -14,7 +14,7 @@ import pytest
 from attacks import ATTACKS, PRELUDE
 from boxes import made
 
-from estune.rewards import keeper
+from estune.rewards.processes import keeper
 from estune.rewards.sandbox import PROVEN, UNLOCKED, Limits
 from estune.rewards.sandbox.baits import baits
 
@@ -116,8 +116,10 @@ def test_what_a_reward_function_started_ends_with_a_killed_trainer(tmp_path):
     (tmp_path / "r.py").write_text(SERVES.format(mark=mark))
     script = tmp_path / "train.py"
     script.write_text(
-        "from estune.rewards.call import Call\nfrom estune.rewards.pool import Limits, Pool\nfrom r import serves\n"
-        "Pool([serves], ['serves'], Limits()).submit(0, Call({'completions': ['a']}, {}, (), 1), strict=False).result()\n"
+        "from estune.rewards.call import Call\n"
+        "from estune.rewards.processes.pool import Pool, RewardLimits\nfrom r import serves\n"
+        "Pool([serves], ['serves'], RewardLimits())"
+        ".submit(0, Call({'completions': ['a']}, {}, (), 1), strict=False).result()\n"
     )
     with subprocess.Popen([sys.executable, str(script)], cwd=tmp_path) as trainer:
         assert soon(lambda: running(mark), 60)

@@ -8,9 +8,9 @@ import pytest
 from boxes import made
 
 from estune.errors import RewardError
-from estune.rewards import prepare, sandbox
+from estune.rewards import marks, sandbox
 from estune.rewards.sandbox import PROVEN, UNLOCKED, Limits, proven, unlocked
-from estune.rewards.sandbox.kinds import Unusable
+from estune.rewards.sandbox.interface import Unusable
 from estune.rewards.sandbox.proof import prove
 from estune.rewards.sandbox.seccomp import program_filter
 
@@ -128,13 +128,13 @@ def test_a_process_is_told_what_passed_by_the_one_that_started_it(monkeypatch):
 def test_a_function_is_prepared_through_whatever_wraps_it():
     calls = []
 
-    @prepare.prepared_by(lambda: calls.append(1))
+    @marks.prepared_by(lambda: calls.append(1))
     def reward(completions, **columns):
         return [0.0]
 
-    prepare.prepare(functools.partial(reward, seconds=1))
-    prepare.prepare(reward)
-    prepare.prepare(len)
+    marks.prepare(functools.partial(reward, seconds=1))
+    marks.prepare(reward)
+    marks.prepare(len)
     assert calls == [1, 1]
 
 

@@ -4,9 +4,8 @@ import time
 
 import pytest
 
-from estune.rewards.sandbox import Limits, unlocked
-from estune.rewards.sandbox import folder as folder_module
-from estune.rewards.sandbox.folder import fresh_folder
+from estune.rewards.sandbox import Limits, unlocked, working_folder
+from estune.rewards.sandbox.working_folder import fresh_folder
 
 
 def run(sandbox, source, request=b"", **limits):
@@ -142,11 +141,11 @@ def test_folders_of_killed_runs_are_removed_later(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     left = tmp_path / "estune-program-left"
     left.mkdir()
-    folder_module._clear.cache_clear()
+    working_folder._clear.cache_clear()
     run(unlocked(), "pass")
     assert left.exists()
-    monkeypatch.setattr(folder_module, "_LONG", -1.0)
-    folder_module._clear.cache_clear()
+    monkeypatch.setattr(working_folder, "_LONG", -1.0)
+    working_folder._clear.cache_clear()
     run(unlocked(), "pass")
     assert not left.exists()
 

@@ -61,7 +61,7 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
 
 def _score(functions: list[Any], rows: list[dict[str, Any]], where: str) -> list[float | None]:
     from estune.common.types import Completion
-    from estune.rewards.limits import overran_line
+    from estune.rewards.marks import overran_line
     from estune.rewards.scoring import RewardFunctions
 
     rewards = RewardFunctions(functions)

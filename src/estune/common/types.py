@@ -1,12 +1,10 @@
 """One vocabulary for what travels between the trainer, the workers and the engines."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-Prompt = (
-    str | list[int] | list[dict[str, Any]]
-)  # text or token ids that go in as they are, or a conversation for the chat template
+# Text, token ids, or a conversation for the chat template; the first two reach the model unchanged.
+Prompt = str | list[int] | list[dict[str, Any]]
 
 
 def is_token_ids(prompt: Any) -> TypeGuard[list[int]]:
@@ -20,30 +18,47 @@ def is_token_ids(prompt: Any) -> TypeGuard[list[int]]:
 
 @dataclass(frozen=True)
 class Member:
-    """One perturbed model, by address: θ + sign·σ·ε(seed) of the centre at `version`. σ = 0 is the centre itself.
-
-    With `seeds` it is a candidate instead: θ + Σ cₙ·εₙ, the centre that an update by these coefficients would make.
-    """
+    """A member of a population, by address: θ + sign·σ·ε(seed), where θ has had `version` updates."""
 
     seed: int
-    sign: int
+    sign: int  # +1 or −1
     sigma: float
     noise: str  # "iid" or "correlated"
     version: int
-    seeds: tuple[int, ...] = ()
-    coefficients: tuple[float, ...] = ()  # one a seed, fp32 numbers
 
-    @classmethod
-    def unperturbed(cls, noise: str, version: int) -> "Member":
-        """The centre itself."""
-        return cls(0, 1, 0.0, noise, version)
 
-    @classmethod
-    def candidate(
-        cls, seeds: Sequence[int], coefficients: Sequence[float], noise: str, version: int
-    ) -> "Member":
-        """What the centre would be after an update, before it is made."""
-        return cls(0, 1, 0.0, noise, version, tuple(seeds), tuple(coefficients))
+@dataclass(frozen=True)
+class Unperturbed:
+    """θ itself after `version` updates."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """θ + Σ cₙ·ε(seedₙ): what θ at `version` would become by an update that has not been made."""
+
+    seeds: tuple[int, ...]
+    coefficients: tuple[float, ...]  # fp32 numbers, one per seed
+    noise: str  # "iid" or "correlated"
+    version: int
+
+
+Variant = Member | Unperturbed | Candidate  # what an engine can hold: weights that follow from θ
+
+
+def variant_to_json(variant: Variant) -> dict[str, Any]:
+    """Return the variant's fields and its kind, as JSON can hold them."""
+    return {"kind": type(variant).__name__, **vars(variant)}
+
+
+def variant_from_json(record: dict[str, Any]) -> Variant:
+    """Return the variant that `variant_to_json` described."""
+    fields = {name: value for name, value in record.items() if name != "kind"}
+    if record["kind"] == "Candidate":
+        seeds, coefficients = tuple(fields.pop("seeds")), tuple(fields.pop("coefficients"))
+        return Candidate(seeds, coefficients, **fields)
+    return Member(**fields) if record["kind"] == "Member" else Unperturbed(**fields)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The seam to whatever runs the model: an engine holds one member of a population at a time, and answers prompts.
+"""The seam to whatever runs the model: an engine holds one variant of θ at a time, and completes prompts.
 
 An engine knows no reward and no strategy. It must fail loudly: a weight that it did not take is an `EngineError`.
 """
@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from estune.common.types import Completion, Member, Prompt, Sampling
+from estune.common.types import Completion, Prompt, Sampling, Unperturbed, Variant
 from estune.errors import EngineError
 from estune.theta.theta import Theta
 
@@ -16,11 +16,11 @@ from estune.theta.theta import Theta
 class Engine(Protocol):
     """What `workers/` needs of an engine."""
 
-    def load(self, theta: Theta, member: Member) -> None:
-        """Take the member's weights, `theta.perturbed(member, …)`. Raises EngineError when one is not taken."""
+    def load(self, theta: Theta, variant: Variant) -> None:
+        """Take the variant's weights from `theta.perturbed`. Raises EngineError when one is not taken."""
 
-    def check(self, theta: Theta, member: Member) -> None:
-        """Raises EngineError unless the engine holds exactly the member's weights; costs more than `load`."""
+    def check(self, theta: Theta, variant: Variant) -> None:
+        """Raises EngineError unless the engine holds exactly the variant's weights; costs more than `load`."""
 
     def generate(
         self,
@@ -43,11 +43,11 @@ class Engine(Protocol):
         """Tokens that a prompt and its completion may have together."""
 
 
-def compare(theta: Theta, member: Member, read: Callable[[str], torch.Tensor]) -> None:
-    """Raises EngineError unless `read(name)` gives the member's weights, for every name."""
-    for name, _, wanted in theta.perturbed(member, lambda name: torch.empty_like(read(name))):
+def compare(theta: Theta, variant: Variant, read: Callable[[str], torch.Tensor]) -> None:
+    """Raises EngineError unless `read(name)` gives the variant's weights, for every name."""
+    for name, wanted in theta.perturbed(variant, lambda name: torch.empty_like(read(name))):
         if not torch.equal(read(name), wanted):
-            whose = "the member's" if member.sigma or member.seeds else "the centre's"
+            whose = "θ's" if isinstance(variant, Unperturbed) else "the member's"
             raise EngineError(
                 f"the engine does not hold {whose} weights in {name}; its layout differs from the files'"
             )

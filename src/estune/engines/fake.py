@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from estune.common.types import Completion, Member, Prompt, Sampling
+from estune.common.types import Completion, Prompt, Sampling, Variant
 from estune.engines.base import compare
 from estune.engines.sampling import sample_seeds
 from estune.theta.checkpoint import Checkpoint
@@ -33,12 +33,12 @@ class FakeEngine:
     def read(self, name: str) -> torch.Tensor:
         return self._weights[name]
 
-    def load(self, theta: Theta, member: Member) -> None:
-        for _ in theta.perturbed(member, self.read):
+    def load(self, theta: Theta, variant: Variant) -> None:
+        for _ in theta.perturbed(variant, self.read):
             pass
 
-    def check(self, theta: Theta, member: Member) -> None:
-        compare(theta, member, self.read)
+    def check(self, theta: Theta, variant: Variant) -> None:
+        compare(theta, variant, self.read)
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(str(prompt)) for prompt in prompts]

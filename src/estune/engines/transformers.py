@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from estune.common.guard import guarded, reason
-from estune.common.types import Completion, Member, Prompt, Sampling
+from estune.common.types import Completion, Prompt, Sampling, Variant
 from estune.config import ESConfig
 from estune.engines import start_check
 from estune.engines.attention import group_heads
@@ -91,19 +91,19 @@ class TransformersEngine:
         """The parameter `name`, a view of the model's own."""
         return self._parameters[name]
 
-    def load(self, theta: Theta, member: Member) -> None:
-        for _ in theta.perturbed(member, self.read):  # written straight into the model
+    def load(self, theta: Theta, variant: Variant) -> None:
+        for _ in theta.perturbed(variant, self.read):  # written straight into the model
             pass
 
-    def check(self, theta: Theta, member: Member) -> None:
+    def check(self, theta: Theta, variant: Variant) -> None:
         """Once also that the model can be asked again, and together with others; where not with others, it is asked alone.
 
         Raises:
             ModelError: what it answers depends on what it was asked before.
         """
-        compare(theta, member, self.read)
+        compare(theta, variant, self.read)
         if not self._proven:
-            self._check_answers(theta, member)
+            self._check_answers(theta, variant)
             self._proven = True
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
@@ -146,13 +146,13 @@ class TransformersEngine:
             completions.update(zip(batch, done, strict=True))
         return [completions[i] for i in range(len(order))]
 
-    def _check_answers(self, theta: Theta, member: Member) -> None:
+    def _check_answers(self, theta: Theta, variant: Variant) -> None:
         first, again = (
             self._probe(start_check.PROMPTS[:1])[0],
             self._probe(start_check.PROMPTS[:1])[0],
         )
         try:
-            compare(theta, member, self.read)
+            compare(theta, variant, self.read)
         except EngineError as error:
             raise ModelError(f"{_changing(self._model, 'its own weights')} ({error})") from error
         if apart := start_check.difference(first, again):

@@ -20,7 +20,14 @@ import torch
 
 from estune.common.guard import guarded
 from estune.common.resources import cores, give_back, keep_freed
-from estune.common.types import Completion, Member, Prompt, Sampling
+from estune.common.types import (
+    Completion,
+    Prompt,
+    Sampling,
+    Variant,
+    variant_from_json,
+    variant_to_json,
+)
 from estune.config import ESConfig
 from estune.engines.device import engine_device, engine_dtype
 from estune.engines.sampling import sample_seeds
@@ -73,19 +80,19 @@ class VLLMEngine:
     def context_length(self) -> int:
         return self._context_length
 
-    def load(self, theta: Theta, member: Member) -> None:
+    def load(self, theta: Theta, variant: Variant) -> None:
         self._attach(theta)
-        self._everywhere("estune_load", vars(member))
+        self._everywhere("estune_load", variant_to_json(variant))
         self._reset_cache()
 
-    def check(self, theta: Theta, member: Member) -> None:
+    def check(self, theta: Theta, variant: Variant) -> None:
         """Load other weights, then the member's again: everything must change, and change back; all must be taken.
 
         Once also that the model answers, and twice the same.
         """
         self._attach(theta)
         taken: Counter[str] = Counter()
-        for watched in self._everywhere("estune_check", vars(member)):
+        for watched in self._everywhere("estune_check", variant_to_json(variant)):
             for name, count in watched.items():
                 taken[name] += count
         self._reset_cache()
@@ -292,16 +299,18 @@ class Shard:
 
         model.compute_logits = watched
 
-    def estune_load(self, member: dict[str, Any]) -> None:
+    def estune_load(self, record: dict[str, Any]) -> None:
         """Take the member's weights. Raises EngineError when one was not taken."""
         if self._estune_places is None:
-            return self._estune_reload(self._estune_weights(Member(**member)))
+            return self._estune_reload(self._estune_weights(variant_from_json(record)))
         from vllm.config import set_current_vllm_config
 
         with set_current_vllm_config(self.vllm_config), torch.inference_mode():
-            self._estune_places.load(self._estune_theta, Member(**member), self._estune_frozen)
+            self._estune_places.load(
+                self._estune_theta, variant_from_json(record), self._estune_frozen
+            )
 
-    def estune_check(self, member: dict[str, Any]) -> dict[str, int]:
+    def estune_check(self, record: dict[str, Any]) -> dict[str, int]:
         """Load other weights, then the member. Returns how many weights of each parameter vLLM copied, and learns where and in
         what dtype it holds them.
 
@@ -312,23 +321,23 @@ class Shard:
         model = self.model_runner.get_model()
         held = responses(model)
         self._estune_reload(
-            (name, tensor + 1) for name, tensor in self._estune_weights(Member(**member))
+            (name, tensor + 1) for name, tensor in self._estune_weights(variant_from_json(record))
         )
         changed = responses(model)
         with Copies(model) as copies:
-            self._estune_reload(copies.each(self._estune_weights(Member(**member))))
+            self._estune_reload(copies.each(self._estune_weights(variant_from_json(record))))
         again = responses(model)
         for name, response in held.items():
             if torch.equal(response, changed[name]):
                 raise EngineError(f"vLLM does not take new weights in {name}")
             if not torch.equal(response, again[name]):
-                whose = "the member's" if member["sigma"] or member["seeds"] else "the centre's"
+                whose = "θ's" if record["kind"] == "Unperturbed" else "the member's"
                 raise EngineError(
                     f"the engine does not hold {whose} weights in {name}; its layout differs from the files'"
                 )
         self._estune_dtypes = copies.dtypes
         self._estune_try(
-            DirectWriter.learn(copies, model, self._estune_theta.tensors), member, again
+            DirectWriter.learn(copies, model, self._estune_theta.tensors), record, again
         )
         give_back()
         if self._estune_places and self.device.type == "cpu":
@@ -336,26 +345,25 @@ class Shard:
         return dict(copies.taken)
 
     def _estune_try(
-        self, places: DirectWriter | None, member: dict[str, Any], wanted: dict[str, torch.Tensor]
+        self, places: DirectWriter | None, record: dict[str, Any], wanted: dict[str, torch.Tensor]
     ) -> None:
         """Write members straight to `places` from now on, if that turns other weights into the member's as reloading does."""
         if places is None:
             return
         self._estune_reload(
             (name, tensor + (name in self._estune_theta.tensors))
-            for name, tensor in self._estune_weights(Member(**member))
+            for name, tensor in self._estune_weights(variant_from_json(record))
         )
         self._estune_places = places
-        self.estune_load(member)
+        self.estune_load(record)
         found = responses(self.model_runner.get_model())
         if not all(torch.equal(response, found[name]) for name, response in wanted.items()):
             self._estune_places = None
-            self.estune_load(member)
+            self.estune_load(record)
 
-    def _estune_weights(self, member: Member) -> Iterator[tuple[str, torch.Tensor]]:
+    def _estune_weights(self, variant: Variant) -> Iterator[tuple[str, torch.Tensor]]:
         yield from self._estune_frozen
-        for name, _, tensor in self._estune_theta.perturbed(member, self._estune_room):
-            yield name, tensor
+        yield from self._estune_theta.perturbed(variant, self._estune_room)
 
     def _estune_room(self, name: str) -> torch.Tensor:
         """Where a parameter is written, new each time: vLLM keeps it until all that is fused with it has come."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from estune.common.types import Member
+from estune.common.types import Variant
 from estune.engines.vllm_copies import Copies, Copy, View
 from estune.errors import EngineError
 from estune.theta.theta import Theta
@@ -117,7 +117,7 @@ class DirectWriter:
         return places if all(map(_stays, places._touched)) else None
 
     def load(
-        self, theta: Theta, member: Member, frozen: Iterable[tuple[str, torch.Tensor]]
+        self, theta: Theta, variant: Variant, frozen: Iterable[tuple[str, torch.Tensor]]
     ) -> None:
         """Take the member's weights; of `frozen`, which ES does not tune, what shares a packed layer with what it does.
 
@@ -142,7 +142,7 @@ class DirectWriter:
             direct.add(name)
             return place
 
-        for name, _, tensor in theta.perturbed(member, destination):
+        for name, tensor in theta.perturbed(variant, destination):
             self._fill(name, tensor, written=name in direct)
         self._pack()
         for lookup in self._lookups:

@@ -21,7 +21,7 @@ from estune.errors import ConfigError, RewardError
 from estune.evaluation.divergence import Divergence, Likelihood, estimate
 from estune.monitor.callbacks import Callbacks
 from estune.monitor.held_out import HeldOut, held_out_scores
-from estune.rewards.limits import overran_line
+from estune.rewards.marks import overran_line
 from estune.rewards.scoring import RewardFunctions
 from estune.run.model import Model
 from estune.tasks.reward_functions import resolve_rewards

@@ -7,7 +7,7 @@ from estune.config import ESConfig
 
 
 class Callbacks:
-    """Calls each callback with the run's config as `args`, and a transformers `TrainerState` and `TrainerControl`.
+    """Calls each callback with the config as `args`, a `TrainerState` and a `TrainerControl`.
 
     `state` is also what reward functions get as `trainer_state`.
     """
@@ -44,9 +44,13 @@ class Callbacks:
         return any(getattr(type(one), "on_log", None) is not default for one in self._callbacks)
 
     def call(self, event: str, **details: Any) -> None:
-        """Call `event`, such as on_step_end, on every callback; on_train_begin clears an earlier request to stop."""
+        """Call `event`, such as on_step_end, on every callback.
+
+        on_train_begin clears an earlier request to stop.
+        """
         if event == "on_train_begin":
             self._control.should_training_stop = False
         for callback in self._callbacks:
             handle = getattr(callback, event)
-            self._control = handle(self._config, self.state, self._control, **details) or self._control
+            control = handle(self._config, self.state, self._control, **details)
+            self._control = control or self._control

@@ -25,7 +25,7 @@ from estune.workers.base import Evaluator
 
 @dataclass(frozen=True)
 class HeldOut:
-    """An evaluation on held-out prompts, with one record and completion per row, or n of each when sampled.
+    """An evaluation on held-out prompts: one record and completion per row, or n when sampled.
 
     metrics: named `eval_…`.
     failures: reward function → completion → what went wrong.
@@ -50,7 +50,7 @@ def held_out_scores(
     *,
     first: bool = False,
 ) -> HeldOut:
-    """Let θ of `version` complete the prompts of all `rows`, greedily or by `sampling`, and score the completions.
+    """Let θ of `version` complete all prompts, greedily or by `sampling`, and score the results.
 
     Raises:
         RewardError: a reward function failed, and the config does not tolerate that; the `first`
@@ -87,7 +87,7 @@ def complete(
     version: int,
     sampling: Sampling | None = None,
 ) -> list[Completion]:
-    """The completions of θ itself: one per row, or with `sampling` n of the first row, n of the next, and so on."""
+    """The completions of θ itself: one per row, or with `sampling` n per row, row after row."""
     evaluations = workers.evaluate(
         [Unperturbed(version)],
         [row["prompt"] for row in rows],
@@ -100,7 +100,7 @@ def complete(
 def records(
     rows: Sequence[Row], completions: Sequence[Completion], scores: Scores
 ) -> list[dict[str, Any]]:
-    """One record per completion, for tables and files: prompt, completion, reward, columns, logged extras."""
+    """One record per completion: prompt, completion, reward, the row's columns, logged extras."""
     return [
         _record(row, completion, scores, index)
         for index, (row, completion) in enumerate(zip(rows, completions, strict=True))

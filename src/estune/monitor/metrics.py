@@ -1,4 +1,4 @@
-"""The metrics of a step, under the names that users of TRL chart already; estune's own start with `es/`."""
+"""The metrics of a step, under TRL's names where it has them; estune's own start with `es/`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from estune.common.moments import mean, scaled
 from estune.common.types import Completion
+from estune.rewards.call import Failure
 from estune.rewards.scoring import Scores
 from estune.strategy.fitness import Fitness, PromptRewards
 from estune.strategy.step_size import LearnedSize
@@ -23,7 +24,7 @@ _HASH = np.array(
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts of a variant's completions: keeping all completions of a large population would fill the memory."""
+    """Counts of a variant's completions, which are not kept because they would fill the memory."""
 
     lengths: NDArray[np.int32]  # (B,), tokens
     clipped: int
@@ -62,7 +63,7 @@ class Scored:
 
 
 def step_metrics(members: Sequence[Scored], others: Sequence[Scored]) -> dict[str, Any]:
-    """Metrics of a step's evaluations: the members, and θ itself and candidates if there were any."""
+    """Metrics of a step's evaluations: the members, and θ itself and candidates if any."""
     everyone = [*members, *others]
     scores = [member.scores for member in members]
     own = {
@@ -96,7 +97,7 @@ def size_metrics(learned: LearnedSize | None, reference: PromptRewards | None) -
 
 
 def repetition(ids: Sequence[int]) -> float:
-    """The fraction of a completion's 4-grams of tokens that are repeats: 1 − distinct / all; 0 below 4 tokens."""
+    """The fraction of a completion's 4-grams of tokens that are repeats; 0 below 4 tokens."""
     count = len(ids) - len(_HASH) + 1
     if count < 1:
         return 0.0
@@ -108,7 +109,7 @@ def repetition(ids: Sequence[int]) -> float:
 
 
 def completion_metrics(tallies: Sequence[Tally]) -> Metrics:
-    """Lengths in tokens, and the fractions of completions that were clipped, are empty, repeat themselves or differ.
+    """Lengths in tokens, and which fractions are clipped, empty, repetitive and distinct.
 
     `distinct` is a mean over `tallies`, the others are means over completions.
     """
@@ -151,15 +152,23 @@ def failure_metrics(scores: Sequence[Scores]) -> Metrics:
     Timeouts are rewards lost to `reward_timeout`, and lowest grades that a grader gave because a
     completion met the grader's own time limit. The latter are valid grades, so they are no errors.
     """
-    failures = [
+    timed_out = sum(failure.timed_out for failure in _failures(scores))
+    overran = sum(score.overran for score in scores)
+    return {"es/reward_errors": lost_rewards(scores), "es/reward_timeouts": timed_out + overran}
+
+
+def lost_rewards(scores: Sequence[Scores]) -> int:
+    """How many rewards were lost because a function failed."""
+    return len(_failures(scores))
+
+
+def _failures(scores: Sequence[Scores]) -> list[Failure]:
+    return [
         failure
         for score in scores
         for by_completion in score.failures.values()
         for failure in by_completion.values()
     ]
-    timed_out = sum(failure.timed_out for failure in failures)
-    overran = sum(score.overran for score in scores)
-    return {"es/reward_errors": len(failures), "es/reward_timeouts": timed_out + overran}
 
 
 def fitness_metrics(fitness: Fitness) -> Metrics:

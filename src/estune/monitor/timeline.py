@@ -65,7 +65,7 @@ class Timeline:
             self._write(activity, _TRAINER, started, ended)
 
     def work(self, pieces: Iterable[Work], workers: int) -> None:
-        """Record the work of engines, each of which is one of `workers` that work at the same time."""
+        """Record the work of engines, of which `workers` work at the same time."""
         for piece in pieces:
             loaded = piece.ended - piece.generate
             self._seconds["load"] += piece.load / workers

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trackers:
-    """The trackers that `report_to` names; one that fails during the run costs a warning, not the run."""
+    """The trackers that `report_to` names; one that fails costs a warning, not the run."""
 
     def __init__(self, config: ESConfig) -> None:
         self._config = config
@@ -32,7 +32,9 @@ class Trackers:
         for name in dict.fromkeys(self._config.report_to or []):
             if name == "none":
                 continue
-            with guarded(ConfigError, f"report_to: {name} does not start", "fix that, or leave it out"):
+            with guarded(
+                ConfigError, f"report_to: {name} does not start", "fix that, or leave it out"
+            ):
                 self._trackers[name] = _started(name, self._config)
                 self._trackers[name].store_init_configuration(values)
 

@@ -5,7 +5,6 @@ every scorer starts with it.
 """
 
 import asyncio
-import functools
 import inspect
 import math
 import traceback
@@ -16,8 +15,8 @@ from typing import Any
 
 from estune.common.visible import one_line
 from estune.errors import clean
-from estune.rewards.limits import Grades
-from estune.rewards.patience import done_within
+from estune.rewards.marks import Grades, source
+from estune.rewards.processes.patience import done_within
 
 Columns = dict[str, list[Any]]
 
@@ -174,15 +173,6 @@ def _needs_alarm(error: BaseException) -> bool:
         return False
     said = one_line(error, 300)
     return "signal only works in main thread" in said or "usage of signal.alarm" in said
-
-
-def source(function: Callable[..., Any]) -> str | None:
-    """The file that a reward function was written in."""
-    inner = inspect.unwrap(function)
-    while isinstance(inner, functools.partial):
-        inner = inspect.unwrap(inner.func)
-    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
-    return code.co_filename if code else None
 
 
 def _checked(result: Any, call: Call, logged: Returned) -> Answer:

@@ -21,7 +21,9 @@ from estune.config import ESConfig
 from estune.errors import ConfigError, RewardError
 from estune.rewards import weighted_sum
 from estune.rewards.call import Call, Failure
-from estune.rewards.functions import (
+from estune.rewards.marks import own_limit
+from estune.rewards.processes.pool import FunctionScores, Pool, RewardLimits
+from estune.rewards.signature import (
     NOT_PASSED,
     OFFERED,
     RewardFunc,
@@ -29,8 +31,6 @@ from estune.rewards.functions import (
     check_parameters,
     reward_name,
 )
-from estune.rewards.limits import own_limit
-from estune.rewards.pool import Outcome, Pool, RewardLimits
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Scores:
 class Pending:
     """A member's completions on their way through the reward functions."""
 
-    outcomes: "list[Future[Outcome]]"
+    outcomes: "list[Future[FunctionScores]]"
     rewards: "RewardFunctions"
     strict: bool  # whether a failure is raised
 
@@ -79,7 +79,7 @@ class Pending:
     def wait(self, seconds: float | None = None) -> None:
         wait(self.outcomes, timeout=seconds)
 
-    def tell(self, listener: Callable[[], None]) -> None:
+    def on_done(self, listener: Callable[[], None]) -> None:
         """Let `listener` know when each function has answered, in whatever thread that is."""
         for outcome in self.outcomes:
             outcome.add_done_callback(lambda _: listener())

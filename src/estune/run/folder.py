@@ -246,7 +246,7 @@ class RunFolder:
             (self.path / "completions").mkdir(exist_ok=True)
             write_text(self._completions(step), json_lines(rows))
 
-    def keep_mishap(self, text: str) -> Path:
+    def keep_lost_reward(self, text: str) -> Path:
         """Keep what is said of the first lost reward of the run; returns the file's path."""
         path = self.path / "reward_error.txt"
         with self.writing():

@@ -51,7 +51,9 @@ def best_value(config: ESConfig, logged: Logged, until: int) -> float | None:
     if config.metric_for_best_model is None:
         return None
     name, sign = best_metric(config), 1 if config.greater_is_better else -1
-    values = [line[name] for step, line in logged.items() if step <= until and line.get(name) is not None]
+    values = [
+        line[name] for step, line in logged.items() if step <= until and line.get(name) is not None
+    ]
     return max(values, key=lambda value: sign * value, default=None)
 
 

@@ -18,8 +18,8 @@ from estune.config import ESConfig
 from estune.errors import ConfigError, DataError
 from estune.noise.seeds import mix
 from estune.rewards.call import is_list
-from estune.rewards.functions import NOT_PASSED, RewardFunc, accepted, check_parameters, reward_name
-from estune.rewards.limits import Grades
+from estune.rewards.marks import Grades
+from estune.rewards.signature import NOT_PASSED, RewardFunc, accepted, check_parameters, reward_name
 from estune.tasks.rows import Row, rows_of
 
 COLUMN = "task"  # says which part a row belongs to

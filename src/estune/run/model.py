@@ -89,7 +89,7 @@ class Model:
         source = ModelSource(
             self.name, revision, self.checkpoint, self.layout, self.tuned, self._tokenizer
         )
-        return workers.build(self.theta, source, self._config, self._prompts, self._ranks)
+        return workers.start_workers(self.theta, source, self._config, self._prompts, self._ranks)
 
     def saved_bytes(self) -> int:
         """Bytes of one checkpoint."""

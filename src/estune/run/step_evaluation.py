@@ -1,4 +1,7 @@
-"""One step's members on their way from prompts to rewards: engines generate while earlier members are scored."""
+"""One step's members on their way from prompts to rewards.
+
+Engines generate for the next members while reward functions score earlier ones.
+"""
 
 import math
 import time
@@ -17,7 +20,7 @@ from estune.rewards.call import Failure
 from estune.rewards.scoring import Pending, RewardFunctions, Row, Scores
 from estune.workers.base import Evaluation, Workers
 
-_MOST_WAITING = 256  # members whose completions may wait for rewards before engines have to wait too
+_MOST_WAITING = 256  # members waiting for rewards, before engines have to wait too
 _TICK = 0.1  # seconds between two calls of `tick` while rewards are awaited
 
 
@@ -30,15 +33,19 @@ class LostReward:
     prompt: str
     completion: str
 
+    @property
+    def summary(self) -> str:
+        return f"{self.function} {self.failure.reason}"
+
     def __str__(self) -> str:
         return clean(
-            f"reward function {self.function} {self.failure.reason}\n\nprompt:\n{self.prompt}\n\n"
+            f"reward function {self.summary}\n\nprompt:\n{self.prompt}\n\n"
             f"completion:\n{self.completion}\n\n{self.failure.details}"
         )
 
 
 class StepEvaluation:
-    """Evaluates variants of θ on the rows of one step; call it with some, and it returns what they earned.
+    """Evaluates variants of θ on the rows of one step: call it, and it returns what they earned.
 
     Args:
         tick: called often while results are awaited; may raise to end the step.
@@ -78,7 +85,7 @@ class StepEvaluation:
         self.lost: LostReward | None = None
 
     def __call__(self, variants: Sequence[Variant]) -> list[Scored]:
-        """Evaluate `variants` and score their completions; returns one result per variant, in order.
+        """Evaluate `variants` and score their completions; returns their results in order.
 
         Raises:
             RewardError: a reward function failed, and the config does not tolerate that.
@@ -109,7 +116,7 @@ class StepEvaluation:
             variants, self._prompts, max_completion_length=self._budget
         ):
             if evaluation is not None:
-                self._timeline.work(evaluation.work, self._workers.status().wanted)
+                self._timeline.work(evaluation.work, self._workers.status().requested)
                 self._submit(replace(evaluation, index=before + evaluation.index))
             self._tick(self)
 
@@ -147,7 +154,7 @@ class StepEvaluation:
                 del self._pending[index]
 
     def _take(self, scores: Scores, evaluation: Evaluation) -> None:
-        """Keep what a variant earned; its completions would fill the memory in a large population."""
+        """Keep what a variant earned, but not its completions, which would fill the memory."""
         if evaluation.index < self._best_of and scores.fitness > self._best_fitness:
             self._best_fitness = scores.fitness
             self.best = records(self._rows, evaluation.completions, scores)

@@ -39,14 +39,16 @@ def members(
     sigma = schedules.sigma(config, step) if sigma is None else sigma
     signs = (1, -1) if config.antithetic else (1,)
     return [
-        Member(seed, sign, sigma, config.noise, version=step - 1) for seed in seeds for sign in signs
+        Member(seed, sign, sigma, config.noise, version=step - 1)
+        for seed in seeds
+        for sign in signs
     ]
 
 
 def tell(
     config: ESConfig, fitness: Fitness, step: int = 1, alpha: float | None = None
 ) -> list[float]:
-    """The coefficients cₙ = fp32(α/N · R̃ₙ) of the update, one per seed; [] if there is nothing to learn.
+    """The coefficients cₙ = fp32(α/N · R̃ₙ), one per seed; [] if there is nothing to learn.
 
     N counts the members that have a fitness; a member without one (NaN) gets 0. An antithetic
     pair gets fp32(α/N · (R̃₊ − R̃₋)). A coefficient too large for fp32 becomes ±∞ (see `bounded`).
@@ -67,7 +69,7 @@ def tell(
 
 
 def bounded(step: int, coefficients: list[float]) -> list[float]:
-    """The coefficients, or [] if an update by them could overflow fp32 and make θ infinite for good."""
+    """The coefficients, or [] if an update by them could overflow fp32 and ruin θ."""
     if math.fsum(map(abs, coefficients)) <= _LARGEST_SUM:
         return coefficients
     logger.warning(
@@ -137,7 +139,7 @@ SHAPING: dict[str, Callable[[Fitness], Fitness]] = {
 
 
 def batch(config: ESConfig, step: int, rows: int) -> list[int]:
-    """The rows, out of `rows`, that all members of `step` answer: the next part of a shuffle per epoch."""
+    """Indices of the rows that all members of `step` get: the next part of the epoch's shuffle."""
     size = rows if config.batch_size is None else min(config.batch_size, rows)
     if size == rows:
         return list(range(rows))

@@ -46,7 +46,8 @@ def centered(rewards: Rewards) -> Fitness:
     """
     average = _per_prompt(rewards, exact_mean)
     fitness = np.array([_mean_difference(row, average) for row in rewards])
-    return np.clip(fitness, -LARGEST, LARGEST)  # 1.7e308 can be further from a mean than a double
+    clipped: Fitness = np.clip(fitness, -LARGEST, LARGEST)  # differences of doubles may overflow
+    return clipped
 
 
 def _mean_difference(row: PromptRewards, average: PromptRewards) -> float:
@@ -101,7 +102,7 @@ def pass_at_k(rewards: Rewards, k: int, passing: float) -> Fitness:
 
 
 def _mean_contribution(cases: Iterable[tuple[int, int, bool]], k: int) -> float:
-    """The mean of `_contribution` over (n, c, passes) of each prompt; equal cases are computed once."""
+    """The mean of `_contribution` over (n, c, passes) of each prompt; equal cases count once."""
     counts = Counter((int(n), int(c), bool(passes)) for n, c, passes in cases)
     total = sum(count * _contribution(*case, k) for case, count in counts.items())
     return float(total / counts.total())
@@ -109,7 +110,7 @@ def _mean_contribution(cases: Iterable[tuple[int, int, bool]], k: int) -> float:
 
 @lru_cache(maxsize=1 << 16)
 def _contribution(n: int, c: int, passes: bool, k: int) -> Fraction:
-    """pass@k of n completions of which c pass, minus pass@k without the one that `passes` or not."""
+    """pass@k of n completions, c of which pass, minus pass@k without the one that `passes`."""
     return _pass_at_k(n, c, k) - _pass_at_k(n - 1, c - passes, k)
 
 

@@ -1,7 +1,7 @@
 """`learning_rate: auto`: find α for one update by trying sizes before θ moves.
 
-To first order an update of size α gains (α/σ)·mean(R̃ₙRₙ), which for z-scores is (α/σ)·s, where s is
-the standard deviation of the members' fitness. Its random part costs about (α/σ)²/N·D, where D is
+To first order an update of size α gains (α/σ)·mean(R̃ₙRₙ), which for z-scores is (α/σ)·s, where s
+is the standard deviation of the members' fitness. Its random part costs about (α/σ)²/N·D, where D is
 the mean loss of the members compared with θ. So the best α is near σ·N·s/(2D), if members are alike.
 
 No formula says how alike they are, so a size is tried: θ after the update is evaluated like a
@@ -30,7 +30,10 @@ from estune.strategy.step_size import LearnedSize, StepSize
 
 _LEAST = 0.5  # the smallest α/σ to try first: the paper's
 _MOST_TRIED = 6  # sizes per step
-_POOR, _GOOD = 0.25, 0.5  # fractions of the promised gain: below, try a smaller size; above, a larger
+_POOR, _GOOD = (
+    0.25,
+    0.5,
+)  # fractions of the promised gain: below, try a smaller size; above, a larger
 _LARGER = 1.2  # factor by which a larger size has to be larger to be worth trying
 _BETTER = 0.5  # standard errors by which another size has to be better than the expected one
 _CHANCE = 1.645  # standard errors that a candidate may lose: one in twenty loses that by chance
@@ -163,7 +166,7 @@ def next_size(
     tried: Sequence[float],
     candidates: Sequence[PromptRewards],
 ) -> float | None:
-    """The α to try next, the expected one first; None if enough is known, or nothing can be learned.
+    """The α to try next, the expected one first; None if there is nothing more to learn.
 
     Args:
         candidates: rewards (B,) of θ after an update of each size in `tried`.
@@ -196,7 +199,9 @@ def best(reference: PromptRewards, candidates: Sequence[PromptRewards]) -> int |
     Args:
         reference, candidates: rewards (B,) of θ, and of θ after each size, on the same prompts.
     """
-    bearable = [i for i, rewards in enumerate(candidates) if _score(rewards - reference) >= -_CHANCE]
+    bearable = [
+        i for i, rewards in enumerate(candidates) if _score(rewards - reference) >= -_CHANCE
+    ]
     if not bearable:
         return None
     top = max(bearable, key=lambda i: (_mean(candidates[i] - reference), -i))
@@ -228,7 +233,10 @@ def learn(
 
 
 def _expected(size: StepSize, population: PopulationGains) -> float:
-    """The previous step's α, or the best one on a quadratic; not below the paper's, or noise could halve it forever."""
+    """The previous step's α, or the best one on a quadratic, but at least the paper's.
+
+    Without that bound noise could halve it forever.
+    """
     alpha = size.alpha
     if alpha is None:
         fitness = _present(population.fitness)
@@ -266,7 +274,7 @@ def _sigma_factor(population: PopulationGains) -> float | None:
 def _in_range(
     population: PopulationGains, candidates: Sequence[PromptRewards]
 ) -> tuple[PopulationGains, list[PromptRewards], int]:
-    """The same rewards divided by 2**power, so that their squares fit into doubles; and the power, 0 for ordinary rewards."""
+    """The rewards divided by 2**power, so that their squares fit into doubles, and the power."""
     power = exponent(population.rewards, population.reference, *candidates)
     if not power:
         return population, list(candidates), 0

@@ -1,4 +1,4 @@
-"""The σ and α of a step: from the schedules, or with `learning_rate: auto` from what earlier steps learned.
+"""The σ and α of a step: scheduled, or with `learning_rate: auto` learned by earlier steps.
 
 α itself is handed from step to step, not α/σ: on a quadratic the spread of the fitness grows with σ
 and the members' loss with σ², so the best α does not depend on σ. How a step finds its α is in
@@ -48,10 +48,10 @@ class StepSize:
 
 @dataclass(frozen=True)
 class LearnedSize:
-    """What a step learned about its size. The journal keeps it as `control`, because the next step starts from it.
+    """What a step learned about its size: the journal's `control`, with which the next one starts.
 
     alpha: α of the update that was made; 0 if none was.
-    tried, gains: each α that was tried, and how much the mean reward of θ changed by it (None: no number).
+    tried, gains: each α that was tried, and the change of the mean reward of θ by it (None: NaN).
     predicted: the gain of `alpha` expected to first order.
     drop: mean reward of θ minus the members' mean.
     next_alpha, next_sigma: what the next step starts with.
@@ -73,7 +73,7 @@ class LearnedSize:
         return (self.gains[self.tried.index(self.alpha)] or 0.0) if self.alpha else 0.0
 
     def record(self, reference: PromptRewards | None) -> dict[str, Any]:
-        """The journal's `control`; `reference` are the rewards of the new θ, if the next step asks the same prompts."""
+        """The journal's `control`; `reference` are the new θ's rewards, if the next step needs them."""
         fields = asdict(self)
         if reference is not None:
             fields["center"] = [None if math.isnan(r) else float(r) for r in reference]
@@ -102,7 +102,7 @@ def begin(
         return StepSize(sigma, alpha, learned["reach"], _reference(learned))
     # An update moves each weight by a small fraction of the weights' size at most, as trust ratios
     # bound a gradient's (You et al. 2017, https://arxiv.org/abs/1708.03888): moving θ far costs
-    # abilities that the reward does not measure. Three digits, because the last ones depend on the processor.
+    # abilities that the reward does not measure. Three digits, as the last ones vary by processor.
     reach = float(f"{_REACH * root_mean_square():.3g}")
     if not reach:
         raise ConfigError(
@@ -113,7 +113,7 @@ def begin(
 
 
 def _reference(learned: dict[str, Any]) -> PromptRewards | None:
-    """The rewards of θ that the previous step recorded; None if it recorded none, or only missing ones."""
+    """The rewards of θ that the previous step recorded; None if there are none."""
     values = learned.get("center") or []
     if all(value is None for value in values):
         return None

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from estune.errors import DataError
-from estune.rewards.code import code_reward
+from estune.rewards.code_reward import code_reward
 from estune.tasks.base import Row, Task, first_rows, hub_rows
 from estune.tasks.usable_rows import usable
 

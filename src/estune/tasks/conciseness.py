@@ -1,7 +1,7 @@
-"""The conciseness task: the smallest fine-tuning whose success is plain to see in the model's answers.
+"""The conciseness tasks: a small fine-tuning whose success shows in the model's completions.
 
-A chat model answers an easy question with a paragraph; the reward pulls it towards the bare answer. The
-questions are common knowledge, so that small models know the answers too and only the style has to change.
+A chat model answers an easy question with a paragraph; the reward pulls it towards the bare answer.
+The questions are common knowledge: small models know the answers too, so only the style changes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def train_rows(count: int | None = None) -> list[Row]:
 
 
 def test_rows(count: int | None = None) -> list[Row]:
-    """Return the first `count` test questions (None: all of them); none of them is in the train split."""
+    """Return the first `count` test questions (None: all); none of them is in the train split."""
     return first_rows(_rows()[TRAIN_SIZE:], count, "the test split of conciseness")
 
 
@@ -54,13 +54,14 @@ def conciseness_reward(
     log_metric: LogMetric | None = None,
     **columns: Any,
 ) -> list[float]:
-    """Score each response by its distance in length from the target: 0 at best, -1 for each character off.
+    """Score each response by minus the characters by which its length differs from the target's.
 
-    Whether the response is right plays no part in the score; the metric `correct` shows how often it is.
+    The score does not depend on correctness. The metric `correct` is the share of right responses,
+    and `characters` is the mean length of all responses.
     """
     responses = [completion_text(completion) for completion in completions]
     pairs = list(zip(responses, target, strict=True))
-    log_mean(log_metric, "correct", [float(_holds(response, answer)) for response, answer in pairs])
+    _log(log_metric, pairs)
     return [float(-abs(len(response) - len(answer))) for response, answer in pairs]
 
 
@@ -70,25 +71,31 @@ def conciseness_correct_reward(
     log_metric: LogMetric | None = None,
     **columns: Any,
 ) -> list[float]:
-    """Score each response by correctness (0 or 1) times a length penalty in (0, 1].
+    """Score each response by correctness (0 or 1) times a length factor in (0, 1].
 
-    The penalty is min(1, len(target) / len(response)): a right response of n times the target's length
-    scores 1/n, so a shorter right answer always scores more and a wrong one never pays.
+    The factor is min(1, len(target) / len(response)): a right response that is n times as long as
+    the target scores 1/n. A shorter right response scores more, and a wrong one scores nothing.
     """
     responses = [completion_text(completion) for completion in completions]
     pairs = list(zip(responses, target, strict=True))
-    log_mean(log_metric, "correct", [float(_holds(response, answer)) for response, answer in pairs])
+    _log(log_metric, pairs)
     return [
-        _holds(response, answer) * _length_penalty(response, answer) for response, answer in pairs
+        _holds(response, answer) * _length_factor(response, answer) for response, answer in pairs
     ]
 
 
+def _log(log_metric: LogMetric | None, pairs: list[tuple[str, str]]) -> None:
+    """Log the share of right responses and the mean length of all responses."""
+    log_mean(log_metric, "correct", [float(_holds(response, answer)) for response, answer in pairs])
+    log_mean(log_metric, "characters", [float(len(response)) for response, _ in pairs])
+
+
 def _holds(response: str, answer: str) -> bool:
-    # Not \b: it would demand a letter at the answer's ends, and an answer such as "-5" or "C++" has none.
+    # Not \b: that requires a word character at each end, which answers such as "-5" or "C++" lack.
     return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", response, re.IGNORECASE) is not None
 
 
-def _length_penalty(response: str, answer: str) -> float:
+def _length_factor(response: str, answer: str) -> float:
     return 1.0 if len(response) <= len(answer) else len(answer) / len(response)
 
 

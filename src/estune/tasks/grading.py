@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from estune.errors import ConfigError
-from estune.rewards.limited import MOST, Limited
+from estune.rewards.processes.limited import MOST, Limited
 
 MAX_LENGTH = 400  # the longest answers of MATH and OlympiadBench have some 200 characters
 MAX_DEPTH = 8  # the parser's time grows by the power of the brackets' depth

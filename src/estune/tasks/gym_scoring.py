@@ -1,6 +1,6 @@
 """Scores of reasoning-gym's own verifiers, on text that nobody vouches for.
 
-Some verifiers hand the model's answer to `eval`, openly or inside sympy's parser. Here the first read it as a literal
+Some verifiers hand the model's answer to `eval`, openly or inside sympy's parser. InProcess the first read it as a literal
 instead, and the others see it only when it looks like a formula and nothing else: without `Integral`, too, whose
 derivative is the question itself. What takes a verifier too long is ended with the process that it runs in, and earns 0.
 
@@ -20,8 +20,8 @@ from functools import cache
 from typing import Any
 
 from estune.errors import ConfigError, DataError
-from estune.rewards.limited import MOST, Limited, graded, most_seconds
-from estune.rewards.limits import bounds_itself
+from estune.rewards.marks import bounds_itself
+from estune.rewards.processes.limited import MOST, Limited, graded, most_seconds
 from estune.tasks.answers import last_block
 from estune.tasks.base import Completion, LogMetric, completion_text, log_mean
 

@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 from estune.errors import DataError
-from estune.rewards.limited import graded, most_seconds
-from estune.rewards.limits import bounds_itself
+from estune.rewards.marks import bounds_itself
+from estune.rewards.processes.limited import graded, most_seconds
 from estune.tasks.answers import boxed_argument, last_boxed
 from estune.tasks.base import (
     Completion,

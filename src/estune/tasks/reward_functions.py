@@ -8,7 +8,7 @@ from typing import Any
 
 from estune.common.visible import one_line
 from estune.errors import ConfigError
-from estune.rewards.functions import RewardFunc, reward_name
+from estune.rewards.signature import RewardFunc, reward_name
 from estune.tasks import TASKS
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from estune.common.durable import replaced_file
 from estune.common.resources import cores
-from estune.common.types import Member
+from estune.common.types import Candidate, Unperturbed, Variant
 from estune.errors import EngineError, JournalError, ModelError
 from estune.noise import kernels, stream
 from estune.theta.checkpoint import Checkpoint
@@ -160,9 +160,9 @@ class Theta:
         self._wrote(0)
 
     def perturbed(
-        self, member: Member, destination: Destination
-    ) -> Iterator[tuple[str, slice, torch.Tensor]]:
-        """Write the member's weights, rn(fl(θ + fl(s·ε))), and yield (name, flat range, tensor) as each is ready.
+        self, variant: Variant, destination: Destination
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Write the member's weights, rn(fl(θ + fl(s·ε))), and yield (name, tensor) as each is ready.
 
         Those of a candidate are rn(fl(θ + δ)), δ as in `update`: the bits that the centre has once that is made.
 
@@ -172,15 +172,15 @@ class Theta:
         Raises:
             ModelError: a weight overflows its dtype.
         """
-        if member.version != self.version:
+        if variant.version != self.version:
             raise ModelError(
-                f"a member of version {member.version} was asked of a centre at version {self.version}"
+                f"a member of version {variant.version} cannot be written from θ at version {self.version}"
             )
         waiting: deque[tuple[dict[str, torch.Tensor], list[Future[list[Written]]]]] = deque()
         ahead = 0
         for batch in self._batches:
             out = {name: destination(name) for name in batch.names}
-            waiting.append((out, self._begin(member, batch, out)))
+            waiting.append((out, self._begin(variant, batch, out)))
             ahead += sum(tensor.numel() for tensor in out.values())
             while ahead > self._ahead:
                 ahead -= sum(tensor.numel() for tensor in waiting[0][0].values())
@@ -286,18 +286,18 @@ class Theta:
         self._wrote(version)
 
     def _begin(
-        self, member: Member, batch: _Batch, out: Mapping[str, torch.Tensor]
+        self, variant: Variant, batch: _Batch, out: Mapping[str, torch.Tensor]
     ) -> list[Future[list[Written]]]:
         """The jobs of a batch, under way: with threads on a CPU; on a device they are only queued, in the caller's stream."""
         there = out[batch.names[0]].device
         if self.on_device:
-            return [_known(_perturb_job(member, job, out)) for job in batch.jobs]
+            return [_known(_perturb_job(variant, job, out)) for job in batch.jobs]
         if kernels.compiled(there.type):
             staging = self._staging.get(there) or self._staging.setdefault(
                 there, Staging(there, _JOB, self._shared)
             )
-            return [_known(_stream_job(staging, member, job, out)) for job in batch.jobs]
-        return [self._pool.submit(_perturb_job, member, job, out) for job in batch.jobs]
+            return [_known(_stream_job(staging, variant, job, out)) for job in batch.jobs]
+        return [self._pool.submit(_perturb_job, variant, job, out) for job in batch.jobs]
 
     def _base_values(self, span: _Span) -> torch.Tensor:
         """θ₀ of a span, in the file's dtype: mapped rather than read, so that it takes no memory of its own."""
@@ -361,21 +361,21 @@ def _cut(name: str, flat: torch.Tensor, most: int) -> list[_Span]:
 
 
 def _perturb_job(
-    member: Member, job: list[_Span], out: Mapping[str, torch.Tensor]
+    variant: Variant, job: list[_Span], out: Mapping[str, torch.Tensor]
 ) -> list[Written]:
     """Write the member's weights for the spans of `job`."""
-    return [(span.name, _perturb(member, span, out[span.name].view(-1))) for span in job]
+    return [(span.name, _perturb(variant, span, out[span.name].view(-1))) for span in job]
 
 
 @torch.inference_mode()
 def _stream_job(
-    staging: Staging, member: Member, job: list[_Span], out: Mapping[str, torch.Tensor]
+    staging: Staging, variant: Variant, job: list[_Span], out: Mapping[str, torch.Tensor]
 ) -> list[Written]:
     """The same on another device than θ's."""
     written: list[Written] = []
     for span in job:
         with staging.copied(span.theta) as theta:
-            written += _perturb_job(member, [replace(span, theta=theta)], out)
+            written += _perturb_job(variant, [replace(span, theta=theta)], out)
     return written
 
 
@@ -386,23 +386,20 @@ def _known(written: list[Written]) -> Future[list[Written]]:
 
 
 @torch.inference_mode()  # an engine's tensors may be inference tensors, which nothing else may write to
-def _perturb(member: Member, span: _Span, out: torch.Tensor) -> kernels.Finite:
+def _perturb(variant: Variant, span: _Span, out: torch.Tensor) -> kernels.Finite:
     theta, target = span.theta, out[span.start : span.start + span.theta.numel()]
-    if member.seeds:
+    if isinstance(variant, Unperturbed):
+        return torch.isfinite(target.copy_(theta)).all()
+    t = span.streams[variant.noise]
+    if isinstance(variant, Candidate):
         moved = theta.clone()
-        kernels.update(
-            moved,
-            list(member.coefficients),
-            list(member.seeds),
-            span.streams[member.noise],
-            span.start,
-        )
+        kernels.update(moved, list(variant.coefficients), list(variant.seeds), t, span.start)
         return torch.isfinite(target.copy_(moved)).all()
-    scale, t = member.sign * float(np.float32(member.sigma)), span.streams[member.noise]
+    scale = variant.sign * float(np.float32(variant.sigma))
     if out.device == theta.device:
-        return kernels.perturb(theta, scale, member.seed, t, span.start, target)
+        return kernels.perturb(theta, scale, variant.seed, t, span.start, target)
     here = torch.empty(theta.shape, dtype=out.dtype, device=theta.device)
-    finite = kernels.perturb(theta, scale, member.seed, t, span.start, here)
+    finite = kernels.perturb(theta, scale, variant.seed, t, span.start, here)
     target.copy_(here)
     return finite
 
@@ -423,7 +420,7 @@ def _update_job(
 
 def _finished(
     out: Mapping[str, torch.Tensor], jobs: list[Future[list[Written]]]
-) -> Iterator[tuple[str, slice, torch.Tensor]]:
+) -> Iterator[tuple[str, torch.Tensor]]:
     written = [
         one for job in jobs for one in job.result()
     ]  # all of them are waited for, even when one overflows
@@ -438,7 +435,7 @@ def _finished(
                 f"{name} overflows {out[name].dtype}; choose bfloat16 or float32 as dtype"
             )
     for name, tensor in out.items():
-        yield name, slice(0, tensor.numel()), tensor
+        yield name, tensor
 
 
 def _digest(theta: torch.Tensor) -> bytes:

@@ -1,4 +1,4 @@
-"""Workers evaluate members; `build` makes those that a config names."""
+"""Workers evaluate members; `start_workers` makes those that a config names."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ from estune.workers.model_source import ModelSource
 from estune.workers.ranks import Ranks
 
 
-def build(
+def start_workers(
     theta: Theta,
     source: ModelSource,
     config: ESConfig,

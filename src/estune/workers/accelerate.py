@@ -9,7 +9,14 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from estune.common.types import Completion, Member, Prompt, Sampling
+from estune.common.types import (
+    Completion,
+    Prompt,
+    Sampling,
+    Variant,
+    variant_from_json,
+    variant_to_json,
+)
 from estune.theta.theta import Theta
 from estune.workers.base import Evaluation, Status, Work, Worker
 from estune.workers.ranks import Ranks
@@ -37,7 +44,7 @@ class AccelerateWorkers:
 
     def evaluate(
         self,
-        members: Sequence[Member],
+        members: Sequence[Variant],
         prompts: Sequence[Prompt],
         *,
         max_completion_length: int,
@@ -45,14 +52,17 @@ class AccelerateWorkers:
     ) -> Iterator[Evaluation | None]:
         self._level()
         drawn = vars(sampling) if sampling else None
-        asked = {"members": [vars(member) for member in members], "prompts": list(prompts)}
+        asked = {
+            "members": [variant_to_json(member) for member in members],
+            "prompts": list(prompts),
+        }
         number = self._command("evaluate", **asked, budget=max_completion_length, drawn=drawn)
         waiting = set(range(len(members)))
         self._waiting = len(waiting)
         while (index := self._ranks.next(f"next/{number}")) < len(members):
             waiting.discard(index)
             self._waiting = len(waiting)
-            completions, *seconds = self._worker.answer(
+            completions, *seconds = self._worker.evaluate_one(
                 members[index],
                 prompts,
                 max_completion_length=max_completion_length,
@@ -169,8 +179,11 @@ class AccelerateWorkers:
     ) -> None:
         sampling = Sampling(**drawn) if drawn else None
         while (index := self._ranks.next(f"next/{number}")) < len(members):
-            completions, *seconds = self._worker.answer(
-                Member(**members[index]), prompts, max_completion_length=budget, sampling=sampling
+            completions, *seconds = self._worker.evaluate_one(
+                variant_from_json(members[index]),
+                prompts,
+                max_completion_length=budget,
+                sampling=sampling,
             )
             answer = {
                 "completions": [vars(row) for row in completions],

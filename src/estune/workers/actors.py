@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from estune import engines
-from estune.common.types import Completion, Member, Prompt, Sampling
+from estune.common.types import Completion, Prompt, Sampling, Variant
 from estune.config import ESConfig
 from estune.theta.shared_memory import Address
 from estune.theta.theta import Theta
@@ -62,9 +62,9 @@ class EngineActor:
     def check_lengths(self, datasets: Mapping[str, Sequence[Prompt]]) -> None:
         self._built.check_lengths(datasets)
 
-    def answer(
+    def evaluate_one(
         self,
-        member: Member,
+        member: Variant,
         prompts: Sequence[Prompt],
         start: int,
         stop: int,
@@ -72,7 +72,7 @@ class EngineActor:
         sampling: Sampling | None = None,
     ) -> tuple[list[Completion], float, float]:
         """The member's completions of prompts start … stop, and the seconds that loading and generating took."""
-        return self._built.answer(
+        return self._built.evaluate_one(
             member, prompts[start:stop], max_completion_length=budget, sampling=sampling
         )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from estune.common.resources import give_back
-from estune.common.types import Completion, Member, Prompt, Sampling
+from estune.common.types import Completion, Prompt, Sampling, Unperturbed, Variant
 from estune.engines.base import Engine
 from estune.errors import DataError, EstuneError
 from estune.theta.theta import Theta
@@ -43,11 +43,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Status:
-    """Workers that are alive, of how many that there should be, and members that they are at."""
+    """Workers alive, workers requested, members in flight."""
 
     alive: int
-    wanted: int
-    under_way: int
+    requested: int
+    in_flight: int
 
 
 class Evaluator(Protocol):
@@ -55,7 +55,7 @@ class Evaluator(Protocol):
 
     def evaluate(
         self,
-        members: Sequence[Member],
+        members: Sequence[Variant],
         prompts: Sequence[Prompt],
         *,
         max_completion_length: int,
@@ -106,14 +106,14 @@ class Worker:
     def __init__(self, theta: Theta, engine: Engine) -> None:
         self._theta = theta
         self._engine = engine
-        self._held: Member | None = None
+        self._held: Variant | None = None
         self._checked = False
         if theta.at(0):
             self._check_base()
 
-    def answer(
+    def evaluate_one(
         self,
-        member: Member,
+        member: Variant,
         prompts: Sequence[Prompt],
         *,
         max_completion_length: int,
@@ -137,7 +137,7 @@ class Worker:
 
     def _check_base(self) -> None:
         try:
-            self._engine.check(self._theta, Member.unperturbed("iid", 0))
+            self._engine.check(self._theta, Unperturbed(0))
             give_back()
         except EstuneError:
             if self._theta.at(0):

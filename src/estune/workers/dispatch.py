@@ -105,7 +105,7 @@ class Dispatch:
         return self._done == self.members * self.prompts
 
     @property
-    def under_way(self) -> int:
+    def in_flight(self) -> int:
         """Members that somebody is at."""
         return len({piece.member for piece in self._running})
 

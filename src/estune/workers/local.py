@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from estune.common.types import Member, Prompt, Sampling
+from estune.common.types import Prompt, Sampling, Variant
 from estune.theta.theta import Theta
 from estune.workers.base import Evaluation, Status, Work, Worker
 
@@ -16,14 +16,14 @@ class LocalWorkers:
 
     def evaluate(
         self,
-        members: Sequence[Member],
+        members: Sequence[Variant],
         prompts: Sequence[Prompt],
         *,
         max_completion_length: int,
         sampling: Sampling | None = None,
     ) -> Iterator[Evaluation | None]:
         for index, member in enumerate(members):
-            completions, *seconds = self._worker.answer(
+            completions, *seconds = self._worker.evaluate_one(
                 member, prompts, max_completion_length=max_completion_length, sampling=sampling
             )
             yield Evaluation(index, completions, (Work(1, *seconds),))

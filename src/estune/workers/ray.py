@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from estune.common.types import Completion, Member, Prompt, Sampling
+from estune.common.types import Completion, Prompt, Sampling, Variant
 from estune.config import ESConfig
 from estune.errors import EngineError, InputError
 from estune.theta.theta import Theta
@@ -53,7 +53,7 @@ class _Seat:
 class _Job:
     """One population under way."""
 
-    members: Sequence[Member]
+    members: Sequence[Variant]
     prompts: Any  # a reference to them, in Ray's object store
     budget: int
     dispatch: Dispatch
@@ -106,7 +106,7 @@ class RayWorkers:
 
     def evaluate(
         self,
-        members: Sequence[Member],
+        members: Sequence[Variant],
         prompts: Sequence[Prompt],
         *,
         max_completion_length: int,
@@ -174,7 +174,7 @@ class RayWorkers:
         return Status(
             len(self.processes()),
             len(self._seats),
-            self._job.dispatch.under_way if self._job else 0,
+            self._job.dispatch.in_flight if self._job else 0,
         )
 
     def processes(self) -> list[Location]:
@@ -219,7 +219,7 @@ class RayWorkers:
         piece = job.dispatch.take(seat.number, alive, time.monotonic())
         if piece is not None:
             member = job.members[piece.member]
-            answer = seat.actor.answer.remote(
+            answer = seat.actor.evaluate_one.remote(
                 member, job.prompts, piece.start, piece.stop, job.budget, job.sampling
             )
             self._expect(seat, "busy", answer, piece, job)

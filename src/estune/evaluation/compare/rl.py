@@ -21,7 +21,7 @@ from transformers import (
 
 from estune import strategy
 from estune.common.guard import guarded
-from estune.common.types import Member, Prompt, Sampling
+from estune.common.types import Prompt, Sampling, Variant
 from estune.config import RunConfig
 from estune.engines.device import engine_device
 from estune.engines.stops import Stops
@@ -244,7 +244,7 @@ class _InTraining:
 
     def evaluate(
         self,
-        members: Sequence[Member],
+        members: Sequence[Variant],
         prompts: Sequence[Prompt],
         *,
         max_completion_length: int,

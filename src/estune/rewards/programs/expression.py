@@ -14,14 +14,14 @@ from decimal import Decimal
 from functools import partial
 from typing import Any, Protocol
 
-from estune.rewards.programs.bounded import BINARY, FUNCTIONS, METHODS, OWNERS, joined
-from estune.rewards.programs.failed import Failed, Unsplittable
+from estune.rewards.programs.bounded_functions import BINARY, FUNCTIONS, METHODS, OWNERS, joined
+from estune.rewards.programs.exceptions import Failed, Unsplittable
 
 _STEPS = 200_000
 
 
 @dataclass
-class Run:
+class Evaluation:
     """One evaluation: the program's values, the variables of comprehensions, and the steps left."""
 
     handed_back: Sequence[Any]
@@ -34,7 +34,7 @@ class Run:
             raise Failed("the comparison takes too many steps")
 
 
-Compute = Callable[[Run], Any]
+Compute = Callable[[Evaluation], Any]
 
 
 class Scope(Protocol):
@@ -63,7 +63,7 @@ def compiled(node: ast.expr, scope: Scope) -> Compute:
         found = make(node, scope)
     compute = found
 
-    def counted(run: Run) -> Any:
+    def counted(run: Evaluation) -> Any:
         run.spend()
         return compute(run)
 
@@ -83,7 +83,7 @@ def _name(node: ast.Name, scope: Scope) -> Compute:
     raise Unsplittable(node.id)
 
 
-def _several(nodes: Sequence[ast.expr | None], scope: Scope) -> Callable[[Run], list[Any]]:
+def _several(nodes: Sequence[ast.expr | None], scope: Scope) -> Callable[[Evaluation], list[Any]]:
     computes = [compiled(node, scope) for node in nodes if node is not None]
     if len(computes) < len(nodes):
         raise Unsplittable("**")
@@ -120,7 +120,7 @@ def _bool(node: ast.BoolOp, scope: Scope) -> Compute:
     parts = [compiled(value, scope) for value in node.values]
     stops_at = isinstance(node.op, ast.Or)
 
-    def compute(run: Run) -> Any:
+    def compute(run: Evaluation) -> Any:
         value: Any = None
         for part in parts:
             value = part(run)
@@ -143,7 +143,7 @@ def _compare(node: ast.Compare, scope: Scope) -> Compute:
         for op, right in zip(node.ops, node.comparators, strict=True)
     ]
 
-    def compute(run: Run) -> bool:
+    def compute(run: Evaluation) -> bool:
         left = first(run)
         for holds, part in rest:
             right = part(run)
@@ -211,7 +211,7 @@ def _function(node: ast.expr, scope: Scope) -> Compute:
         return compiled(node, scope)
     value, name = compiled(node.value, scope), node.attr
 
-    def method(run: Run) -> Any:
+    def method(run: Evaluation) -> Any:
         owner = value(run)
         if type(owner) not in OWNERS:
             raise Failed(f"{type(owner).__name__} has no {name} here")
@@ -230,7 +230,7 @@ def _lambda(node: ast.Lambda, scope: Scope) -> Compute:
     with scope.local(names):
         body = compiled(node.body, scope)
 
-    def make(run: Run) -> Callable[..., Any]:
+    def make(run: Evaluation) -> Callable[..., Any]:
         def function(*values: Any) -> Any:
             with _bound(run, dict(zip(names, values, strict=True))):
                 return body(run)
@@ -251,7 +251,7 @@ def _comprehension(kind: Callable[[Iterator[Any]], Any]) -> Callable[[Any, Scope
             conditions = _several(loop.ifs, scope)
         is_tuple = not isinstance(loop.target, ast.Name)
 
-        def elements(run: Run) -> Iterator[Any]:
+        def elements(run: Evaluation) -> Iterator[Any]:
             for value in source(run):
                 values = value if is_tuple else [value]
                 with _bound(run, dict(zip(names, values, strict=True))):
@@ -273,7 +273,7 @@ def target_names(target: ast.expr) -> list[str]:
 
 
 @contextmanager
-def _bound(run: Run, variables: dict[str, Any]) -> Iterator[None]:
+def _bound(run: Evaluation, variables: dict[str, Any]) -> Iterator[None]:
     before, run.variables = run.variables, run.variables | variables
     try:
         yield

@@ -32,7 +32,7 @@ class Grade:
 
 
 @dataclass(frozen=True)
-class Test:
+class ProgramTest:
     """One test: what the driver is asked for, and how its report is judged."""
 
     asked: Mapping[str, Any]
@@ -54,15 +54,15 @@ class Test:
         return report["passed"] is True
 
 
-def test_of(given: str | Mapping[str, Any], program: str) -> Test:
+def program_test(given: str | Mapping[str, Any], program: str) -> ProgramTest:
     """A row's test, an assert as text or {"input": …, "output": …}, for `program`."""
     if not isinstance(given, str):
-        return Test({"input": str(given["input"])}, output=str(given["output"]))
+        return ProgramTest({"input": str(given["input"])}, output=str(given["output"]))
     found = split(given, redefinitions(program))
     return (
-        Test({"whole": given})
+        ProgramTest({"whole": given})
         if found is None
-        else Test({"steps": [asdict(step) for step in found.steps]}, found)
+        else ProgramTest({"steps": [asdict(step) for step in found.steps]}, found)
     )
 
 
@@ -70,7 +70,7 @@ def grade(
     program: str, given: Sequence[str | Mapping[str, Any]], seconds: float, sandbox: Sandbox
 ) -> Grade:
     """Run `program` in `sandbox`, `seconds` per test; a test that takes longer fails those after it."""
-    tests = [test_of(one, program) for one in given]
+    tests = [program_test(one, program) for one in given]
     passed = 0
     for chosen in (
         [test for test in tests if not test.whole],
@@ -89,7 +89,7 @@ def most_seconds(tests: int, seconds: float) -> float:
 
 
 def _reports(
-    program: str, tests: Sequence[Test], seconds: float, sandbox: Sandbox
+    program: str, tests: Sequence[ProgramTest], seconds: float, sandbox: Sandbox
 ) -> tuple[list[dict[str, Any]], bool]:
     """The driver's reports of the tests that it reached, and whether one ran out of time."""
     asked = {"program": program, "seconds": seconds, "tests": [dict(test.asked) for test in tests]}

@@ -16,9 +16,9 @@ from functools import lru_cache, partial
 from random import Random
 from typing import Any
 
-from estune.rewards.programs.bounded import FUNCTIONS, METHODS, MODULES
-from estune.rewards.programs.expression import Compute, Run, compiled, target_names
-from estune.rewards.programs.failed import Failed, Unsplittable
+from estune.rewards.programs.bounded_functions import FUNCTIONS, METHODS, MODULES
+from estune.rewards.programs.exceptions import Failed, Unsplittable
+from estune.rewards.programs.expression import Compute, Evaluation, compiled, target_names
 from estune.rewards.programs.syntax import (
     is_hashable,
     is_plain_call,
@@ -38,7 +38,7 @@ _DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 
 
 @dataclass(frozen=True)
-class Step:
+class Request:
     """One thing for the program's process: run `source` or, with `hand_back`, return its value."""
 
     source: str
@@ -49,7 +49,7 @@ class Step:
 class Split:
     """What a test asks of the program's process, and what is checked of its answers."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[Request, ...]
     checks: tuple[Compute, ...]
 
     def passed(self, said: str) -> bool:
@@ -58,7 +58,7 @@ class Split:
         if len(values) != sum(step.hand_back for step in self.steps):
             return False
         try:
-            return all(check(Run(values)) for check in self.checks)
+            return all(check(Evaluation(values)) for check in self.checks)
         except Exception:  # as where a test runs by itself, whatever an assert raises fails it
             return False
 
@@ -145,7 +145,7 @@ class _Splitter:
 
     programs: frozenset[str]
     nan: bool
-    steps: list[Step] = field(default_factory=list)
+    steps: list[Request] = field(default_factory=list)
     checks: list[Compute] = field(default_factory=list)
     _here: dict[str, Compute] = field(default_factory=dict)  # names whose values are computed here
     _there: dict[str, ast.stmt] = field(default_factory=dict)  # names that its process may need
@@ -228,7 +228,7 @@ class _Splitter:
         if self._programs_in(node):
             raise Unsplittable("a loop over what a program returned")
         try:
-            return compiled(node, self)(Run([]))
+            return compiled(node, self)(Evaluation([]))
         except Failed as error:
             raise Unsplittable(str(error)) from None
 
@@ -258,7 +258,7 @@ class _Splitter:
             return self._define(name, statement, compiled(statement.value, self))
         drawn_before = self._random.getstate()
         try:
-            value = compiled(statement.value, self)(Run([]))
+            value = compiled(statement.value, self)(Evaluation([]))
         except Exception:  # what cannot be computed here is left to the program's process
             return self._define(name, statement)
         if (written := literal(value)) is not None:
@@ -375,7 +375,7 @@ class _Splitter:
         if set(names) & set(self._locals):
             raise Unsplittable("a call with the variable of a comprehension")
         self._send_definitions(names)
-        self.steps.append(Step(source, hand_back))
+        self.steps.append(Request(source, hand_back))
         lists = self._mutable & set(names) - self._given
         if hand_back:
             self._sent -= lists  # an assert does not change its input: the next one gets it anew
@@ -392,8 +392,8 @@ class _Splitter:
             if self._programs_in(statement) and not isinstance(statement, _DEFINITIONS):
                 raise Unsplittable("a value that was computed here of what the program returned")
             self._send_definitions(needed)
-            self.steps.append(Step(ast.unparse(statement), hand_back=False))
+            self.steps.append(Request(ast.unparse(statement), hand_back=False))
 
 
-def _first(value: Any, run: Run) -> Any:
+def _first(value: Any, run: Evaluation) -> Any:
     return value

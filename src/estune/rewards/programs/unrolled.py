@@ -8,7 +8,7 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from estune.rewards.programs.failed import Unsplittable
+from estune.rewards.programs.exceptions import Unsplittable
 
 _ROUNDS = 1000
 

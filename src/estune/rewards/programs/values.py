@@ -14,7 +14,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from estune.rewards.programs.failed import Failed
+from estune.rewards.programs.exceptions import Failed
 
 _RARE = re.compile(r'\{"(?:int|fraction|decimal|complex)":')  # many of one hash are easily found
 _MANY = 5000

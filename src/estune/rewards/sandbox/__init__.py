@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from estune.errors import RewardError
 from estune.rewards.sandbox.bubblewrap import Bubblewrap
-from estune.rewards.sandbox.kinds import Limits, Outcome, Sandbox, Unusable
+from estune.rewards.sandbox.interface import Limits, Outcome, Sandbox, Unusable
 from estune.rewards.sandbox.proof import prove
 from estune.rewards.sandbox.sandlock import Sandlock
 from estune.rewards.sandbox.unlocked import Unlocked

@@ -30,7 +30,7 @@ Bait = dict[str, Any]
 _WITHIN = 0.2  # seconds for a connection
 
 
-class Stopped(Exception):
+class Denied(Exception):
     """An attempt that failed without an error of its own."""
 
 
@@ -79,7 +79,7 @@ def _any(attempt: Callable[[Any], object], items: Iterable[Any]) -> None:
         with contextlib.suppress(OSError):
             attempt(item)
             return
-    raise Stopped
+    raise Denied
 
 
 def _connect(kind: int, how: int, address: Any) -> None:
@@ -91,14 +91,14 @@ def _connect(kind: int, how: int, address: Any) -> None:
 
 def _signal(bait: Bait) -> None:
     if bait["process"] == os.getpid():
-        raise Stopped
+        raise Denied
     os.kill(bait["process"], 15)
-    raise Stopped  # whether it arrived is seen outside: a number means another process in here
+    raise Denied  # whether it arrived is seen outside: a number means another process in here
 
 
 def _limit_outside(bait: Bait) -> None:
     if bait["process"] == os.getpid():
-        raise Stopped
+        raise Denied
     resource.prlimit(bait["process"], resource.RLIMIT_NOFILE, (16, 16))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from estune.rewards.sandbox.job import interpreter
+from estune.rewards.sandbox.launch import interpreter
 
 _HOME_FILES = 8  # files of the user's home that are tried
 _CONTENT = "bait"

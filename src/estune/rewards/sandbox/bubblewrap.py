@@ -9,12 +9,12 @@ import os
 import shutil
 from pathlib import Path
 
-from estune.rewards.descendants import end_descendants
-from estune.rewards.sandbox import job
-from estune.rewards.sandbox.folder import MOST_FILES
-from estune.rewards.sandbox.kinds import Limits, Outcome, Unusable
+from estune.rewards.processes.descendants import end_descendants
+from estune.rewards.sandbox import launch
+from estune.rewards.sandbox.interface import Limits, Outcome, Unusable
 from estune.rewards.sandbox.seccomp import program_filter
 from estune.rewards.sandbox.supervise import start, supervise
+from estune.rewards.sandbox.working_folder import MOST_FILES
 
 _FOLDER = "/work"
 _CAP_SETGID, _CAP_SETUID, _CAP_SYS_ADMIN = 6, 7, 21
@@ -34,7 +34,7 @@ class Bubblewrap:
 
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
         bounds = f"size={limits.disk},nr_inodes={MOST_FILES},mode=1777"
-        told = job.job(
+        told = launch.launcher_input(
             source,
             request,
             limits,
@@ -43,7 +43,7 @@ class Bubblewrap:
             counted_apart=True,
             seccomp=self._seccomp,
         )
-        process = start([self._bwrap, *self._options(limits), "--", *job.command()])
+        process = start([self._bwrap, *self._options(limits), "--", *launch.command()])
         # The first process inside takes all others along.
         return supervise(process, told, limits, end=end_descendants)
 
@@ -62,9 +62,9 @@ class Bubblewrap:
         options += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
         for right in rights:  # the launcher needs them to bound the folder, and gives them up
             options += ["--cap-add", right]
-        for path in job.readable():
+        for path in launch.readable():
             options += [*_open_parents(path), *_shown(path)]
-        for path in job.hidden():
+        for path in launch.hidden():
             options += ["--tmpfs", path, "--remount-ro", path]
         options += ["--perms", "0755", "--dir", "/dev"]
         for device in ("null", "zero", "urandom", "random"):

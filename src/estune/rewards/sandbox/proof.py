@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from estune.rewards.sandbox.baits import baits
-from estune.rewards.sandbox.kinds import Limits, Sandbox, Unusable
+from estune.rewards.sandbox.interface import Limits, Sandbox, Unusable
 
 _MIB = 1 << 20
 _LIMITS = Limits(seconds=10, cpu_seconds=10, memory=256 * _MIB, processes=16, disk=8 * _MIB)

@@ -7,12 +7,12 @@ calls about other processes; and by the supervisor, which bounds the folder on d
 import importlib.util
 from pathlib import Path
 
-from estune.rewards.sandbox import job
-from estune.rewards.sandbox.folder import fresh_folder
-from estune.rewards.sandbox.hosted import Host
-from estune.rewards.sandbox.kinds import Limits, Outcome, Unusable
+from estune.rewards.sandbox import launch
+from estune.rewards.sandbox.interface import Limits, Outcome, Unusable
+from estune.rewards.sandbox.sandlock_client import Host
 from estune.rewards.sandbox.seccomp import program_filter
 from estune.rewards.sandbox.supervise import supervise
+from estune.rewards.sandbox.working_folder import fresh_folder
 
 _DEVICES = ("/dev/zero", "/dev/random", "/dev/urandom")
 
@@ -31,21 +31,21 @@ class Sandlock:
         self._host, self._seccomp = Host(str(Path(found.origin).parents[1])), seccomp
 
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
-        told = job.job(source, request, limits, seccomp=self._seccomp)
+        told = launch.launcher_input(source, request, limits, seccomp=self._seccomp)
         with fresh_folder() as folder:
-            told_host = {"policy": _policy(folder, limits), "command": job.command()}
+            told_host = {"policy": _policy(folder, limits), "command": launch.command()}
             process = self._host.start(told_host)
             return supervise(process, told, limits, folder)
 
 
 def _policy(folder: str, limits: Limits) -> dict[str, object]:
     return {
-        "fs_readable": [*job.readable(), *_DEVICES],
-        "fs_denied": job.hidden(),
+        "fs_readable": [*launch.readable(), *_DEVICES],
+        "fs_denied": launch.hidden(),
         "fs_writable": [folder, "/dev/null"],
         "cwd": folder,
         "clean_env": True,
-        "env": job.ENVIRONMENT | {"HOME": folder, "TMPDIR": folder},
+        "env": launch.ENVIRONMENT | {"HOME": folder, "TMPDIR": folder},
         "max_memory": limits.memory,
         "max_processes": limits.processes,
     }

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from estune.rewards.descendants import end_descendants, end_kept, usage
-from estune.rewards.sandbox.folder import MOST_FILES, size_of
-from estune.rewards.sandbox.job import ENVIRONMENT
-from estune.rewards.sandbox.kinds import Limits, Outcome
+from estune.rewards.processes.descendants import end_descendants, end_kept, usage
+from estune.rewards.sandbox.interface import Limits, Outcome
+from estune.rewards.sandbox.launch import ENVIRONMENT
 from estune.rewards.sandbox.pipes import Piped, Pipes
+from estune.rewards.sandbox.working_folder import MOST_FILES, size_of
 
 _LOOK = 0.02  # seconds between looks at what the processes take
 _PATIENCE = 15.0  # seconds for a process to end that was told to

@@ -6,11 +6,11 @@ For a machine that is itself a cage, such as a container without a network.
 
 import os
 
-from estune.rewards import keeper
-from estune.rewards.sandbox import job
-from estune.rewards.sandbox.folder import fresh_folder
-from estune.rewards.sandbox.kinds import Limits, Outcome
+from estune.rewards.processes import keeper
+from estune.rewards.sandbox import launch
+from estune.rewards.sandbox.interface import Limits, Outcome
 from estune.rewards.sandbox.supervise import start, supervise
+from estune.rewards.sandbox.working_folder import fresh_folder
 
 
 class Unlocked:
@@ -20,13 +20,13 @@ class Unlocked:
 
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
         with fresh_folder() as folder:
-            told = job.job(source, request, limits, folder=folder)
+            told = launch.launcher_input(source, request, limits, folder=folder)
             command = [
-                job.interpreter(),
+                launch.interpreter(),
                 "-I",
                 "-S",
                 keeper.__file__,
                 str(os.getpid()),
-                job.LAUNCHER,
+                launch.LAUNCHER,
             ]
             return supervise(start(command), told, limits, folder)

@@ -11,12 +11,12 @@ from concurrent.futures import Future
 from typing import Any
 
 from estune.rewards.call import Answer, Call, answer, failure_of, timed_out
-from estune.rewards.patience import done_within
+from estune.rewards.processes.patience import done_within
 
 _Queue = queue.SimpleQueue["tuple[list[Call], Future[list[Answer]]] | None"]
 
 
-class Here:
+class InProcess:
     """Calls one function in a thread of this process. A call that outlasts its time is left behind in its thread."""
 
     def __init__(self, function: Callable[..., Any], *, timeout: float, concurrency: int) -> None:

@@ -20,14 +20,14 @@ from functools import lru_cache
 from typing import IO, Any
 
 from estune.errors import ConfigError
-from estune.rewards.limits import Grades
+from estune.rewards.marks import Grades
 
 MOST = 5.0  # seconds of processor time that built-in graders give an answer
 _START = 30.0  # seconds that the process may take to start on a machine that is busy
 _PATIENCE = 6  # times the limit that may pass by the clock, on a busy machine
 _MEMORY = 4 << 30  # bytes
 _PR_SET_PDEATHSIG = 1
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from estune.rewards.limited import serve; serve({made_by!r}, {seconds!r})"
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from estune.rewards.processes.limited import serve; serve({made_by!r}, {seconds!r})"
 Function = Callable[..., Any]
 
 

@@ -13,9 +13,9 @@ import threading
 import weakref
 from typing import IO, Any
 
-from estune.rewards import keeper
-from estune.rewards.sandbox import job, sandlock_host
-from estune.rewards.sandbox.kinds import Unusable
+from estune.rewards.processes import keeper
+from estune.rewards.sandbox import launch, sandlock_host
+from estune.rewards.sandbox.interface import Unusable
 
 _START = 30.0  # seconds until a keeper must have reported
 
@@ -27,7 +27,7 @@ class Host:
 
     def __init__(self, packages: str) -> None:
         script = [sandlock_host.__file__, keeper.__file__, packages]
-        self._command = [job.interpreter(), "-I", "-S", *script]
+        self._command = [launch.interpreter(), "-I", "-S", *script]
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
 
@@ -61,7 +61,7 @@ class Host:
                 stdout=quiet,
                 stderr=quiet,
                 cwd="/",
-                env=job.ENVIRONMENT,
+                env=launch.ENVIRONMENT,
                 start_new_session=True,
             )
         weakref.finalize(self, _end, ours, process)

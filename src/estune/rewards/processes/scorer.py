@@ -17,18 +17,16 @@ import cloudpickle
 from estune.common.visible import one_line
 from estune.errors import clean
 from estune.rewards.call import Answer, Call, Failure, timed_out
-from estune.rewards.descendants import end_kept, usage
-from estune.rewards.patience import done_within
-from estune.rewards.scorer import FRAME, Request, Response, Setup
+from estune.rewards.processes.descendants import end_kept, usage
+from estune.rewards.processes.patience import done_within
+from estune.rewards.processes.scorer_child import FRAME, ScorerRequest, ScorerResponse, Setup
 
 logger = logging.getLogger(__name__)
 
 _START = 120  # seconds that a scorer may take to start and to import a function's module
 _LOOK = 1.0  # seconds between looks at the memory of a scorer that is busy
 _HEARD = 64 << 10  # bytes that are shown of what a scorer prints
-_PROGRAM = (
-    "import sys; sys.path[:] = {path!r}; from estune.rewards.scorer import main; main({parent})"
-)
+_PROGRAM = "import sys; sys.path[:] = {path!r}; from estune.rewards.processes.scorer_child import main; main({parent})"
 
 
 class Refused(Exception):
@@ -70,7 +68,7 @@ class Scorer:
         if index not in self._has:
             await self._teach(index, function)
         try:
-            frame = cloudpickle.dumps(Request(index, None, [_light(call) for call in calls]))
+            frame = cloudpickle.dumps(ScorerRequest(index, None, [_light(call) for call in calls]))
         except Exception as error:  # a column of something that cannot be pickled; cloudpickle sends classes of the user's script, too
             raise Refused(
                 f"its arguments cannot be sent ({type(error).__name__}: {one_line(error, 200)})"
@@ -85,7 +83,7 @@ class Scorer:
 
     async def _teach(self, index: int, function: bytes) -> None:
         """Have it load a function, which may import much, before any time is counted."""
-        response = await self._exchange(pickle.dumps(Request(index, function, [])), _START)
+        response = await self._exchange(pickle.dumps(ScorerRequest(index, function, [])), _START)
         if isinstance(response, Failure) or response.refused:
             why = (
                 f"it did not load within {_START} s"
@@ -104,7 +102,7 @@ class Scorer:
         await self._process.wait()
         self._hearing.cancel()
 
-    async def _exchange(self, frame: bytes, seconds: float) -> Response | Failure:
+    async def _exchange(self, frame: bytes, seconds: float) -> ScorerResponse | Failure:
         asked = asyncio.ensure_future(self._asked(frame))
         try:
             failure = await self._watched(asked, seconds)
@@ -120,7 +118,7 @@ class Scorer:
         return failure or Failure(f"ended the process that it was called in ({status})")
 
     async def _watched(
-        self, asked: "asyncio.Future[Response | Failure]", seconds: float
+        self, asked: "asyncio.Future[ScorerResponse | Failure]", seconds: float
     ) -> Failure | None:
         """Wait for `asked`; a Failure when it has to be given up."""
         while seconds > 0:
@@ -133,13 +131,13 @@ class Scorer:
             seconds -= _LOOK
         return timed_out(self._setup.timeout)
 
-    async def _asked(self, frame: bytes) -> Response | Failure:
+    async def _asked(self, frame: bytes) -> ScorerResponse | Failure:
         await self._send(frame)
         assert self._process.stdout is not None
         head = await self._process.stdout.readexactly(FRAME.size)
         data = await self._process.stdout.readexactly(*FRAME.unpack(head))
         try:
-            response: Response = pickle.loads(data)
+            response: ScorerResponse = pickle.loads(data)
         except BaseException as error:  # what the function logged runs its own code when it is read
             return Failure(
                 f"logged something that cannot be received ({type(error).__name__}: {one_line(error, 200)})"

@@ -7,7 +7,6 @@ One thread with an event loop sees to the scorers, which are processes of their 
 
 import asyncio
 import contextlib
-import inspect
 import logging
 import math
 import sys
@@ -23,12 +22,12 @@ import psutil
 from estune.common.moments import mean
 from estune.common.resources import cores
 from estune.errors import RewardError
-from estune.rewards.call import Answer, Call, Failure, Returned, source
-from estune.rewards.in_process import Here
-from estune.rewards.portable import portable
-from estune.rewards.prepare import prepare
-from estune.rewards.process import Refused, Scorer
-from estune.rewards.scorer import Setup
+from estune.rewards.call import Answer, Call, Failure, Returned
+from estune.rewards.marks import is_async, prepare, source
+from estune.rewards.processes.in_process import InProcess
+from estune.rewards.processes.portable import portable
+from estune.rewards.processes.scorer import Refused, Scorer
+from estune.rewards.processes.scorer_child import Setup
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,7 +52,7 @@ class RewardLimits:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FunctionScores:
     """One function's rewards for one member: (B,) numbers, NaN for None and where it failed; what it failed at, and logged."""
 
     values: list[float]
@@ -71,13 +70,13 @@ class Pool:
     ) -> None:
         self._functions, self._names, self._limits = functions, names, limits
         self._portable: dict[int, bytes] = {}
-        self._here: dict[int, Here] = {}
+        self._here: dict[int, InProcess] = {}
         self._singly: set[int] = set()  # functions that are called once a completion
         self._scorers: set[Scorer] = set()
         self._idle: list[Scorer] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def submit(self, index: int, call: Call, *, strict: bool) -> "Future[Outcome]":
+    def submit(self, index: int, call: Call, *, strict: bool) -> "Future[FunctionScores]":
         """Have a member's completions scored by function `index`; `strict`: a failure is a RewardError at once."""
         self._start()
         return self._soon(self._score(index, call, strict))
@@ -109,11 +108,11 @@ class Pool:
             self._thread.start()
             self._forgotten = weakref.finalize(self, _wind_up_soon, self._loop, self._scorers)
 
-    async def _score(self, index: int, call: Call, strict: bool) -> Outcome:
+    async def _score(self, index: int, call: Call, strict: bool) -> FunctionScores:
         if index not in self._singly:
             whole = (await self._ask(index, [call]))[0]
             if isinstance(whole, Returned):
-                return Outcome(whole.values, {}, whole.metrics, whole.extra, whole.overran)
+                return FunctionScores(whole.values, {}, whole.metrics, whole.extra, whole.overran)
             if strict:
                 raise RewardError(
                     f"reward function {self._names[index]} {whole.reason}; mend it and resume the run"
@@ -133,7 +132,7 @@ class Pool:
         self._singly.add(index)
 
     async def _one_by_one(self, index: int, calls: list[Call]) -> list[Answer]:
-        if _is_async(self._functions[index]):  # then many wait at a time, unless one takes all down
+        if is_async(self._functions[index]):  # then many wait at a time, unless one takes all down
             answers = await self._ask(index, calls)
             if any(isinstance(one, Returned) for one in answers):
                 return answers
@@ -157,7 +156,7 @@ class Pool:
 
     def _place(self, index: int) -> None:
         if self._limits.scorers == 0:
-            self._here[index] = Here(
+            self._here[index] = InProcess(
                 self._functions[index],
                 timeout=self._limits.timeout,
                 concurrency=self._limits.concurrency,
@@ -180,7 +179,7 @@ class Pool:
                 why,
                 limits,
             )
-            self._here[index] = Here(
+            self._here[index] = InProcess(
                 self._functions[index],
                 timeout=self._limits.timeout,
                 concurrency=self._limits.concurrency,
@@ -210,7 +209,7 @@ class Pool:
         return Setup(memory, limits.timeout, cores(), limits.concurrency)
 
 
-def _merged(answers: Sequence[Answer]) -> Outcome:
+def _merged(answers: Sequence[Answer]) -> FunctionScores:
     """The answers about single completions as one; what was logged is averaged, and listed with None for what failed."""
     values = [one.values[0] if isinstance(one, Returned) else math.nan for one in answers]
     failures = {i: one for i, one in enumerate(answers) if isinstance(one, Failure)}
@@ -222,25 +221,13 @@ def _merged(answers: Sequence[Answer]) -> Outcome:
     columns = sorted({name for one in returned for name in one.extra})
     extra = {name: [_first(one, name) for one in answers] for name in columns}
     overran = sum(one.overran for one in returned)
-    return Outcome(
+    return FunctionScores(
         values, failures, {name: _average(found) for name, found in logged.items()}, extra, overran
     )
 
 
 def _average(numbers: Sequence[float]) -> float:
     return mean(numbers) if all(map(math.isfinite, numbers)) else math.nan
-
-
-def _is_async(function: Any) -> bool:
-    while (
-        inner := getattr(function, "func", None)
-        or getattr(function, "function", None)
-        or getattr(function, "__wrapped__", None)
-    ):
-        function = inner  # of a partial, a mixture's task, a decorator
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(function, "__call__", None)
-    )
 
 
 def _first(answer: Answer, column: str) -> Any:

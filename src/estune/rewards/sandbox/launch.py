@@ -9,7 +9,7 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
-from estune.rewards.sandbox.kinds import Limits
+from estune.rewards.sandbox.interface import Limits
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
 LAUNCHER = str(Path(__file__).with_name("launcher.py"))
@@ -53,7 +53,7 @@ def command() -> list[str]:
     return [interpreter(), "-I", "-S", "-c", Path(LAUNCHER).read_text()]
 
 
-def job(
+def launcher_input(
     source: str,
     request: bytes,
     limits: Limits,

@@ -15,8 +15,7 @@ from typing import Any
 from estune.common.resources import cores
 from estune.errors import RewardError
 from estune.rewards import sandbox as sandboxes
-from estune.rewards.limits import Grades, bounds_itself
-from estune.rewards.prepare import prepared_by
+from estune.rewards.marks import Grades, bounds_itself, prepared_by
 from estune.rewards.programs.grade import Grade, grade, most_seconds
 
 UNLOCKED = sandboxes.UNLOCKED

@@ -14,7 +14,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from estune.rewards.programs.failed import Failed
+from estune.rewards.programs.exceptions import Failed
 
 _LENGTH = 100_000  # of a sequence that is made here
 _BITS = 100_000  # of an integer that is made here

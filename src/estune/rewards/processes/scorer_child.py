@@ -37,7 +37,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Request:
+class ScorerRequest:
     """Calls of one function; `function` are its bytes when this scorer has not had them yet."""
 
     index: int
@@ -46,7 +46,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Response:
+class ScorerResponse:
     """The answers, or why the function could not be loaded; `worn` when the process should be replaced."""
 
     answers: list[Answer]
@@ -56,7 +56,7 @@ class Response:
 
 def main(parent: int) -> None:
     if sys.platform == "linux":
-        from estune.rewards.keeper import keep
+        from estune.rewards.processes.keeper import keep
 
         keep(parent)
     requests, responses = _streams()
@@ -70,20 +70,20 @@ def main(parent: int) -> None:
             _write(responses, pickle.dumps(response))
         except Exception as error:  # what the function logged
             said = f"logged something that cannot be sent ({type(error).__name__}: {one_line(error, 200)})"
-            _write(responses, pickle.dumps(Response([Failure(said)] * len(response.answers))))
+            _write(responses, pickle.dumps(ScorerResponse([Failure(said)] * len(response.answers))))
 
 
 def _respond(
-    request: Request,
+    request: ScorerRequest,
     functions: dict[int, Callable[..., Any]],
     setup: Setup,
     loop: asyncio.AbstractEventLoop,
-) -> Response:
+) -> ScorerResponse:
     if request.function is not None:
         try:
             functions[request.index] = pickle.loads(request.function)
         except BaseException as error:  # it runs the user's module
-            return Response([], refused=f"{type(error).__name__}: {one_line(error, 200)}")
+            return ScorerResponse([], refused=f"{type(error).__name__}: {one_line(error, 200)}")
     _allow(setup)
     with _place_kept():
         answers = answer(
@@ -93,7 +93,7 @@ def _respond(
             limit=setup.concurrency,
             timeout=setup.timeout,
         )
-    return Response(answers, worn=threading.active_count() + _children() > _LEFT_BEHIND)
+    return ScorerResponse(answers, worn=threading.active_count() + _children() > _LEFT_BEHIND)
 
 
 def _streams() -> tuple[BinaryIO, BinaryIO]:
