@@ -11,8 +11,8 @@ VLLM := .venv-vllm/bin
 OLDEST := .venv-oldest/bin
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 INSTALL := -m pip install --quiet --disable-pip-version-check
-OLDEST_TESTS := $(addprefix tests/test_,noise.py center.py parameters.py journal.py \
-	engine_transformers.py engine_transformers_rows.py)
+OLDEST_TESTS := $(addprefix tests/,noise/test_noise.py theta/test_theta.py \
+	theta/test_parameters.py theta/test_journal.py engines/test_transformers.py engines/test_transformers_rows.py)
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14

@@ -1,94 +1,16 @@
-"""A tiny real checkpoint with a real tokenizer, made here, so that the fast tests need no download and no hub."""
+"""Fixtures of many rooms. The models are made here, so that the fast tests need no download."""
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
-from cli_place import FLAGS, lines
+from helpers import FLAGS, WORDS, lines, make_model, short
 
 from estune.cli.main import main
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_CACHE", "/tmp/estune-tests-datasets")
-
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "in",
-    "to",
-    "and",
-    "is",
-    "was",
-    "what",
-    "who",
-    "when",
-    "where",
-    "how",
-    "capital",
-    "color",
-    "sky",
-    "blue",
-    "red",
-    "green",
-    "cat",
-    "dog",
-    "one",
-    "two",
-    "three",
-    "four",
-    "x",
-    "y",
-    "z",
-]
-TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
-
-
-def make_tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<pad>", "<eos>", "<unk>", "user", "assistant", *WORDS]
-    inner = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
-    )
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def make_model(
-    folder: Path, *, dtype: str = "float32", tied: bool = True, seed: int = 0, **config
-) -> Path:
-    """Write a random Llama of 20,000 parameters to `folder`."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    tokenizer = make_tokenizer()
-    settings = {
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "tie_word_embeddings": tied,
-        "initializer_range": 0.3,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "bos_token_id": None,
-    }
-    model = LlamaForCausalLM(LlamaConfig(**settings | config)).to(getattr(torch, dtype))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -115,10 +37,6 @@ def mini(tmp_path_factory) -> Path:
         num_attention_heads=2,
         num_key_value_heads=1,
     )
-
-
-def short(completions, target, **columns):
-    return [-abs(len(text) - len(wanted)) for text, wanted in zip(completions, target, strict=True)]
 
 
 @pytest.fixture
@@ -202,20 +120,3 @@ def finished(mini, tmp_path_factory) -> Path:
     flags = [*FLAGS, "--max_steps", "3", "--output_dir", str(folder)]
     assert main(["train", "--model_name_or_path", str(mini), "--task", "conciseness", *flags]) == 0
     return folder
-
-
-@pytest.fixture(params=["bubblewrap", "sandlock"])
-def sandbox(request):
-    """Each sandbox in turn; skips one that this machine lacks."""
-    from boxes import made
-
-    return made(request.param)
-
-
-@pytest.fixture(scope="session")
-def run_as():
-    """A way to run the scripts of tests/sandbox as root and as an unprivileged user."""
-    from boxes import Runner
-
-    with tempfile.TemporaryDirectory(prefix="estune-user-", dir="/tmp") as folder:
-        yield Runner(folder)

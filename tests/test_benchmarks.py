@@ -5,9 +5,9 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 from rich.console import Console
 
 from benchmarks import common, growth
@@ -16,7 +16,6 @@ from benchmarks.registry import BENCHMARKS, Benchmark, Ratio
 from benchmarks.results import Entry, Results, rows
 from estune.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
 HERE = "this machine"
 FAST = Benchmark(
     "fast",

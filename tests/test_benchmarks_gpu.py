@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 
 from benchmarks import gpu
 from benchmarks.gpu_all import carry, learn, results, tests
@@ -21,7 +22,6 @@ from estune.noise import kernels
 from estune.noise import torch as by_torch
 from estune.theta.theta import Theta
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_all.sh"
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 H100 = "NVIDIA H100 80GB HBM3"

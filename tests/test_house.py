@@ -58,3 +58,23 @@ def test_no_file_has_more_than_400_lines():
         if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400
     }
     assert not long
+
+
+def test_no_test_imports_another_test_or_conftest():
+    tests = sorted((SOURCE.parents[1] / "tests").rglob("*.py"))
+    wrong = [
+        f"{path.relative_to(SOURCE.parents[1])} imports {name}"
+        for path in tests
+        for name in imported_modules(path)
+        if name.startswith("test_") or name == "conftest"
+    ]
+    assert not wrong
+
+
+def imported_modules(path):
+    """The names of all modules that a file imports, in functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import GGUF
 
 from estune import ESConfig, ESTrainer
 from estune.tasks import get_task
@@ -18,7 +19,6 @@ from estune.theta.parameters import layout
 from estune.theta.theta import Theta
 
 pytestmark = pytest.mark.slow
-GGUF = Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 COMMON = [
     "--task",
     "conciseness",

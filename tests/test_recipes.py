@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import ROOT
 
 from estune.cli.main import main
 from estune.cli.settings import add_flags, read
 from estune.config import RunConfig
 
-ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "recipes"
 YAMLS = sorted(FOLDER.rglob("*.yaml"))
 OVERLAYS = [path for path in YAMLS if "model_name_or_path" not in yaml.safe_load(path.read_text())]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from safetensors.numpy import load_file
 
 from estune.cli.main import main
 from estune.theta.journal import Step
 
-ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))
 from recipes.learning import diagnose  # noqa: E402
 

@@ -11,15 +11,14 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from cli_place import lines
-from conftest import make_model, make_tokenizer
+from helpers import lines, make_model, make_tokenizer
 
 from estune import ESConfig, ESTrainer, EstuneError
 from estune.cli.main import main
 from estune.common.guard import guarded, reason
 from estune.engines.transformers import load_model
 from estune.errors import ModelError
-from estune.rewards.call import Call, Failure, Returned, answer
+from estune.rewards.call import Call, Failure, Returned, call_function
 
 # What estune calls of other libraries, where a run of the transformers engine on a local model and file comes by.
 CALLS = [
@@ -433,11 +432,11 @@ def test_rewards_that_cannot_be_read_are_a_failure_of_the_function():
 
 def _returned(value):
     loop = asyncio.new_event_loop()
-    found = answer(
+    found = call_function(
         lambda completions: value,
         [Call({"completions": ["a", "b"]}, {}, (), 2)],
         loop,
-        limit=1,
+        concurrency=1,
         timeout=1,
     )
     loop.close()

@@ -88,7 +88,7 @@ def test_innovation_4_z_score_reward_normalisation():
 
 def test_innovation_5_greedy_decoding(tmp_path):
     """The most likely token always, though the model's own settings ask for sampling and a repetition penalty."""
-    from conftest import make_model
+    from helpers import make_model
     from transformers import AutoModelForCausalLM
 
     folder = make_model(tmp_path / "sampling")

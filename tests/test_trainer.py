@@ -8,47 +8,21 @@ import accelerate.tracking
 import numpy as np
 import pytest
 import torch
-from conftest import make_tokenizer, short
-from safetensors.torch import load_file
+from helpers import (
+    folder_of,
+    make_tokenizer,
+    metrics_of,
+    same,
+    short,
+    steps_of,
+    weights_of,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from estune import ESConfig, ESTrainer
 from estune.errors import ConfigError, DataError, InputError, ModelError
 from estune.run.distance import travelled
 from estune.theta.journal import Journal
-
-
-def folder_of(trainer):
-    return trainer.folder.path
-
-
-def metrics_of(trainer):
-    """The lines of metrics.jsonl without their checksums."""
-    lines = [
-        json.loads(line) for line in (folder_of(trainer) / "metrics.jsonl").read_text().splitlines()
-    ]
-    return [{name: value for name, value in line.items() if name != "checksum"} for line in lines]
-
-
-def steps_of(trainer):
-    return [
-        json.loads(line) for line in (folder_of(trainer) / "journal.jsonl").read_text().splitlines()
-    ][1:]
-
-
-def weights_of(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def same(these, those):
-    return these.keys() == those.keys() and all(
-        torch.equal(these[name], those[name]) for name in these
-    )
-
-
-def checkpoints_of(trainer):
-    return sorted(int(path.name.split("-")[1]) for path in folder_of(trainer).glob("checkpoint-*"))
-
 
 # The interface of TRL's trainers
 

@@ -9,8 +9,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from conftest import short
-from test_trainer import checkpoints_of, folder_of, metrics_of, same, weights_of
+from helpers import checkpoints_of, folder_of, metrics_of, same, short, weights_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from estune import ESConfig

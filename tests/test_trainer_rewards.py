@@ -8,8 +8,7 @@ import signal
 
 import numpy as np
 import pytest
-from conftest import short
-from test_trainer import checkpoints_of, folder_of, metrics_of, same, steps_of, weights_of
+from helpers import checkpoints_of, folder_of, metrics_of, same, short, steps_of, weights_of
 from transformers import TrainerCallback
 
 from estune.errors import EstuneError, RewardError

@@ -13,7 +13,7 @@ from benchmarks.common import ROOT
 from benchmarks.gpu_all import print_figures
 
 # named, because collecting all tests takes half a minute
-FILES = ("tests/test_on_a_gpu.py", "tests/test_noise_triton.py")
+FILES = ("tests/theta/test_on_a_gpu.py", "tests/noise/test_noise_triton.py")
 
 
 def main() -> int:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import GGUF
 
 from estune import ESConfig, ESTrainer
 from estune.theta.journal import Journal, Step
 
 CHILD = Path(__file__).with_name("run_child.py")
-GGUF = Path(__file__).parents[2] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 STEPS = 8
 
 

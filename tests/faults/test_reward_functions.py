@@ -13,41 +13,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from helpers import MARKED_ROWS, ONE_GUILTY, scored
 
 from estune.common.types import Completion
 from estune.errors import RewardError
-from estune.rewards.processes.pool import RewardLimits
-from estune.rewards.scoring import RewardFunctions
-
-ROWS = [{"prompt": f"p{i}", "mark": str(i)} for i in range(4)]
-ANSWERS = [Completion(text, [1], False) for text in ("fine", "guilty", "fine", "fine")]
-
-
-@pytest.fixture
-def rewards():
-    """Makes `RewardFunctions` of one function; whatever they started is gone after the test."""
-    made = []
-
-    def make(function, **settings):
-        limits = {"timeout": 5.0, "memory": 1.0} | {
-            key: settings.pop(key) for key in list(settings) if key in RewardLimits.__annotations__
-        }
-        made.append(RewardFunctions([function], None, RewardLimits(**limits), **settings))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-    assert not [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE
-    ]
-
-
-def scored(rewards, answers=ANSWERS):
-    return rewards.score(ROWS[: len(answers)], answers, first=False)
-
 
 # Functions that do something bad when they see the guilty completion, and count characters else
 
@@ -127,9 +96,9 @@ def test_only_the_guilty_completion_is_lost_and_it_counts_as_the_lowest(rewards,
 @pytest.mark.parametrize("harm", [raises, sleeps, exits], ids=lambda harm: harm.__name__)
 def test_in_the_runs_first_batch_a_failure_is_raised_as_the_bug_that_it_is(rewards, harm):
     with pytest.raises(
-        RewardError, match=rf"^reward function judge {HARMS[harm]}.*; mend it and resume the run$"
+        RewardError, match=rf"^reward function judge {HARMS[harm]}.*; fix it and resume the run$"
     ):
-        rewards(guarded(harm), timeout=2.0).score(ROWS, ANSWERS, first=True)
+        rewards(guarded(harm), timeout=2.0).score(MARKED_ROWS, ONE_GUILTY, first=True)
 
 
 BAD_RETURNS = {
@@ -153,7 +122,7 @@ def test_what_is_no_reward_is_named_and_counts_as_lost(rewards, value):
     assert np.isnan(scores.total).all()
     assert math.isnan(scores.fitness)
     assert len(scores.failures["<lambda>"]) == 4
-    assert "must return one number (or None) a completion" in scores.failures["<lambda>"][0].reason
+    assert "must return one number (or None) per completion" in scores.failures["<lambda>"][0].reason
 
 
 def test_none_is_no_failure(rewards):
@@ -185,7 +154,9 @@ def test_raise_ends_the_run_at_any_time(rewards):
 def test_the_lowest_is_that_of_all_members_of_the_step_whatever_their_order(rewards):
     judged = rewards(guarded(raises))
     low, high = ([Completion(text, [1], False)] * 4 for text in ("a", "abcdefgh"))
-    members = [judged.submit(ROWS, answers, first=False) for answers in (ANSWERS, low, high)]
+    members = [
+        judged.submit(MARKED_ROWS, answers, first=False) for answers in (ONE_GUILTY, low, high)
+    ]
     scores = [member.result() for member in members]
     for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
         settled = judged.settle([scores[i] for i in order])
@@ -213,13 +184,13 @@ def test_a_function_that_failed_once_is_called_once_a_completion_from_then_on(
         return [1] * len(completions)
 
     judged = rewards(judge, workers=1)
-    fine = [ANSWERS[0]] * 4
-    for answers in (fine, ANSWERS, fine):
+    fine = [ONE_GUILTY[0]] * 4
+    for answers in (fine, ONE_GUILTY, fine):
         assert not scored(judged, answers).failures
     assert Path(log).read_text().split() == ["4", "4", "1", "1", "1", "1", "1", "1", "1", "1"]
     assert (
         sum(
-            "from now on it is called once a completion" in record.getMessage()
+            "from now on it is called once per completion" in record.getMessage()
             for record in caplog.records
         )
         == 1
@@ -258,7 +229,7 @@ def test_a_killed_function_takes_its_children_along(rewards, tmp_path):
         return [1] * len(completions)
 
     started = time.time()
-    assert list(scored(rewards(judge, timeout=4.0), ANSWERS).failures["judge"]) == [1]
+    assert list(scored(rewards(judge, timeout=4.0), ONE_GUILTY).failures["judge"]) == [1]
     left = [
         p
         for p in psutil.process_iter()

@@ -9,12 +9,9 @@ import threading
 import time
 
 import pytest
-import test_reward_functions
-from test_reward_functions import ANSWERS, ROWS, scored
+from helpers import MARKED_ROWS, ONE_GUILTY, scored
 
 from estune.errors import RewardError
-
-rewards = test_reward_functions.rewards
 
 
 def test_lambdas_closures_and_partials_are_called_in_another_process(rewards):
@@ -84,12 +81,12 @@ def test_a_function_called_here_that_hangs_is_given_up(rewards):
 
 def test_a_column_that_cannot_be_sent_keeps_the_function_here(rewards, caplog):
     caplog.set_level(logging.INFO)
-    rows = [row | {"lock": threading.Lock()} for row in ROWS]
+    rows = [row | {"lock": threading.Lock()} for row in MARKED_ROWS]
 
     def judge(completions, lock):
         return [os.getpid()] * len(completions)
 
-    assert rewards(judge).score(rows, ANSWERS).total[0] == os.getpid()
+    assert rewards(judge).score(rows, ONE_GUILTY).total[0] == os.getpid()
     assert any("its arguments cannot be sent" in record.getMessage() for record in caplog.records)
 
 
@@ -111,7 +108,7 @@ def test_a_function_called_here_that_needs_an_alarm_signal_is_told_the_way_out(r
         RewardError,
         match="write it as a plain function, or turn the time limit off .*parsing_timeout=None",
     ):
-        rewards(judge).score(ROWS[: len(ANSWERS)], ANSWERS, first=True)
+        rewards(judge).score(MARKED_ROWS[: len(ONE_GUILTY)], ONE_GUILTY, first=True)
 
 
 def test_a_function_called_here_is_warned_of_math_verifys_time_limits(rewards, caplog, monkeypatch):

@@ -25,8 +25,7 @@ Fitness = NDArray[np.float64]  # (N,), NaN for a member that is left out
 
 def fitness_of(config: ESConfig, rewards: Rewards) -> Fitness:
     """Each member's fitness (N,) as the config defines it; NaN for a member without any reward."""
-    if config.fitness == "pass_at_k":
-        assert config.pass_k is not None
+    if config.pass_k is not None:
         return pass_at_k(rewards, config.pass_k, config.pass_reward)
     shape = PROMPT_SHAPING[config.prompt_shaping] if config.prompt_shaping else mean
     return shape(rewards)
@@ -83,10 +82,8 @@ def pass_at_k(rewards: Rewards, k: int, passing: float) -> Fitness:
     """What each member adds to the population's pass@k: the mean over prompts of pass@k with and
     without the member.
 
-    A completion passes if its reward is at least `passing`. If c of n completions of a prompt (one
-    per member) pass, pass@k = 1 − C(n−c,k)/C(n,k), which is unbiased (Chen et al. 2021,
-    https://arxiv.org/abs/2107.03374, eq. 1). The difference is the leave-one-out estimator of the
-    gradient of pass@k (Walder & Karkhanis 2025, https://arxiv.org/abs/2505.15201), with members
+    A completion passes if its reward is at least `passing`; n is the number of completions of a
+    prompt, one per member. The difference is the leave-one-out estimator of the gradient of pass@k (Walder & Karkhanis 2025, https://arxiv.org/abs/2505.15201), with members
     instead of samples. Prompts with n ≤ k are ignored.
     """
     present = ~np.isnan(rewards)
@@ -111,10 +108,15 @@ def _mean_contribution(cases: Iterable[tuple[int, int, bool]], k: int) -> float:
 @lru_cache(maxsize=1 << 16)
 def _contribution(n: int, c: int, passes: bool, k: int) -> Fraction:
     """pass@k of n completions, c of which pass, minus pass@k without the one that `passes`."""
-    return _pass_at_k(n, c, k) - _pass_at_k(n - 1, c - passes, k)
+    return pass_chance(n, c, k) - pass_chance(n - 1, c - passes, k)
 
 
-def _pass_at_k(n: int, c: int, k: int) -> Fraction:
+def pass_chance(n: int, c: int, k: int) -> Fraction:
+    """pass@k of n completions, c of which pass: 1 − C(n−c, k) / C(n, k).
+
+    This is the unbiased chance that one of k completions passes (Chen et al. 2021,
+    https://arxiv.org/abs/2107.03374, eq. 1).
+    """
     return 1 - Fraction(math.comb(n - c, k), math.comb(n, k))
 
 

@@ -1,0 +1,275 @@
+"""What the transformers engine leaves out: beginnings computed twice, and rows that have ended. The answers stay."""
+
+import pytest
+import torch
+import transformers
+from helpers import generated, make_model, make_tokenizer, transformers_engine
+
+from estune import ESConfig
+from estune.common.types import Sampling
+from estune.engines.batch import Reuse
+from estune.engines.grouped_attention import NAME, attend
+from estune.engines.transformers import TransformersEngine
+
+BEGINNING = (
+    "the capital of the red dog was in a blue sky and what is the color of the cat"  # 18 tokens
+)
+ENDS = [
+    "",
+    "x",
+    "one two three",
+    "who was a green dog",
+    "y z",
+    "how",
+    "where is the sky of the cat",
+    "when",
+]
+PROMPTS = [f"{BEGINNING} {end}" for end in ENDS]
+TOKENS = {
+    "vocab_size": 64,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+    "initializer_range": 0.3,
+}
+SIZES = {**TOKENS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+GROUPED = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}
+CONFIGS = {
+    "llama": transformers.LlamaConfig(**GROUPED),
+    "a sliding window": transformers.MistralConfig(**GROUPED, sliding_window=6),
+    "both kinds of layers": transformers.Gemma2Config(**GROUPED, sliding_window=6, query_pre_attn_scalar=8),
+    "positions by length": transformers.Phi3Config(
+        **GROUPED, max_position_embeddings=64, original_max_position_embeddings=20,
+        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4},
+    ),
+    "learned positions": transformers.OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=32, init_std=0.3),
+    "no positions": transformers.BloomConfig(**TOKENS, hidden_size=32, n_layer=2, n_head=4),
+    "a state": transformers.MambaConfig(**TOKENS, hidden_size=32, num_hidden_layers=2),
+    "a state beside the cache": transformers.Qwen3NextConfig(
+        **GROUPED, linear_num_value_heads=2, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, num_experts=2,
+        num_experts_per_tok=1, moe_intermediate_size=16, shared_expert_intermediate_size=16,
+        layer_types=["linear_attention", "full_attention"],
+    ),
+}  # fmt: skip
+
+
+def saved(kind: str, folder):
+    torch.manual_seed(2)
+    transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def wanted(folder, one: TransformersEngine, budget: int):
+    """What transformers generates for all prompts at once, cut where the engine cuts."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    batch = transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")(
+        PROMPTS, return_tensors="pt", padding=True
+    )
+    length = batch["input_ids"].shape[1]
+    out = model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        max_new_tokens=budget,
+        do_sample=False,
+    )
+    return [
+        one._tokenizer.completion(row, one._end, budget).ids for row in out[:, length:].tolist()
+    ]
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_answers_are_those_of_transformers_own_generation_whatever_a_model_keeps(kind, tmp_path):
+    folder = saved(kind, tmp_path)
+    one = TransformersEngine(folder, {}, ESConfig(dtype="float32"))
+    assert [answer.ids for answer in generated(one, PROMPTS, 20)] == wanted(folder, one, 20)
+
+
+@pytest.fixture(scope="session")
+def ending(tmp_path_factory):
+    """A tiny model whose answers to PROMPTS end after 1 to 31 tokens, two of them not."""
+    return make_model(tmp_path_factory.mktemp("ending"), tied=False, seed=2)
+
+
+@pytest.fixture
+def counted(ending):
+    """An engine, and the shapes of what went through its embeddings."""
+    one, shapes = transformers_engine(ending), []
+    one._model.get_input_embeddings().register_forward_pre_hook(
+        lambda module, inputs: shapes.append(tuple(inputs[0].shape))
+    )
+    return one, shapes
+
+
+def one_at_a_time(one, **settings):
+    return [
+        answer
+        for prompt in PROMPTS
+        for answer in one.generate([prompt], max_completion_length=40, **settings)
+    ]
+
+
+def test_what_all_prompts_begin_with_is_computed_once(counted):
+    one, shapes = counted
+    lengths = one.prompt_lengths(PROMPTS)
+    generated(one, PROMPTS, 1)
+    assert shapes == [(1, min(lengths) - 1), (8, max(lengths) - min(lengths) + 1)]
+
+
+def test_a_beginning_that_is_too_short_to_save_a_pass_is_computed_with_the_rest(counted):
+    one, shapes = counted
+    generated(one, ["cat x", "cat y y", "cat z"], 1)
+    assert shapes == [(3, 3)]
+
+
+def test_samples_of_one_prompt_share_all_of_it_but_the_last_token(counted):
+    one, shapes = counted
+    one.generate([BEGINNING], max_completion_length=1, sampling=Sampling(n=6))
+    assert shapes == [(1, len(BEGINNING.split()) - 1), (6, 1)]
+
+
+def test_rows_that_have_ended_are_taken_out(counted):
+    one, shapes = counted
+    lengths = [len(answer.ids) for answer in generated(one, PROMPTS, 40)]
+    steps = [size for size, width in shapes[2:] if width == 1]
+    assert steps == [sum(length >= step // 8 * 8 for length in lengths) for step in range(1, 40)]
+
+
+def test_answers_do_not_depend_on_who_has_ended(ending):
+    one = transformers_engine(ending)
+    assert generated(one, PROMPTS, 40) == one_at_a_time(one)
+
+
+def test_drawn_answers_do_not_depend_on_who_has_ended(ending):
+    one, sampling = transformers_engine(ending), Sampling(n=3, seed=5)
+    assert one.generate(PROMPTS, max_completion_length=40, sampling=sampling) == one_at_a_time(
+        one, sampling=sampling
+    )
+
+
+@pytest.mark.parametrize("length", range(4, 12))
+def test_a_row_ends_with_its_stop_string_wherever_that_is(ending, length):
+    one = transformers_engine(ending)
+    text = one._tokenizer.decode(generated(one, PROMPTS, 40)[2].ids[:length]).strip()
+    one = transformers_engine(ending, stop=[text])
+    together = generated(one, PROMPTS, 40)
+    assert together == one_at_a_time(one)
+    assert text in one._tokenizer.decode(together[2].ids)
+    assert text not in one._tokenizer.decode(together[2].ids[:-1])
+
+
+def test_nan_is_noted_in_its_row_alone(ending):
+    one = transformers_engine(ending)
+    (word,) = one._tokenizer.encode(["green"])[0]
+    one._parameters["model.embed_tokens.weight"][word] = torch.nan
+    assert [answer.finite for answer in generated(one, ["cat x", "green dog", "cat"], 20)] == [
+        True,
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(("length", "past"), [(1, 9), (5, 9), (5, 0)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_in_groups_is_transformers_own(length, past, masked):
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 3, True
+    query, key, value = (
+        torch.randn(2, heads, size, 16)
+        for heads, size in ((6, length), (2, past + length), (2, past + length))
+    )
+    mask = (
+        torch.ones(length, past + length, dtype=torch.bool).tril(past).repeat(2, 1, 1, 1)
+        if masked
+        else None
+    )
+    if masked:
+        mask[0, :, :, 0] = past == 0
+    ours, theirs = (
+        function(module, query, key, value, mask, scaling=0.2)[0]
+        for function in (attend, sdpa_attention_forward)
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_model_on_the_cpu_attends_in_groups_unless_told_otherwise(tiny):
+    assert transformers_engine(tiny)._model.config._attn_implementation == NAME
+    chosen = transformers_engine(tiny, model_init_kwargs={"attn_implementation": "eager"})
+    assert chosen._model.config._attn_implementation == "eager"
+
+
+def test_attention_in_groups_is_not_written_into_a_checkpoint(tiny, tmp_path):
+    transformers_engine(tiny)._model.save_pretrained(tmp_path)
+    assert NAME not in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        (
+            "llama",
+            "the prompts' common beginning is computed once, and completions that have ended leave the batch",
+        ),
+        (
+            "a sliding window",
+            "common beginning is computed once per prompt: its cache forgets tokens (DynamicSlidingWindowLayer)",
+        ),
+        (
+            "positions by length",
+            "common beginning is computed once per prompt: its positions depend on the whole length",
+        ),
+        ("learned positions", "the prompts' common beginning is computed once"),
+        (
+            "no positions",
+            "common beginning is computed once per prompt: its forward has no argument position_ids",
+        ),
+        ("a state", "completions that have ended stay in the batch"),
+    ],
+)
+def test_one_line_at_the_start_says_what_is_not_computed_twice_or_why_it_is(
+    kind, line, tmp_path, caplog
+):
+    caplog.set_level("INFO", "estune")
+    TransformersEngine(saved(kind, tmp_path), {}, ESConfig(dtype="float32"))
+    (record,) = [
+        record for record in caplog.records if record.name == "estune.engines.transformers"
+    ]
+    assert line in record.getMessage()
+    assert (record.levelname == "INFO") == ("per prompt" not in line and "stay" not in line)
+
+
+def test_a_cache_is_found_under_every_name_that_transformers_has_had_for_it():
+    def forward(self, input_ids=None, past_key_values=None, position_ids=None):
+        """As before transformers 5.24."""
+
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    newest = Reuse.of(model)
+    old = Reuse.of(
+        type(
+            "Old",
+            (),
+            {"forward": forward, "config": model.config, "__module__": "transformers.old"},
+        )()
+    )
+    none = Reuse.of(
+        type("None_", (), {"forward": lambda self, input_ids: None, "config": model.config})()
+    )
+    assert newest.whole and old.whole and old.argument == "past_key_values"
+    assert "its forward has no argument cache or past_key_values" in none.describe()
+
+
+def test_no_key_is_copied_for_each_query_head(ending, monkeypatch):
+    heads = []
+    usual = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query, key, value, **settings):
+        heads.append(key.shape[1])
+        return usual(query, key, value, **settings)
+
+    one = transformers_engine(ending)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    generated(one, PROMPTS, 8)
+    assert set(heads) == {2}, "the model has 4 query heads that share 2 keys"

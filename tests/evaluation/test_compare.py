@@ -1,0 +1,486 @@
+"""Comparing ES with RL: which runs a comparison is made of, what its table says, and what is refused."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+from helpers import config_file, lines
+
+from estune.cli.main import main
+from estune.common.durable import locked
+from estune.config import RunConfig
+from estune.errors import ConfigError, EstuneError, InputError
+from estune.evaluation.compare import plots
+from estune.evaluation.compare.execute import _failed
+from estune.evaluation.compare.methods import METHODS, chosen, grids
+from estune.evaluation.compare.runs import Budget, load, most_steps, runs
+from estune.evaluation.compare.table import best, markdown, reached, results_table, reward_at
+
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
+BUDGET = Budget(1000, 100, 8)
+ES = ("es-paper", "mezo")
+
+
+def planned(*names, rates=None, seeds=1, rl=(), rows=32, **settings):
+    config = RunConfig(
+        **{"model_name_or_path": "model", "task": "conciseness", "batch_size": 16, "sigma": 0.004}
+        | settings
+    )
+    methods = [METHODS[name] for name in names]
+    return runs(config, methods, grids(methods, rates), seeds, BUDGET, rows, dict(rl))
+
+
+def point(tokens, reward, seconds=1.0, **figures):
+    about = {
+        "reward": reward,
+        "correct": 0.5,
+        "completions/mean_length": 7.0,
+        "rewards/f/mean": reward,
+    }
+    return {"step": tokens, "tokens": tokens, "seconds": seconds, "train": about | figures}
+
+
+def result(method, rate, seed, *points):
+    about = {
+        "engine": "transformers",
+        "dtype": "float32",
+        "temperature": 0.0,
+        "samples": 8,
+        "prompts": 4,
+        "peak_bytes": 2**30,
+    }
+    return {"method": method, "learning_rate": rate, "seed": seed, "points": list(points)} | about
+
+
+def comparison(*results, tokens=100):
+    methods = list(dict.fromkeys(one["method"] for one in results))
+    return {
+        "model": "m",
+        "tokens": tokens,
+        "eval_tokens": 50,
+        "eval_prompts": 8,
+        "methods": methods,
+        "runs": list(results),
+    }
+
+
+def straight(method, rate, seed, end, tokens=100):
+    return result(method, rate, seed, point(0, 0.0, 0.0), point(tokens, end))
+
+
+# which runs
+
+
+def test_every_rate_of_a_method_is_run_with_every_seed():
+    made = planned("es-paper", "dr_grpo", seeds=3)
+    assert [(run.method, run.learning_rate, run.seed) for run in made if run.seed == 43] == [
+        ("es-paper", None, 43),
+        *(("dr_grpo", rate, 43) for rate in (1e-5, 2e-5, 5e-5)),
+    ]
+    assert len({run.name for run in made}) == len(made) == 12
+
+
+def test_rates_are_for_all_rl_methods_or_for_one_that_is_named():
+    methods = [METHODS[name] for name in ("es-paper", "mezo", "grpo", "dapo")]
+    found = grids(methods, ["3e-5", "mezo=1e-6,2e-6", "dapo=1e-5"])
+    assert found == {"es-paper": (None,), "mezo": (1e-6, 2e-6), "grpo": (3e-5,), "dapo": (1e-5,)}
+
+
+def test_es_paper_is_the_configs_own_run_with_half_of_sigma():
+    (run,) = planned("es-paper", learning_rate=0.3, population_size=6)
+    assert (run.config().alpha, run.config().population_size) == (0.002, 6)
+
+
+def test_es_finds_its_step_size_by_itself():
+    assert planned("es", learning_rate=0.3)[0].config().learning_rate == "auto"
+
+
+def test_mezo_is_one_raw_pair_a_step_whose_rate_is_over_sigma():
+    config = planned("mezo", rates=["mezo=2e-6"], pass_k=1)[0].config()
+    assert (config.population_size, config.antithetic, config.reward_shaping, config.fitness) == (
+        2,
+        True,
+        "none",
+        "mean",
+    )
+    assert config.alpha == pytest.approx(2e-6 / 0.004)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [(m.name, m.settings) for m in METHODS.values() if m.kind == "rl"]
+)
+def test_an_rl_step_sees_as_many_prompts_as_one_of_es(name, settings):
+    rl = planned(name)[0].rl
+    assert rl["per_device_train_batch_size"] * rl["gradient_accumulation_steps"] == 16 * 8
+    assert rl["max_completion_length"] == 256
+    assert settings.items() <= rl.items()
+
+
+def test_a_method_that_does_not_go_with_the_config_is_named():
+    with pytest.raises(
+        ConfigError,
+        match="^methods: es does not go with this config; mend it or leave es out .weight_decay: ",
+    ):
+        planned("es-paper", "es", weight_decay=0.1)
+
+
+def test_more_settings_of_trl_win_and_their_samples_count():
+    rl = planned("dapo", rl={"num_generations": 4, "mask_truncated_completions": False})[0].rl
+    assert rl["per_device_train_batch_size"] * rl["gradient_accumulation_steps"] == 16 * 4
+    assert rl["mask_truncated_completions"] is False
+
+
+def test_a_model_that_says_nothing_does_not_run_for_ever():
+    assert most_steps(1000, 16, 8) == 8
+    assert planned("dr_grpo")[0].rl["max_steps"] == 8
+    assert planned("mezo")[0].config().max_steps == 32
+
+
+def test_a_run_can_be_read_again_from_its_file():
+    for run in planned("mezo", "dapo"):
+        assert load(json.loads(json.dumps(vars(run)))) == run
+
+
+# what came out
+
+
+def test_a_method_is_shown_at_the_rate_that_is_best_in_the_median():
+    runs = [
+        straight("grpo", rate, seed, end)
+        for rate, ends in {1e-5: (1, 2, 30), 2e-5: (5, 6, 7)}.items()
+        for seed, end in enumerate(ends)
+    ]
+    assert {one["learning_rate"] for one in best(comparison(*runs), "grpo")} == {2e-5}
+
+
+def test_a_rate_of_which_seeds_are_missing_does_not_win():
+    runs = [
+        straight("grpo", 1e-5, 1, 2),
+        straight("grpo", 1e-5, 2, 2),
+        straight("grpo", 5e-5, 1, 9),
+    ]
+    assert len(best(comparison(*runs), "grpo")) == 2
+
+
+@pytest.mark.parametrize("first", [1e-5, 5e-5])
+def test_a_rate_at_which_seeds_came_to_no_number_does_not_win(first):
+    runs = {1e-5: (0.5, 0.5, 0.5), 5e-5: (math.nan, math.nan, 0.6)}
+    rates = [first, *(rate for rate in runs if rate != first)]
+    shown = comparison(
+        *(
+            straight("grpo", rate, seed, end)
+            for rate in rates
+            for seed, end in enumerate(runs[rate])
+        )
+    )
+    assert {one["learning_rate"] for one in best(shown, "grpo")} == {1e-5}
+
+
+def test_seeds_that_came_to_no_number_are_told_of():
+    lost = comparison(
+        *(straight("grpo", 1e-5, seed, end) for seed, end in enumerate((0.5, math.nan, 0.7)))
+    )
+    assert "0.6 (0.5 to 0.7, 1 without)" in markdown(lost)
+
+
+def test_a_run_that_was_killed_is_said_to_be_and_an_earlier_attempts_words_are_not_its_own(
+    tmp_path,
+):
+    log, (run,) = tmp_path / "log.txt", planned("es-paper")
+    log.write_text("estune: an old complaint\n")
+    with pytest.raises(
+        EstuneError, match="killed by SIGKILL, as the system does when memory runs out"
+    ):
+        _failed(run, log, -9, already=0)
+    with pytest.raises(InputError, match="it said nothing"):
+        _failed(run, log, 2, already=log.stat().st_size)
+
+
+def test_rewards_are_read_off_at_equal_tokens():
+    long_step = result("es-paper", None, 1, point(0, 0.0), point(80, 8.0), point(120, 12.0))
+    assert reward_at(long_step, 100) == 10
+    assert reward_at(straight("es-paper", None, 1, 3.0, tokens=60), 100) == 3  # ended by its steps
+
+
+def test_tokens_to_a_reward_are_those_of_the_first_crossing():
+    up_and_down = result("grpo", 1e-5, 1, point(0, 0.0), point(50, 10.0), point(100, 4.0))
+    assert reached(up_and_down, 5.0) == 25
+    assert reached(up_and_down, 0.0) == 0
+    assert reached(up_and_down, 11.0) != reached(up_and_down, 11.0)
+
+
+def test_the_table_tells_the_median_the_spread_and_who_reached_es_paper():
+    runs = [straight("es-paper", None, seed, end) for seed, end in enumerate((9, 10, 12))]
+    runs += [straight("dapo", 1e-5, seed, end) for seed, end in enumerate((4, 20, 30))]
+    head, (paper, dapo) = results_table(comparison(*runs))
+    assert paper[head.index("reward")] == "10 (9 to 12)"
+    assert dapo[head.index("to es-paper")] == "41.7 (2/3)"
+    assert dapo[head.index("memory")] == "1.0 GiB"
+
+
+def test_markdown_tells_what_rewards_logged_and_what_differs():
+    text = markdown(comparison(straight("dr_grpo", 2e-5, 1, 3.0)))
+    assert "| dr_grpo | 2e-05 | 1 | 3 |" in text
+    assert "| correct |" in text
+    assert "rewards/f/mean" not in text  # one function: it is the reward
+    assert "- dr_grpo: transformers in float32, greedy, 8 completions of 4 prompts a step" in text
+
+
+def test_a_reward_that_nothing_earned_is_a_dash():
+    none = result("dapo", 1e-5, 1, point(0, None), point(100, None))
+    head, (row,) = results_table(comparison(none))
+    assert row[head.index("reward")] == "–"
+
+
+def test_a_curve_has_the_spread_of_the_seeds():
+    runs = [straight("dapo", 1e-5, seed, end) for seed, end in enumerate((4, 20, 30))]
+    middle = plots.curve(comparison(*runs), runs, "train")[1]
+    assert (middle["tokens"], middle["low"], middle["reward"], middle["high"]) == (50, 2, 10, 15)
+
+
+def test_a_comparison_is_drawn_again_from_its_file(capsys):
+    Path("old").mkdir()
+    Path("old/compare.json").write_text(
+        json.dumps(comparison(straight("es-paper", None, 1, 3.0), straight("dapo", 1e-5, 1, 4.0)))
+    )
+    assert main(["compare", "--redraw", "old"]) == 0
+    assert "es-paper" in capsys.readouterr().out
+    assert {path.name for path in Path("old").iterdir()} == {
+        "compare.json",
+        "compare.md",
+        "compare.svg",
+        "compare.png",
+    }
+
+
+def test_without_matplotlib_there_is_a_table_and_a_line_on_how_to_have_plots(monkeypatch, capsys):
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    Path("old").mkdir()
+    Path("old/compare.json").write_text(json.dumps(comparison(straight("es-paper", None, 1, 3.0))))
+    assert main(["compare", "--redraw", "old"]) == 0
+    assert "pip install 'estune[rl]'" in capsys.readouterr().out
+    assert not list(Path("old").glob("compare.svg"))
+
+
+# what is refused
+
+BASE = [
+    "compare",
+    "--model_name_or_path",
+    "model",
+    "--task",
+    "conciseness",
+    "--methods",
+    "es-paper",
+]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--methods", "es-papr"], "did you mean 'es-paper'"),
+        (["--methods", "ppo"], "ppo: TRL's PPOTrainer scored with a reward model"),
+        (["--methods", ","], "methods: name at least one"),
+        (["--learning_rates", "fast"], "learning_rates: must be numbers"),
+        (["--learning_rates", "0"], "learning_rates: must be numbers"),
+        (["--learning_rates", "mezo=1e-6"], "'mezo' is none of the methods"),
+        (["--seeds", "0"], "seeds: must be at least 1"),
+        (["--tokens", "0"], "tokens: must be at least 1"),
+        (["--tokens", "10", "--eval_tokens", "11"], "eval_tokens: must be at most"),
+        (["--rl_kwargs", "3"], "rl_kwargs: must be a mapping"),
+        (
+            ["--methods", "grpo", "--rl_kwargs", "{max_steps: 3}"],
+            "rl_kwargs: max_steps is what the comparison sets",
+        ),
+        (
+            ["--methods", "grpo", "--rl_kwargs", "{num_generations: 0}"],
+            "rl_kwargs: num_generations must be a whole number from 2",
+        ),
+        (
+            ["--methods", "grpo", "--rl_kwargs", "{num_generations: many}"],
+            "rl_kwargs: num_generations must be a whole number from 2",
+        ),
+        (["--lr_scheduler_type", "linear"], "a run ends with its tokens"),
+        (["--workers", "accelerate"], "workers: accelerate"),
+        (["--redraw", "nowhere"], "compare.json cannot be read"),
+        (["--task", "countdwn"], "did you mean 'countdown'"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(refused, more, says):
+    assert says in refused(*BASE, *more)
+
+
+def test_prompts_of_token_ids_are_not_for_trl(refused):
+    data = lines(Path("ids.jsonl"), [{"prompt": [5, 6], "target": "x"}])
+    told = refused(
+        *BASE[:3],
+        "--dataset_name",
+        data,
+        "--reward_funcs",
+        "conciseness_reward",
+        "--methods",
+        "grpo",
+    )
+    assert "TRL takes no prompts of token ids" in told
+
+
+def test_without_trl_a_line_says_how_to_have_it(refused, monkeypatch):
+    monkeypatch.setattr("estune.evaluation.compare.methods.find_spec", lambda name: None)
+    assert "pip install 'estune[rl]'" in refused(*BASE, "--methods", "grpo")
+    assert [method.name for method in chosen(ES)] == list(ES)  # ES needs none
+
+
+# the command
+
+
+def small(model, data, *more):
+    where = [
+        "--model_name_or_path",
+        model,
+        "--dataset_name",
+        data,
+        "--reward_funcs",
+        "conciseness_reward",
+        "--sigma",
+        "0.02",
+    ]
+    size = [
+        "--population_size",
+        "4",
+        "--max_completion_length",
+        "6",
+        "--batch_size",
+        "2",
+        "--seeds",
+        "2",
+        "--eval_prompts",
+        "2",
+    ]
+    return list(
+        map(str, ["compare", *where, *size, "--reward_workers", "0", "--output", "all", *more])
+    )
+
+
+def test_a_dry_run_lists_the_runs_and_does_nothing(data, capsys):
+    assert main(small("model", data, "--methods", *ES, "--dry_run")) == 0
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if not line.startswith(" ")] == [
+        *(
+            f"{run} seed {seed}"
+            for seed in (42, 43)
+            for run in ("es-paper", "mezo 1e-07", "mezo 1e-06", "mezo 1e-05")
+        )
+    ]
+    assert "reward_shaping: none" in out
+    assert not Path("all").exists()
+
+
+def test_what_is_finished_is_not_done_again_and_another_comparison_is_refused(mini, data, capfd):
+    command = small(
+        mini, data, "--engine", "fake", "--methods", "es-paper", "--seeds", "1", "--tokens", "150"
+    )
+    assert main(command) == 0
+    first = Path("all/compare.json").read_text()
+    results = json.loads(first)["runs"]
+    assert results[0]["points"][-1]["tokens"] >= 150 > results[0]["points"][-2]["tokens"]
+    assert not list(Path("all").glob("*/checkpoint-*"))
+    capfd.readouterr()
+    assert main(command) == 0
+    assert "es-paper seed 42 | finished already" in capfd.readouterr().out
+    assert Path("all/compare.json").read_text() == first
+    assert main([*command, "--sigma", "0.03"]) == 2
+    assert "holds a run with another sigma" in capfd.readouterr().err
+
+
+def test_a_comparison_beside_a_running_one_in_the_same_folder_is_refused(mini, data, capfd):
+    command = small(
+        mini, data, "--engine", "fake", "--methods", "es-paper", "--seeds", "1", "--tokens", "150"
+    )
+    with locked(Path("all"), "output"):
+        assert main(command) == 2
+    assert (
+        capfd.readouterr().err
+        == f"estune: output: all is in use by process {os.getpid()}; wait for it or choose another\n"
+    )
+    assert not list(Path("all").glob("es-*"))
+
+
+@pytest.mark.slow
+def test_a_run_under_way_goes_on_and_ends_as_if_undisturbed(mini, data, capfd):
+    command = small(
+        mini, data, "--engine", "fake", "--methods", "es-paper", "--seeds", "1", "--tokens", "150"
+    )
+    assert main(command) == 0
+    folder = Path("all/es-paper-seed-42")
+    whole = json.loads((folder / "result.json").read_text())["points"]
+    (folder / "result.json").unlink()
+    for name, kept in (
+        ("journal.jsonl", 3),
+        ("metrics.jsonl", 2),
+        ("points.jsonl", 2),
+    ):  # as after a kill in step 3
+        (folder / name).write_text(
+            "".join((folder / name).read_text().splitlines(keepends=True)[:kept])
+        )
+    capfd.readouterr()
+    assert main(command) == 0
+    assert "resuming" in capfd.readouterr().out
+    torn = json.loads((folder / "result.json").read_text())["points"]
+    assert len(torn) > 3
+    assert [(one["tokens"], one["train"]["reward"]) for one in torn] == [
+        (one["tokens"], one["train"]["reward"]) for one in whole
+    ]
+
+
+def test_a_run_that_fails_says_which_and_why(mini, data, capfd):
+    Path("breaking.py").write_text("def breaks(completions, **columns): raise KeyError('gone')\n")
+    command = small(
+        mini,
+        data,
+        "--engine",
+        "fake",
+        "--methods",
+        "es-paper",
+        "--tokens",
+        "100",
+        "--reward_funcs",
+        "breaking.breaks",
+    )
+    assert main(command) == 2
+    told = capfd.readouterr().err
+    assert told.startswith("estune: es-paper seed 42: ")
+    assert "breaks raised KeyError" in told
+
+
+@pytest.mark.slow
+def test_es_and_dr_grpo_are_compared_on_a_tiny_model(tiny, data, capfd):
+    config_file(stop=["zzz"], eval_dataset_name=str(data))
+    command = small(
+        tiny,
+        data,
+        "--config",
+        "run.yaml",
+        "--methods",
+        "es-paper,dr_grpo",
+        "--learning_rates",
+        "1e-3",
+        "--tokens",
+        "300",
+    )
+    assert main(command) == 0
+    out = capfd.readouterr().out
+    assert "dr_grpo 0.001 seed 43 | step 1/" in out
+    found = json.loads(Path("all/compare.json").read_text())
+    assert len(found["runs"]) == 4
+    for one in found["runs"]:
+        tokens = [point["tokens"] for point in one["points"]]
+        assert tokens[0] == 0
+        assert tokens[-1] >= 300 > tokens[-2]
+        assert one["points"][-1]["held_out"]["reward"] <= 0
+        assert one["peak_bytes"] > 2**27
+    starts = {(one["points"][0]["train"]["reward"]) for one in found["runs"]}
+    assert len(starts) == 1  # the same model, prompts and evaluator
+    assert Path("all/compare.svg").is_file()

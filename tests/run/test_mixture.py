@@ -1,0 +1,483 @@
+"""Mixtures: shares of a batch, tasks that join and leave, each with its own rewards, and the same again on resume."""
+
+import asyncio
+import json
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+import yaml
+from helpers import FLAGS, assert_same, repeatable_steps, short
+from hypothesis import given
+from hypothesis import strategies as st
+
+from estune.cli.main import main
+from estune.config import ESConfig, RunConfig
+from estune.errors import ConfigError, DataError, RewardError
+from estune.run.mixture import ForTask, Mixture, Part, shares
+
+
+def rows(name, count, **columns):
+    return [{"prompt": f"what is {name} {i}"} | columns for i in range(count)]
+
+
+def longest(completions, **columns):
+    return [float(len(text)) for text in completions]
+
+
+def two(easy=None, hard=None):
+    """A mixture of six and four rows, with unlike columns and rewards."""
+    first = Part("easy", rows("easy", 6, target="x" * 9), [short], **easy or {})
+    return Mixture([first, Part("hard", rows("hard", 4, level=3), [longest], **hard or {})])
+
+
+def asked(mixture, step, history=(), **settings):
+    """How many rows of each task a step asks."""
+    everything = list(mixture)
+    return Counter(
+        everything[i]["task"] for i in mixture.batch(ESConfig(**settings), step, history)
+    )
+
+
+# Rows
+
+
+def test_rows_of_all_tasks_stand_together_with_the_name_of_theirs_and_none_where_they_have_no_such_column():
+    everything = list(two())
+    assert [row["task"] for row in everything] == ["easy"] * 6 + ["hard"] * 4
+    assert everything[0] == {
+        "prompt": "what is easy 0",
+        "target": "xxxxxxxxx",
+        "level": None,
+        "task": "easy",
+    }
+    assert everything[6] == {"prompt": "what is hard 0", "target": None, "level": 3, "task": "hard"}
+
+
+# Shares
+
+
+@given(
+    st.lists(st.floats(0.01, 100), min_size=1, max_size=6),
+    st.integers(1, 300),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_shares_add_up_and_each_is_its_weight_rounded_down_or_up(weights, size, start):
+    dealt = shares(weights, size, start)
+    assert sum(dealt) == size
+    assert all(
+        abs(count - size * weight / sum(weights)) < 1 + 1e-9
+        for count, weight in zip(dealt, weights, strict=True)
+    )
+
+
+def test_over_many_steps_each_task_gets_its_weight():
+    mixture = two(easy={"weight": 3.0})
+    total = sum((asked(mixture, step, batch_size=3) for step in range(1, 401)), Counter())
+    assert total["easy"] / 1200 == pytest.approx(0.75, abs=0.01)
+    assert {asked(mixture, step, batch_size=3)["easy"] for step in range(1, 50)} == {2, 3}
+
+
+def test_a_batch_is_a_function_of_seed_and_step_alone():
+    first, second = two(), two()
+    batches = [first.batch(ESConfig(batch_size=5), step, []) for step in range(1, 20)]
+    assert batches == [
+        second.batch(ESConfig(batch_size=5, sigma=0.5), step, []) for step in range(1, 20)
+    ]
+    assert len({tuple(batch) for batch in batches}) > 15
+    assert batches != [
+        first.batch(ESConfig(batch_size=5, seed=1), step, []) for step in range(1, 20)
+    ]
+
+
+def test_no_row_comes_twice_before_all_of_its_task_have_come():
+    mixture = two()
+    for step in range(1, 100):
+        drawn = Counter(mixture.batch(ESConfig(batch_size=14), step, []))
+        assert sorted(drawn[i] for i in range(6)) == [1] * 5 + [2]
+        assert sorted(drawn[i] for i in range(6, 10)) == [1, 2, 2, 2]
+
+
+def test_every_row_is_drawn_as_often_as_every_other_of_its_task():
+    mixture = two()
+    drawn = Counter(
+        i for step in range(1, 3001) for i in mixture.batch(ESConfig(batch_size=4), step, [])
+    )
+    assert [drawn[i] / 1000 for i in range(6)] == pytest.approx([1.0] * 6, rel=0.1)
+    assert [drawn[i] / 1500 for i in range(6, 10)] == pytest.approx([1.0] * 4, rel=0.1)
+
+
+def test_without_a_batch_size_all_rows_of_the_tasks_that_are_in_are_asked():
+    assert two().batch(ESConfig(), 1, []) == list(range(10))
+    assert two(hard={"from_step": 2}).batch(ESConfig(), 1, []) == list(range(6))
+
+
+# Curricula
+
+
+def test_tasks_join_and_leave_at_their_steps():
+    mixture = two(easy={"until_step": 4}, hard={"from_step": 3})
+    seen = [sorted(asked(mixture, step, batch_size=4)) for step in range(1, 7)]
+    assert seen == [["easy"]] * 2 + [["easy", "hard"]] * 2 + [["hard"]] * 2
+
+
+def test_a_task_joins_after_the_one_before_it_has_earned_enough_and_stays():
+    mixture = two(hard={"from_reward": 0.5})
+    assert sorted(asked(mixture, 3, [{"easy": 0.4}, {"easy": None}])) == ["easy"]
+    assert sorted(asked(mixture, 4, [{"easy": 0.4}, {"easy": 0.5}, {"easy": 0.1}])) == [
+        "easy",
+        "hard",
+    ]
+    assert sorted(asked(mixture, 2, [{"hard": 9.0}])) == ["easy"]
+
+
+def test_what_a_task_earned_is_the_mean_over_its_rewards_that_are_there():
+    mixture = two(hard={"from_reward": 0.5})
+    everything = list(mixture)
+    totals = np.array([[1.0, np.nan, 5.0], [0.0, np.nan, np.nan]])
+    assert mixture.earned([everything[0], everything[1], everything[7]], totals) == {
+        "easy": 0.5,
+        "hard": 5.0,
+    }
+    assert two().earned([everything[0]], totals[:, :1]) is None, "nothing waits for it"
+
+
+# RewardFunctions
+
+
+def call(function, **more):
+    columns = {
+        "task": ["a", "b", "a"],
+        "completions": ["one", "three", "seventeen"],
+        "prompts": ["p", "q", "r"],
+        "target": ["xx", None, "y"],
+    }
+    return function(**columns | more)
+
+
+def test_a_tasks_reward_sees_its_rows_alone_and_the_others_get_none():
+    assert call(ForTask(short, "a")) == [-1, None, -8]
+    assert call(ForTask(longest, "b")) == [None, 5.0, None]
+    assert call(ForTask(longest, "c")) == [None, None, None]
+
+
+def test_a_wrapped_reward_is_named_after_its_task_and_can_be_sent_to_another_process():
+    sent = pickle.loads(pickle.dumps(ForTask(short, "a")))
+    assert sent.__name__ == "a/short"
+    assert call(sent) == [-1, None, -8]
+
+
+def test_an_async_reward_is_awaited():
+    async def judged(completions, **columns):
+        return [1.0] * len(completions)
+
+    returned = call(ForTask(judged, "a"))
+    assert asyncio.run(returned) == [1.0, None, 1.0]
+
+
+def test_what_a_tasks_reward_logs_has_its_name_and_its_place():
+    def logging(completions, log_extra, log_metric, trainer_state):
+        log_extra("length", [len(text) for text in completions])
+        log_metric("correct", trainer_state)
+        return [0.0] * len(completions)
+
+    logged = {}
+    call(
+        ForTask(logging, "a"),
+        log_extra=logged.__setitem__,
+        log_metric=logged.__setitem__,
+        trainer_state=0.5,
+    )
+    assert logged == {"a/length": [3, None, 9], "a/correct": 0.5}
+
+
+def test_a_wrong_number_of_rewards_names_the_task(make_trainer):
+    def one(completions, **columns):
+        return [1.0]
+
+    mixture = Mixture([Part("a", rows("a", 2), [one]), Part("b", rows("b", 1), [longest])])
+    with pytest.raises(
+        RewardError,
+        match="reward function a/one raised ValueError: 1 rewards for the 2 completions of a",
+    ):
+        make_trainer(
+            train_dataset=mixture, eval_dataset=None, reward_funcs=mixture.reward_funcs
+        ).train()
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "says"),
+    [
+        (lambda: Mixture([]), ConfigError, "datasets: give at least one"),
+        (
+            lambda: Mixture([Part("a", rows("a", 1)), Part("a", rows("a", 1))]),
+            ConfigError,
+            "each another name .*they are a, a",
+        ),
+        (
+            lambda: two(easy={"from_reward": 0.5}),
+            ConfigError,
+            "easy: from_reward looks at the one before it",
+        ),
+        (lambda: two(easy={"weight": 0.0}), ConfigError, "easy: weight must be greater than 0"),
+        (
+            lambda: two(easy={"weight": float("nan")}),
+            ConfigError,
+            "easy: weight must be greater than 0",
+        ),
+        (
+            lambda: two(easy={"from_step": 3, "until_step": 2}),
+            ConfigError,
+            "easy: from_step must be",
+        ),
+        (lambda: Mixture([Part("a", [])]), DataError, "datasets: a: has no rows"),
+        (lambda: Mixture([Part("a", rows("a", 1, task="x"))]), DataError, "has a column 'task'"),
+        (
+            lambda: Mixture(
+                [Part("a", rows("a", 1), [short]), Part("b", rows("b", 1, target="x"))]
+            ),
+            RewardError,
+            "parameter 'target'",
+        ),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_refused_in_one_line(make, error, says):
+    with pytest.raises(error, match=says):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("parts", "settings", "says"),
+    [
+        ({"easy": {"weight": 2.0}}, {}, "batch_size: weights are shares of a batch"),
+        (
+            {"easy": {"until_step": 2}, "hard": {"from_step": 4}},
+            {},
+            "datasets: none of them is in at step 3",
+        ),
+        (
+            {"easy": {"from_step": 2}, "hard": {"from_step": 2}},
+            {},
+            "datasets: none of them is in at step 1",
+        ),
+        (
+            {"easy": {"until_step": 2}, "hard": {"from_reward": 0.5}},
+            {},
+            "datasets: none of them is in at step 3",
+        ),
+    ],
+)
+def test_a_run_that_would_have_nothing_to_ask_is_refused_before_a_model_is_loaded(
+    make_trainer, parts, settings, says
+):
+    mixture = two(**parts)
+    with pytest.raises(ConfigError, match=f"^{says}"):
+        make_trainer(
+            "no/such/model",
+            train_dataset=mixture,
+            eval_dataset=None,
+            reward_funcs=mixture.reward_funcs,
+            **settings,
+        )
+
+
+# A run
+
+
+def trained(make_trainer, folder, mixture, dies_at=None, **settings):
+    """A run on `mixture` that, when told so, dies while it scores; returns its trainer."""
+    calls = iter(range(10**6))
+
+    def mortal(completions, target, **columns):
+        if next(calls) == dies_at:
+            raise OSError("the judge is gone")
+        return short(completions, target)
+
+    mortal.__name__ = "short"
+    mixture.parts[0] = Part(**vars(mixture.parts[0]) | {"reward_funcs": [mortal]})
+    trainer = make_trainer(
+        train_dataset=mixture,
+        eval_dataset=None,
+        reward_funcs=mixture.reward_funcs,
+        output_dir=str(folder),
+        batch_size=4,
+        on_reward_error="raise",
+        **settings,
+    )
+    if dies_at is None:
+        trainer.train(resume_from_checkpoint=True)
+    else:
+        with pytest.raises(RewardError):
+            trainer.train()
+    return trainer
+
+
+CURRICULA = {
+    "by step": {"hard": {"from_step": 3}},
+    "by reward": {"hard": {"from_reward": -1e9}},
+    "weights": {"easy": {"weight": 3.0}},
+}
+
+
+@pytest.mark.parametrize("kind", CURRICULA)
+def test_a_run_on_a_mixture_that_died_ends_with_the_same_bytes(make_trainer, tmp_path, kind):
+    whole = trained(make_trainer, tmp_path / "whole", two(**CURRICULA[kind]))
+    trained(make_trainer, tmp_path / "died", two(**CURRICULA[kind]), dies_at=13)
+    trained(make_trainer, tmp_path / "died", two(**CURRICULA[kind]))
+    assert_same(tmp_path / "died", whole.folder.path)
+
+
+def test_the_journal_holds_what_a_curriculum_by_reward_goes_by(make_trainer, tmp_path):
+    trainer = trained(make_trainer, tmp_path / "run", two(hard={"from_reward": -1e9}))
+    earned = [step["task_rewards"] for step in repeatable_steps(trainer.folder.path)]
+    assert [sorted(one) for one in earned] == [["easy"], *[["easy", "hard"]] * 3]
+    metrics = [
+        json.loads(line)
+        for line in (trainer.folder.path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [line["rewards/easy/short/mean"] for line in metrics] == pytest.approx(
+        [one["easy"] for one in earned]
+    )
+    assert metrics[0]["rewards/hard/longest/mean"] is None
+
+
+@pytest.mark.parametrize(
+    "other", [{"easy": {"weight": 2.0}}, {"hard": {"from_step": 2}}, {"hard": {"from_reward": 0.5}}]
+)
+def test_another_plan_is_refused_on_resume(make_trainer, tmp_path, other):
+    trained(make_trainer, tmp_path / "run", two(), dies_at=13)
+    with pytest.raises(ConfigError, match="^train_data: "):
+        trained(make_trainer, tmp_path / "run", two(**other))
+
+
+# From YAML
+
+
+@pytest.fixture
+def train(mini, tmp_path, monkeypatch):
+    """Run `estune train` on the fake engine with these datasets; returns its status."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(datasets, *more):
+        settings = {"model_name_or_path": str(mini), "datasets": datasets, "output_dir": "out"}
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+        return main(["train", "--config", "run.yaml", *FLAGS, *map(str, more)])
+
+    return run
+
+
+def test_datasets_in_yaml_mix_tasks_and_files(train, data, tmp_path):
+    entries = [
+        {"task": "conciseness", "weight": 3},
+        {"path": str(data), "label": "mine", "reward_funcs": ["conciseness_reward"]},
+    ]
+    assert (
+        train(entries, "--batch_size", "4", "--eval_strategy", "steps", "--max_eval_samples", "2")
+        == 0
+    )
+    metrics = [
+        json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert metrics[-1]["rewards/mine/conciseness_reward/mean"] <= 0
+    assert metrics[-1]["eval_rewards/conciseness/conciseness_reward/mean"] <= 0
+    config = json.loads((tmp_path / "out" / "journal.jsonl").read_text().splitlines()[0])["config"]
+    assert config["datasets"] == entries
+    assert main(["train", "--config", "out/config.yaml", "--output_dir", "again"]) == 0
+    assert repeatable_steps(tmp_path / "again") == repeatable_steps(tmp_path / "out")
+
+
+def test_other_datasets_are_refused_on_resume(train, data, capsys):
+    entries = [{"task": "conciseness"}, {"path": str(data), "reward_funcs": ["conciseness_reward"]}]
+    assert train(entries) == 0
+    capsys.readouterr()
+    changed = [entries[0] | {"weight": 2}, entries[1]]
+    assert train(changed, "--resume_from_checkpoint", "true") == 2
+    assert capsys.readouterr().err.startswith("estune: datasets: the run in out has ")
+
+
+def test_a_mixture_can_be_given_as_a_flag(mini, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--datasets", "[{task: conciseness, weight: 2}, {task: countdown}]", *FLAGS]
+    assert (
+        main(
+            [
+                "train",
+                "--model_name_or_path",
+                str(mini),
+                "--output_dir",
+                "out",
+                "--max_train_samples",
+                "3",
+                *flags,
+            ]
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("datasets", "says"),
+    [
+        (
+            [{"task": "conciseness", "wieght": 2}],
+            "datasets: entry 1: unknown setting 'wieght'; did you mean 'weight'?",
+        ),
+        ([{"task": "conciseness"}, {"task": "countdwon"}], "did you mean 'countdown'?"),
+        (
+            [{"task": "conciseness", "weight": 0}],
+            "datasets: entry 1: weight: must be greater than 0; it is 0",
+        ),
+        (
+            [{"task": "conciseness", "weight": "much"}],
+            "datasets: entry 1: weight: must be a valid number",
+        ),
+        (
+            [{"task": "conciseness", "from_step": 0}],
+            "datasets: entry 1: from_step: must be at least 1",
+        ),
+        ([{}], "datasets: entry 1: give a task, or the path of data"),
+        (
+            [{"task": "conciseness", "path": "x"}],
+            "datasets: entry 1: give a task, or the path of data",
+        ),
+        (
+            [{"path": "x.jsonl"}],
+            "datasets: entry 1: reward_funcs: give at least one reward function, or a task",
+        ),
+        (
+            [{"task": "conciseness"}, {"path": "no.jsonl", "reward_funcs": ["conciseness_reward"]}],
+            "datasets: entry 2: no.jsonl: no such file",
+        ),
+        (
+            [{"task": "conciseness", "from_step": 3, "until_step": 2}],
+            "from_step must be from 1 on and not after until_step",
+        ),
+        (
+            [{"task": "conciseness"}, {"task": "conciseness"}],
+            "each another name (label); they are conciseness, conciseness",
+        ),
+        ("conciseness", "datasets: must be"),
+        ([], "task: give one"),
+    ],
+)
+def test_a_wrong_entry_is_named_in_one_line(train, capsys, datasets, says):
+    assert train(datasets) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+
+
+def test_evaluating_where_no_dataset_has_held_out_rows_is_refused(train, data, capsys):
+    entries = [{"path": str(data), "reward_funcs": ["conciseness_reward"]}]
+    assert train(entries, "--eval_strategy", "steps") == 2
+    assert "datasets: none of them has held-out rows" in capsys.readouterr().err
+
+
+def test_datasets_take_the_place_of_task_and_dataset_name():
+    for other in ({"task": "countdown"}, {"dataset_name": "x"}):
+        with pytest.raises(ConfigError, match="datasets: replaces task and dataset_name"):
+            RunConfig(datasets=[{"task": "conciseness"}], **other)
