@@ -79,12 +79,12 @@ PROMPT_SHAPING: dict[str, Callable[[Rewards], Fitness]] = {
 
 
 def pass_at_k(rewards: Rewards, k: int, passing: float) -> Fitness:
-    """What each member adds to the population's pass@k: the mean over prompts of pass@k with and
-    without the member.
+    """What each member adds to the population's pass@k, as a mean over prompts.
 
     A completion passes if its reward is at least `passing`; n is the number of completions of a
-    prompt, one per member. The difference is the leave-one-out estimator of the gradient of pass@k (Walder & Karkhanis 2025, https://arxiv.org/abs/2505.15201), with members
-    instead of samples. Prompts with n ≤ k are ignored.
+    prompt, one per member. pass@k with the member minus pass@k without it is the leave-one-out
+    estimator of the gradient of pass@k (Walder & Karkhanis 2025, https://arxiv.org/abs/2505.15201),
+    with members instead of samples. Prompts with n ≤ k are ignored.
     """
     present = ~np.isnan(rewards)
     passes = present & (np.nan_to_num(rewards, nan=-np.inf) >= passing)
