@@ -85,7 +85,7 @@ class ESTrainer:
         self.eval_rows = _rows(eval_dataset, "eval_dataset")
         self.mixture = train_dataset if isinstance(train_dataset, Mixture) else None
         self._check()
-        self._data = [*self.train_rows, *(self.mixture.plan if self.mixture else [])]
+        self._data = [*self.train_rows, *(self.mixture.settings if self.mixture else [])]
         self._fingerprint = digest(self._data)
         datasets = {"train_dataset": self.train_rows, "eval_dataset": self.eval_rows}
         prompts = {name: [row["prompt"] for row in rows] for name, rows in datasets.items()}
@@ -117,8 +117,8 @@ class ESTrainer:
             if not resume:
                 self.folder.check_fresh(self.model.checkpoint.folder)
             self.screen.say(self.model.describe())
-            if self.model.place.why:
-                self.screen.say(self.model.place.why)
+            if self.model.placement.why:
+                self.screen.say(self.model.placement.why)
             workers = self.model.workers  # built while θ is θ₀, since they compare their weights
             try:
                 self.log.trackers.start()
@@ -337,9 +337,9 @@ class ESTrainer:
         if not exists(self.folder.path):
             self.folder.check_fresh(self.model.checkpoint.folder)
             write_config(self.folder.path, self.args)
-            self.folder.measured.clear()
+            self.folder.metrics.clear()
             return self.folder.begin(now)
-        journal = self.folder.go_on()
+        journal = self.folder.reopen()
         check_resumable(journal, as_recorded(now, journal.header, self._data), self.args)
         restore(self.folder, self.model, journal, self.args, self.screen.say)
         return journal

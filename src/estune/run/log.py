@@ -31,7 +31,7 @@ class RunLog:
 
     def read(self) -> None:
         """Take the lines of the folder's metrics.jsonl."""
-        self.lines = {line["step"]: line for line in self._folder.measured.read()}
+        self.lines = {line["step"]: line for line in self._folder.metrics.read()}
 
     def write(self, step: int, metrics: dict[str, Any], held_out: HeldOut | None) -> None:
         """Write and show the metrics of `step`, and of an evaluation after it if there was one."""
@@ -64,7 +64,7 @@ class RunLog:
                 "try a smaller sigma"
             )
         if evaluation.lost:
-            path = self._folder.keep_lost_reward(f"step {step}: {evaluation.lost}\n")
+            path = self._folder.keep_reward_error(f"step {step}: {evaluation.lost}\n")
             count = lost_rewards([one.scores for one in scored])
             self._screen.lost_rewards(step, count, evaluation.lost.summary, path)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from estune.common.types import Variant
+from estune.common.types import Row, Variant
 from estune.config import ESConfig
 from estune.errors import clean
 from estune.monitor.console import prompt_text
@@ -17,7 +17,7 @@ from estune.monitor.held_out import records
 from estune.monitor.metrics import Scored, Tally
 from estune.monitor.timeline import Timeline
 from estune.rewards.call import Failure
-from estune.rewards.scoring import Pending, RewardFunctions, Row, Scores
+from estune.rewards.scoring import Pending, RewardFunctions, Scores
 from estune.workers.base import Evaluation, Workers
 
 _MOST_WAITING = 256  # members waiting for rewards, before engines have to wait too
