@@ -16,7 +16,7 @@ import numpy as np
 
 from estune import strategy
 from estune.common.resources import check_disk
-from estune.common.types import Unperturbed
+from estune.common.types import Row, Unperturbed
 from estune.config import ESConfig
 from estune.errors import ConfigError, DataError
 from estune.monitor.callbacks import Callbacks
@@ -24,7 +24,7 @@ from estune.monitor.console import Screen
 from estune.monitor.held_out import HeldOut, held_out_scores
 from estune.monitor.timeline import Timeline
 from estune.monitor.trackers import check_trackers
-from estune.rewards.scoring import RewardFunctions, Row
+from estune.rewards.scoring import RewardFunctions
 from estune.run.data_fingerprint import digest
 from estune.run.folder import RunFolder
 from estune.run.log import RunLog

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from estune.common.types import Row
 from estune.monitor.metrics import as_json, size_metrics, step_metrics, tokens_generated
-from estune.rewards.scoring import Row
 from estune.run.distance import distance, travelled
 from estune.run.mixture import Mixture
 from estune.run.step_evaluation import StepEvaluation
