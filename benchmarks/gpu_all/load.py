@@ -69,7 +69,7 @@ def random_engine(size: str, device: torch.device) -> TransformersEngine:
     model.eval().requires_grad_(False)
     settings = ESConfig(device=str(device), dtype="bfloat16", generation_batch_size=PROMPTS)
     names = {name: name for name in gpu.MODELS[size]}
-    return TransformersEngine(Path(), names, settings, word_tokenizer(vocabulary), model)
+    return TransformersEngine(Path(), names, settings, model, word_tokenizer(vocabulary))
 
 
 def from_host(

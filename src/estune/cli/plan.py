@@ -154,12 +154,10 @@ def _about(options: argparse.Namespace, config: RunConfig, shape: "Shape") -> st
 
 
 def _dtype(options: argparse.Namespace, config: RunConfig) -> str:
-    from estune.engines.device import engine_dtype
+    from estune.engines.device import dtype_name, engine_dtype
 
     return (
-        "bfloat16"
-        if options.gpus and config.dtype == "auto"
-        else str(engine_dtype(config)).removeprefix("torch.")
+        "bfloat16" if options.gpus and config.dtype == "auto" else dtype_name(engine_dtype(config))
     )
 
 

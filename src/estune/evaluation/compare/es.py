@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl
 
 from estune.common.types import Row
-from estune.engines.device import engine_dtype
+from estune.engines.device import dtype_name, engine_dtype
 from estune.evaluation.compare.runs import Run
 from estune.evaluation.compare.token_marks import Papers, Watch
 from estune.theta.journal import exists
@@ -35,9 +35,7 @@ def train(
     return {
         "points": marks.watch.points,
         "engine": config.engine,
-        "dtype": "float32"
-        if config.engine == "fake"
-        else str(engine_dtype(config)).removeprefix("torch."),
+        "dtype": "float32" if config.engine == "fake" else dtype_name(engine_dtype(config)),
         "temperature": 0.0,
         "samples": config.population_size,
         "prompts": min(config.batch_size or len(rows), len(rows)),
