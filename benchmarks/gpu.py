@@ -34,7 +34,7 @@ from benchmarks.common import best_of, lines, machine
 from benchmarks.kernels import usual_member, usual_update
 from estune.common.types import Member
 from estune.noise import kernels, reference, stream
-from estune.theta.shared_memory import Shared
+from estune.theta.shared_memory import SharedTensors
 from estune.theta.theta import Theta
 
 Shapes = dict[str, tuple[int, ...]]
@@ -231,7 +231,7 @@ def from_host(shapes: Shapes, device: torch.device) -> Figures:
 
 def in_host_memory(shapes: Shapes) -> Theta:
     """A random θ in memory that can be page-locked."""
-    shared = Shared(shapes)
+    shared = SharedTensors(shapes)
     return Theta(filled(shared.tensors), shared=shared)
 
 

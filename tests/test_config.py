@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from estune import config as config_module
-from estune.config import ESConfig, RunConfig, build, nearest
+from estune.common.other_names import ADVICE, nearest
+from estune.config import MAY_CHANGE_ON_RESUME, ESConfig, RunConfig, build
 from estune.errors import ConfigError, EstuneError, InputError
 
 NAMES = [field.name for field in dataclasses.fields(RunConfig)]
@@ -201,14 +201,10 @@ def test_every_setting_explains_itself():
     assert all(field.metadata["help"] for field in dataclasses.fields(RunConfig))
 
 
-def test_what_a_resume_may_change_are_settings_that_exist():
-    assert {
-        field.name for field in dataclasses.fields(RunConfig)
-    } >= config_module.MAY_CHANGE_ON_RESUME
-    assert (
-        not {"seed", "sigma", "learning_rate", "population_size", "noise"}
-        & config_module.MAY_CHANGE_ON_RESUME
-    )
+def test_what_affects_theta_may_not_change_on_resume():
+    affect_theta = {"seed", "sigma", "learning_rate", "population_size", "noise", "pass_k"}
+    assert not affect_theta & MAY_CHANGE_ON_RESUME
+    assert {"max_steps", "engine", "workers", "output_dir"} < MAY_CHANGE_ON_RESUME
 
 
 NAMES = sorted(RunConfig.__dataclass_fields__)
@@ -268,6 +264,7 @@ def test_any_mapping_gives_a_config_or_one_line_that_names_a_setting(values):
         ("temperature", "greedily"),
         ("bf16", "set dtype: bfloat16"),
         ("gradient_checkpointing", "no gradients"),
+        ("fitness", "set pass_k"),
         ("max_prompt_length", "prompts are never cut"),
         ("save_strategy", "set save_steps"),
         ("use_peft", "target_parameters"),
@@ -280,10 +277,8 @@ def test_a_setting_of_trl_is_answered_with_estunes_own(name, said):
         build(ESConfig, {name: 1})
 
 
-def test_every_setting_that_an_answer_to_trls_names_exists_and_none_of_trls_is_one_here():
-    from estune.common import trl_names
-
-    for name, said in trl_names._SAID.items():
+def test_advice_on_names_of_trl_names_settings_that_exist():
+    for name, said in ADVICE.items():
         assert name not in NAMES
         for word in re.findall(r"[a-z]+(?:_[a-z]+)+", re.sub(r"\{.*?\}|--\S+", "", said)):
             assert word in NAMES, word
@@ -293,6 +288,6 @@ def test_every_setting_that_an_answer_to_trls_names_exists_and_none_of_trls_is_o
 def test_a_path_to_resume_from_is_answered_with_how_runs_resume(path):
     with pytest.raises(
         ConfigError,
-        match="is true or false, not a path: a run goes on from the journal in its output_dir",
+        match="is true or false, not a path: a run continues from the journal in its output_dir",
     ):
         ESConfig(resume_from_checkpoint=path)

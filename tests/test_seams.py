@@ -18,7 +18,7 @@ from estune.cli.main import main
 from estune.common.guard import guarded, reason
 from estune.engines.transformers import load_model
 from estune.errors import ModelError
-from estune.rewards.call import Call, Failure, Returned, answer
+from estune.rewards.call import Call, Failure, Returned, call_function
 
 # What estune calls of other libraries, where a run of the transformers engine on a local model and file comes by.
 CALLS = [
@@ -432,11 +432,11 @@ def test_rewards_that_cannot_be_read_are_a_failure_of_the_function():
 
 def _returned(value):
     loop = asyncio.new_event_loop()
-    found = answer(
+    found = call_function(
         lambda completions: value,
         [Call({"completions": ["a", "b"]}, {}, (), 2)],
         loop,
-        limit=1,
+        concurrency=1,
         timeout=1,
     )
     loop.close()

@@ -8,7 +8,7 @@ from helpers import make_model
 
 from estune import ESConfig
 from estune.common.types import Unperturbed
-from estune.engines import start_check
+from estune.engines import repeatability
 from estune.engines.transformers import TransformersEngine
 from estune.errors import EngineError, ModelError
 from estune.theta.checkpoint import open_checkpoint
@@ -149,15 +149,15 @@ def test_a_rwkv_of_many_layers_answers_alike_each_time_and_alone(tmp_path, caplo
 
 def test_answers_differ_by_their_logits_as_long_as_the_tokens_are_the_same():
     flat, bent = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.5, 1.0])
-    same = start_check.Answer([flat, flat], [2, 2])
-    assert start_check.difference(same, same) == 0
-    assert start_check.difference(same, start_check.Answer([flat, bent], [2, 2])) == pytest.approx(
+    same = repeatability.Answer([flat, flat], [2, 2])
+    assert repeatability.difference(same, same) == 0
+    assert repeatability.difference(same, repeatability.Answer([flat, bent], [2, 2])) == pytest.approx(
         0.5 / 3**0.5
     )
     assert (
-        start_check.difference(
-            start_check.Answer([flat, flat], [1, 2]), start_check.Answer([flat, bent], [2, 2])
+        repeatability.difference(
+            repeatability.Answer([flat, flat], [1, 2]), repeatability.Answer([flat, bent], [2, 2])
         )
         == 0
     )
-    assert start_check.difference(same, start_check.Answer([flat * torch.nan, flat], [2, 2])) == 0
+    assert repeatability.difference(same, repeatability.Answer([flat * torch.nan, flat], [2, 2])) == 0

@@ -7,8 +7,8 @@ from helpers import generated, make_model, make_tokenizer, transformers_engine
 
 from estune import ESConfig
 from estune.common.types import Sampling
-from estune.engines.attention import NAME, attend
-from estune.engines.kv_cache import Reuse
+from estune.engines.batch import Reuse
+from estune.engines.grouped_attention import NAME, attend
 from estune.engines.transformers import TransformersEngine
 
 BEGINNING = (

@@ -16,7 +16,7 @@ from estune import ESConfig
 from estune.common.types import Member
 from estune.engines.stops import Stops
 from estune.engines.vllm import Shard, VLLMEngine
-from estune.engines.vllm_direct import DirectWriter
+from estune.engines.vllm_direct_writer import DirectWriter
 from estune.errors import ConfigError, DataError, EngineError, ModelError
 from estune.noise import kernels
 from estune.noise import torch as by_torch

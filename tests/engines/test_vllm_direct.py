@@ -10,7 +10,7 @@ from vllm_child import SHAPE
 
 from estune.common.types import Member
 from estune.engines.vllm import Shard, VLLMEngine
-from estune.engines.vllm_direct import DirectWriter, responses
+from estune.engines.vllm_direct_writer import DirectWriter, responses
 from estune.errors import EngineError
 from estune.theta.theta import Theta
 
@@ -94,7 +94,7 @@ def test_what_is_not_tuned_within_a_fused_layer_stays_as_in_the_files(there):
 def test_without_proof_vllm_reloads_and_members_answer_all_the_same(there, monkeypatch):
     with monkeypatch.context() as changed:
         changed.setattr(
-            "estune.engines.vllm_direct._pack", lambda parameter: None
+            "estune.engines.vllm_direct_writer._pack", lambda parameter: None
         )  # layers would keep the member before
         assert checked(there) is None
     load_both(there, MEMBERS[1])

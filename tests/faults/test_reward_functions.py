@@ -96,7 +96,7 @@ def test_only_the_guilty_completion_is_lost_and_it_counts_as_the_lowest(rewards,
 @pytest.mark.parametrize("harm", [raises, sleeps, exits], ids=lambda harm: harm.__name__)
 def test_in_the_runs_first_batch_a_failure_is_raised_as_the_bug_that_it_is(rewards, harm):
     with pytest.raises(
-        RewardError, match=rf"^reward function judge {HARMS[harm]}.*; mend it and resume the run$"
+        RewardError, match=rf"^reward function judge {HARMS[harm]}.*; fix it and resume the run$"
     ):
         rewards(guarded(harm), timeout=2.0).score(MARKED_ROWS, ONE_GUILTY, first=True)
 
@@ -122,7 +122,7 @@ def test_what_is_no_reward_is_named_and_counts_as_lost(rewards, value):
     assert np.isnan(scores.total).all()
     assert math.isnan(scores.fitness)
     assert len(scores.failures["<lambda>"]) == 4
-    assert "must return one number (or None) a completion" in scores.failures["<lambda>"][0].reason
+    assert "must return one number (or None) per completion" in scores.failures["<lambda>"][0].reason
 
 
 def test_none_is_no_failure(rewards):
@@ -190,7 +190,7 @@ def test_a_function_that_failed_once_is_called_once_a_completion_from_then_on(
     assert Path(log).read_text().split() == ["4", "4", "1", "1", "1", "1", "1", "1", "1", "1"]
     assert (
         sum(
-            "from now on it is called once a completion" in record.getMessage()
+            "from now on it is called once per completion" in record.getMessage()
             for record in caplog.records
         )
         == 1

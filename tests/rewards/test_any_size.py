@@ -18,7 +18,7 @@ WAYS = {
     "pairs": {"antithetic": True},
     "centred": {"prompt_shaping": "center"},
     "standardised": {"prompt_shaping": "standardize"},
-    "pass at k": {"fitness": "pass_at_k", "pass_k": 2, "pass_reward": 0.0},
+    "pass at k": {"pass_k": 2, "pass_reward": 0.0},
     "auto": {"learning_rate": "auto"},
 }
 

@@ -25,7 +25,7 @@ def test_what_is_no_finite_number_is_refused_with_the_completions_index(bad):
     message = refusal(lambda completions: [0, bad])
     assert "reward function <lambda> returned" in message
     assert "for completion 1" in message
-    assert "one number (or None) a completion" in message
+    assert "one number (or None) per completion" in message
 
 
 def test_a_tensor_of_several_numbers_for_a_completion_is_refused():
@@ -52,7 +52,7 @@ def test_a_tensor_of_several_numbers_for_a_completion_is_refused():
 def test_what_is_no_list_is_refused(bad):
     message = refusal(lambda completions: bad)
     assert message.startswith("reward function <lambda> returned ")
-    assert "one number (or None) a completion" in message
+    assert "one number (or None) per completion" in message
 
 
 def test_a_tensor_without_dimensions_is_refused():

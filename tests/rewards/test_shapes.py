@@ -137,7 +137,7 @@ BAD = {
 def test_what_is_no_reward_ends_the_first_batch_with_one_line(value):
     with pytest.raises(
         RewardError,
-        match=r"^reward function <lambda> returned .*it must return one number.*mend it",
+        match=r"^reward function <lambda> returned .*it must return one number.*fix it",
     ) as caught:
         result_of(value)
     assert "\n" not in str(caught.value)

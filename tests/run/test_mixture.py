@@ -479,5 +479,5 @@ def test_evaluating_where_no_dataset_has_held_out_rows_is_refused(train, data, c
 
 def test_datasets_take_the_place_of_task_and_dataset_name():
     for other in ({"task": "countdown"}, {"dataset_name": "x"}):
-        with pytest.raises(ConfigError, match="datasets: takes the place of task and dataset_name"):
+        with pytest.raises(ConfigError, match="datasets: replaces task and dataset_name"):
             RunConfig(datasets=[{"task": "conciseness"}], **other)

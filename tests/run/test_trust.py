@@ -243,7 +243,7 @@ def test_a_file_of_settings_that_turns_trust_on_is_said_once(mini, told):
     assert told() == []
     assert main(["eval", *command]) == 0
     assert told() == [
-        "run.yaml: turns trust_remote_code on, so that code which comes with the model runs"
+        "run.yaml: turns trust_remote_code on: code that comes with the model runs"
     ]
 
 

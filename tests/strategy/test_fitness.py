@@ -150,7 +150,7 @@ def test_in_expectation_over_independent_members_it_points_along_the_gradient_of
 
 def test_what_passes_is_a_setting():
     totals = np.array([[0.5], [0.4], [0.1]])
-    config = ESConfig(population_size=3, fitness="pass_at_k", pass_k=2, pass_reward=0.4)
+    config = ESConfig(population_size=3, pass_k=2, pass_reward=0.4)
     assert (
         fitness_of(config, totals).tolist()
         == pass_at_k((totals >= 0.4).astype(float), 2, 1.0).tolist()
@@ -163,7 +163,7 @@ def test_what_passes_is_a_setting():
 KINDS = [
     {"prompt_shaping": "center"},
     {"prompt_shaping": "standardize"},
-    {"fitness": "pass_at_k", "pass_k": 2, "pass_reward": -8.0},
+    {"pass_k": 2, "pass_reward": -8.0},
 ]
 
 
@@ -190,15 +190,13 @@ def test_the_journal_has_the_fitness_that_was_told_and_the_metrics_the_plain_rew
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"fitness": "pass_at_k"}, "pass_k: goes with fitness: pass_at_k"),
-        ({"pass_k": 2}, "pass_k: goes with fitness: pass_at_k"),
         (
-            {"fitness": "pass_at_k", "pass_k": 30},
+            {"pass_k": 30},
             "pass_k: must be below population_size, 30; it is 30",
         ),
         (
-            {"fitness": "pass_at_k", "pass_k": 2, "prompt_shaping": "center"},
-            "prompt_shaping: needs fitness: mean",
+            {"pass_k": 2, "prompt_shaping": "center"},
+            "prompt_shaping: pass_k compares members",
         ),
         ({"prompt_shaping": "rank"}, "prompt_shaping: must be 'center' or 'standardize'"),
     ],

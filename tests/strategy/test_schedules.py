@@ -158,7 +158,7 @@ def test_a_run_that_was_begun_before_a_setting_existed_had_its_default(make_trai
     del (
         header["config"]["weight_decay"],
         header["config"]["lr_scheduler_type"],
-        header["config"]["fitness"],
+        header["config"]["pass_k"],
     )
     (folder / "journal.jsonl").write_text("".join(written([header, *steps])))
     assert make_trainer().train(resume_from_checkpoint=True).global_step == 4
@@ -172,8 +172,7 @@ def test_a_run_that_was_begun_before_a_setting_existed_had_its_default(make_trai
             {"warmup_steps": 500, "lr_scheduler_type": "linear"},
             "warmup_steps: must be below max_steps, 500",
         ),
-        ({"sigma_end": 0.1}, "sigma_end: goes with sigma_scheduler_type"),
-        ({"sigma_scheduler_type": "linear"}, "sigma_end: goes with sigma_scheduler_type"),
+        ({"sigma_scheduler_type": "cosine"}, "sigma_scheduler_type: needs sigma_end"),
         (
             {"lr_scheduler_type": "polynomial"},
             "lr_scheduler_type: must be 'constant', 'constant_with_warmup', 'linear' or 'cosine'",

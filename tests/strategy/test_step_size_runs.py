@@ -108,9 +108,9 @@ def test_the_centre_is_asked_again_only_where_the_prompts_change(make_trainer, t
     ("name", "settings"),
     [
         ("lr_scheduler_type", {"lr_scheduler_type": "linear"}),
-        ("sigma_end", {"sigma_end": 0.1, "sigma_scheduler_type": "linear"}),
+        ("sigma_end", {"sigma_end": 0.1}),
         ("weight_decay", {"weight_decay": 0.1}),
-        ("fitness", {"fitness": "pass_at_k", "pass_k": 2}),
+        ("pass_k", {"pass_k": 2}),
         ("reward_shaping", {"reward_shaping": "none", "antithetic": True}),
     ],
 )

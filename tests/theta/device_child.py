@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from estune.common.types import Candidate, Member
 from estune.noise import kernels
-from estune.theta import theta as centers
+from estune.theta import writer
 from estune.theta.checkpoint import Checkpoint, Stored
 from estune.theta.theta import Theta
 
@@ -79,7 +79,7 @@ def bits(theta: Theta) -> dict[str, str]:
 def stand_in(backend: ModuleType, job: int = 1 << 12) -> None:
     """From now on CPU tensors are taken for a device's, whose kernels are `backend`'s."""
     kernels.on_device = lambda kind: backend  # type: ignore[assignment]
-    centers._DEVICE_JOB = job
+    writer.DEVICE_JOB = job
 
 
 def main(folder: Path) -> dict[str, bool]:

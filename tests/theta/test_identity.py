@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from estune.cli.main import main
+from estune.config import RunConfig
 from estune.errors import ModelError
 from estune.theta import identity
 from estune.theta.checkpoint import resolve
 from estune.theta.identity import Identity
-from estune.theta.journal import Journal
+from estune.theta.journal import Header, Journal
 from estune.theta.theta import snapshot_identity
 
 CHOOSES = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "reward"}
@@ -318,3 +319,19 @@ def test_a_checkpoint_that_changes_later_is_looked_at_again(run):
     flip(checkpoint / "model.safetensors", -9)
     with pytest.raises(ModelError, match="is not the checkpoint"):
         resolve(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("now", "before"),
+    [
+        ({}, {"fitness": "mean", "sigma_scheduler_type": "constant"}),
+        ({"pass_k": 2}, {"fitness": "pass_at_k", "sigma_scheduler_type": "constant"}),
+        ({"sigma_end": 0.1}, {"fitness": "mean", "sigma_scheduler_type": "linear"}),
+    ],
+)
+def test_runs_keep_their_digest_although_settings_were_folded(now, before):
+    def digest(settings):
+        return identity.run_digest(Header(1, "base", "cf46", settings))
+
+    today = vars(RunConfig(**now)) | {"reward_functions": ["short"]}
+    assert digest(today) == digest(today | before)

@@ -13,7 +13,8 @@ from device_child import MEMBERS, SHAPES, base, bits, updated
 from estune.common.types import Member, Unperturbed
 from estune.noise import gaussian, kernels
 from estune.noise import torch as by_torch
-from estune.theta import theta as centers
+from estune.theta import writer
+from estune.theta.shared_memory import SharedTensors
 from estune.theta.streaming import Staging
 from estune.theta.theta import Theta
 
@@ -39,7 +40,7 @@ def as_a_device(device, monkeypatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         if device == "cpu":
             patch.setattr(kernels, "on_device", lambda kind: by_torch)
-            patch.setattr(centers, "_DEVICE_JOB", 1 << 12)
+            patch.setattr(writer, "DEVICE_JOB", 1 << 12)
         yield
 
 
@@ -66,7 +67,7 @@ def members_on(device: str, theta: Theta) -> dict[str, str]:
 def large(device: str, *, share: bool = False) -> Theta:
     generator = torch.Generator().manual_seed(3)
     theta = {name: torch.randn(shape, generator=generator) for name, shape in LARGE.items()}
-    shared = centers.Shared(LARGE) if share else None
+    shared = SharedTensors(LARGE) if share else None
     if shared:
         for name, values in theta.items():
             shared.tensors[name].copy_(values)
@@ -97,7 +98,7 @@ def test_members_that_stream_from_host_memory_have_the_cpus_bits(
         monkeypatch.setattr(kernels, "compiled", lambda kind: True)
     there = updated(checkpoint, share=True)
     assert (there.digest(), members_on(device, there)) == wanted
-    assert len(there._staging) == 1  # they did stream
+    assert len(there.writer.staging) == 1  # they did stream
 
 
 @pytest.mark.parametrize("count", [1, 30])
@@ -130,7 +131,7 @@ def test_a_member_that_is_streamed_while_another_is_written_has_its_own_bits(dev
     """A buffer must not be refilled before a busy device has read it."""
     if device == "cpu":
         monkeypatch.setattr(kernels, "compiled", lambda kind: True)
-    monkeypatch.setattr(centers, "_JOB", 1 << 14)
+    monkeypatch.setattr(writer, "HOST_JOB", 1 << 14)
     theta = large(device, share=True)
     room = on(
         device, {name: torch.zeros(shape, dtype=torch.float32) for name, shape in LARGE.items()}
@@ -146,7 +147,7 @@ def test_a_member_that_is_streamed_while_another_is_written_has_its_own_bits(dev
 def test_theta_in_host_memory_is_page_locked(device):
     if device == "cpu":
         pytest.skip("nothing is page-locked for a CPU")
-    shared = centers.Shared(LARGE)
+    shared = SharedTensors(LARGE)
     Staging(torch.device(device), 1 << 12, shared)
     assert shared.tensors["odd"].is_pinned()
 

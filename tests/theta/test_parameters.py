@@ -1,8 +1,6 @@
 """A checkpoint's parameters are found under the names of its files, and written back in the same form."""
 
 import json
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -363,27 +361,6 @@ def test_two_runs_that_begin_at_once_convert_a_gguf_once(tmp_path, monkeypatch):
     assert first == second
     assert (first / "config.json").is_file()
     assert len(converted) == 1
-
-
-def test_a_model_is_laid_out_without_scikit_learn_which_assisted_decoding_still_finds(tiny):
-    pytest.importorskip("sklearn")
-    code = f"""
-import sys
-from pathlib import Path
-from estune.theta.checkpoint import open_checkpoint
-from estune.theta.parameters import layout
-layout(open_checkpoint(Path({str(tiny)!r})))
-assert "sklearn" not in sys.modules, "imported"
-from transformers.generation import candidate_generator
-assert candidate_generator.is_sklearn_available()
-print(candidate_generator.roc_curve([0, 1], [0.2, 0.8])[0])
-"""
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], check=True, capture_output=True, text=True
-        ).stdout.strip()
-        == "[0. 0. 1.]"
-    )
 
 
 def test_a_theta_that_overflows_the_checkpoints_dtype_is_refused_rather_than_saved_as_infinity(

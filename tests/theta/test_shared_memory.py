@@ -11,7 +11,7 @@ from estune.common.types import Member
 from estune.errors import EngineError
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
-from estune.theta.shared_memory import Address, Shared
+from estune.theta.shared_memory import Address, SharedTensors
 from estune.theta.theta import Theta
 
 SHAPES = {"a": (3, 5), "empty": (0, 2), "scalar": (), "b": (17,)}
@@ -33,12 +33,12 @@ def theta(tiny) -> Theta:
 
 
 def test_every_shape_has_a_place_of_its_own():
-    shared = Shared(SHAPES)
+    shared = SharedTensors(SHAPES)
     for number, tensor in enumerate(shared.tensors.values()):
         tensor.fill_(number)
     assert {
         name: (tuple(t.shape), t.unique().tolist())
-        for name, t in Shared.attach(shared.address).tensors.items()
+        for name, t in SharedTensors.attach(shared.address).tensors.items()
     } == {
         "a": ((3, 5), [0.0]),
         "empty": ((0, 2), []),
@@ -68,7 +68,7 @@ def test_who_attached_sees_the_version_move_and_writes_the_same_members(theta):
 
 def test_a_theta_that_is_half_written_is_not_used(theta):
     other = Theta.attach(theta.address)
-    theta.put("model.norm.weight", slice(0, 4), torch.zeros(4))
+    theta.put("model.norm.weight", 0, torch.zeros(4))
     assert not other.at(0)
     with pytest.raises(EngineError, match="half written"):
         next(

@@ -22,8 +22,8 @@ from estune.common.types import Candidate, Member
 from estune.errors import JournalError, ModelError
 from estune.noise import kernels
 from estune.noise import torch as by_torch
-from estune.theta import theta as centers
-from estune.theta.shared_memory import Shared
+from estune.theta import writer
+from estune.theta.shared_memory import SharedTensors
 from estune.theta.streaming import Staging, lock
 from estune.theta.theta import Theta
 
@@ -44,7 +44,7 @@ def here(checkpoint) -> Theta:
 def device(here, monkeypatch) -> None:
     """CPU tensors are taken for a device's, once `here` was made."""
     monkeypatch.setattr(kernels, "on_device", kernels.on_device)  # to be put back
-    monkeypatch.setattr(centers, "_DEVICE_JOB", 0)
+    monkeypatch.setattr(writer, "DEVICE_JOB", 0)
     device_child.stand_in(by_torch)
 
 
@@ -86,9 +86,9 @@ def test_a_snapshot_goes_from_a_device_to_a_cpu_and_back(here, checkpoint, devic
 
 def test_theta_is_put_into_it_part_by_part(here, checkpoint, device):
     there = Theta.load(checkpoint, SHAPES)
-    for name, theta in here.theta.items():
-        there.put(name, slice(0, 2), theta.view(-1)[:2])
-        there.put(name, slice(2, theta.numel()), theta.view(-1)[2:])
+    for name, theta in here.tensors.items():
+        there.put(name, 0, theta.view(-1)[:2])
+        there.put(name, 2, theta.view(-1)[2:])
     there.became(3)
     assert (there.digest(), there.version) == (here.digest(), 3)
 
@@ -125,12 +125,12 @@ def test_the_weight_that_overflows_is_named(where, member, device, monkeypatch):
 @pytest.mark.parametrize("job", [1 << 10, 1 << 21])
 def test_members_that_stream_from_host_memory_have_the_same_bits(checkpoint, monkeypatch, job):
     wanted = bits(updated(checkpoint))
-    monkeypatch.setattr(centers, "_JOB", job)
+    monkeypatch.setattr(writer, "HOST_JOB", job)
     here = updated(checkpoint, share=True)
     monkeypatch.setattr(kernels, "compiled", lambda kind: True)
-    monkeypatch.setattr(here._pool, "submit", None)  # nothing of it is done by threads
+    monkeypatch.setattr(here.writer.pool, "map", None)  # nothing of it is done by threads
     assert bits(here) == wanted
-    assert len(here._staging) == 1  # whatever the number of members
+    assert len(here.writer.staging) == 1  # whatever the number of members
 
 
 def test_a_buffer_is_filled_again_only_after_what_reads_it(monkeypatch):
@@ -202,7 +202,7 @@ def cudart(monkeypatch) -> SimpleNamespace:
 
 
 def test_shared_theta_is_page_locked_in_one_piece_while_it_lives(cudart):
-    shared = Shared({"a": (3, 5), "b": (100_000,)})
+    shared = SharedTensors({"a": (3, 5), "b": (100_000,)})
     assert lock(shared, torch.device("cpu"))
     ((address, size),) = cudart.locked.items()
     assert all(
@@ -216,7 +216,7 @@ def test_shared_theta_is_page_locked_in_one_piece_while_it_lives(cudart):
 
 def test_memory_that_cannot_be_locked_is_no_error_but_a_line(cudart, caplog):
     cudart.status = 2
-    assert not lock(Shared({"a": (3,)}), torch.device("cpu"))
+    assert not lock(SharedTensors({"a": (3,)}), torch.device("cpu"))
     assert [record.getMessage() for record in caplog.records] == [
         "θ could not be page-locked (CUDA error 2), so that loading a member takes longer"
     ]

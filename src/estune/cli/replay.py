@@ -12,7 +12,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from estune.config import RunConfig, build, nearest
+from estune.common.other_names import nearest
+from estune.config import RunConfig, build
 from estune.errors import ConfigError
 from estune.run.trust import one_line
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from estune.config import nearest
+from estune.common.other_names import nearest
 from estune.errors import ConfigError, DataError
 from estune.tasks.data_files import decoded
 

@@ -1,4 +1,7 @@
-"""Settings from YAML files and flags to a config: flags win over files, later files over earlier, both over the task's defaults."""
+"""Settings from YAML files and flags.
+
+Flags override files, later files override earlier ones, and both override a task's defaults.
+"""
 
 import argparse
 import dataclasses
@@ -10,99 +13,103 @@ from typing import Any
 import yaml
 
 from estune.common.guard import guarded
-from estune.config import ESConfig, RunConfig, build, nearest
+from estune.common.other_names import nearest
+from estune.config import RunConfig, build
 from estune.errors import ConfigError
 from estune.run import trust
 from estune.tasks import get_task
 
 logger = logging.getLogger(__name__)
 
-_GROUPS = {
-    "model, data and rewards": "model_name_or_path",
-    "evolution strategy": "population_size",
-    "prompts and generation": "batch_size",
-    "engine and workers": "engine",
-    "rewards": "reward_weights",
-    "evaluation": "eval_strategy",
-    "the run's folder": "output_dir",
-    "logging": "logging_steps",
-}
+Settings = dict[str, Any]  # a setting's name → its value as given
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """A flag for every setting of `RunConfig`, in groups; values stay text, the config checks them."""
-    files = "YAML files of the settings below; a later file overrides an earlier one, flags override all"
+    """Add a flag for every setting of `RunConfig`, in groups; the config checks the values."""
     parser.add_argument(
-        "--config", metavar="FILE", nargs="+", action="extend", default=[], help=files
+        "--config",
+        metavar="FILE",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="YAML files of settings; later files override earlier ones, flags override all",
     )
-    starts = {first: title for title, first in _GROUPS.items()}
     hints = typing.get_type_hints(RunConfig)
-    group: Any = parser
-    own = {field.name for field in dataclasses.fields(ESConfig)}
-    fields = dataclasses.fields(RunConfig)
-    for field in [f for f in fields if f.name not in own] + [f for f in fields if f.name in own]:
-        if field.name in starts:
-            group = parser.add_argument_group(starts[field.name])
-        group.add_argument(f"--{field.name}", **_flag(field, hints[field.name]))
+    for title, fields in settings_by_group().items():
+        group = parser.add_argument_group(title)
+        for field in fields:
+            group.add_argument(f"--{field.name}", **_flag(field, hints[field.name]))
+
+
+def settings_by_group() -> dict[str, list[dataclasses.Field[Any]]]:
+    """Return the fields of `RunConfig` under the titles of their groups, model and data first."""
+    groups: dict[str, list[dataclasses.Field[Any]]] = {"model, data and rewards": []}
+    for field in dataclasses.fields(RunConfig):
+        groups.setdefault(field.metadata["group"], []).append(field)
+    return groups
 
 
 def read(options: argparse.Namespace, unknown: list[str], *, quietly: bool = False) -> RunConfig:
-    """The config that the command line asks for; unless `quietly`, what files would have run or fetched is said.
+    """Return the config that the command line asks for.
+
+    Unless `quietly`, log what code or data the files of a run would load.
 
     Raises:
-        ConfigError: a flag or key is unknown, a value wrong, or a file cannot be read, or one of a run's folder names code in it.
+        ConfigError: a flag or key is unknown, a value is wrong, a file cannot be read, or a file
+            in a run's folder names code that lies there.
     """
-    names = [field.name for field in dataclasses.fields(RunConfig)]
-    if unknown:
-        flag = next((word for word in unknown if word.startswith("--")), unknown[0]).split("=")[0]
-        raise ConfigError(
-            f"unknown option {flag!r}{nearest(flag, [name for name in vars(options) if name != 'command'])}"
-        )
-    flags = {
-        name: _value(name, value)
-        for name, value in vars(options).items()
-        if name in names and value is not None
-    }
+    refuse_unknown(unknown, [name for name in vars(options) if name != "command"])
+    names = {field.name for field in dataclasses.fields(RunConfig)}
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    flags = {name: _value(name, value) for name, value in given.items() if name in names}
     files = [(path, _from_file(path)) for path in options.config]
-    settings: dict[str, Any] = {}
+    settings: Settings = {}
     for _, values in files:
         settings |= values
+    settings |= flags
     for path, values in files:
-        _check_trust(
-            Path(path),
-            {name: value for name, value in values.items() if name not in flags},
-            settings | flags,
-            quietly,
-        )
+        effective = {name: value for name, value in values.items() if name not in flags}
+        _check_trust(Path(path), effective, settings, quietly)
     try:
-        return _config(settings | flags)
+        return _config(settings)
     except ConfigError as error:
         raise _naming_its_file(error, files) from None
 
 
-def _check_trust(
-    path: Path, values: dict[str, Any], settings: dict[str, Any], quietly: bool
-) -> None:
-    """Say what a file would have run or fetched, and refuse code in a run's folder that was not allowed; raises ConfigError."""
+def refuse_unknown(unknown: list[str], names: list[str]) -> None:
+    """Raise ConfigError for the first unknown option, naming the nearest of `names`."""
+    if unknown:
+        first = next((word for word in unknown if word.startswith("--")), unknown[0])
+        flag = first.split("=")[0]
+        raise ConfigError(f"unknown option {flag!r}{nearest(flag, names)}")
+
+
+def parsed(text: str, where: str) -> Any:
+    """Return what a YAML text holds. Raises ConfigError, which begins with `where`."""
+    with guarded(ConfigError, f"{where}: not valid YAML"):
+        return yaml.safe_load(text)
+
+
+def _check_trust(path: Path, values: Settings, settings: Settings, quietly: bool) -> None:
     trusted = trust.typed(settings.get("trust_remote_code"))
     if not quietly and trusted and trust.typed(values.get("trust_remote_code")):
-        logger.info(
-            "%s: turns trust_remote_code on, so that code which comes with the model runs", path
-        )
-    if trust.of_a_run(path):
-        for line in [] if quietly else trust.loads(values):
+        logger.info("%s: turns trust_remote_code on: code that comes with the model runs", path)
+    if not trust.of_a_run(path):
+        return
+    if not quietly:
+        for line in trust.loads(values):
             logger.info("%s: %s", path, line)
-        trust.check_modules(values, path.parent, trusted=trusted)
+    trust.check_modules(values, path.parent, trusted=trusted)
 
 
-def _config(settings: dict[str, Any]) -> RunConfig:
+def _config(settings: Settings) -> RunConfig:
     task = get_task(str(settings["task"])) if settings.get("task") else None
     return build(RunConfig, (dict(task.defaults) if task else {}) | settings)
 
 
-def _naming_its_file(error: ConfigError, files: list[tuple[str, dict[str, Any]]]) -> ConfigError:
-    """`error` with the file that brings it in, where one does: the files up to it are wrong in the same way without any flag."""
-    settings: dict[str, Any] = {}
+def _naming_its_file(error: ConfigError, files: list[tuple[str, Settings]]) -> ConfigError:
+    """Return `error` with the name of the first file that causes it, if one does without flags."""
+    settings: Settings = {}
     for path, values in files:
         settings |= values
         try:
@@ -114,14 +121,11 @@ def _naming_its_file(error: ConfigError, files: list[tuple[str, dict[str, Any]]]
 
 
 def _flag(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+    """Return the arguments of `add_argument` for a setting."""
     text = field.metadata["help"].replace("%", "%%")
-    shown = f"{text} [{field.default}]" if field.default not in (None, "") else text
+    shown = text if field.default in (None, "") else f"{text} [{field.default}]"
+    flag: dict[str, Any] = {"help": shown, "metavar": field.name.split("_")[-1].upper()}
     parts = typing.get_args(hint)
-    flag: dict[str, Any] = {
-        "default": None,
-        "help": shown,
-        "metavar": field.name.split("_")[-1].upper(),
-    }
     if hint is bool:
         return flag | {"nargs": "?", "const": "true", "metavar": "true|false"}
     if typing.get_origin(hint) is typing.Literal:
@@ -132,7 +136,7 @@ def _flag(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
 
 
 def _value(name: str, value: Any) -> Any:
-    """A flag's text as the config takes it: `none` unsets, a setting that is a mapping is written as YAML."""
+    """Return a flag's text as the config takes it: `none` unsets, mappings are written as YAML."""
     if value in ("none", ["none"]) and name != "report_to":
         return None
     if name == "datasets" and isinstance(value, list):
@@ -142,22 +146,15 @@ def _value(name: str, value: Any) -> Any:
     return value
 
 
-def _from_file(path: str) -> dict[str, Any]:
+def _from_file(path: str) -> Settings:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
-        ) from None
-    values = parsed(text, path)
-    if values is None:
-        return {}
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read ({why})") from None
+    values = {} if (found := parsed(text, path)) is None else found
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path}: must be settings, one 'name: value' a line")
+        raise ConfigError(f"{path}: must be settings, one 'name: value' per line")
+    if trust.of_a_run(Path(path)):
+        values.pop("fitness", None)  # written by earlier versions; pass_k says the same
     return values
-
-
-def parsed(text: str, where: str) -> Any:
-    """What a YAML text says; `where` names it. Raises ConfigError."""
-    with guarded(ConfigError, f"{where}: is no YAML"):
-        return yaml.safe_load(text)

@@ -12,7 +12,6 @@ from estune.config import ESConfig
 from estune.engines.chat import Chat
 from estune.engines.stops import Stops, decoded
 from estune.errors import DataError, ModelError
-from estune.theta.light import transformers
 
 logger = logging.getLogger(__name__)
 
@@ -135,9 +134,9 @@ def _ends_of(folder: Path, trust_remote_code: bool) -> list[Any]:
     if not (folder / "config.json").is_file():
         return []
     with guarded(ModelError, f"{folder}: transformers cannot read this model's config"):
-        config = transformers().AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
-        )
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         text = config.get_text_config()
         found = [getattr(one, "eos_token_id", None) for one in (config, text)]
     if (folder / "generation_config.json").is_file():
@@ -146,12 +145,14 @@ def _ends_of(folder: Path, trust_remote_code: bool) -> list[Any]:
             f"{folder / 'generation_config.json'}: cannot be read",
             "mend it, or take it away",
         ):
-            found.append(transformers().GenerationConfig.from_pretrained(folder).eos_token_id)
+            from transformers import GenerationConfig
+
+            found.append(GenerationConfig.from_pretrained(folder).eos_token_id)
     return found
 
 
 def _load(folder: Path, trust_remote_code: bool) -> Any:
     with guarded(ModelError, f"{folder}: no tokenizer could be loaded"):
-        return transformers().AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code
-        )
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)

@@ -16,16 +16,15 @@ import torch
 from estune.common.guard import guarded, reason
 from estune.common.types import Completion, Prompt, Sampling, Variant
 from estune.config import ESConfig
-from estune.engines import start_check
-from estune.engines.attention import group_heads
+from estune.engines import repeatability
 from estune.engines.base import compare
+from estune.engines.batch import Reuse, Rows
 from estune.engines.device import engine_device, engine_dtype
-from estune.engines.kv_cache import Reuse, Rows
+from estune.engines.grouped_attention import group_heads
 from estune.engines.sampling import Drawn, sample_seeds
 from estune.engines.stops import Stops
 from estune.engines.tokens import Tokenizer
 from estune.errors import EngineError, EstuneError, ModelError
-from estune.theta.light import transformers
 from estune.theta.theta import Theta
 
 logger = logging.getLogger(__name__)
@@ -148,23 +147,23 @@ class TransformersEngine:
 
     def _check_answers(self, theta: Theta, variant: Variant) -> None:
         first, again = (
-            self._probe(start_check.PROMPTS[:1])[0],
-            self._probe(start_check.PROMPTS[:1])[0],
+            self._probe(repeatability.PROMPTS[:1])[0],
+            self._probe(repeatability.PROMPTS[:1])[0],
         )
         try:
             compare(theta, variant, self.read)
         except EngineError as error:
             raise ModelError(f"{_changing(self._model, 'its own weights')} ({error})") from error
-        if apart := start_check.difference(first, again):
-            if not start_check.within_rounding(apart, self._model.dtype):
+        if apart := repeatability.difference(first, again):
+            if not repeatability.within_rounding(apart, self._model.dtype):
                 raise ModelError(_changing(self._model, "what it answers to the same prompt"))
             logger.warning(
                 "this model answers the same prompt with other roundings each time, so rewards may differ from run to run"
             )
-        beside = self._probe(start_check.PROMPTS)[0]
+        beside = self._probe(repeatability.PROMPTS)[0]
         if (
-            not start_check.within_rounding(
-                start_check.difference(first, beside), self._model.dtype
+            not repeatability.within_rounding(
+                repeatability.difference(first, beside), self._model.dtype
             )
             and self._batch_size > 1
         ):
@@ -174,15 +173,15 @@ class TransformersEngine:
             self._batch_size = 1
 
     @torch.inference_mode()
-    def _probe(self, prompts: Sequence[Sequence[int]]) -> list[start_check.Answer]:
+    def _probe(self, prompts: Sequence[Sequence[int]]) -> list[repeatability.Answer]:
         """What the model makes of some token ids, asked in one batch."""
-        room = max(1, self.context_length - start_check.STEPS)
+        room = max(1, self.context_length - repeatability.STEPS)
         encoded = [[token % self._vocabulary for token in prompt][:room] for prompt in prompts]
-        seen = start_check.Seen()
+        seen = repeatability.Seen()
         with guarded(EngineError, "the model failed to answer a prompt of a few tokens"):
             rows = Rows(self._model, self._reuse, encoded, self._pad)
-            self._extend(rows, max(map(len, encoded)), start_check.STEPS, [seen])
-        return [start_check.Answer.of(seen, rows.ids, row) for row in range(len(encoded))]
+            self._extend(rows, max(map(len, encoded)), repeatability.STEPS, [seen])
+        return [repeatability.Answer.of(seen, rows.ids, row) for row in range(len(encoded))]
 
     def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         return self._tokenizer.encode(prompts, self._vocabulary)
@@ -288,7 +287,9 @@ def stopped(tokenizer: Tokenizer, stop: Sequence[str], prompt_length: int) -> St
 def load_model(folder: Path, config: ESConfig, dtype: torch.dtype) -> Any:
     """The causal LM in `folder`, for inference on the config's device. Raises ModelError when transformers cannot load it."""
     with guarded(ModelError, f"{folder}: transformers cannot load this model"):
-        model = transformers().AutoModelForCausalLM.from_pretrained(
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             trust_remote_code=config.trust_remote_code,

@@ -3,7 +3,7 @@
 Weights go in by their names in the checkpoint, through vLLM's own reloading: packed, fused, tied and split weights are
 its business, and their addresses stay, so that CUDA graphs remain valid. Where that was found to do the same, they are
 written straight to where reloading puts them. Each process of the engine maps θ and writes the member's weights by
-itself: a seed travels, weights don't. Whatever of vLLM changes between its versions is used here and in vllm_places.py.
+itself: a seed travels, weights don't. Whatever of vLLM changes between its versions is used here and in vllm_direct_writer.py.
 """
 
 import importlib.metadata
@@ -30,11 +30,11 @@ from estune.common.types import (
 )
 from estune.config import ESConfig
 from estune.engines.device import engine_device, engine_dtype
+from estune.engines.repeatability import PROMPTS, STEPS
 from estune.engines.sampling import sample_seeds
-from estune.engines.start_check import PROMPTS, STEPS
 from estune.engines.tokens import Tokenizer
-from estune.engines.vllm_copies import Copies
-from estune.engines.vllm_direct import DirectWriter, responses
+from estune.engines.vllm_copy_trace import Copies
+from estune.engines.vllm_direct_writer import DirectWriter, responses
 from estune.engines.vllm_environment import set_environment, unseen
 from estune.errors import ConfigError, EngineError, ModelError
 from estune.theta.checkpoint import Checkpoint, open_checkpoint

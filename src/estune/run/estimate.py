@@ -11,7 +11,6 @@ from typing import Any
 from estune.common.guard import guarded
 from estune.config import ESConfig
 from estune.errors import ConfigError, ModelError
-from estune.theta.light import transformers
 from estune.theta.parameters import matches
 
 Parts = dict[str, int]  # what → bytes
@@ -79,11 +78,11 @@ def shape_of(model: str, config: ESConfig, revision: str | None = None) -> Shape
         else resolve(model, revision, trust_remote_code=trusted, weights=False)
     )
     with guarded(ModelError, f"{model}: its config cannot be had", "or give --parameters"):
-        found = transformers().AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        found = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
         with torch.device("meta"):
-            empty = transformers().AutoModelForCausalLM.from_config(
-                found, trust_remote_code=trusted
-            )
+            empty = AutoModelForCausalLM.from_config(found, trust_remote_code=trusted)
         empty.tie_weights()
     sizes = {name: parameter.numel() for name, parameter in empty.named_parameters()}
     patterns = config.target_parameters

@@ -6,7 +6,9 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from estune.config import RunConfig, checked, nearest
+from estune.common.fields import checked
+from estune.common.other_names import nearest
+from estune.config import RunConfig
 from estune.errors import ConfigError, InputError
 from estune.run.mixture import Mixture, Part
 from estune.tasks import Task, get_task

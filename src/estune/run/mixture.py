@@ -17,8 +17,8 @@ from estune.common.moments import mean
 from estune.config import ESConfig
 from estune.errors import ConfigError, DataError
 from estune.noise.seeds import mix
-from estune.rewards.call import is_list
 from estune.rewards.marks import Grades
+from estune.rewards.returned_values import is_list
 from estune.rewards.signature import NOT_PASSED, RewardFunc, accepted, check_parameters, reward_name
 from estune.tasks.rows import Row, rows_of
 

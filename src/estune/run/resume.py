@@ -14,6 +14,7 @@ from estune.run.data_fingerprint import Rows, recorded_or_new
 from estune.run.folder import RunFolder
 from estune.run.milestones import best_step, trainer_state
 from estune.run.model import Model
+from estune.theta.identity import recorded
 from estune.theta.journal import FORMAT, Header, Journal
 
 
@@ -42,9 +43,11 @@ def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
                 f"{journal.path}: line {step.step + 1} lacks its notes of metrics, from which a resume goes on"
             )
     before = journal.header
-    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    for name in sorted(set(before.config) | set(now.config)):
-        had, has = (header.config.get(name, defaults.get(name)) for header in (before, now))
+    defaults = recorded({field.name: field.default for field in dataclasses.fields(RunConfig)})
+    began = defaults | recorded(before.config)
+    given = defaults | recorded(now.config)
+    for name in sorted(given.keys() - {"fitness"}):  # pass_k says the same
+        had, has = began.get(name), given[name]
         if name == "train_data" and had != has:
             raise ConfigError(
                 f"train_data: the rows differ from those that the run in {journal.path.parent} was started with "

@@ -22,9 +22,8 @@ Fitness = NDArray[np.float64]  # (N,), NaN for a member that is left out
 
 
 def fitness_of(config: ESConfig, totals: Totals) -> Fitness:
-    """Each member's fitness (N,), as `fitness` and `prompt_shaping` say; NaN for one without any reward."""
-    if config.fitness == "pass_at_k":
-        assert config.pass_k is not None
+    """Each member's fitness (N,), as `pass_k` and `prompt_shaping` say; NaN for one without any reward."""
+    if config.pass_k is not None:
         return pass_at_k(totals, config.pass_k, config.pass_reward)
     shape = PROMPT_SHAPING[config.prompt_shaping] if config.prompt_shaping else mean
     return shape(totals)
@@ -110,10 +109,15 @@ def pass_at_k(totals: Totals, k: int, passing: float) -> Fitness:
 @lru_cache(maxsize=1 << 16)
 def _marginal(n: int, c: int, passes: bool, k: int) -> Fraction:
     """pass@k of n completions of which c pass, minus that without one of them, which `passes` or does not."""
-    return _pass(n, c, k) - _pass(n - 1, c - passes, k)
+    return pass_chance(n, c, k) - pass_chance(n - 1, c - passes, k)
 
 
-def _pass(n: int, c: int, k: int) -> Fraction:
+def pass_chance(n: int, c: int, k: int) -> Fraction:
+    """Return pass@k of n completions of which c pass: 1 − C(n−c, k) ÷ C(n, k).
+
+    It is the unbiased chance that one of k completions passes (Chen et al. 2021,
+    https://arxiv.org/abs/2107.03374, eq. 1).
+    """
     return 1 - Fraction(math.comb(n - c, k), math.comb(n, k))
 
 

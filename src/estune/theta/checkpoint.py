@@ -23,7 +23,6 @@ from estune.common.guard import guarded
 from estune.errors import ModelError, ResourceError
 from estune.theta import gguf_tokens, identity
 from estune.theta.companions import FORMATS, INDEX, copy_companions
-from estune.theta.light import transformers
 
 logger = logging.getLogger(__name__)
 _ADAPTER = "adapter_config.json"
@@ -257,17 +256,18 @@ def _convert_once(path: Path, target: Path) -> None:
 
 
 def _convert(path: Path, folder: Path) -> None:
-    library = transformers()
+    import transformers
+
     source: dict[str, Any] = {
         "pretrained_model_name_or_path": str(path.parent),
         "gguf_file": path.name,
     }
-    model = library.AutoModelForCausalLM.from_pretrained(
-        **source, quantization_config=library.GgufConfig(dequantize=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        **source, quantization_config=transformers.GgufConfig(dequantize=True)
     )
-    tokenizer = library.AutoTokenizer.from_pretrained(**source)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
     gguf_tokens.honour(path, tokenizer)
     if model.generation_config is None:
-        model.generation_config = library.GenerationConfig.from_model_config(model.config)
+        model.generation_config = transformers.GenerationConfig.from_model_config(model.config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -8,6 +8,7 @@ Snapshots of θ carry the same three facts; their tensors are θ itself, so θ's
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -35,8 +36,8 @@ class Identity:
 
 def run_digest(header: Header) -> str:
     """A name for the run that two undisturbed runs share: a digest of θ₀'s and of the settings on which θ depends."""
-    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    config = json.loads(json.dumps(header.config))  # as it is once it was written and read
+    defaults = recorded({field.name: field.default for field in dataclasses.fields(RunConfig)})
+    config = recorded(json.loads(json.dumps(header.config)))  # tuples become lists, as in the file
     fixed = {
         name: value
         for name, value in config.items()
@@ -45,6 +46,19 @@ def run_digest(header: Header) -> str:
     return hashlib.blake2b(
         json.dumps([header.digest, fixed], sort_keys=True).encode(), digest_size=16
     ).hexdigest()
+
+
+def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as the first journals recorded them, so that runs of all versions compare.
+
+    They had a setting `fitness`, which now follows from `pass_k`, and `sigma_scheduler_type` was
+    "constant" without `sigma_end`.
+    """
+    found = dict(settings)
+    found["fitness"] = "mean" if found.get("pass_k") is None else "pass_at_k"
+    if found.get("sigma_end") is None:
+        found["sigma_scheduler_type"] = "constant"
+    return found
 
 
 def seal(folder: Path, identity: Identity) -> None:

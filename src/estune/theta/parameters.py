@@ -15,7 +15,6 @@ import torch
 from estune.common.guard import guarded
 from estune.errors import ConfigError, ModelError
 from estune.theta.checkpoint import Checkpoint
-from estune.theta.light import transformers
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,12 @@ def _empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     folder = checkpoint.folder
     try:
         with guarded(ModelError, f"{folder}: transformers cannot build this model"):
-            config = transformers().AutoConfig.from_pretrained(
-                folder, trust_remote_code=trust_remote_code
-            )
+            from transformers import AutoConfig, AutoModelForCausalLM
+
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             _check_config(checkpoint, config)
             with torch.device("meta"):
-                model = transformers().AutoModelForCausalLM.from_config(
+                model = AutoModelForCausalLM.from_config(
                     config, trust_remote_code=trust_remote_code
                 )
             model.tie_weights()

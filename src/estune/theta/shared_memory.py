@@ -28,7 +28,7 @@ class Address:
     shapes: dict[str, tuple[int, ...]]
 
 
-class Shared:
+class SharedTensors:
     """fp32 tensors by name, and one int64 `state` beside them, in shared memory.
 
     Raises:
@@ -43,7 +43,7 @@ class Shared:
         self.state, self.tensors = _mapped(self.address, write_token=True)
 
     @classmethod
-    def attach(cls, address: Address) -> "Shared":
+    def attach(cls, address: Address) -> "SharedTensors":
         """Map what another process made."""
         shared = cls.__new__(cls)
         shared._descriptor = -1

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from estune.theta.shared_memory import Shared
+from estune.theta.shared_memory import SharedTensors
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,9 @@ class Staging:
         shared: the memory that θ is in, to be page-locked.
     """
 
-    def __init__(self, device: torch.device, elements: int, shared: Shared | None = None) -> None:
+    def __init__(
+        self, device: torch.device, elements: int, shared: SharedTensors | None = None
+    ) -> None:
         self._device: torch.device = device
         self._module: Any = torch.get_device_module(
             device
@@ -53,7 +55,7 @@ class Staging:
         self._read[slot].record(current)
 
 
-def lock(shared: Shared, device: torch.device) -> bool:
+def lock(shared: SharedTensors, device: torch.device) -> bool:
     """Page-lock what `shared` maps, for as long as it lives. Without that copies are right too, but slower, which a line says."""
     memory, cudart = shared.state.untyped_storage(), torch.cuda.cudart()  # type: ignore[no-untyped-call]
     status = int(cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes(), 0))

@@ -105,7 +105,7 @@ class KeeperActor:
 
     def put(self, name: str, start: int, values: NDArray[np.float32]) -> None:
         """Part of another replica's θ, for one that joins late; `became` follows the last."""
-        self._theta.put(name, slice(start, start + values.size), torch.from_numpy(np.array(values)))
+        self._theta.put(name, start, torch.from_numpy(np.array(values)))
 
     def became(self, version: int) -> None:
         self._theta.became(version)

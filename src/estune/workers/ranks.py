@@ -24,7 +24,6 @@ dist: Any = torch.distributed  # its stores are public, but not in its list of e
 _PATIENCE = timedelta(
     days=30
 )  # the leader may score or save for long; one that ends takes the others along
-_PART = 1 << 24  # elements of θ that travel at a time
 
 
 _LAUNCHED = (
@@ -140,14 +139,11 @@ class Ranks:
         group = self._group(name)
         version = torch.tensor([theta.version if self.leads else 0])
         _broadcast(group, version)
-        for tensor, values in theta.tensors.items():
-            flat = values.view(-1)
-            for start in range(0, flat.numel(), _PART):
-                part = flat[start : start + _PART]
-                values = part.clone()
-                _broadcast(group, values)
-                if not self.leads:
-                    theta.put(tensor, slice(start, start + values.numel()), values)
+        for tensor, start, part in theta.parts():
+            values = part.clone()
+            _broadcast(group, values)
+            if not self.leads:
+                theta.put(tensor, start, values)
         if not self.leads:
             theta.became(int(version))
 

@@ -29,7 +29,6 @@ from estune.workers.model_source import ModelSource
 logger = logging.getLogger(__name__)
 
 _TRIES = 3  # times in a row that a worker may fail to start, or a piece be failed by workers
-_PART = 1 << 24  # elements of θ that travel at a time to a node that joins late
 _TICK = 0.5  # seconds between looks at who is late
 _LAST_TICK = 0.02  # the same when all is answered and the step waits for nothing else
 
@@ -375,10 +374,8 @@ class RayWorkers:
             and ray.get(keeper.digest.remote()) == digest
         ):
             return
-        for name, theta in self._theta.tensors.items():
-            flat = theta.view(-1)
-            for start in range(0, flat.numel(), _PART):
-                ray.get(keeper.put.remote(name, start, flat[start : start + _PART].numpy()))
+        for name, start, part in self._theta.parts():
+            ray.get(keeper.put.remote(name, start, part.numpy()))
         ray.get(keeper.became.remote(self._theta.version))
         if ray.get(keeper.digest.remote()) != digest:
             raise EngineError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from estune.config import nearest
+from estune.common.other_names import nearest
 from estune.errors import ConfigError
 
 LearningRate = float | str | None  # auto, or None for σ/2
@@ -41,7 +41,6 @@ _PAIR = {
     "population_size": 2,
     "antithetic": True,
     "reward_shaping": "none",
-    "fitness": "mean",
     "pass_k": None,
     "prompt_shaping": None,
     "weight_decay": 0.0,

@@ -27,7 +27,7 @@ _REPORT = 64 << 20  # bytes of all tests' together
 class Grade:
     """The part of its tests that a program passes, and whether it met its time limit."""
 
-    part: float
+    fraction: float
     timed_out: bool = False
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from estune.common.types import Variant
-from estune.engines.vllm_copies import Copies, Copy, View
+from estune.engines.vllm_copy_trace import Copies, Copy, View
 from estune.errors import EngineError
 from estune.theta.theta import Theta
 
