@@ -376,7 +376,7 @@ def test_a_model_object_whose_generation_config_cannot_be_saved_is_tuned_all_the
 def test_an_attention_that_is_not_installed_is_one_line(mini):
     config = ESConfig(model_init_kwargs={"attn_implementation": "flash_attention_2"})
     with pytest.raises(ModelError, match="transformers cannot load this model .*FlashAttention"):
-        load_model(mini, config, torch.float32)
+        load_model(mini, config, "cpu", torch.float32)
 
 
 # processes that were launched

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["ESConfig", "ESTrainer", "EstuneError", "Mixture", "Part", "__version__"]
 __version__ = "0.1.0"
 
-
-_IMPORTED_LATE = {
+_MODULES = {
     "ESTrainer": "estune.trainer",
     "Mixture": "estune.run.mixture",
     "Part": "estune.run.mixture",
@@ -22,7 +21,7 @@ _IMPORTED_LATE = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import the trainer or a mixture, and torch with it, when it is first used."""
-    if name in _IMPORTED_LATE:
-        return getattr(importlib.import_module(_IMPORTED_LATE[name]), name)
-    raise AttributeError(f"module 'estune' has no attribute {name!r}")
+    """Import the trainer and mixtures, and torch with them, only when they are used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'estune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -98,7 +98,7 @@ class ESTrainer:
         self.eval_rows = rows_of(eval_dataset, "eval_dataset") if eval_dataset is not None else []
         self.mixture = train_dataset if isinstance(train_dataset, Mixture) else None
         self._check()
-        self._data = [*self.train_rows, *(self.mixture.plan if self.mixture else [])]
+        self._data = [*self.train_rows, *(self.mixture.settings if self.mixture else [])]
         self._fingerprint = digest(self._data)
         datasets = {"train_dataset": self.train_rows, "eval_dataset": self.eval_rows}
         prompts = {name: [row["prompt"] for row in rows] for name, rows in datasets.items()}
@@ -136,8 +136,8 @@ class ESTrainer:
             if not resume:
                 self.folder.check_fresh(self.model.checkpoint.folder)
             self.screen.say(self.model.describe())
-            if self.model.place.why:
-                self.screen.say(self.model.place.why)
+            if self.model.placement.why:
+                self.screen.say(self.model.placement.why)
             workers = self.model.workers  # built while θ is the base model's, which it compares
             trackers = Trackers(self.args)
             try:
@@ -226,15 +226,15 @@ class ESTrainer:
         if not exists(self.folder.path):
             self.folder.check_fresh(self.model.checkpoint.folder)
             write_config(self.folder.path, self.args)
-            self.folder.measured.clear()
+            self.folder.metrics.clear()
             return self.folder.begin(now)
-        journal = self.folder.go_on()
+        journal = self.folder.reopen()
         check_resumable(journal, as_recorded(now, journal.header, self._data), self.args)
         restore(self.folder, self.model, journal, self.args, self.screen.say)
         return journal
 
     def _train(self, journal: Journal, trackers: Trackers) -> TrainOutput:
-        self._logged = {record["step"]: record for record in self.folder.measured.read()}
+        self._logged = {record["step"]: record for record in self.folder.metrics.read()}
         self.callbacks.call("on_train_begin")
         begun = journal.last
         trace = self.folder.path / f"profile-{begun}.json" if self.args.profile else None
@@ -366,7 +366,7 @@ class ESTrainer:
     def _report(self, step: int, members: list[Scored], mishap: Mishap) -> None:
         """A line about rewards that were lost in `step`; the run's first in full in a file."""
         lost = failure_metrics([member.scores for member in members])["es/reward_errors"]
-        path = self.folder.keep_mishap(f"step {step}: {mishap}\n")
+        path = self.folder.keep_reward_error(f"step {step}: {mishap}\n")
         self.screen.say(
             f"step {step}: {lost} rewards were lost; first: {mishap.function} {mishap.failure.reason} (see {path})"
         )

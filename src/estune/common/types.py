@@ -5,6 +5,7 @@ from typing import Any, TypeGuard
 
 # Text, token ids, or a conversation for the chat template; the first two reach the model unchanged.
 Prompt = str | list[int] | list[dict[str, Any]]
+Row = dict[str, Any]  # one row of a dataset: column → value
 
 
 def is_token_ids(prompt: Any) -> TypeGuard[list[int]]:

@@ -68,31 +68,25 @@ def _manager(include_path: str | None) -> Any:
 
 
 def _model(folder: str, config: RunConfig) -> dict[str, Any]:
-    """The arguments of simple_evaluate that say what answers, and with what."""
-    from estune.engines.device import engine_device, engine_dtype
+    """Return the arguments of simple_evaluate that say what generates, and with what."""
+    from estune.engines.device import dtype_name, engine_device, engine_dtype
+    from estune.engines.vllm_settings import model_arguments
 
-    dtype = str(engine_dtype(config)).removeprefix("torch.")
-    arguments: Row = {
+    dtype = engine_dtype(config)
+    if config.engine == "vllm":
+        arguments = {"pretrained": folder} | model_arguments(config, dtype)
+        return {"model": "vllm", "model_args": arguments, "batch_size": "auto"}
+    arguments = {
         "pretrained": folder,
-        "dtype": dtype,
+        "dtype": dtype_name(dtype),
         "trust_remote_code": config.trust_remote_code,
     }
-    if config.engine != "vllm":
-        return {
-            "model": "hf",
-            "model_args": arguments,
-            "device": engine_device(config),
-            "batch_size": config.generation_batch_size,
-        }
-    arguments |= {
-        "tensor_parallel_size": config.vllm_tensor_parallel_size,
-        "enforce_eager": config.vllm_enforce_eager,
+    return {
+        "model": "hf",
+        "model_args": arguments,
+        "device": engine_device(config),
+        "batch_size": config.generation_batch_size,
     }
-    if config.vllm_gpu_memory_utilization is not None:
-        arguments["gpu_memory_utilization"] = config.vllm_gpu_memory_utilization
-    if config.vllm_max_model_length is not None:
-        arguments["max_model_len"] = config.vllm_max_model_length
-    return {"model": "vllm", "model_args": arguments, "batch_size": "auto"}
 
 
 def _rows(model: str, task: str, values: Row) -> list[Row]:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from estune.common.guard import guarded
-from estune.common.types import Sampling
+from estune.common.types import Row, Sampling
 from estune.config import RunConfig
 from estune.engines.tokens import Tokenizer
 from estune.errors import ConfigError, RewardError
@@ -25,7 +25,7 @@ from estune.rewards.marks import overran_line
 from estune.rewards.scoring import RewardFunctions
 from estune.run.model import Model
 from estune.tasks.reward_functions import resolve_rewards
-from estune.tasks.rows import Row, rows_of
+from estune.tasks.rows import rows_of
 from estune.theta.checkpoint import resolve
 
 Key = tuple[str, str]  # model, task

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from estune.common.types import Completion, Sampling, Unperturbed
+from estune.common.types import Completion, Row, Sampling, Unperturbed
 from estune.config import ESConfig
 from estune.monitor.console import prompt_text
 from estune.monitor.metrics import (
@@ -19,7 +19,7 @@ from estune.monitor.metrics import (
     reward_metrics,
 )
 from estune.rewards.call import Failure
-from estune.rewards.scoring import RewardFunctions, Row, Scores
+from estune.rewards.scoring import RewardFunctions, Scores
 from estune.workers.base import Evaluator
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estune.common.moments import mean
-from estune.common.types import Completion, is_token_ids
+from estune.common.types import Completion, Row, is_token_ids
 from estune.config import ESConfig
 from estune.errors import ConfigError
 from estune.rewards import weighted_sum
@@ -35,7 +35,6 @@ from estune.rewards.signature import (
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 _LOGGERS = ("log_extra", "log_metric")
 OnError = Literal["lowest", "zero", "drop", "raise"]
 
@@ -47,7 +46,7 @@ class Scores:
     """The rewards of one member.
 
     total: the weighted sum for each completion, (B,), NaN where no function gave a number.
-    by_function: function's name → its rewards (B,), NaN for None and, until `settle`, for failures.
+    by_function: function's name → its rewards (B,), NaN for None, and for failures until `settle`.
     metrics, extra: what the functions logged through log_metric and log_extra.
     failures: function's name → completion → what went wrong.
     overran: how many completions met a time limit of a function's own, and got its lowest grade.

@@ -1,7 +1,7 @@
 """A run's folder: one process at a time, checkpoints that load anywhere, fp32 snapshots to resume from, metrics.
 
 journal.jsonl     the record of the run (journal.py)
-metrics.jsonl     one line a step, TRL's metric names (measured.py)
+metrics.jsonl     one line a step, TRL's metric names (metrics_file.py)
 checkpoint-K/     θ in the base checkpoint's own dtypes and names: transformers and vLLM load it as it is
 theta/            θ in fp32 at the last save, from which a resume replays the journal's last steps
 completions/      what the evaluations answered
@@ -25,7 +25,7 @@ from estune.common.durable import locked, remove_folder, sync, write_text
 from estune.common.visible import one_line
 from estune.config import ESConfig
 from estune.errors import ConfigError, JournalError
-from estune.run.metrics_file import Measured
+from estune.run.metrics_file import MetricsFile
 from estune.run.model import Model
 from estune.theta.identity import Identity, fault, run_digest
 from estune.theta.journal import Header, Journal, Step, exists
@@ -39,7 +39,7 @@ class RunFolder:
 
     def __init__(self, config: ESConfig) -> None:
         self.path = Path(config.output_dir)
-        self.measured = Measured(self.path / "metrics.jsonl")
+        self.metrics = MetricsFile(self.path / "metrics.jsonl")
         self._config = config
         self._anchor: Anchor | None = None
         self._journal: Journal | None = None
@@ -78,7 +78,7 @@ class RunFolder:
         self._journal = Journal.create(self.path, header)
         return self._journal
 
-    def go_on(self) -> Journal:
+    def reopen(self) -> Journal:
         """The journal that is there, to be gone on with. Raises JournalError."""
         self._journal = Journal.open(self.path, repair=True)
         return self._journal
@@ -140,7 +140,7 @@ class RunFolder:
     def log(self, record: dict[str, Any]) -> None:
         """Add a step's line of metrics."""
         with self.writing():
-            self.measured.append(record)
+            self.metrics.append(record)
 
     def save(self, step: int, model: Model, state: dict[str, Any], best: int | None) -> None:
         """Write what is missing of the snapshot and the checkpoint of `step`, then delete what is no longer kept.
@@ -188,7 +188,7 @@ class RunFolder:
         known = self._journal.digest(version) if version <= self._journal.last else None
         return Identity(run_digest(self._journal.header), version, known or model.theta.digest())
 
-    def doubtful(self, best: int | None) -> list[int]:
+    def unverified(self, best: int | None) -> list[int]:
         """Of the newest checkpoint and the best: the steps at which they are not known to be what the journal says."""
         assert self._journal is not None
         journal, there = self._journal, self.checkpoints()
@@ -218,7 +218,7 @@ class RunFolder:
             max(1, kept - len(self.checkpoints())) * model.saved_bytes() + 2 * model.theta_bytes()
         )
 
-    def bring_near(self, model: Model, until: int) -> None:
+    def restore_near(self, model: Model, until: int) -> None:
         """Bring θ to the newest state at or before step `until` that the journal vouches for: a snapshot, θ as it is, or the base.
 
         Damaged snapshots are passed over.
@@ -246,7 +246,7 @@ class RunFolder:
             (self.path / "completions").mkdir(exist_ok=True)
             write_text(self._completions(step), json_lines(rows))
 
-    def keep_mishap(self, text: str) -> Path:
+    def keep_reward_error(self, text: str) -> Path:
         """Keep what is said of the first lost reward of the run; returns the file's path."""
         path = self.path / "reward_error.txt"
         with self.writing():
@@ -275,7 +275,7 @@ class RunFolder:
 
     def _in_the_way(self) -> str | None:
         """Return what is there under a name that a run uses, if no run of this trainer left it."""
-        if self.measured.foreign():
+        if self.metrics.has_foreign_lines():
             return "metrics.jsonl"
         patterns = ["theta/step-*.safetensors", "completions/step-*.jsonl"]
         patterns += ["profile-*.json"] * self._config.profile

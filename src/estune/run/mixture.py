@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estune.common.moments import mean
+from estune.common.types import Row
 from estune.config import ESConfig
 from estune.errors import ConfigError, DataError
 from estune.noise.seeds import mix
 from estune.rewards.marks import Grades
 from estune.rewards.returned_values import is_list
 from estune.rewards.signature import NOT_PASSED, RewardFunc, accepted, check_parameters, reward_name
-from estune.tasks.rows import Row, rows_of
+from estune.tasks.rows import rows_of
 
 COLUMN = "task"  # says which part a row belongs to
 _DRAWS = 0x9FB21C651E98DF25  # sets the numbers that are drawn here apart from members' seeds
@@ -115,7 +116,7 @@ class Mixture:
         ]
 
     @property
-    def plan(self) -> list[dict[str, Any]]:
+    def settings(self) -> list[dict[str, Any]]:
         """All but the rows: what else decides which rows a step asks."""
         plans = [
             {

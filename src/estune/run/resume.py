@@ -82,14 +82,14 @@ def restore(
     Raises:
         JournalError: a line of metrics that decides the best checkpoint is damaged, or θ is not what the journal says.
     """
-    folder.measured.mend(journal, config, folder.evaluated)
-    logged = {record["step"]: record for record in folder.measured.read()}
-    for step in folder.doubtful(best_step(config, logged, journal.last)):
-        folder.bring_near(model, step)
+    folder.metrics.repair(journal, config, folder.evaluated)
+    logged = {record["step"]: record for record in folder.metrics.read()}
+    for step in folder.unverified(best_step(config, logged, journal.last)):
+        folder.restore_near(model, step)
         for _ in journal.replay(model.theta, step):
             pass
         folder.save_checkpoint(step, model, trainer_state(config, logged, step))
-    folder.bring_near(model, journal.last)
+    folder.restore_near(model, journal.last)
     say(f"resuming {folder.path} after step {journal.last}, from θ of step {model.theta.version}")
     for step in journal.replay(model.theta, journal.last):
         say(f"replayed step {step} of {journal.last}")

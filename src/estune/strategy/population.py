@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from estune.common.types import Row
 from estune.errors import clean
 from estune.monitor.console import prompt_text
 from estune.monitor.held_out import records
 from estune.monitor.metrics import Tally
 from estune.monitor.timeline import Timeline
 from estune.rewards.call import Failure
-from estune.rewards.scoring import Pending, RewardFunctions, Row, Scores
+from estune.rewards.scoring import Pending, RewardFunctions, Scores
 from estune.workers.base import Evaluation
 
 _MANY = 256  # members whose completions may wait for their rewards before engines have to wait too

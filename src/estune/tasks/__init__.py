@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 
+from estune.common.types import Row
 from estune.errors import ConfigError
-from estune.tasks.base import RewardFunc, Row, Task, completion_text
+from estune.tasks.base import RewardFunc, Task, completion_text
 from estune.tasks.code import CODE_TASKS
 from estune.tasks.conciseness import CONCISENESS, CONCISENESS_CORRECT
 from estune.tasks.countdown import COUNTDOWN, COUNTDOWN_BINARY

@@ -27,7 +27,7 @@ _SIGNS = {"+": "plus", "-": "minus"}
 _RANK = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "plus": 3, "minus": 3}
 
 
-def evaluate(text: str, numbers: Iterable[int]) -> Fraction | None:
+def value_of(text: str, numbers: Iterable[int]) -> Fraction | None:
     """Return the value of `text` as an expression that uses each of `numbers` exactly once, else None.
 
     An expression is made of ASCII digits, + - * / ( ) and spaces. One sign may stand before a number or a

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from estune.common.types import Row
 from estune.errors import DataError
 
-Row = dict[str, Any]
 RewardFunc = Callable[..., Any]
-Completion = str | Sequence[Mapping[str, Any]]
+TextOrMessages = str | Sequence[Mapping[str, Any]]
 LogMetric = Callable[[str, float], None]
 
 
@@ -37,7 +37,7 @@ class Task:
     adapt: Callable[..., Iterable[Mapping[str, Any]]] | None = None
 
 
-def completion_text(completion: Completion) -> str:
+def completion_text(completion: TextOrMessages) -> str:
     """Return what the model wrote: a plain completion itself, or a conversation's last message."""
     if isinstance(completion, str):
         return completion

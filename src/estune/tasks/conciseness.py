@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
+from estune.common.types import Row
 from estune.tasks.base import (
-    Completion,
     LogMetric,
-    Row,
     Task,
+    TextOrMessages,
     completion_text,
     first_rows,
     log_mean,
@@ -49,7 +49,7 @@ def _rows() -> list[Row]:
 
 
 def conciseness_reward(
-    completions: Sequence[Completion],
+    completions: Sequence[TextOrMessages],
     target: Sequence[str],
     log_metric: LogMetric | None = None,
     **columns: Any,
@@ -66,7 +66,7 @@ def conciseness_reward(
 
 
 def conciseness_correct_reward(
-    completions: Sequence[Completion],
+    completions: Sequence[TextOrMessages],
     target: Sequence[str],
     log_metric: LogMetric | None = None,
     **columns: Any,

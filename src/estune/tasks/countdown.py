@@ -13,10 +13,11 @@ from fractions import Fraction
 from itertools import islice
 from typing import Any
 
+from estune.common.types import Row
 from estune.errors import DataError
 from estune.tasks.answers import CLOSE, OPEN, last_block
-from estune.tasks.arithmetic import evaluate
-from estune.tasks.base import Completion, LogMetric, Row, Task, completion_text, log_mean
+from estune.tasks.arithmetic import value_of
+from estune.tasks.base import LogMetric, Task, TextOrMessages, completion_text, log_mean
 from estune.tasks.puzzles import Puzzle, puzzles
 
 TRAIN_SIZE = 200
@@ -56,7 +57,7 @@ def _prompt(puzzle: Puzzle) -> str:
 
 
 def countdown_reward(
-    completions: Sequence[Completion],
+    completions: Sequence[TextOrMessages],
     numbers: Sequence[Any],
     target: Sequence[Any],
     log_metric: LogMetric | None = None,
@@ -70,7 +71,7 @@ def countdown_reward(
 
 
 def countdown_answer_reward(
-    completions: Sequence[Completion],
+    completions: Sequence[TextOrMessages],
     numbers: Sequence[Any],
     target: Sequence[Any],
     log_metric: LogMetric | None = None,
@@ -100,7 +101,7 @@ def grade_completion(completion: str, numbers: Iterable[int], target: Fraction) 
     if block is None:
         return Grade(0.1 if _THINK_END in completion else 0.0, 0.0)
     start, end = block
-    value = evaluate(completion[start:end], numbers)
+    value = value_of(completion[start:end], numbers)
     right = value is not None and abs(value - target) <= _TOLERANCE
     return Grade(_format_with_block(completion, start, end), float(right))
 
@@ -114,7 +115,7 @@ def _format_with_block(text: str, start: int, end: int) -> float:
 
 
 def _grades(
-    completions: Sequence[Completion], numbers: Sequence[Any], target: Sequence[Any]
+    completions: Sequence[TextOrMessages], numbers: Sequence[Any], target: Sequence[Any]
 ) -> list[Grade]:
     rows = enumerate(zip(completions, numbers, target, strict=True))
     return [

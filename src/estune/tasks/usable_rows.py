@@ -4,10 +4,10 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from estune.common.types import Row
 from estune.errors import DataError
 
 logger = logging.getLogger(__name__)
-Row = dict[str, Any]
 
 
 def usable(rows: Iterable[Any], make: Callable[[Any], Row], what: str) -> list[Row]:

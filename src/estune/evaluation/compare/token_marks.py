@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from estune.common.durable import write_text
+from estune.common.types import Row
 from estune.evaluation.compare.runs import Run
 from estune.monitor.held_out import evaluate
 from estune.rewards.scoring import RewardFunctions
-from estune.tasks.rows import Row
 from estune.workers.base import Evaluator
 
 Point = dict[str, Any]  # step, tokens, seconds, and figures of the train and held_out prompts
