@@ -82,7 +82,7 @@ def conciseness_correct_reward(
 
 
 def correct_reward(
-    completions: Sequence[Completion], target: Sequence[str], **columns: Any
+    completions: Sequence[TextOrMessages], target: Sequence[str], **columns: Any
 ) -> list[float]:
     """Score each response 1 if it contains the target as words of their own, else 0."""
     responses = [completion_text(completion) for completion in completions]
