@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -134,18 +135,14 @@ def test_a_reward_function_gets_what_trl_gives_it(make_trainer, rows):
 
 
 def test_async_and_plain_functions_are_weighted_together(make_trainer):
-    running = []
+    both_run = threading.Barrier(2, timeout=60)
 
     async def slow(completions, **columns):
-        running.append("in")
-        while running.count("in") % 2:  # until the other one is under way as well
-            await asyncio.sleep(0)
+        await asyncio.to_thread(both_run.wait)
         return [1.0] * len(completions)
 
     async def slower(completions, **columns):
-        running.append("in")
-        while running.count("in") % 2:
-            await asyncio.sleep(0)
+        await asyncio.to_thread(both_run.wait)
         return [2.0] * len(completions)
 
     def plain(completions, **columns):
