@@ -122,7 +122,9 @@ def test_what_is_no_reward_is_named_and_counts_as_lost(rewards, value):
     assert np.isnan(scores.total).all()
     assert math.isnan(scores.fitness)
     assert len(scores.failures["<lambda>"]) == 4
-    assert "must return one number (or None) per completion" in scores.failures["<lambda>"][0].reason
+    assert (
+        "must return one number (or None) per completion" in scores.failures["<lambda>"][0].reason
+    )
 
 
 def test_none_is_no_failure(rewards):
