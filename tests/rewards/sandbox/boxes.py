@@ -32,7 +32,7 @@ def made(kind):
 
 
 class Runner:
-    """Runs a script of this folder with a sandbox's name, as root or a user, and returns its JSON."""
+    """Runs a script of this folder with a sandbox, as root or a user, and returns its JSON."""
 
     def __init__(self, folder):
         self._folder, self._python = Path(folder), None
