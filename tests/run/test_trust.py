@@ -282,7 +282,9 @@ def test_a_file_of_settings_that_turns_trust_on_is_said_once(mini, told):
 
 @pytest.mark.parametrize("name", ["model_init_kwargs", "engine_kwargs"])
 def test_trust_cannot_be_slipped_in_with_other_settings(name):
-    with pytest.raises(ConfigError, match=f"{name}: trust_remote_code is a setting; give that instead"):
+    with pytest.raises(
+        ConfigError, match=f"{name}: trust_remote_code is a setting; give that instead"
+    ):
         ESConfig(**{name: {"trust_remote_code": True}})
 
 
