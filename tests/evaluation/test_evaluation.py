@@ -304,9 +304,9 @@ def test_where_most_rewards_are_lost_there_is_no_figure_of_the_rest(judged, caps
         (
             "raise KeyError('level')",
             [],
-            "failed at all 4 answers of {model} to data.jsonl; first: it raised KeyError: 'level'",
+            "failed at all 4 completions of {model} for data.jsonl; first: it raised KeyError: 'level'",
         ),
-        ("raise KeyError('level')", ["--on_reward_error", "zero"], "failed at all 4 answers"),
+        ("raise KeyError('level')", ["--on_reward_error", "zero"], "failed at all 4 completions"),
         (FAILS_AT_ONE, ["--on_reward_error", "raise"], "raised ZeroDivisionError"),
     ],
 )

@@ -25,7 +25,7 @@ from estune.errors import ConfigError
 
 if TYPE_CHECKING:
     from estune.common.types import Sampling
-    from estune.evaluation.models import Exam
+    from estune.evaluation.exams import Exam
 
 SUMMARY = "score models on held-out prompts"
 USAGE = "estune eval --model MODEL ... [--tasks TASK ...] [--base MODEL] [--num_generations N] [--kl] [--SETTING VALUE ...]"
@@ -105,14 +105,14 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     from estune.monitor.console import quieten_libraries
 
     quieten_libraries()
-    from estune.evaluation import examine
+    from estune.evaluation import report
     from estune.monitor.console import set_log_level
 
     set_log_level(config)
     if exams:
-        examine.show_exams(options, config, list(dict.fromkeys(models)), exams, sampling)
+        report.show_exams(options, config, list(dict.fromkeys(models)), exams, sampling)
     if options.lm_eval:
-        examine.show_harness(
+        report.show_harness(
             options,
             config,
             list(dict.fromkeys([*([options.base] if options.base else []), *models])),
@@ -214,6 +214,6 @@ def _exam(config: RunConfig) -> "Exam":
             f"dataset_test_split: {config.dataset_name} has no split {config.dataset_test_split!r}; "
             "name one that it has, or give eval_dataset_name"
         )
-    from estune.evaluation.models import exam
+    from estune.evaluation.exams import Exam
 
-    return exam(config.task or Path(config.dataset_name or "").name, config, held_out, rewards)
+    return Exam.of(config.task or Path(config.dataset_name or "").name, config, held_out, rewards)
