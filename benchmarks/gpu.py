@@ -1,20 +1,22 @@
-"""Writing members and updating θ on a GPU, against its own copy bandwidth, and streaming members from host memory, against the bus.
+"""Compare writing members and updating θ on a GPU with copies on it, and over the bus.
 
     python -m benchmarks.gpu [--parameters-like qwen2.5-7b] [--json]
-    python -m benchmarks.gpu --parameters-like tiny --device cpu      # the same lines on a CPU: its figures mean nothing
+    python -m benchmarks.gpu --parameters-like tiny --device cpu   # the same code, on a CPU
 
-Weights are random, of the shapes that a model has, in bf16; θ is fp32. A copy's bandwidth counts bytes read and written.
-Figures are printed as soon as they are known; with --json, as one object per line.
+Weights are random and in bf16, θ is in fp32, both with a real model's shapes. A copy's bandwidth
+counts bytes read and written. Each figure is printed at once; with --json, as one object per line.
 
-    perturbed_of_copy       bandwidth of writing a member from θ on the GPU ÷ that of a copy; at least 0.8
-    update_1_of_copy        the same of an update of one seed; at least 0.8
-    update_30_of_copy       the same of thirty seeds, in one pass over θ; at least 0.8
-    load_over_bus           writing a member from θ in host memory ÷ copying θ over the bus from page-locked memory; at most 1.2
-    peak_over_weights       of GPU memory meanwhile, over the weights; at most 1.10
-    usual_over_perturbed    adding torch.randn, and later subtracting it ÷ writing a member
-    usual_over_update       an update of 30 seeds with torch.randn ÷ ours
-    …_ExW_of_copy           the same bandwidths, with Triton programs of E elements and W warps
-    …bits_equal             1 (true) when all samples have the reference's bits: of a member, of one that streamed, of θ after updates
+    perturbed_of_copy     bandwidth of writing a member from θ on the GPU ÷ of a copy; at least 0.8
+    update_1_of_copy      the same of an update with one seed; at least 0.8
+    update_30_of_copy     the same of an update with 30 seeds, in one pass over θ; at least 0.8
+    load_over_bus         writing a member from θ in host memory ÷ copying θ over the bus, from
+                          page-locked memory; at most 1.2
+    peak_over_weights     peak of GPU memory meanwhile ÷ the weights; at most 1.10
+    usual_over_perturbed  adding torch.randn, and later subtracting it ÷ writing a member
+    usual_over_update     an update of 30 seeds with torch.randn ÷ ours
+    …_ExW_of_copy         the same bandwidths, with Triton programs of E elements and W warps
+    …bits_equal           1 (true) if all samples equal the reference to the bit: of a member, of a
+                          member that was streamed, of θ after an update
 """
 
 import argparse
@@ -31,7 +33,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import best_of, lines, machine
-from benchmarks.kernels import usual_member, usual_update
+from benchmarks.kernels import Weights, usual_member, usual_update
 from estune.common.types import Member
 from estune.noise import kernels, reference, stream
 from estune.theta.shared_memory import SharedTensors
@@ -40,38 +42,33 @@ from estune.theta.theta import Theta
 Shapes = dict[str, tuple[int, ...]]
 Figures = dict[str, float | str]
 
-SAMPLE = 4096  # elements at either end of a parameter that are compared with the reference
-COPIED = 1 << 30  # elements of the copy that bandwidth is taken from, at most
-SEEDS, COEFFICIENTS = (
-    list(range(30)),
-    [float(np.float32((-1) ** n * 1e-6 * (n + 1))) for n in range(30)],
-)
+SAMPLE = 4096  # elements at each end of a parameter that are compared with the reference
+COPIED = 1 << 30  # at most so many elements are copied to measure bandwidth
+SEEDS = list(range(30))
+COEFFICIENTS = [float(np.float32((-1) ** n * 1e-6 * (n + 1))) for n in range(30)]
 MEMBER = Member(7, -1, 1e-3, "iid", 0)
-# elements and warps of a Triton program; the default, 2048 and 4, is measured anyway
+BYTES = {"perturbed": 6, "update_1": 8, "update_30": 8}  # read and written per parameter
+# elements and warps of a Triton program, in addition to the default (2048 and 4)
 BLOCKS = ((1024, 4), (2048, 8), (4096, 4), (4096, 8), (8192, 8))
 
 
 def qwen(
     hidden: int, layers: int, heads: int, key_heads: int, intermediate: int, vocabulary: int
 ) -> Shapes:
-    """Of a Qwen2 whose embeddings are untied."""
+    """Return the shapes of a Qwen2 with untied embeddings."""
     keys = hidden // heads * key_heads
     shapes: Shapes = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for number in range(layers):
         layer = f"model.layers.{number}."
         for name, rows in {"q": hidden, "k": keys, "v": keys}.items():
-            shapes |= {
-                f"{layer}self_attn.{name}_proj.weight": (rows, hidden),
-                f"{layer}self_attn.{name}_proj.bias": (rows,),
-            }
-        shapes |= {f"{layer}self_attn.o_proj.weight": (hidden, hidden)}
-        shapes |= {
-            f"{layer}mlp.{name}_proj.weight": (intermediate, hidden) for name in ("gate", "up")
-        }
-        shapes |= {f"{layer}mlp.down_proj.weight": (hidden, intermediate)}
-        shapes |= {
-            f"{layer}{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")
-        }
+            shapes[f"{layer}self_attn.{name}_proj.weight"] = (rows, hidden)
+            shapes[f"{layer}self_attn.{name}_proj.bias"] = (rows,)
+        shapes[f"{layer}self_attn.o_proj.weight"] = (hidden, hidden)
+        shapes[f"{layer}mlp.gate_proj.weight"] = (intermediate, hidden)
+        shapes[f"{layer}mlp.up_proj.weight"] = (intermediate, hidden)
+        shapes[f"{layer}mlp.down_proj.weight"] = (hidden, intermediate)
+        shapes[f"{layer}input_layernorm.weight"] = (hidden,)
+        shapes[f"{layer}post_attention_layernorm.weight"] = (hidden,)
     return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
 
 
@@ -81,78 +78,69 @@ MODELS = {name: qwen(*size) for name, size in SIZES.items()}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--parameters-like",
-        choices=MODELS,
-        default="qwen2.5-7b",
-        help="whose shapes the parameters have [qwen2.5-7b]",
-    )
-    parser.add_argument(
-        "--device",
-        default="cuda",
-        help="cuda, cuda:1, or cpu for torch's kernels on CPU tensors in its place [cuda]",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON objects and nothing else")
-    asked = parser.parse_args()
-    device, shapes = torch.device(asked.device), MODELS[asked.parameters_like]
-    if device.type != "cpu" and not (torch.cuda.is_available() and kernels.compiled(device.type)):
+    options = parse_options()
+    device = torch.device(options.device)
+    on_gpu = torch.cuda.is_available() and kernels.compiled(device.type)
+    if device.type != "cpu" and not on_gpu:
         print(
-            "benchmarks.gpu: needs a CUDA GPU and Triton, and finds none; --device cpu --parameters-like tiny tries it without",
+            "benchmarks.gpu: no CUDA GPU with Triton found; without one, try --device cpu "
+            "--parameters-like tiny",
             file=sys.stderr,
         )
         return 2
-    if not asked.json:
+    if not options.json:
         print(machine())
-    for figures in measured(shapes, device):
-        print(json.dumps(figures) if asked.json else lines(figures), flush=True)
+    for figures in measured(MODELS[options.parameters_like], device):
+        print(json.dumps(figures) if options.json else lines(figures), flush=True)
     return 0
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--parameters-like",
+        choices=MODELS,
+        default="qwen2.5-7b",
+        help="the model with these shapes [qwen2.5-7b]",
+    )
+    add("--device", default="cuda", help="cuda, cuda:1, or cpu to test without a GPU [cuda]")
+    add("--json", action="store_true", help="print JSON objects and nothing else")
+    return parser.parse_args()
 
 
 def measured(shapes: Shapes, device: torch.device) -> Iterator[Figures]:
     """Yield figures as they are measured."""
     if device.type == "cpu":
         stream_on_a_cpu()
-    yield from_host(shapes, device)  # first, while nothing else is on the device
+    yield from_host(shapes, device)  # first, while the device is empty
     if device.type == "cpu":
         stand_in()
     yield from on_device(shapes, device)
 
 
 def on_device(shapes: Shapes, device: torch.device) -> Iterator[Figures]:
-    """Figures with θ on the device."""
+    """Measure with θ on the device."""
     count = sum(map(math.prod, shapes.values()))
     copied = copy_bandwidth(min(count, COPIED), device)
-    theta = Theta(
-        filled({name: torch.empty(shape, device=device) for name, shape in shapes.items()})
-    )
-    weights = {
-        name: torch.empty(shape, dtype=torch.bfloat16, device=device)
-        for name, shape in shapes.items()
-    }
-    yield {"parameters": count, "copy_bytes_a_second": copied}
+    theta = Theta(filled(empty(shapes, torch.float32, device)))
+    weights = empty(shapes, torch.bfloat16, device)
+    yield {"parameters": count, "copy_bytes_per_second": copied}
     write(theta, weights)
     yield {"bits_equal": same_member(theta, weights)}
     seconds = timed_operations(theta, weights, device)
-    for name, each in BYTES.items():
-        yield {
-            f"{name}_seconds": seconds[name],
-            f"{name}_of_copy": each * count / seconds[name] / copied,
-        }
+    for name, bytes_each in BYTES.items():
+        bandwidth = bytes_each * count / seconds[name]
+        yield {f"{name}_seconds": seconds[name], f"{name}_of_copy": bandwidth / copied}
     yield {"update_bits_equal": same_update(theta)}
     yield from usual_way(weights, seconds, device)
     yield from other_blocks(theta, weights, device, count / copied)
 
 
-BYTES = {"perturbed": 6, "update_1": 8, "update_30": 8}  # read and written per parameter
-
-
-def timed_operations(
-    theta: Theta, weights: dict[str, torch.Tensor], device: torch.device
-) -> dict[str, float]:
-    """Seconds that each operation in BYTES takes."""
+def timed_operations(theta: Theta, weights: Weights, device: torch.device) -> dict[str, float]:
+    """Return the seconds of each operation in BYTES."""
     runs: dict[str, Callable[[], object]] = {
         "perturbed": lambda: write(theta, weights),
         "update_1": lambda: update(theta, 1),
@@ -161,41 +149,37 @@ def timed_operations(
     return {name: timed(run, device) for name, run in runs.items()}
 
 
-def usual_way(
-    weights: dict[str, torch.Tensor], ours: dict[str, float], device: torch.device
-) -> Iterator[Figures]:
-    """Time of the same work by torch.randn, in the model's dtype, relative to ours."""
-    yield {
-        "usual_over_perturbed": timed(lambda: usual_member(weights), device, 1) / ours["perturbed"]
-    }
-    yield {
-        "usual_over_update": timed(lambda: usual_update(weights, len(SEEDS)), device, 1)
-        / ours["update_30"]
-    }
+def usual_way(weights: Weights, ours: dict[str, float], device: torch.device) -> Iterator[Figures]:
+    """Time the same work with torch.randn in the model's dtype, relative to ours."""
+    member = timed(lambda: usual_member(weights), device, 1)
+    yield {"usual_over_perturbed": member / ours["perturbed"]}
+    update_all = timed(lambda: usual_update(weights, len(SEEDS)), device, 1)
+    yield {"usual_over_update": update_all / ours["update_30"]}
 
 
 def other_blocks(
-    theta: Theta, weights: dict[str, torch.Tensor], device: torch.device, copy_seconds: float
+    theta: Theta, weights: Weights, device: torch.device, copy_seconds: float
 ) -> Iterator[Figures]:
-    """Bandwidths with other sizes of Triton's programs.
+    """Measure bandwidths with other sizes of Triton programs.
 
     Args:
-        copy_seconds: what a copy takes for one byte per parameter.
+        copy_seconds: duration of a copy of one byte per parameter.
     """
     backend: Any = kernels.on_device(device.type)
     if not hasattr(backend, "LAUNCH"):
         yield {"other_blocks": "needs Triton"}
         return
     for elements, warps in BLOCKS:
-        backend._SIZE, backend.LAUNCH["num_warps"] = elements, warps
+        backend._SIZE = elements
+        backend.LAUNCH["num_warps"] = warps
         seconds = timed_operations(theta, weights, device)
         yield {
-            f"{name}_{elements}x{warps}_of_copy": each * copy_seconds / seconds[name]
-            for name, each in BYTES.items()
+            f"{name}_{elements}x{warps}_of_copy": bytes_each * copy_seconds / seconds[name]
+            for name, bytes_each in BYTES.items()
         }
 
 
-def write(theta: Theta, weights: dict[str, torch.Tensor]) -> None:
+def write(theta: Theta, weights: Weights) -> None:
     for _ in theta.perturbed(replace(MEMBER, version=theta.version), weights.__getitem__):
         pass
 
@@ -205,17 +189,13 @@ def update(theta: Theta, seeds: int) -> None:
 
 
 def from_host(shapes: Shapes, device: torch.device) -> Figures:
-    """Figures with θ in host memory, from which members stream."""
+    """Measure with θ in host memory, from which members are streamed."""
     theta = in_host_memory(shapes)
-    weights = {
-        name: torch.empty(shape, dtype=torch.bfloat16, device=device)
-        for name, shape in shapes.items()
-    }
-    held = sum(tensor.nbytes for tensor in weights.values())
+    weights = empty(shapes, torch.bfloat16, device)
+    size = sum(tensor.nbytes for tensor in weights.values())
     load = timed(lambda: write(theta, weights), device)
-    peak = (
-        torch.cuda.max_memory_allocated(device) if device.type == "cuda" else held
-    )  # not measured on a CPU
+    on_gpu = device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated(device) if on_gpu else size  # not measured on a CPU
     equal = same_member(theta, weights)
     weights.clear()
     bus = bus_seconds(theta, device)
@@ -223,93 +203,94 @@ def from_host(shapes: Shapes, device: torch.device) -> Figures:
         "load_seconds": load,
         "bus_seconds": bus,
         "load_over_bus": load / bus,
-        "bus_bytes_a_second": sum(tensor.nbytes for tensor in theta.tensors.values()) / bus,
-        "peak_over_weights": peak / held,
+        "bus_bytes_per_second": sum(tensor.nbytes for tensor in theta.tensors.values()) / bus,
+        "peak_over_weights": peak / size,
         "streamed_bits_equal": equal,
     }
 
 
 def in_host_memory(shapes: Shapes) -> Theta:
-    """A random θ in memory that can be page-locked."""
-    shared = SharedTensors(shapes)
+    """Return a random θ in memory that can be page-locked."""
+    shared = SharedTensors.create(shapes)
     return Theta(filled(shared.tensors), shared=shared)
 
 
+def empty(shapes: Shapes, dtype: torch.dtype, device: torch.device) -> Weights:
+    return {name: torch.empty(shape, dtype=dtype, device=device) for name, shape in shapes.items()}
+
+
 def bus_seconds(theta: Theta, device: torch.device) -> float:
-    """Seconds to copy θ to the device."""
-    buffer = torch.empty(max(tensor.numel() for tensor in theta.tensors.values()), device=device)
-    return timed(
-        lambda: [
-            buffer[: tensor.numel()].copy_(tensor.view(-1), non_blocking=True)
-            for tensor in theta.tensors.values()
-        ],
-        device,
-    )
+    """Return the seconds to copy θ to the device."""
+    tensors = [tensor.view(-1) for tensor in theta.tensors.values()]
+    buffer = torch.empty(max(map(len, tensors)), device=device)
+
+    def copy() -> None:
+        for tensor in tensors:
+            buffer[: len(tensor)].copy_(tensor, non_blocking=True)
+
+    return timed(copy, device)
 
 
 def timed(run: Callable[[], object], device: torch.device, times: int = 3) -> float:
-    """Seconds that `run` takes, until the device is idle; the best of `times`."""
+    """Return the seconds until `run` has finished on the device, the best of `times`."""
     module: Any = torch.get_device_module(device)
     return best_of(times, lambda: (run(), module.synchronize(device)))[0]
 
 
 def copy_bandwidth(elements: int, device: torch.device) -> float:
-    """Bytes per second that a copy on the device reads and writes."""
+    """Return the bytes per second that a copy on the device reads and writes."""
     source, target = (torch.ones(elements, device=device) for _ in range(2))
     return 2 * source.nbytes / timed(lambda: target.copy_(source), device)
 
 
-def filled(theta: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Random values, which repeat: they only have to be there."""
+def filled(theta: Weights) -> Weights:
+    """Fill the tensors with random values, which repeat; return them."""
     device = next(iter(theta.values())).device
-    some = (torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02).to(device)
+    values = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.02
+    values = values.to(device)
     for tensor in theta.values():
-        for part in torch.split(tensor.view(-1), len(some)):
-            part.copy_(some[: part.numel()])
+        for part in torch.split(tensor.view(-1), len(values)):
+            part.copy_(values[: part.numel()])
     return theta
 
 
-def same_member(theta: Theta, weights: dict[str, torch.Tensor]) -> bool:
-    """Whether `weights` are MEMBER's: the reference's bits, at both ends of every parameter."""
-    written, scale = samples(weights), np.float32(MEMBER.sign) * np.float32(MEMBER.sigma)
-    exact = {
-        at: theta.numpy() + scale * epsilon(MEMBER.seed, *at, theta.numel())
-        for at, theta in samples(theta.tensors).items()
-    }
-    return all(
-        torch.equal(written[at], torch.from_numpy(values).bfloat16())
-        for at, values in exact.items()
-    )
+def same_member(theta: Theta, weights: Weights) -> bool:
+    """Whether samples of `weights` have the reference's bits of MEMBER."""
+    written = samples(weights)
+    scale = np.float32(MEMBER.sign) * np.float32(MEMBER.sigma)
+    for at, values in samples(theta.tensors).items():
+        exact = values.numpy() + scale * epsilon(MEMBER.seed, *at, len(values))
+        if not torch.equal(written[at], torch.from_numpy(exact).bfloat16()):
+            return False
+    return True
 
 
 def same_update(theta: Theta) -> bool:
-    """Whether an update of all seeds gives θ the reference's bits there."""
+    """Whether samples of θ have the reference's bits after an update with all seeds."""
     before = samples(theta.tensors)
-    theta.update(SEEDS, COEFFICIENTS, noise="iid", version=theta.version)
+    update(theta, len(SEEDS))
+    after = samples(theta.tensors)
     return all(
-        torch.equal(theta, before[at] + delta(*at, theta.numel()))
-        for at, theta in samples(theta.tensors).items()
+        torch.equal(after[at], values + delta(*at, len(values))) for at, values in before.items()
     )
 
 
 def delta(name: str, start: int, size: int) -> torch.Tensor:
+    """Return what an update with all seeds adds to `size` elements from `start`."""
     total: np.ndarray = np.zeros(size, np.float32)
     for seed, coefficient in zip(SEEDS, COEFFICIENTS, strict=True):
         total = total + np.float32(coefficient) * epsilon(seed, name, start, size)
     return torch.from_numpy(total)
 
 
-def samples(tensors: dict[str, torch.Tensor]) -> dict[tuple[str, int], torch.Tensor]:
-    """(name, first element) → some elements from there on, on the CPU."""
-    starts = {
-        (name, start): tensor.view(-1)
-        for name, tensor in tensors.items()
-        for start in (0, max(0, tensor.numel() - SAMPLE))
-    }
-    return {
-        (name, start): flat[start : start + SAMPLE].cpu().clone()
-        for (name, start), flat in starts.items()
-    }
+def samples(tensors: Weights) -> dict[tuple[str, int], torch.Tensor]:
+    """Return a copy of both ends of each tensor, by name and first element, on the CPU."""
+    found = {}
+    for name, tensor in tensors.items():
+        flat = tensor.view(-1)
+        for start in (0, max(0, len(flat) - SAMPLE)):
+            found[name, start] = flat[start : start + SAMPLE].cpu().clone()
+    return found
 
 
 def epsilon(seed: int, name: str, start: int, size: int) -> np.ndarray:
@@ -319,14 +300,14 @@ def epsilon(seed: int, name: str, start: int, size: int) -> np.ndarray:
 
 
 def stream_on_a_cpu() -> None:
-    """From now on, stream members from θ in host memory to CPU tensors as to a GPU's."""
+    """From now on, stream members from host memory to CPU tensors, as if these were on a GPU."""
     kernels.compiled = lambda kind: True  # type: ignore[assignment]
 
 
 def stand_in() -> None:
-    """From now on, treat CPU tensors as a GPU's.
+    """From now on, treat CPU tensors as if they were on a GPU.
 
-    The kernels are torch's, or Triton's under TRITON_INTERPRET=1.
+    The kernels are torch's, or Triton's if TRITON_INTERPRET=1.
     """
     name = "triton" if os.environ.get("TRITON_INTERPRET") == "1" else "torch"
     backend = import_module(f"estune.noise.{name}")

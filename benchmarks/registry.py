@@ -1,4 +1,4 @@
-"""What is measured: each benchmark, the process that measures it, and its ratios with their bars."""
+"""The benchmarks of `make bench`: the module that measures each, its ratios and their bars."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,15 +6,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ratio:
-    """A figure that a benchmark prints. One that promises nothing has no bar, and is the better the smaller it is."""
+    """A figure that a benchmark prints.
+
+    It may have a bar: at most `most`, or at least `least`. Without a bar, smaller is better.
+    """
 
     name: str
-    says: str
+    description: str
     most: float | None = None
     least: float | None = None
-    margin: float = (
-        0.02  # the part of the baseline by which it may be worse, as runs of the same code differ
-    )
+    margin: float = 0.02  # worse than the baseline by this part is still within the noise
 
     @property
     def bar(self) -> str:
@@ -23,27 +24,27 @@ class Ratio:
         return "" if self.most is None else f"≤ {self.most:g}"
 
     def met(self, value: float) -> bool:
-        return (self.most is None or value <= self.most) and (
-            self.least is None or value >= self.least
-        )
+        if self.least is not None:
+            return value >= self.least
+        return self.most is None or value <= self.most
 
     def worse(self, value: float, baseline: float) -> bool:
-        """Whether it is worse than the baseline by more than the margin."""
+        """Whether `value` is worse than the baseline by more than the margin."""
         change = value / baseline - 1
         return (change if self.least is None else -change) > self.margin
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`python -m module --json` prints the ratios, in a process of its own."""
+    """A module whose `python -m module --json` prints the ratios."""
 
     name: str
     module: str
-    says: str
+    description: str
     ratios: Sequence[Ratio]
 
 
-# A step's ratios are 1 and a little: there the margin is half a hundredth. Kernels on shared memory vary most.
+# A step's ratios are just above 1, so their margin is small. The kernels' ratios vary most.
 BENCHMARKS = (
     Benchmark(
         "kernels",
@@ -95,7 +96,7 @@ BENCHMARKS = (
     Benchmark(
         "engines",
         "benchmarks.engines",
-        "a step on vLLM, and vLLM beside transformers",
+        "a step on vLLM, and vLLM compared with transformers",
         (
             Ratio(
                 "step_over_generation_vllm",
@@ -105,7 +106,7 @@ BENCHMARKS = (
             ),
             Ratio(
                 "vllm_over_transformers",
-                "tokens a second of vLLM ÷ those of transformers",
+                "tokens per second, vLLM ÷ transformers",
                 least=2.5,
                 margin=0.1,
             ),
@@ -114,7 +115,7 @@ BENCHMARKS = (
     Benchmark(
         "workers",
         "benchmarks.workers",
-        "a Ray worker beside the trainer's own process",
+        "a Ray worker compared with the trainer's own process",
         (
             Ratio(
                 "ray_over_local", "a step on one Ray worker ÷ in the trainer's process", most=1.03
@@ -124,17 +125,17 @@ BENCHMARKS = (
     Benchmark(
         "scheduler",
         "benchmarks.scheduler",
-        "dealing members out to workers, simulated",
+        "distributing members over workers, simulated",
         (
             Ratio(
                 "simulated_over_ideal",
-                "30 members on 8 workers ÷ ideal; 1.25 is what whole members take",
+                "30 members on 8 workers ÷ ideal; 1.25 with whole members",
                 most=1.25,
                 margin=0.001,
             ),
             Ratio(
                 "scheduler_over_core",
-                "CPU time of dealing 10,000 members to 1,000 workers ÷ the step's time",
+                "CPU time of scheduling 10,000 members on 1,000 workers ÷ the step's time",
                 margin=0.5,
             ),
         ),
@@ -165,12 +166,12 @@ BENCHMARKS = (
     Benchmark(
         "rl",
         "benchmarks.rl",
-        "ES beside TRL's GRPO, 16 completions of 32 tokens",
+        "ES compared with TRL's GRPO, 16 completions of 32 tokens",
         (
             Ratio("es_over_grpo_memory", "memory of ES in fp32 ÷ GRPO's", most=0.2, margin=0.05),
             Ratio(
                 "es_over_grpo_time",
-                "time of a member in fp32 ÷ of a GRPO step, of as many completions",
+                "time of a member in fp32 ÷ of a GRPO step with as many completions",
                 margin=0.1,
             ),
             Ratio(
@@ -180,7 +181,7 @@ BENCHMARKS = (
             ),
             Ratio(
                 "es_over_checkpointed_grpo_memory",
-                "the same, ES in fp32 and GRPO with gradient checkpointing",
+                "memory of ES in fp32 ÷ GRPO's with gradient checkpointing",
                 margin=0.05,
             ),
         ),

@@ -1,91 +1,92 @@
-"""What rewards cost beside generation, and what one that hangs costs.
+"""Measure what rewards add to generation, and what a reward function that hangs costs.
 
     python -m benchmarks.rewards [--json]
 
-    judge_over_generation   a step in which 30 members × 200 completions take 2 s each to generate and an async judge 10 ms a
-                            completion ÷ the generation alone; at most 1.02
-    plain_over_generation   the same with a plain function that sleeps 10 ms a completion in turn: the last member's 2 s are left
-    hang_over_bound         seconds that a reward took which hangs on 8 of 40 completions, in 4 scorers ÷ ⌈8 ÷ 4⌉ × reward_timeout,
-                            once the function is called a completion at a time; beside it generation goes on
+    judge_over_generation   a step of 30 members × 200 completions, with an async judge that takes
+                            10 ms per completion ÷ generation alone, at 2 s per member; at most 1.02
+    plain_over_generation   the same with a plain function that sleeps 10 ms for each completion in
+                            turn; the last member's 2 s cannot overlap with generation
+    hang_over_bound         scoring 40 completions in 4 scorers, with a function that hangs on 8 of
+                            them ÷ ⌈8 ÷ 4⌉ × reward_timeout; generation continues meanwhile
 
-Generation is slept through: what is measured is what rewards add to it.
+Generation is a sleep, because only what rewards add to it is measured.
 """
 
 import asyncio
+import math
 import time
+from typing import Any
 
-from benchmarks.common import options, show
+from benchmarks.common import options, show, timed
 from estune.common.types import Completion
-from estune.monitor.timeline import Timeline
 from estune.rewards.processes.pool import RewardLimits
 from estune.rewards.scoring import RewardFunctions
-from estune.strategy.population import Population
-from estune.workers.base import Evaluation
 
-PROMPTS, MEMBER_SECONDS, PAUSE = 200, 2.0, 0.01
-HANGING, OTHERS, SCORERS, TIMEOUT = 8, 32, 4, 3.0
+PROMPTS = 200
+MEMBER_SECONDS = 2.0
+PAUSE = 0.01
+HANGING = 8
+OTHERS = 32
+SCORERS = 4
+TIMEOUT = 3.0
 
 
-async def judge(completions):  # type: ignore[no-untyped-def]
+async def judge(completions: list[str], **columns: Any) -> list[float]:
     await asyncio.gather(*(asyncio.sleep(PAUSE) for _ in completions))
     return [float(len(text)) for text in completions]
 
 
-def plain(completions):  # type: ignore[no-untyped-def]
+def plain(completions: list[str], **columns: Any) -> list[float]:
     for _ in completions:
         time.sleep(PAUSE)
     return [float(len(text)) for text in completions]
 
 
-def hangs(completions):  # type: ignore[no-untyped-def]
+def hangs(completions: list[str], **columns: Any) -> list[float]:
     if "hang" in completions:
         time.sleep(1e6)
     return [1.0] * len(completions)
 
 
 def main() -> None:
-    asked = options(__doc__)
-    members = 3 if asked.quick else 30
-    show(
-        {
-            "judge_over_generation": _step(judge, members) / (members * MEMBER_SECONDS),
-            "plain_over_generation": _step(plain, members) / (members * MEMBER_SECONDS),
-            "hang_over_bound": _hang() / (-(-HANGING // SCORERS) * TIMEOUT),
-        },
-        asked.json,
-    )
+    given = options(__doc__)
+    members = 3 if given.quick else 30
+    generation = members * MEMBER_SECONDS
+    bound = math.ceil(HANGING / SCORERS) * TIMEOUT
+    figures = {
+        "judge_over_generation": step_seconds(judge, members) / generation,
+        "plain_over_generation": step_seconds(plain, members) / generation,
+        "hang_over_bound": hanging_seconds() / bound,
+    }
+    show(figures, given.json)
 
 
-def _step(function, members: int) -> float:  # type: ignore[no-untyped-def]
-    """Seconds of a step's generation and rewards."""
+def step_seconds(function: Any, members: int) -> float:
+    """Return the seconds to generate and score all members of a step."""
     rewards = RewardFunctions([function])
-    rows = [{"prompt": str(i)} for i in range(PROMPTS)]
+    rows = [{"prompt": str(number)} for number in range(PROMPTS)]
     completions = [Completion("x" * 200, list(range(100)), False)] * PROMPTS
-    rewards.score(rows[:1], completions[:1])  # scorers start once a run
-    population = Population(rewards, rows, None, Timeline(), best_of=0)
+    rewards.score(rows[:1], completions[:1])  # starts the scorers, which happens once per run
     started = time.perf_counter()
-    for index in range(members):
-        time.sleep(max(0.0, started + (index + 1) * MEMBER_SECONDS - time.perf_counter()))
-        population.add(Evaluation(index, completions), first=False)
-    while population.under_way:
-        population.wait(0.1)
+    pending = []
+    for number in range(1, members + 1):
+        time.sleep(max(0.0, started + number * MEMBER_SECONDS - time.perf_counter()))
+        pending.append(rewards.submit(rows, completions))
+    for member in pending:
+        member.result()
     seconds = time.perf_counter() - started
     rewards.close()
     return seconds
 
 
-def _hang() -> float:
-    """Seconds that it takes to score a member with completions at which the function hangs, for the second time."""
+def hanging_seconds() -> float:
+    """Return the seconds of scoring, after a first time that makes calls of one completion each."""
     rewards = RewardFunctions([hangs], limits=RewardLimits(SCORERS, TIMEOUT))
     texts = (["hang"] + ["fine"] * (OTHERS // HANGING)) * HANGING
-    rows, completions = (
-        [{"prompt": ""}] * len(texts),
-        [Completion(text, [1], False) for text in texts],
-    )
+    rows = [{"prompt": ""}] * len(texts)
+    completions = [Completion(text, [1], False) for text in texts]
     rewards.score(rows, completions, first=False)
-    started = time.perf_counter()
-    rewards.score(rows, completions, first=False)
-    seconds = time.perf_counter() - started
+    seconds = timed(lambda: rewards.score(rows, completions, first=False))
     rewards.close()
     return seconds
 

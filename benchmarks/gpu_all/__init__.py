@@ -1,7 +1,7 @@
 """The parts of `benchmarks/gpu_all.sh`, which tests on one GPU what estune promises about GPUs.
 
-Each part is a process of its own. It prints figures as soon as it has them, one JSON object per
-line, so a part that is stopped early keeps what it has measured.
+Each part runs in its own process. It prints each figure at once, as a JSON object on its own line,
+so a part that is stopped early keeps what it has measured.
 """
 
 import json

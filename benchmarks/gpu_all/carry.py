@@ -1,16 +1,17 @@
 """Collect what a GPU machine without a network needs, in parts that are copied one after the other.
 
-    python -m benchmarks.gpu_all.carry           collect it in carry/, check that it is complete
-    python -m benchmarks.gpu_all.carry model     on any machine: join the model, print its path
+    python -m benchmarks.gpu_all.carry           collect it in carry/, and check that it is complete
+    python -m benchmarks.gpu_all.carry model     on any machine: join the model, and print its path
 
-carry/wheels holds the packages of carried.txt, carry/model-1 and carry/model-2 the halves of the
-GGUF, and carry/tokenizer the tokenizer that transformers makes from it, because releases before
+carry/wheels contains the packages of carried.txt; carry/model-1 and carry/model-2, the halves of
+the GGUF; carry/tokenizer, the tokenizer that transformers makes from it, because releases before
 5.19 choose a wrong end token.
 """
 
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,16 +27,9 @@ HERE = Path(__file__).parent
 CARRY = ROOT / "carry"
 WHEELS, TOKENIZER = CARRY / "wheels", CARRY / "tokenizer"
 HALVES = (CARRY / "model-1", CARRY / "model-2")
-MOST = 64 << 20  # bytes of one part, with the repository
-TAGS = (
-    "manylinux_2_28",
-    "manylinux_2_27",
-    "manylinux_2_24",
-    "manylinux_2_17",
-    "manylinux2014",
-    "manylinux1",
-)
-PLATFORMS = [word for tag in TAGS for word in ("--platform", f"{tag}_x86_64")]
+MOST = 64 << 20  # bytes of a part and the repository
+TAGS = ("_2_28", "_2_27", "_2_24", "_2_17", "2014", "1")
+PLATFORMS = [word for tag in TAGS for word in ("--platform", f"manylinux{tag}_x86_64")]
 TARGET = ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp", *PLATFORMS]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -67,15 +61,8 @@ def main() -> int:
 def collect_wheels() -> None:
     """Download the packages in carried.txt, for the GPU machine's Python rather than this one."""
     shutil.rmtree(WHEELS, ignore_errors=True)
-    pip(
-        "download",
-        "--no-deps",
-        *TARGET,
-        "--dest",
-        str(WHEELS),
-        "--requirement",
-        str(HERE / "carried.txt"),
-    )
+    packages = ["--no-deps", "--requirement", str(HERE / "carried.txt")]
+    pip("download", *TARGET, *packages, "--dest", str(WHEELS))
 
 
 def check_complete(wheels: Path) -> None:
@@ -86,43 +73,22 @@ def check_complete(wheels: Path) -> None:
     """
     machine = requirements(HERE / "machine.txt")
     names = {name_of(line) for line in machine}
-    wanted = [line for line in dependencies() if name_of(line) not in names] + [
-        "pytest",
-        "pytest-timeout",
-    ]
+    wanted = [line for line in dependencies() if name_of(line) not in names]
     with tempfile.TemporaryDirectory() as folder:
         for line in machine:
             stand_in(line, Path(folder))
-        sources = [
-            "--no-index",
-            "--find-links",
-            str(wheels),
-            "--find-links",
-            folder,
-            "--constraint",
-            str(HERE / "machine.txt"),
-        ]
-        pip(
-            "install",
-            "--dry-run",
-            "--ignore-installed",
-            *sources,
-            *TARGET,
-            "--target",
-            f"{folder}/site",
-            *wanted,
-            alone=True,
-        )
+        sources = ["--no-index", "--find-links", str(wheels), "--find-links", folder]
+        versions = ["--constraint", str(HERE / "machine.txt"), *wanted, "pytest", "pytest-timeout"]
+        trial = ["--dry-run", "--ignore-installed", "--target", f"{folder}/site"]
+        pip("install", *trial, *sources, *TARGET, *versions, alone=True)
 
 
 def dependencies() -> list[str]:
-    """estune's dependencies, from pyproject.toml."""
+    """Return estune's dependencies, from pyproject.toml."""
     import tomllib
 
-    found: list[str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
-        "dependencies"
-    ]
-    return found
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return list(project["dependencies"])
 
 
 def requirements(path: Path) -> list[str]:
@@ -130,51 +96,48 @@ def requirements(path: Path) -> list[str]:
 
 
 def name_of(requirement: str) -> str:
-    """The package's name in the form in which pip compares names."""
-    end = next(
-        (at for at, letter in enumerate(requirement) if letter in "<>=!~;[ "), len(requirement)
-    )
-    return requirement[:end].lower().replace("_", "-")
+    """Return the package's name, written as pip compares names."""
+    name, *_ = re.split("[<>=!~;[ ]", requirement)
+    return name.lower().replace("_", "-")
 
 
 def stand_in(requirement: str, folder: Path) -> None:
-    """Write an empty wheel, which declares only that the machine has this package and version."""
+    """Write an empty wheel of this package and version, in place of the one on the machine."""
     name, _, version = requirement.replace("-", "_").partition("==")
-    about = f"{name}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    tags = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
-        file.writestr(
-            f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        )
-        file.writestr(
-            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        file.writestr(f"{about}/RECORD", "")
+        for part, text in (("METADATA", metadata), ("WHEEL", tags), ("RECORD", "")):
+            file.writestr(f"{name}-{version}.dist-info/{part}", text)
 
 
 def pip(*words: str, alone: bool = False) -> None:
-    """Run pip. With `alone` it ignores its configuration, which may name sources of packages."""
-    environment = {
-        name: value for name, value in os.environ.items() if not (alone and name.startswith("PIP_"))
-    }
-    environment |= {"PIP_CONFIG_FILE": os.devnull} if alone else {}
+    """Run pip. With `alone` it ignores its configuration, which may name sources of packages.
+
+    Raises:
+        ResourceError: pip failed.
+    """
+    environment = dict(os.environ)
+    if alone:
+        settings = [name for name in environment if name.startswith("PIP_")]
+        for name in settings:
+            del environment[name]
+        environment["PIP_CONFIG_FILE"] = os.devnull
     command = [sys.executable, "-m", "pip", words[0], "--quiet", *words[1:]]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        lines = done.stderr.splitlines()
-        said = (
-            [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
-            or lines
-            or ["nothing"]
-        )
+        lines = done.stderr.splitlines() or ["failed without a message"]
+        message = next((line for line in lines if line.startswith("ERROR")), lines[0])
         raise ResourceError(
-            f"pip {words[0]}: {said[0]}; adjust benchmarks/gpu_all/carried.txt or machine.txt"
+            f"pip {words[0]}: {message.removeprefix('ERROR: ')}; "
+            "adjust benchmarks/gpu_all/carried.txt or machine.txt"
         )
 
 
 def split(model: Path, halves: Sequence[Path]) -> None:
     """Cut the file into one piece per folder, and write the whole file's digest into each."""
     if not model.is_file():
-        raise ModelError(f"{model}: no such file; make model fetches it")
+        raise ModelError(f"{model}: no such file; make model downloads it")
     data = model.read_bytes()
     size = -(-len(data) // len(halves))
     for number, folder in enumerate(halves):
@@ -194,39 +157,43 @@ def collect_tokenizer(model: Path) -> None:
 
 
 def parts() -> list[str]:
-    """One line per part: what it contains and how large it is.
+    """Return one line per part: what it contains and how large it is.
 
     Raises:
         ResourceError: a part is too large.
     """
+    repository = repository_bytes()
+    lines = []
+    for number, folders in enumerate(([WHEELS, HALVES[0]], [TOKENIZER, HALVES[1]]), 1):
+        files = [path for folder in folders for path in folder.iterdir()]
+        size = repository + sum(path.stat().st_size for path in files)
+        names = ", ".join(f"carry/{folder.name}" for folder in folders)
+        line = f"part {number}: the repository and {names}: {size / 2**20:.1f} MiB"
+        if size > MOST:
+            raise ResourceError(f"{line}, more than {MOST >> 20}")
+        lines.append(line)
+    return lines
+
+
+def repository_bytes() -> int:
+    """Return the size of all files that git does not ignore."""
     command = ["git", "ls-files", "-co", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     files = [ROOT / name for name in listed.stdout.splitlines()]
-    repository = sum(path.lstat().st_size for path in files if path.exists())
-    found = []
-    for number, folders in enumerate(([WHEELS, HALVES[0]], [TOKENIZER, HALVES[1]]), 1):
-        size = repository + sum(
-            path.stat().st_size for folder in folders for path in folder.iterdir()
-        )
-        names = ", ".join(f"carry/{folder.name}" for folder in folders)
-        if size > MOST:
-            raise ResourceError(
-                f"part {number} ({names}) with the repository: {size / 2**20:.1f} MiB, more than {MOST >> 20}"
-            )
-        found.append(f"part {number}: the repository and {names}: {size / 2**20:.1f} MiB")
-    return found
+    return sum(path.lstat().st_size for path in files if path.exists())
 
 
 def model(whole: Path) -> Path:
-    """The model's file, or the checkpoint that is made from its pieces where they were copied here.
+    """Return the model's file or, if pieces of it were copied here, the checkpoint made from them.
 
     Raises:
         ModelError: a piece is missing or damaged.
     """
-    there = [folder for folder in (*HALVES, TOKENIZER) if folder.is_dir()]
-    if not there and whole.is_file():
+    pieces = (*HALVES, TOKENIZER)
+    missing = [folder for folder in pieces if not folder.is_dir()]
+    if len(missing) == len(pieces) and whole.is_file():
         return whole
-    if missing := [folder for folder in (*HALVES, TOKENIZER) if folder not in there]:
+    if missing:
         raise ModelError(
             f"the model is incomplete: {missing[0]} is missing; copy it here, or run make model"
         )
@@ -234,7 +201,11 @@ def model(whole: Path) -> Path:
 
 
 def joined(halves: Sequence[Path], path: Path) -> Path:
-    """The checkpoint that transformers makes from the pieces, with the tokenizer in carry/."""
+    """Return the checkpoint that transformers makes from the pieces, with carry/'s tokenizer.
+
+    Raises:
+        ModelError: a piece is damaged.
+    """
     from estune.theta.checkpoint import resolve
 
     data = b"".join((folder / "piece").read_bytes() for folder in halves)

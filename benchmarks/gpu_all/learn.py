@@ -2,9 +2,9 @@
 
 python -m benchmarks.gpu_all.learn FOLDER MODEL SECONDS [--cpu]
 
-A run of a small model keeps its CPU core busier than the GPU, so the runs share the GPU. Each may
-take a million tokens. After SECONDS they are stopped and report how far they got. Each is an
-`estune compare` of its own; started again, it resumes in FOLDER.
+The runs share the GPU, because a run of a small model keeps its CPU core busier than the GPU. Each
+is an `estune compare` of up to a million tokens. After SECONDS they are stopped, and how far each
+got is printed. Started again, the runs resume in FOLDER.
 """
 
 import json
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,43 +21,30 @@ from typing import Any
 from benchmarks.common import ROOT
 from benchmarks.gpu_all import print_figures
 
-RECIPES = {  # the one that is known least comes first
+RECIPES = {  # the less known one first
     "sparse": "recipes/learning/sparse.yaml",
     "dense": "recipes/learning/conciseness.yaml",
 }
 METHODS = ("es", "es-paper")
-STOPPING = 20  # seconds that the runs may take to stop
-ON_GPU = [
-    "--tokens",
-    "1000000",
-    "--eval_tokens",
-    "20000",
-    "--device",
-    "cuda",
-    "--reward_workers",
-    "4",
-]
-SMALL = [
-    "--population_size",
-    "2",
-    "--max_train_samples",
-    "2",
-    "--max_completion_length",
-    "4",
-    "--eval_prompts",
-    "2",
-]
-ON_CPU = [
-    "--tokens",
-    "16",
-    "--eval_tokens",
-    "16",
-    "--device",
-    "cpu",
-    "--reward_workers",
-    "1",
-    *SMALL,
-]
+STOPPING = 20  # seconds for the runs to stop
+Settings = dict[str, int | str]
+
+ON_GPU: Settings = {
+    "tokens": 1_000_000,
+    "eval_tokens": 20_000,
+    "device": "cuda",
+    "reward_workers": 4,
+}
+ON_CPU: Settings = {
+    "tokens": 16,
+    "eval_tokens": 16,
+    "device": "cpu",
+    "reward_workers": 1,
+    "population_size": 2,
+    "max_train_samples": 2,
+    "max_completion_length": 4,
+    "eval_prompts": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -70,10 +58,16 @@ class Run:
     def name(self) -> str:
         return f"{self.reward}_{self.method}"
 
-    def command(self, folder: Path, model: str, more: Sequence[str]) -> list[str]:
-        what = ["--config", RECIPES[self.reward], "--methods", self.method, "--seeds", "1"]
-        where = ["--model_name_or_path", model, "--output", str(folder / self.name)]
-        return [sys.executable, "-m", "estune", "compare", *what, *where, *more]
+    def command(self, folder: Path, model: str, settings: Settings) -> list[str]:
+        flags = settings | {
+            "config": RECIPES[self.reward],
+            "methods": self.method,
+            "seeds": 1,
+            "model_name_or_path": model,
+            "output": str(folder / self.name),
+        }
+        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        return [sys.executable, "-m", "estune", "compare", *words]
 
 
 RUNS = tuple(Run(reward, method) for reward in RECIPES for method in METHODS)
@@ -81,9 +75,7 @@ RUNS = tuple(Run(reward, method) for reward in RECIPES for method in METHODS)
 
 def main() -> int:
     folder, model, seconds, *rest = sys.argv[1:]
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # an exception, which stops the runs too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception also stops the runs
     on_cpu = rest == ["--cpu"]
     runs = (RUNS[0], RUNS[3]) if on_cpu else RUNS  # each recipe and each method once
     learn(runs, Path(folder), model, float(seconds), ON_CPU if on_cpu else ON_GPU)
@@ -95,15 +87,13 @@ def main() -> int:
 
 
 def learn(
-    runs: Sequence[Run], folder: Path, model: str, seconds: float, more: Sequence[str]
+    runs: Sequence[Run], folder: Path, model: str, seconds: float, settings: Settings
 ) -> None:
-    """Do all runs at the same time, and stop those that have not ended after `seconds`."""
+    """Start all runs at the same time, and stop those that have not ended after `seconds`."""
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + seconds
-    children = [
-        subprocess.Popen(run.command(folder, model, more), cwd=ROOT, stdout=sys.stderr)
-        for run in runs
-    ]
+    commands = [run.command(folder, model, settings) for run in runs]
+    children = [subprocess.Popen(words, cwd=ROOT, stdout=sys.stderr) for words in commands]
     try:
         for child in children:
             wait(child, deadline - time.monotonic())
@@ -118,10 +108,8 @@ def learn(
 
 def wait(child: subprocess.Popen[bytes], seconds: float) -> None:
     """Wait until the child ends, at most `seconds`."""
-    try:
+    with suppress(subprocess.TimeoutExpired):
         child.wait(max(0, seconds))
-    except subprocess.TimeoutExpired:
-        return
 
 
 def report(run: Run, folder: Path) -> bool:
@@ -134,20 +122,20 @@ def report(run: Run, folder: Path) -> bool:
 
 
 def reached(points: Sequence[dict[str, Any]]) -> dict[str, float | str]:
-    """The figures of a run's last evaluation, compared with its first."""
-    first, last = points[0], points[-1]
+    """Return the figures of a run's last evaluation, compared with its first."""
+    first = points[0]
+    last = points[-1]
     found: dict[str, float | str] = {
         "tokens": last["tokens"],
         "seconds": last["seconds"],
         "steps": last["step"],
+        "gain": last["train"]["reward"] - first["train"]["reward"],
     }
     for name in ("train", "held_out"):
         if name in last:
-            found |= {
-                f"{name}_before": first[name]["reward"],
-                f"{name}_after": last[name]["reward"],
-            }
-    return found | {"gain": last["train"]["reward"] - first["train"]["reward"]}
+            found[f"{name}_before"] = first[name]["reward"]
+            found[f"{name}_after"] = last[name]["reward"]
+    return found
 
 
 if __name__ == "__main__":

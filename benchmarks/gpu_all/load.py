@@ -1,8 +1,8 @@
-"""Time loading members of Qwen2.5-7B's shapes into the transformers engine, and generating.
-
-θ is first in host memory, then on the GPU.
+"""Time the transformers engine with Qwen2.5-7B's shapes: loading members, and generating.
 
 python -m benchmarks.gpu_all.load [--cpu]
+
+θ is first in host memory, then on the GPU.
 """
 
 import sys
@@ -18,7 +18,9 @@ from estune.config import ESConfig
 from estune.engines.transformers import TransformersEngine
 from estune.theta.theta import Theta
 
-PROMPTS, PROMPT_TOKENS, TOKENS = 64, 32, 64
+PROMPTS = 64
+PROMPT_TOKENS = 32
+TOKENS = 64
 
 
 def main() -> None:
@@ -29,7 +31,10 @@ def main() -> None:
 
 
 def measured(size: str, device: torch.device) -> Iterator[gpu.Figures]:
-    """Measure θ in host memory first: θ on the GPU would count in its peak of GPU memory."""
+    """Yield figures as they are measured.
+
+    θ is in host memory first, because θ on the GPU would add to that part's peak of GPU memory.
+    """
     engine = random_engine(size, device)
     if device.type == "cpu":
         gpu.stream_on_a_cpu()
@@ -46,7 +51,7 @@ def measured(size: str, device: torch.device) -> Iterator[gpu.Figures]:
 
 
 def random_engine(size: str, device: torch.device) -> TransformersEngine:
-    """An engine with a Qwen2 of that size, in bf16, with random weights."""
+    """Return an engine with a Qwen2 of that size, in bf16, with random weights."""
     from transformers import AutoModelForCausalLM, Qwen2Config
 
     hidden, layers, heads, key_heads, intermediate, vocabulary = gpu.SIZES[size]
@@ -60,20 +65,17 @@ def random_engine(size: str, device: torch.device) -> TransformersEngine:
         tie_word_embeddings=False,
     )
     with device:
-        model = (
-            AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-            .eval()
-            .requires_grad_(False)
-        )
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.eval().requires_grad_(False)
     settings = ESConfig(device=str(device), dtype="bfloat16", generation_batch_size=PROMPTS)
     names = {name: name for name in gpu.MODELS[size]}
-    return TransformersEngine(Path(), names, settings, word_tokenizer(vocabulary), model)
+    return TransformersEngine(Path(), names, settings, model, word_tokenizer(vocabulary))
 
 
 def from_host(
     engine: TransformersEngine, theta: Theta, device: torch.device
 ) -> Iterator[gpu.Figures]:
-    """θ in host memory: a load relative to copying θ over the bus, and its peak of GPU memory."""
+    """Measure a load with θ in host memory, relative to the bus, and its peak of GPU memory."""
     weights = sum(engine.read(name).nbytes for name in theta.tensors)
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -89,10 +91,8 @@ def from_host(
 def from_device(
     engine: TransformersEngine, shapes: gpu.Shapes, generation: float, device: torch.device
 ) -> Iterator[gpu.Figures]:
-    """θ on the GPU: a load relative to a copy on the GPU, and to generating."""
-    theta = Theta(
-        gpu.filled({name: torch.empty(shape, device=device) for name, shape in shapes.items()})
-    )
+    """Measure a load with θ on the GPU, relative to a copy on the GPU and to generating."""
+    theta = Theta(gpu.filled(gpu.empty(shapes, torch.float32, device)))
     count = sum(tensor.numel() for tensor in theta.tensors.values())
     seconds = load_seconds(engine, theta, device)
     copied = gpu.copy_bandwidth(min(count, gpu.COPIED), device)
@@ -107,7 +107,7 @@ def load_seconds(engine: TransformersEngine, theta: Theta, device: torch.device)
 
 
 def generation_seconds(engine: TransformersEngine, vocabulary: int, device: torch.device) -> float:
-    """Seconds to generate PROMPTS × TOKENS tokens, after one call to warm up."""
+    """Return the seconds to generate PROMPTS × TOKENS tokens, after one call to warm up."""
     prompts = [
         [(31 * row + 7 * at) % vocabulary for at in range(PROMPT_TOKENS)] for row in range(PROMPTS)
     ]

@@ -1,8 +1,8 @@
-"""Train SmolLM2-135M for a few steps: its speed, and a replay of its journal on the CPU.
+"""Train SmolLM2-135M for a few steps, measure the speed, and replay the journal on the CPU.
 
 python -m benchmarks.gpu_all.model FOLDER MODEL [--cpu]
 
-The run is written to FOLDER. A run that was begun there is resumed.
+The run is written to FOLDER. If FOLDER has an unfinished run, it is resumed.
 """
 
 import json
@@ -38,19 +38,17 @@ PARTS = ("es/generate_seconds", "es/load_seconds", "es/update_seconds")
 
 
 def main() -> int:
-    folder, model, *rest = sys.argv[1:]
+    name, model, *rest = sys.argv[1:]
+    folder = Path(name)
     settings: dict[str, Any] = ON_CPU if rest == ["--cpu"] else ON_GPU
     steps = settings["max_steps"]
-    theta_on = train(Path(folder), model, settings)
-    print_figures({"theta_on": theta_on})
-    print_figures(speed(Path(folder)))
-    written = json.loads((Path(folder) / "journal.jsonl").read_text().splitlines()[steps])["digest"]
-    replayed = replay(Path(folder), model, steps)
-    digests: dict[str, float | str] = {
-        "digest_of_the_run": written,
-        "digest_of_the_replay": replayed,
-    }
-    print_figures({"digest_equal": written == replayed} | digests)
+    print_figures({"theta_on": train(folder, model, settings)})
+    print_figures(speed(folder))
+    line = (folder / "journal.jsonl").read_text().splitlines()[steps]
+    of_run = json.loads(line)["digest"]
+    of_replay = replay(folder, model, steps)
+    print_figures({"digest_equal": of_run == of_replay})
+    print_figures({"digest_of_the_run": of_run, "digest_of_the_replay": of_replay})
     return 0
 
 
@@ -69,11 +67,11 @@ def train(folder: Path, model: str, settings: dict[str, Any]) -> str:
     with redirect_stdout(sys.stderr):
         trainer = ESTrainer(model, task.reward_funcs, config, task.train(settings["batch_size"]))
         trainer.train()
-    return trainer.model.place.device
+    return trainer.model.placement.device
 
 
 def speed(folder: Path) -> dict[str, float | str]:
-    """Tokens per second, and the parts of a step's time."""
+    """Return tokens per second, and the parts of a step's time."""
     steps = middle_steps(folder)
     seconds = {name: sum(step[name] for step in steps) for name in ("step_time", *PARTS)}
     tokens = sum(step["es/tokens_per_second"] for step in steps) / len(steps)
@@ -88,20 +86,12 @@ def speed(folder: Path) -> dict[str, float | str]:
 
 
 def replay(folder: Path, model: str, steps: int) -> str:
-    """θ's digest from `estune replay`, in a process that sees no GPU."""
+    """Return θ's digest from `estune replay`, run without a GPU."""
+    estune = [sys.executable, "-m", "estune"]
     with tempfile.TemporaryDirectory() as scratch:
-        words = [
-            "replay",
-            str(folder),
-            "--step",
-            str(steps),
-            "--output",
-            f"{scratch}/step",
-            "--model",
-            model,
-        ]
+        what = ["replay", str(folder), "--step", str(steps), "--model", model]
         done = subprocess.run(
-            [sys.executable, "-m", "estune", *words],
+            [*estune, *what, "--output", f"{scratch}/step"],
             cwd=ROOT,
             env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
             stdout=subprocess.PIPE,

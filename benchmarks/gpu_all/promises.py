@@ -1,16 +1,16 @@
-"""What estune promises about a GPU: figures and their bars, by part of `benchmarks/gpu_all.sh`."""
+"""What estune promises about GPUs: figures and their bars, by part of `benchmarks/gpu_all.sh`."""
 
 from benchmarks.registry import Benchmark, Ratio
 
 
-def _true(name: str, says: str) -> Ratio:
-    return Ratio(name, f"{says} (1: yes)", least=1)
+def _true(name: str, description: str) -> Ratio:
+    return Ratio(name, f"{description} (1: yes)", least=1)
 
 
 _LEARNT = tuple(
     Ratio(
         f"{reward}_{method}_gain",
-        f"gain of {method} in the {reward} reward on its training prompts, greedy",
+        f"gain of {method} in the {reward} reward on its training prompts, greedily",
     )
     for reward in ("sparse", "dense")
     for method in ("es", "es-paper")
@@ -29,7 +29,7 @@ PARTS = (
     Benchmark(
         "kernels",
         "benchmarks.gpu",
-        "members and updates of θ in the shapes of Qwen2.5-7B",
+        "members and updates of θ with the shapes of Qwen2.5-7B",
         (
             _true("bits_equal", "a member from θ on the GPU has the CPU's bits"),
             _true("streamed_bits_equal", "a member from θ in host memory has the CPU's bits"),
@@ -66,11 +66,11 @@ PARTS = (
     Benchmark(
         "load",
         "benchmarks.gpu_all.load",
-        "members of a model of 7B in the transformers engine",
+        "members of a model with the shapes of Qwen2.5-7B, in the transformers engine",
         (
-            _true("device_held", "θ on the GPU: the engine's weights are the member's to the bit"),
+            _true("device_held", "θ on the GPU: the engine's weights are the member's, to the bit"),
             _true(
-                "host_held", "θ in host memory: the engine's weights are the member's to the bit"
+                "host_held", "θ in host memory: the engine's weights are the member's, to the bit"
             ),
             Ratio(
                 "load_host_over_bus",
@@ -102,7 +102,7 @@ PARTS = (
         "benchmarks.gpu_all.model",
         "a run of SmolLM2-135M",
         (
-            _true("digest_equal", "the journal written on the GPU gives the same θ on the CPU"),
+            _true("digest_equal", "the GPU's journal gives the same θ on the CPU"),
             Ratio("step_over_generation", "a step ÷ its generation", most=1.01),
             Ratio("tokens_per_second", "completion tokens per second"),
         ),
@@ -110,7 +110,7 @@ PARTS = (
     Benchmark(
         "learn",
         "benchmarks.gpu_all.learn",
-        "learning at a budget that a CPU does not reach",
+        "learning with more tokens than a CPU can generate",
         _LEARNT,
     ),
 )

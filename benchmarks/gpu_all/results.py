@@ -1,12 +1,13 @@
 """Keep the results of `benchmarks/gpu_all.sh` as each part ends, and show which promises hold.
 
 python -m benchmarks.gpu_all.results put FOLDER PART STATUS SECONDS [--cpu]
-python -m benchmarks.gpu_all.results done FOLDER PART [--cpu]   # status 0: the part need not run again
+python -m benchmarks.gpu_all.results done FOLDER PART [--cpu]   # status 0: need not run again
 python -m benchmarks.gpu_all.results show FOLDER
 
 A part's figures are read from FOLDER/PART.out, and the reason of a failure from FOLDER/PART.log.
 """
 
+import io
 import json
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from rich.text import Text
 from benchmarks.common import last_line, machine
 from benchmarks.gpu_all.promises import PARTS
 from benchmarks.registry import Benchmark
-from benchmarks.results import STYLES, Entry, Results, Row, rows
+from benchmarks.results import Entry, Results, TableRow, named, rows, styled
+from estune.common.durable import write_text
 from estune.errors import ConfigError
 
 STOPPED, KILLED = 124, 137  # exit statuses of timeout
@@ -45,16 +47,15 @@ def main() -> int:
 
 
 def entry(folder: Path, part: str, status: int, seconds: float, on_cpu: bool) -> Entry:
-    """What a part printed, and why it failed if it did."""
+    """Return what a part printed, and why it failed if it did."""
     figures = read(folder / f"{part}.out")
-    failed = reason(folder / f"{part}.log", status, seconds) if status else ""
-    return Entry(
-        where(), f"{datetime.now():%Y-%m-%d %H:%M}", seconds, figures, failed, quick=on_cpu
-    )
+    failed = why_failed(folder / f"{part}.log", status, seconds) if status else ""
+    now = f"{datetime.now():%Y-%m-%d %H:%M}"
+    return Entry(where(), now, seconds, figures, failed, quick=on_cpu)
 
 
 def read(path: Path) -> dict[str, float | str]:
-    """Merge the JSON objects in a file's lines; skip other lines and a last line that was cut off."""
+    """Merge the JSON objects in a file's lines; skip other lines and one that was cut off."""
     figures: dict[str, float | str] = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -65,26 +66,23 @@ def read(path: Path) -> dict[str, float | str]:
     return figures
 
 
-def reason(log: Path, status: int, seconds: float) -> str:
-    """Why a part failed, in one line."""
+def why_failed(log: Path, status: int, seconds: float) -> str:
+    """Return why a part failed, in one line."""
+    after = f"after {seconds:.0f} s"
     if status == STOPPED:
-        return f"stopped after {seconds:.0f} s, its limit"
+        return f"stopped {after}, its limit"
     if status == KILLED:
-        return (
-            f"killed after {seconds:.0f} s, because it did not stop at its limit or memory ran out"
-        )
-    said = last_line(log.read_text(encoding="utf-8", errors="replace"))
-    return f"{said or 'it said nothing'} (status {status}; see {log})"
+        return f"killed {after}, because it did not stop at its limit or memory ran out"
+    message = last_line(log.read_text(encoding="utf-8", errors="replace"))
+    return f"{message or 'no message'} (status {status}; see {log})"
 
 
 def is_done(results: Results, part: str, on_cpu: bool) -> bool:
+    """Whether this machine has measured the part, at these sizes."""
     known = results.entries.get(part)
-    return (
-        known is not None
-        and not known.failed
-        and known.quick == on_cpu
-        and known.machine == where()
-    )
+    if known is None or known.failed:
+        return False
+    return (known.machine, known.quick) == (where(), on_cpu)
 
 
 def where() -> str:
@@ -92,7 +90,7 @@ def where() -> str:
 
 
 def card() -> str:
-    """The GPU's name, memory and driver, without torch."""
+    """Return the GPU's name, memory and driver, without importing torch."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, timeout=30)
@@ -105,63 +103,52 @@ def card() -> str:
 def show(results: Results) -> int:
     """Print the table and write it to table.txt; return 1 if a part failed or is missing."""
     shown = [row for part in PARTS for row in part_rows(part, results)]
+    last_lines = summary(results, shown)
     path = results.path.with_name("table.txt")
-    with path.with_name("table.tmp").open("w", encoding="utf-8") as file:
-        screen = Console(
-            width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False
-        )
-        for console in (screen, Console(file=file, width=WIDTH, highlight=False, markup=False)):
+    with io.StringIO() as text:
+        file = Console(file=text, width=WIDTH, highlight=False, markup=False)
+        width = None if sys.stdout.isatty() else WIDTH
+        for console in (Console(width=width, highlight=False, markup=False), file):
             console.print(table(shown))
-            for line in summary(results, shown):
+            for line in last_lines:
                 console.print(line, soft_wrap=True)
-    path.with_name("table.tmp").replace(path)
+        write_text(path, text.getvalue())
     entries = [results.entries.get(part.name) for part in PARTS]
     return 0 if all(entry and not entry.failed for entry in entries) else 1
 
 
-def part_rows(part: Benchmark, results: Results) -> list[Row]:
-    return [Row(f"{part.name}:", part.says), *rows([part], results.entries, {})]
+def part_rows(part: Benchmark, results: Results) -> list[TableRow]:
+    return [TableRow(f"{part.name}:", part.description), *rows([part], results.entries, {})]
 
 
-def table(shown: Sequence[Row]) -> Table:
+def table(shown: Sequence[TableRow]) -> Table:
     drawn = Table()
-    for head in ("figure", "value", "promised", ""):
-        drawn.add_column(
-            head, no_wrap=True, justify="right" if head in ("value", "promised") else "left"
-        )
+    drawn.add_column("figure", no_wrap=True)
+    drawn.add_column("value", no_wrap=True, justify="right")
+    drawn.add_column("promised", no_wrap=True, justify="right")
+    drawn.add_column("", no_wrap=True)
     drawn.add_column("what it is", overflow="fold")
     for row in shown:
-        drawn.add_row(
-            row.name,
-            row.value,
-            row.bar,
-            Text(row.verdict, STYLES.get(row.verdict, "")),
-            Text(row.says),
-        )
+        drawn.add_row(row.name, row.value, row.bar, styled(row.verdict), Text(row.description))
     return drawn
 
 
-def summary(results: Results, shown: Sequence[Row]) -> list[str]:
-    """The machine and date, and which promises hold."""
-    places = dict.fromkeys(
-        f"{entry.machine}, {entry.measured[:10]}" for entry in results.entries.values()
-    )
-    if any(entry.quick for entry in results.entries.values()):
-        return [
-            *places,
-            "small sizes on a CPU: this shows that the parts run, and nothing about a GPU",
-        ]
-    kinds = {"met": "hold", "MISSED": "do not hold", "FAILED": "failed"}
-    named = {
-        kind: [row.name for row in shown if row.verdict == verdict]
-        for verdict, kind in kinds.items()
+def summary(results: Results, shown: Sequence[TableRow]) -> list[str]:
+    """Return lines with the machine and date, and which promises hold."""
+    entries = results.entries.values()
+    machines = dict.fromkeys(f"{entry.machine}, {entry.measured[:10]}" for entry in entries)
+    if any(entry.quick for entry in entries):
+        note = "small sizes on a CPU: this shows that the parts run, and nothing about a GPU"
+        return [*machines, note]
+    kinds = {
+        "hold": [row.name for row in shown if row.verdict == "met"],
+        "do not hold": [row.name for row in shown if row.verdict == "MISSED"],
+        "failed": [row.name for row in shown if row.verdict == "FAILED"],
+        "not measured, in parts that did not run": [
+            part.name for part in PARTS if part.name not in results.entries
+        ],
     }
-    left = [part.name for part in PARTS if part.name not in results.entries]
-    named["not measured, in parts that did not run"] = left
-    return [
-        *places,
-        *(f"{len(names)} {kind}: {', '.join(names)}" for kind, names in named.items() if names),
-    ]
+    return [*machines, *named(kinds)]
 
 
 if __name__ == "__main__":

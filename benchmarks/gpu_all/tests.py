@@ -1,4 +1,4 @@
-"""Run the tests that need a GPU; with --cpu the same tests on CPU tensors in place of a GPU's.
+"""Run the tests that need a GPU; with --cpu, run the same tests on CPU tensors.
 
 python -m benchmarks.gpu_all.tests [--cpu]
 """
@@ -12,25 +12,17 @@ from xml.etree import ElementTree
 from benchmarks.common import ROOT
 from benchmarks.gpu_all import print_figures
 
-# named, because collecting all tests takes half a minute
+# only these, because collecting all tests takes half a minute
 FILES = ("tests/theta/test_on_a_gpu.py", "tests/noise/test_noise_triton.py")
 
 
 def main() -> int:
     on_cpu = sys.argv[1:] == ["--cpu"]
     which = [FILES[0], "-m", "not gpu"] if on_cpu else [*FILES, "-m", "gpu"]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            f"--junit-xml={report}",
-            *which,
-        ]
+        command = [*pytest, f"--junit-xml={report}", *which]
         status = subprocess.run(command, cwd=ROOT).returncode
         if report.is_file():
             print_figures(counts(report))
@@ -38,7 +30,7 @@ def main() -> int:
 
 
 def counts(report: Path) -> dict[str, float | str]:
-    """How many tests passed, and how many failed or could not run."""
+    """Return how many tests passed, were skipped, and failed or could not run."""
     suite = next(ElementTree.parse(report).iter("testsuite"))
     names = ("tests", "failures", "errors", "skipped")
     total, failures, errors, skipped = (int(suite.get(name, 0)) for name in names)

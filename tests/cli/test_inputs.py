@@ -291,7 +291,7 @@ def test_a_wrong_number_of_reward_weights_names_both_numbers(mini, data, refused
     [
         (
             "raise KeyError('level')",
-            "reward function f raised KeyError: 'level' at {file}:2; mend it and resume the run",
+            "reward function f raised KeyError: 'level' at {file}:2; fix it and resume the run",
         ),
         ("import sys; sys.exit(0)", "reward function f raised SystemExit: 0 at {file}:2"),
         ("return [1]", "reward function f returned 1 rewards for 2 completions"),

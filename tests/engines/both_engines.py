@@ -7,7 +7,8 @@ from vllm_child import SETTINGS, TEXT
 
 from estune import ESConfig
 from estune.common.types import Member, Unperturbed
-from estune.engines.transformers import TransformersEngine
+from estune.engines.device import engine_dtype
+from estune.engines.transformers import open_engine
 from estune.engines.vllm import VLLMEngine
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
@@ -28,9 +29,9 @@ def both_engines(folder: Path, **settings) -> SimpleNamespace:
     checkpoint = open_checkpoint(folder)
     plan = layout(checkpoint)
     config = ESConfig(**SETTINGS | settings)
-    reference = TransformersEngine(folder, plan.in_model, config)
+    reference = open_engine(folder, plan.in_model, config, "cpu", engine_dtype(config))
     theta = Theta.load(checkpoint, plan.in_model, share=True)
-    engine = VLLMEngine(checkpoint, plan, config)
+    engine = VLLMEngine(checkpoint, plan, config, "cpu", engine_dtype(config))
     return SimpleNamespace(
         folder=folder,
         checkpoint=checkpoint,

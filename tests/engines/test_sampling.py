@@ -112,7 +112,7 @@ def test_vllm_draws_the_same_for_a_seed_and_each_token_as_often_as_its_probabili
 
     folder = make_model(tmp_path / "model", **SHAPE)
     checkpoint = open_checkpoint(folder)
-    one = VLLMEngine(checkpoint, layout(checkpoint), ESConfig(**SETTINGS))
+    one = VLLMEngine(checkpoint, layout(checkpoint), ESConfig(**SETTINGS), "cpu", torch.float32)
     greedy = one.generate(PROMPTS, max_completion_length=BUDGET)
     first = drawn(one)
     assert len(first) == 3 * len(PROMPTS)
@@ -121,7 +121,7 @@ def test_vllm_draws_the_same_for_a_seed_and_each_token_as_often_as_its_probabili
     assert drawn(one, ["cat"]) == first[3:6]
     assert one.generate(PROMPTS, max_completion_length=BUDGET) == greedy
     few = SETTINGS | {"engine_kwargs": SETTINGS["engine_kwargs"] | {"max_num_batched_tokens": 32}}
-    narrow = VLLMEngine(checkpoint, layout(checkpoint), ESConfig(**few))
+    narrow = VLLMEngine(checkpoint, layout(checkpoint), ESConfig(**few), "cpu", torch.float32)
     assert (
         drawn(narrow, PROMPTS * 10) == first * 10
     )  # far more than it reads in one go, which it cannot draw for on a CPU

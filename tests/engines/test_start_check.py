@@ -9,7 +9,7 @@ from helpers import make_model
 from estune import ESConfig
 from estune.common.types import Unperturbed
 from estune.engines import repeatability
-from estune.engines.transformers import TransformersEngine
+from estune.engines.transformers import TransformersEngine, open_engine
 from estune.errors import EngineError, ModelError
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
@@ -27,7 +27,9 @@ def _heard(caplog):
 def place(folder, dtype="float32") -> tuple[TransformersEngine, Theta]:
     checkpoint = open_checkpoint(folder)
     names = layout(checkpoint).in_model
-    return TransformersEngine(folder, names, ESConfig(dtype=dtype)), Theta.load(checkpoint, names)
+    config = ESConfig(dtype=dtype)
+    engine = open_engine(folder, names, config, "cpu", getattr(torch, dtype))
+    return engine, Theta.load(checkpoint, names)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -75,7 +77,7 @@ def test_a_model_that_remembers_what_it_was_asked_is_refused(tiny):
         return output + len(seen) * torch.linspace(-1, 1, output.shape[-1])
 
     engine._model.model.layers[0].mlp.register_forward_hook(grown)
-    with pytest.raises(ModelError, match="changes what it answers to the same prompt"):
+    with pytest.raises(ModelError, match="changes how it completes the same prompt"):
         engine.check(theta, CENTER)
 
 
@@ -100,7 +102,7 @@ def test_a_model_that_mixes_the_rows_of_a_batch_is_asked_one_prompt_at_a_time(ti
         lambda module, inputs, output: output + 3 * (output.mean(0, keepdim=True) - output)
     )
     engine.check(theta, CENTER)
-    assert "asked one prompt at a time" in caplog.text
+    assert "completed one at a time" in caplog.text
     assert engine.generate(PROMPTS, max_completion_length=6) == wanted
 
 
@@ -112,7 +114,7 @@ def test_whatever_a_model_raises_there_is_an_error_of_the_engine(tiny):
 
     engine._model.model.layers[0].register_forward_pre_hook(broken)
     with pytest.raises(
-        EngineError, match="failed to answer a prompt of a few tokens .KeyError: 'no such head'"
+        EngineError, match="failed to complete a prompt of a few tokens .KeyError: 'no such head'"
     ):
         engine.check(theta, CENTER)
 
@@ -144,20 +146,22 @@ def test_a_rwkv_of_many_layers_answers_alike_each_time_and_alone(tmp_path, caplo
         found.append(engine.generate(PROMPTS, max_completion_length=6))
     assert found[0] == found[1] == found[2]
     assert found[0] == [engine.generate([prompt], max_completion_length=6)[0] for prompt in PROMPTS]
-    assert "asked one prompt at a time" in caplog.text
+    assert "completed one at a time" in caplog.text
 
 
 def test_answers_differ_by_their_logits_as_long_as_the_tokens_are_the_same():
     flat, bent = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([-1.0, 0.5, 1.0])
-    same = repeatability.Answer([flat, flat], [2, 2])
+    same = repeatability.Probe([flat, flat], [2, 2])
     assert repeatability.difference(same, same) == 0
-    assert repeatability.difference(same, repeatability.Answer([flat, bent], [2, 2])) == pytest.approx(
-        0.5 / 3**0.5
-    )
+    assert repeatability.difference(
+        same, repeatability.Probe([flat, bent], [2, 2])
+    ) == pytest.approx(0.5 / 3**0.5)
     assert (
         repeatability.difference(
-            repeatability.Answer([flat, flat], [1, 2]), repeatability.Answer([flat, bent], [2, 2])
+            repeatability.Probe([flat, flat], [1, 2]), repeatability.Probe([flat, bent], [2, 2])
         )
         == 0
     )
-    assert repeatability.difference(same, repeatability.Answer([flat * torch.nan, flat], [2, 2])) == 0
+    assert (
+        repeatability.difference(same, repeatability.Probe([flat * torch.nan, flat], [2, 2])) == 0
+    )

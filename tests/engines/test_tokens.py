@@ -8,9 +8,9 @@ import torch
 from helpers import make_model, make_tokenizer
 
 from estune import ESConfig
-from estune.engines.stops import Stops, decoded
+from estune.engines.stops import Stopped, Stops, decoded
 from estune.engines.tokens import Tokenizer
-from estune.engines.transformers import Stopped, TransformersEngine
+from estune.engines.transformers import open_engine
 from estune.errors import ConfigError, DataError, ModelError
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
@@ -160,9 +160,8 @@ def test_tokenizers_without_padding_or_end_serve(tmp_path, missing):
 
 
 def answers(folder):
-    engine = TransformersEngine(
-        folder, layout(open_checkpoint(folder)).in_model, ESConfig(dtype="float32")
-    )
+    names = layout(open_checkpoint(folder)).in_model
+    engine = open_engine(folder, names, ESConfig(), "cpu", torch.float32)
     return [
         one.ids for one in engine.generate(["cat", "where is the red dog"], max_completion_length=5)
     ]

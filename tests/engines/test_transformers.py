@@ -6,7 +6,7 @@ from helpers import PROMPTS, generated, make_model, transformers_engine
 
 from estune import ESConfig
 from estune.common.types import Member
-from estune.engines.transformers import TransformersEngine
+from estune.engines.transformers import open_engine
 from estune.errors import DataError, EngineError
 from estune.run.model import Model
 from estune.theta.checkpoint import open_checkpoint
@@ -171,7 +171,7 @@ def test_an_engine_whose_names_are_mixed_up_is_found_out_before_anything_is_gene
     names = dict(layout(checkpoint).in_model)
     first, second = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.gate_proj.weight"
     names[first], names[second] = names[second], names[first]
-    mixed = TransformersEngine(tiny, names, ESConfig(dtype="float32"))
+    mixed = open_engine(tiny, names, ESConfig(), "cpu", torch.float32)
     with pytest.raises(EngineError, match="does not hold θ's weights"):
         Worker(Theta.load(checkpoint, names), mixed)
 

@@ -7,9 +7,10 @@ from helpers import generated, make_model, make_tokenizer, transformers_engine
 
 from estune import ESConfig
 from estune.common.types import Sampling
-from estune.engines.batch import Reuse
+from estune.engines.cache_reuse import Reuse
 from estune.engines.grouped_attention import NAME, attend
-from estune.engines.transformers import TransformersEngine
+from estune.engines.stops import decoded
+from estune.engines.transformers import TransformersEngine, open_engine
 
 BEGINNING = (
     "the capital of the red dog was in a blue sky and what is the color of the cat"  # 18 tokens
@@ -81,7 +82,7 @@ def wanted(folder, one: TransformersEngine, budget: int):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_answers_are_those_of_transformers_own_generation_whatever_a_model_keeps(kind, tmp_path):
     folder = saved(kind, tmp_path)
-    one = TransformersEngine(folder, {}, ESConfig(dtype="float32"))
+    one = open_engine(folder, {}, ESConfig(), "cpu", torch.float32)
     assert [answer.ids for answer in generated(one, PROMPTS, 20)] == wanted(folder, one, 20)
 
 
@@ -150,12 +151,12 @@ def test_drawn_answers_do_not_depend_on_who_has_ended(ending):
 @pytest.mark.parametrize("length", range(4, 12))
 def test_a_row_ends_with_its_stop_string_wherever_that_is(ending, length):
     one = transformers_engine(ending)
-    text = one._tokenizer.decode(generated(one, PROMPTS, 40)[2].ids[:length]).strip()
+    text = decoded(one._tokenizer.inner, generated(one, PROMPTS, 40)[2].ids[:length]).strip()
     one = transformers_engine(ending, stop=[text])
     together = generated(one, PROMPTS, 40)
     assert together == one_at_a_time(one)
-    assert text in one._tokenizer.decode(together[2].ids)
-    assert text not in one._tokenizer.decode(together[2].ids[:-1])
+    assert text in decoded(one._tokenizer.inner, together[2].ids)
+    assert text not in decoded(one._tokenizer.inner, together[2].ids[:-1])
 
 
 def test_nan_is_noted_in_its_row_alone(ending):
@@ -211,20 +212,20 @@ def test_attention_in_groups_is_not_written_into_a_checkpoint(tiny, tmp_path):
     [
         (
             "llama",
-            "the prompts' common beginning is computed once, and completions that have ended leave the batch",
+            "the prompts' common prefix is computed once, and completions that have ended leave the batch",
         ),
         (
             "a sliding window",
-            "common beginning is computed once per prompt: its cache forgets tokens (DynamicSlidingWindowLayer)",
+            "common prefix is computed once per prompt: its cache forgets tokens (DynamicSlidingWindowLayer)",
         ),
         (
             "positions by length",
-            "common beginning is computed once per prompt: its positions depend on the whole length",
+            "common prefix is computed once per prompt: its positions depend on the whole length",
         ),
-        ("learned positions", "the prompts' common beginning is computed once"),
+        ("learned positions", "the prompts' common prefix is computed once"),
         (
             "no positions",
-            "common beginning is computed once per prompt: its forward has no argument position_ids",
+            "common prefix is computed once per prompt: its forward has no argument position_ids",
         ),
         ("a state", "completions that have ended stay in the batch"),
     ],
@@ -233,7 +234,7 @@ def test_one_line_at_the_start_says_what_is_not_computed_twice_or_why_it_is(
     kind, line, tmp_path, caplog
 ):
     caplog.set_level("INFO", "estune")
-    TransformersEngine(saved(kind, tmp_path), {}, ESConfig(dtype="float32"))
+    open_engine(saved(kind, tmp_path), {}, ESConfig(), "cpu", torch.float32)
     (record,) = [
         record for record in caplog.records if record.name == "estune.engines.transformers"
     ]

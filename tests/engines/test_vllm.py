@@ -11,12 +11,14 @@ from helpers import make_model
 from transformers import AutoTokenizer
 from vllm_child import SETTINGS, SHAPE, TEXT, updated
 
-import estune.engines.vllm as module
+import estune.engines.vllm_worker
 from estune import ESConfig
 from estune.common.types import Member
 from estune.engines.stops import Stops
-from estune.engines.vllm import Shard, VLLMEngine
+from estune.engines.vllm import VLLMEngine
 from estune.engines.vllm_direct_writer import DirectWriter
+from estune.engines.vllm_start import TESTED, version
+from estune.engines.vllm_worker import VariantLoader
 from estune.errors import ConfigError, DataError, EngineError, ModelError
 from estune.noise import kernels
 from estune.noise import torch as by_torch
@@ -194,11 +196,11 @@ def test_an_engine_that_takes_all_weights_passes_its_check(both, member):
 
 def given(monkeypatch, change) -> None:
     """Let the engine be given other weights, by reloading: `change` maps name → tensor to the same or fewer."""
-    whole = Shard._estune_weights
+    whole = VariantLoader.weights
     monkeypatch.setattr(DirectWriter, "learn", lambda *_: None)
     monkeypatch.setattr(
-        Shard,
-        "_estune_weights",
+        VariantLoader,
+        "weights",
         lambda self, member: iter(change(dict(whole(self, member))).items()),
     )
 
@@ -262,7 +264,7 @@ def test_an_output_layer_that_stays_packed_from_old_weights_is_found_by_the_chec
 ):
     load_both(tied, BASE)
     with monkeypatch.context() as changed:
-        changed.setattr(module, "_tied", lambda model: [])
+        changed.setattr(estune.engines.vllm_worker, "_tied_heads", lambda model: [])
         with pytest.raises(EngineError, match="vLLM does not take new weights in lm_head"):
             tied.engine.check(tied.theta, BASE)
     load_both(tied, BASE)
@@ -333,7 +335,7 @@ def uncached(tied) -> VLLMEngine:
     config = ESConfig(
         **SETTINGS | {"engine_kwargs": SETTINGS["engine_kwargs"] | {"enable_prefix_caching": False}}
     )
-    return VLLMEngine(tied.checkpoint, tied.layout, config)
+    return VLLMEngine(tied.checkpoint, tied.layout, config, "cpu", torch.float32)
 
 
 def cached(engine: VLLMEngine, prompts) -> list[int]:
@@ -406,11 +408,11 @@ def test_a_cache_that_a_running_request_holds_is_an_error(tied, long):
 
 
 def test_in_bf16_the_engine_holds_the_members_weights_to_the_bit(tied):
-    engine = VLLMEngine(tied.checkpoint, tied.layout, ESConfig(**SETTINGS | {"dtype": "bfloat16"}))
+    engine = VLLMEngine(tied.checkpoint, tied.layout, ESConfig(**SETTINGS), "cpu", torch.bfloat16)
     engine.load(tied.theta, MEMBERS[1])
     engine.check(tied.theta, MEMBERS[1])
     worker = engine._llm.llm_engine.model_executor.driver_worker.worker
-    assert worker._estune_dtypes == dict.fromkeys(tied.theta.tensors, torch.bfloat16)
+    assert worker._estune.dtypes == dict.fromkeys(tied.theta.tensors, torch.bfloat16)
     held = dict(worker.model_runner.get_model().named_parameters())
     for name, wanted in tied.theta.perturbed(
         MEMBERS[1], lambda name: torch.empty(tied.theta.tensors[name].shape, dtype=torch.bfloat16)
@@ -430,9 +432,9 @@ def test_a_version_that_lacks_what_is_needed_is_named_with_those_that_were_teste
     monkeypatch.delattr(reload, "finalize_layerwise_reload")
     with pytest.raises(
         ConfigError,
-        match=rf"vLLM {module._version()} lacks .*finalize_layerwise_reload.*; tested with {module.TESTED[0]}$",
+        match=rf"vLLM {version()} lacks .*finalize_layerwise_reload.*; tested with {TESTED[0]}$",
     ):
-        VLLMEngine(tied.checkpoint, tied.layout, ESConfig(**SETTINGS))
+        VLLMEngine(tied.checkpoint, tied.layout, ESConfig(**SETTINGS), "cpu", torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -440,8 +442,9 @@ def test_a_version_that_lacks_what_is_needed_is_named_with_those_that_were_teste
     [({"max_num_sequences": 4}, "max_num_sequences"), ({"max_num_seqs": "many"}, "str")],
 )
 def test_an_engine_kwarg_that_vllm_does_not_take_is_one_line(tied, kwargs, reason):
+    config = ESConfig(**SETTINGS | {"engine_kwargs": kwargs})
     with pytest.raises(
         ConfigError, match=rf"^engine_kwargs: vLLM .* does not take them \(.*{reason}.*\)$"
     ) as caught:
-        VLLMEngine(tied.checkpoint, tied.layout, ESConfig(**SETTINGS | {"engine_kwargs": kwargs}))
+        VLLMEngine(tied.checkpoint, tied.layout, config, "cpu", torch.float32)
     assert "\n" not in str(caught.value)

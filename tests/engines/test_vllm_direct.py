@@ -9,8 +9,9 @@ from helpers import make_model
 from vllm_child import SHAPE
 
 from estune.common.types import Member
-from estune.engines.vllm import Shard, VLLMEngine
+from estune.engines.vllm import VLLMEngine
 from estune.engines.vllm_direct_writer import DirectWriter, responses
+from estune.engines.vllm_worker import VariantLoader
 from estune.errors import EngineError
 from estune.theta.theta import Theta
 
@@ -32,8 +33,8 @@ def there(request, places) -> SimpleNamespace:
     return places[request.param]
 
 
-def shard(engine: VLLMEngine) -> Shard:
-    return engine._llm.llm_engine.model_executor.driver_worker.worker
+def loader(engine: VLLMEngine) -> VariantLoader:
+    return engine._llm.llm_engine.model_executor.driver_worker.worker._estune
 
 
 def checked(
@@ -43,16 +44,16 @@ def checked(
     theta = theta or there.theta
     load_both(there, member, theta)
     there.engine.check(theta, member)
-    return shard(there.engine)._estune_places
+    return loader(there.engine).direct
 
 
 def taken(
     there: SimpleNamespace, member: Member, places: DirectWriter | None
 ) -> dict[str, torch.Tensor]:
     """What each part of the model makes of the member's weights, taken straight or by reloading."""
-    shard(there.engine)._estune_places = places
+    loader(there.engine).direct = places
     there.engine.load(there.theta, member)
-    return responses(shard(there.engine).model_runner.get_model())
+    return responses(loader(there.engine).model)
 
 
 def test_every_member_is_the_one_that_reloading_gives_and_answers_as_on_the_transformers_engine(
@@ -93,9 +94,8 @@ def test_what_is_not_tuned_within_a_fused_layer_stays_as_in_the_files(there):
 
 def test_without_proof_vllm_reloads_and_members_answer_all_the_same(there, monkeypatch):
     with monkeypatch.context() as changed:
-        changed.setattr(
-            "estune.engines.vllm_direct_writer._pack", lambda parameter: None
-        )  # layers would keep the member before
+        # Layers would keep the previous member.
+        changed.setattr("estune.engines.vllm_direct_writer._Target.pack", lambda target: None)
         assert checked(there) is None
     load_both(there, MEMBERS[1])
     same_answers(there)
@@ -122,7 +122,7 @@ def test_a_layer_that_was_not_written_whole_is_an_error(there, monkeypatch):
 
 
 def test_layers_of_a_kind_that_is_not_known_are_left_to_vllms_reloading(there, monkeypatch):
-    norm = type(shard(there.engine).model_runner.get_model().model.norm)
+    norm = type(loader(there.engine).model.model.norm)
     with monkeypatch.context() as changed:
         changed.setattr(
             norm, "process_weights_after_loading", lambda self, dtype: None, raising=False

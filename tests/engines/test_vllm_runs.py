@@ -15,12 +15,12 @@ import yaml
 from helpers import journal, make_model, make_tokenizer
 from vllm_child import SETTINGS, SHAPE, TEXT, updated
 
-import estune.engines.vllm as module
 from estune import ESConfig
 from estune.cli.main import main
 from estune.common.types import Member, variant_to_json
-from estune.engines.transformers import TransformersEngine
+from estune.engines.transformers import open_engine
 from estune.engines.vllm import VLLMEngine
+from estune.engines.vllm_start import TESTED, version
 from estune.errors import ModelError
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
@@ -46,7 +46,7 @@ def expected(folder: Path, members: list[Member], prompts=TEXT) -> tuple[list, s
     checkpoint = open_checkpoint(folder)
     plan = layout(checkpoint)
     theta = updated(Theta.load(checkpoint, plan.in_model))
-    engine = TransformersEngine(folder, plan.in_model, ESConfig(**SETTINGS))
+    engine = open_engine(folder, plan.in_model, ESConfig(**SETTINGS), "cpu", torch.float32)
     answers = []
     for member in members:
         engine.load(theta, member)
@@ -162,7 +162,7 @@ def test_without_vllm_one_line_says_how_to_install_it(
 
 
 def test_the_version_that_is_installed_is_one_of_those_that_were_tested():
-    assert module._version() in module.TESTED
+    assert version() in TESTED
 
 
 def test_a_model_whose_heads_cannot_be_split_is_refused_in_one_line(tmp_path):
@@ -175,5 +175,5 @@ def test_a_model_whose_heads_cannot_be_split_is_refused_in_one_line(tmp_path):
     with pytest.raises(
         ModelError, match=r"cannot load this model \(.*9.* divisible by .*2"
     ) as caught:
-        VLLMEngine(checkpoint, layout(checkpoint), config)
+        VLLMEngine(checkpoint, layout(checkpoint), config, "cpu", torch.float32)
     assert "\n" not in str(caught.value)

@@ -14,6 +14,7 @@ import psutil
 
 from estune import ESConfig
 from estune.common.types import Unperturbed, variant_from_json
+from estune.engines.device import engine_dtype
 from estune.engines.vllm import VLLMEngine
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
@@ -62,7 +63,8 @@ def main() -> None:
     checkpoint = open_checkpoint(folder)
     plan = layout(checkpoint)
     theta = Theta.load(checkpoint, plan.in_model, share=True)
-    engine = VLLMEngine(checkpoint, plan, ESConfig(**settings))
+    config = ESConfig(**settings)
+    engine = VLLMEngine(checkpoint, plan, config, "cpu", engine_dtype(config))
     engine.check(theta, Unperturbed(0))
     updated(theta)
     answers = []

@@ -12,7 +12,7 @@ from helpers import GGUF, make_model
 from estune.cli.main import main
 from estune.config import ESConfig
 from estune.run import estimate
-from estune.run.estimate import Shape, Speed, Work
+from estune.run.estimate import Shape, Speed, Workload
 
 CHILD = Path(__file__).parent / "peak_child.py"
 SMALL_CACHE = {
@@ -75,7 +75,7 @@ def test_the_memory_that_is_predicted_is_what_a_real_run_takes_within_15_percent
     itemsize = 4 if config.dtype == "float32" else 2
     predicted = sum(
         estimate.es_here(
-            estimate.shape_of(str(model), config), config, Work(32, 50, 24), itemsize
+            estimate.shape_of(str(model), config), config, Workload(32, 50, 24), itemsize
         ).values()
     )
     assert predicted == pytest.approx(
@@ -107,7 +107,7 @@ def test_an_imagined_model_has_the_proportions_of_real_ones(parameters, layers, 
 
 def test_the_papers_table_for_eight_billion_parameters():
     """ES: 18 to 22 GB; RL: 136 to 160 GB, of which 32 gradients, 64 Adam, 16 the reference model."""
-    shape, work = estimate.shape_like(8e9), Work(32, 128, 256)
+    shape, work = estimate.shape_like(8e9), Workload(32, 128, 256)
     rl = estimate.rl(shape, work, 2)
     assert {name: round(size / 1e9) for name, size in rl.items() if name != "activations"} == {
         "weights": 16,
@@ -122,7 +122,7 @@ def test_the_papers_table_for_eight_billion_parameters():
 
 
 def test_more_engines_take_less_time_and_auto_evaluates_two_more():
-    work, speed = Work(10, 1, 50.0), Speed(100.0, 0.1)
+    work, speed = Workload(10, 1, 50.0), Speed(100.0, 0.1)
     assert estimate.seconds_a_step(ESConfig(population_size=4), work, speed, 1) == pytest.approx(
         4 * 10 * 50 / 100 * 1.1
     )
@@ -149,8 +149,8 @@ def run_of(engines):
 
 @pytest.mark.parametrize("engines", [1, 4])
 def test_a_measured_run_is_predicted_to_take_as_long_as_it_did_with_as_many_engines(engines):
-    speed, length = estimate.measured(run_of(engines))
-    work = Work(10, 1, length)
+    speed, length = estimate.measured_speed(run_of(engines))
+    work = Workload(10, 1, length)
     assert estimate.seconds_a_step(
         ESConfig(population_size=8 * engines), work, speed, engines
     ) == pytest.approx(100)
@@ -220,7 +220,7 @@ def test_a_speed_is_taken_from_a_run(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said", "in_host_memory"),
     [
-        (["--gpus", "1"], "θ is on cuda, which has 74.5 GiB free: 26.1 GiB beside", False),
+        (["--gpus", "1"], "θ is on cuda, which has 74.5 GiB free: 26.1 GiB plus", False),
         (
             ["--gpus", "1", "--gpu_memory", "40"],
             "θ is in host memory, because cuda has 37.3 GiB free",
@@ -228,7 +228,7 @@ def test_a_speed_is_taken_from_a_run(tiny, tmp_path, capsys):
         ),
         (
             ["--gpus", "1", "--engine", "vllm"],
-            "θ is in host memory, because cuda has 74.5 GiB free, not 26.1 GiB beside 68.5 GiB",
+            "θ is in host memory, because cuda has 74.5 GiB free, not 26.1 GiB plus 68.5 GiB",
             True,
         ),
         (

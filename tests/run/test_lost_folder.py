@@ -108,7 +108,7 @@ def test_a_journal_that_somebody_else_changes_is_not_written_to(make_trainer, ru
         new.append(path.read_bytes())
 
     new = []
-    assert "was changed by somebody else" in stopped(make_trainer, meddle)
+    assert "another program changed it" in stopped(make_trainer, meddle)
     assert (run / "journal.jsonl").read_bytes() == new[0]
 
 
@@ -116,14 +116,14 @@ def test_a_journal_that_somebody_else_changes_is_not_written_to(make_trainer, ru
 def test_a_folder_that_goes_while_something_is_written_is_named_all_the_same(
     make_trainer, run, tmp_path, monkeypatch, where
 ):
-    from estune.run.metrics_file import Measured
+    from estune.run.metrics_file import MetricsFile
     from estune.theta import checkpoint, theta
 
     places = {
         "journal": (Journal, "append"),
         "checkpoint": (checkpoint, "save_file"),
         "snapshot": (theta, "save_file"),
-        "metrics": (Measured, "append"),
+        "metrics": (MetricsFile, "append"),
     }
     whole = getattr(*places[where])
 
@@ -145,7 +145,7 @@ def test_what_follows_the_last_step_is_watched_too(make_trainer, run, tmp_path):
     for write in (
         trainer.save_model,
         lambda: trainer.folder.write_completions(4, []),
-        lambda: trainer.folder.keep_mishap("lost"),
+        lambda: trainer.folder.keep_reward_error("lost"),
     ):
         with pytest.raises(LostFolderError, match="was moved to"):
             write()

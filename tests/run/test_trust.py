@@ -1,4 +1,4 @@
-"""What a run's folder says is data: no code of it runs, unless whoever types the command says so."""
+"""A run's folder is data: none of its code runs unless the command allows it."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ def ran(tmp_path):
 
 @pytest.fixture
 def sent(mini, tmp_path, ran):
-    """A run's folder from somebody else: its journal trusts code, and its base model brings some."""
+    """Somebody else's run: its journal trusts code, and its base model brings some."""
     base = shutil.copytree(mini, tmp_path / "sent" / "base")
     config = json.loads((base / "config.json").read_text())
     config |= {
@@ -111,7 +111,7 @@ def test_diagnose_does_not_run_code_because_the_journal_says_so(sent, ran):
         [sys.executable, script, sent], capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 2
-    assert "the base model, as the journal names it" in ended.stderr
+    assert "base model, from the journal" in ended.stderr
     assert "comes with code of its own" in ended.stderr
     assert not ran.exists()
 
@@ -225,6 +225,41 @@ def test_a_module_in_the_runs_folder_runs_once_that_was_allowed(
     assert main([*command, "--trust_remote_code", "true"]) == 0
 
 
+def run_with_a_module(folder, mini, data, ran):
+    """Write a run's config.yaml that trusts code, and its module; return the command."""
+    command = settings_of(
+        folder,
+        model_name_or_path=str(mini),
+        dataset_name=str(data),
+        reward_funcs=["sent_rewards.f"],
+        trust_remote_code=True,
+    )
+    reward = "def f(completions, **columns): return [0.0] * len(completions)\n"
+    (folder / "sent_rewards.py").write_text(f"open({str(ran)!r}, 'w').close()\n{reward}")
+    return command
+
+
+def test_a_runs_config_cannot_allow_the_modules_in_its_own_folder(
+    mini, data, tmp_path, ran, refused, monkeypatch
+):
+    command = run_with_a_module(tmp_path / "sent", mini, data, ran)
+    monkeypatch.chdir(tmp_path / "sent")
+    assert "which came with the run in" in refused(*command)
+    assert not ran.exists()
+
+
+def test_a_config_that_no_run_wrote_can_allow_the_modules_in_a_runs_folder(
+    mini, data, tmp_path, ran, monkeypatch
+):
+    command = run_with_a_module(tmp_path / "mine", mini, data, ran)
+    own = tmp_path / "trust.yaml"
+    own.write_text("trust_remote_code: true\n")
+    monkeypatch.chdir(tmp_path / "mine")
+    monkeypatch.delitem(sys.modules, "sent_rewards", raising=False)
+    assert main([command[0], "--config", str(own), *command[1:]]) == 0
+    assert ran.exists()
+
+
 def test_a_file_of_settings_that_turns_trust_on_is_said_once(mini, told):
     Path("run.yaml").write_text(
         yaml.safe_dump({"trust_remote_code": True, "model_name_or_path": str(mini)})
@@ -247,7 +282,7 @@ def test_a_file_of_settings_that_turns_trust_on_is_said_once(mini, told):
 
 @pytest.mark.parametrize("name", ["model_init_kwargs", "engine_kwargs"])
 def test_trust_cannot_be_slipped_in_with_other_settings(name):
-    with pytest.raises(ConfigError, match=f"{name}: trust_remote_code is a setting; give that"):
+    with pytest.raises(ConfigError, match=f"{name}: trust_remote_code is a setting"):
         ESConfig(**{name: {"trust_remote_code": True}})
 
 

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estune.tasks.arithmetic import MAX_DEPTH, evaluate
+from estune.tasks.arithmetic import MAX_DEPTH, value_of
 from estune.tasks.countdown import countdown_answer_reward
 
 
 def test_brackets_may_nest_a_hundred_deep_and_no_deeper() -> None:
     deep, deeper = ("(" * depth + "1" + ")" * depth for depth in (MAX_DEPTH, MAX_DEPTH + 1))
-    assert evaluate(deep, [1]) == 1 and evaluate(deeper, [1]) is None
+    assert value_of(deep, [1]) == 1 and value_of(deeper, [1]) is None
     # The limit is on depth, not on the number of brackets.
-    assert evaluate("+".join(["(1)"] * 1000), [1] * 1000) == 1000
+    assert value_of("+".join(["(1)"] * 1000), [1] * 1000) == 1000
 
 
 @st.composite
@@ -60,7 +60,7 @@ def test_any_expression_over_the_numbers_is_graded_as_fraction_arithmetic_says(
 ) -> None:
     expression, numbers, value = tree
     shuffled = rng.sample(numbers, len(numbers))
-    assert evaluate(expression, shuffled) == value
+    assert value_of(expression, shuffled) == value
     if value is not None and value.denominator == 1:
         asked: dict[str, Any] = {
             "numbers": [shuffled, shuffled, [*shuffled, 1]],
@@ -85,7 +85,7 @@ def chain(steps: list[tuple[str, str, str]]) -> str:
 @settings(max_examples=300, deadline=None)
 @given(st.one_of(SYMBOLS, st.lists(STEPS, max_size=8).map(chain)))
 def test_what_is_accepted_has_the_value_that_python_gives_it(text: str) -> None:
-    value = evaluate(text, [int(digit) for digit in text if digit.isdigit()])
+    value = value_of(text, [int(digit) for digit in text if digit.isdigit()])
     if value is not None:
         exact = re.sub(r"([0-9])", r"Fraction(\1)", text.strip())
         assert value == eval(exact)  # a few digits and operators: nothing that could do harm
@@ -94,6 +94,6 @@ def test_what_is_accepted_has_the_value_that_python_gives_it(text: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(STEPS, max_size=8).map(chain))
 def test_a_well_formed_chain_is_refused_only_for_a_division_by_zero(text: str) -> None:
-    if evaluate(text, [int(digit) for digit in text if digit.isdigit()]) is None:
+    if value_of(text, [int(digit) for digit in text if digit.isdigit()]) is None:
         with pytest.raises(ZeroDivisionError):
             eval(re.sub(r"([0-9])", r"Fraction(\1)", text))

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from estune.common.types import Row
 from estune.errors import DataError
 from estune.tasks import TASKS
-from estune.tasks.base import Row
 from estune.tasks.conciseness import conciseness_correct_reward, conciseness_reward
 
 CONCISENESS = ["conciseness", "conciseness_correct"]

@@ -43,7 +43,7 @@ def run(make_trainer):
     return trainer.folder.path
 
 
-def go_on(make_trainer, caplog, steps=6, **settings):
+def resumed_log(make_trainer, caplog, steps=6, **settings):
     """Resume the run, and return what was warned of."""
     with caplog.at_level(logging.WARNING):
         make_trainer(max_steps=steps, **settings).train(resume_from_checkpoint=True)
@@ -138,7 +138,7 @@ def test_a_model_of_several_files_is_covered_whole(tmp_path):
 def test_a_flipped_bit_of_the_newest_is_found_and_mended(make_trainer, run, caplog, tmp_path, at):
     before = files_of(run / "checkpoint-4")
     flip(run / "checkpoint-4" / "model.safetensors", at)
-    text = go_on(make_trainer, caplog)
+    text = resumed_log(make_trainer, caplog)
     assert (
         f"{run / 'checkpoint-4'} is not what the journal says of step 4 (model.safetensors is another"
         in text
@@ -152,13 +152,13 @@ def test_a_flipped_bit_of_the_newest_is_found_and_mended(make_trainer, run, capl
 @pytest.mark.parametrize("at", [0, 20, -3])
 def test_damage_to_what_it_says_is_mended_too(make_trainer, run, caplog, tmp_path, at):
     flip(run / "checkpoint-4" / identity.NAME, at)
-    assert "(estune.json is missing or damaged)" in go_on(make_trainer, caplog)
+    assert "(estune.json is missing or damaged)" in resumed_log(make_trainer, caplog)
     assert_as_replayed(run, [4], tmp_path)
 
 
 def test_a_right_checkpoint_is_left_alone(make_trainer, run, caplog):
     before = {path.name: path.stat().st_mtime_ns for path in (run / "checkpoint-4").iterdir()}
-    assert "checkpoint" not in go_on(make_trainer, caplog)
+    assert "checkpoint" not in resumed_log(make_trainer, caplog)
     assert {
         path.name: path.stat().st_mtime_ns for path in (run / "checkpoint-4").iterdir()
     } == before
@@ -171,7 +171,7 @@ def test_a_checkpoint_of_a_torn_step_is_written_again_when_the_step_turns_out_ot
     run = tmp_path / "run"
     journal = run / "journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-3])
-    text = go_on(make_trainer, caplog, steps=4, reward_funcs=by_chance)
+    text = resumed_log(make_trainer, caplog, steps=4, reward_funcs=by_chance)
     assert "checkpoint-4 is of a step that the journal does not have" in text
     assert (
         "checkpoint-4 is not what the journal says of step 4 (it says that it is θ of step 4 with digest"
@@ -192,7 +192,7 @@ def test_an_older_copy_of_the_journal_leaves_no_checkpoint_of_the_life_that_it_f
     run = tmp_path / "run"
     lines = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
     (run / "journal.jsonl").write_bytes(b"".join(lines[:-lost]))
-    go_on(make_trainer, caplog, steps=4, reward_funcs=by_chance)
+    resumed_log(make_trainer, caplog, steps=4, reward_funcs=by_chance)
     assert_as_replayed(run, [2, 4], tmp_path)
 
 
@@ -204,7 +204,7 @@ def test_old_checkpoints_beyond_the_journal_do_not_push_out_new_ones(
     run = tmp_path / "run"
     lines = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
     (run / "journal.jsonl").write_bytes(b"".join(lines[:2]))
-    go_on(make_trainer, caplog, steps=3, save_steps=1, **settings)
+    resumed_log(make_trainer, caplog, steps=3, save_steps=1, **settings)
     assert_as_replayed(run, [3], tmp_path)
     assert [path.name for path in (run / "theta").iterdir()] == ["step-3.safetensors"]
 
@@ -231,7 +231,9 @@ def test_the_best_is_checked_as_the_newest_is(make_trainer, caplog, tmp_path, ha
         shutil.copytree(
             tmp_path / "other" / "checkpoint-2" if "run" in harm else run / "checkpoint-4", best
         )
-    text = go_on(make_trainer, caplog, reward_funcs=falling, load_best_model_at_end=True, **CHOOSES)
+    text = resumed_log(
+        make_trainer, caplog, reward_funcs=falling, load_best_model_at_end=True, **CHOOSES
+    )
     assert f"{best} is not what the journal says of step 2" in text
     assert_as_replayed(run, [2, 4, 6], tmp_path)
 
@@ -251,13 +253,15 @@ def test_a_checkpoint_of_a_step_whose_digest_the_journal_lacks_is_compared_with_
     assert Journal.open(run).digest(3) is None
     if flipped:
         flip(run / "checkpoint-3" / "model.safetensors", -9)
-    assert ("checkpoint-3 is not what the journal says" in go_on(make_trainer, caplog)) == flipped
+    assert (
+        "checkpoint-3 is not what the journal says" in resumed_log(make_trainer, caplog)
+    ) == flipped
     assert_as_replayed(run, [3, 4, 6], tmp_path)
 
 
 @pytest.mark.parametrize("name", OLD_SETTINGS)
 def test_checkpoints_of_old_runs_which_say_nothing_are_written_again_once(name, tmp_path, caplog):
-    folder = shutil.copytree(OLD_RUNS / name, tmp_path / name)
+    folder = shutil.copytree(OLD_RUNS / "format_1" / name, tmp_path / name)
     old = {
         step: load_file(folder / f"checkpoint-{step}" / "model.safetensors")
         for step in ((2, 4) if name == "decayed" else ())

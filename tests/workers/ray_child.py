@@ -67,10 +67,10 @@ class Run:
         return self.trainer.model.workers
 
     def nodes(self) -> set[str]:
-        return {place.node for place in self.workers.processes()}
+        return {place.node for place in self.workers.locations()}
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        os.kill(self.workers.processes()[0].process, number)
+        os.kill(self.workers.locations()[0].process, number)
 
     def go(self) -> dict[str, Any]:
         error = None
@@ -112,7 +112,7 @@ def listening(run: Run) -> None:
 
 
 def all_three(run: Run) -> None:
-    until(lambda: len(run.workers.processes()) == 3)
+    until(lambda: len(run.workers.locations()) == 3)
 
 
 def killed(run: Run) -> None:
@@ -127,19 +127,19 @@ def late(run: Run) -> None:
     """A worker sleeps through the step in which it was given a member, and wakes when θ has moved on."""
     hand_out, asleep = run.workers._hand_out, []
 
-    def hand_out_asleep(seat: Any, alive: int, job: Any) -> None:
+    def hand_out_asleep(slot: Any, alive: int, request: Any) -> None:
         if not asleep:
-            asleep.append(seat.place.process)
-            os.kill(seat.place.process, signal.SIGSTOP)
-        hand_out(seat, alive, job)
+            asleep.append(slot.location.process)
+            os.kill(slot.location.process, signal.SIGSTOP)
+        hand_out(slot, alive, request)
         if len(asleep) == 1:
-            asleep.append(list(run.workers._waiting)[-1])
+            asleep.append(list(run.workers._calls)[-1])
 
     def wake(run: Run) -> None:
         os.kill(asleep[0], signal.SIGCONT)
-        until(lambda: asleep[1] not in run.workers._waiting)
+        until(lambda: asleep[1] not in run.workers._calls)
 
-    until(lambda: len(run.workers.processes()) == 2)
+    until(lambda: len(run.workers.locations()) == 2)
     run.workers._hand_out = hand_out_asleep
     run.at, run.mischief = run.at + MEMBERS, wake
 
@@ -153,7 +153,7 @@ def killed_for_good(run: Run) -> None:
 
 def all_killed_for_good(run: Run) -> None:
     shutil.move(run.model / WEIGHTS, run.folder / WEIGHTS)
-    for place in run.workers.processes():
+    for place in run.workers.locations():
         os.kill(place.process, signal.SIGKILL)
 
 
@@ -182,8 +182,8 @@ def damaged(run: Run) -> None:
     import ray
 
     until(lambda: len(run.nodes()) == 2)
-    run.seen["replicas"] = len(run.workers._keepers)
-    for keeper in run.workers._keepers.values():
+    run.seen["replicas"] = len(run.workers.keepers.actors)
+    for keeper in run.workers.keepers.actors.values():
         ray.get(keeper.put.remote("model.norm.weight", 0, np.zeros(4, np.float32)))
         ray.get(keeper.became.remote(run.trainer.model.theta.version))
 

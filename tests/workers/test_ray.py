@@ -86,7 +86,7 @@ def test_left_to_itself_there_is_one_worker_a_node(local, tmp_path):
 def test_a_killed_worker_is_replaced(local, tmp_path):
     result, said = outcome("killed", tmp_path)
     assert (result["digests"], result["error"]) == (local, None)
-    assert "it is started anew" in said
+    assert "it is restarted" in said
 
 
 def test_a_worker_that_hangs_is_replaced(local, tmp_path):
@@ -98,13 +98,13 @@ def test_a_worker_that_hangs_is_replaced(local, tmp_path):
 def test_a_worker_that_is_late_by_a_step_is_not_taken_for_a_broken_one(local, tmp_path):
     result, said = outcome("late", tmp_path)
     assert (result["digests"], result["error"], result["alive"]) == (local, None, 2)
-    assert "it is started anew" not in said
+    assert "it is restarted" not in said
 
 
 def test_a_worker_that_cannot_be_replaced_is_given_up_and_the_run_goes_on(local, tmp_path):
     result, said = outcome("killed for good", tmp_path)
     assert (result["digests"], result["error"]) == (local, None)
-    assert "the run goes on with 1" in said
+    assert "the run continues with 1" in said
     assert result["alive"] == 1
 
 
@@ -120,7 +120,7 @@ def test_a_node_may_be_lost_and_another_join_in_the_middle_of_a_run(local, tmp_p
     result, said = outcome("raylet killed", tmp_path)
     assert (result["digests"], result["error"]) == (local, None)
     assert result["joined"]
-    assert "it is started anew" in said
+    assert "it is restarted" in said
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from estune.errors import ConfigError
 
 if TYPE_CHECKING:
     from estune.monitor.console import Screen
-    from estune.run.estimate import Parts, Shape, Speed, Work
+    from estune.run.estimate import Memory, Shape, Speed, Workload
 
 SUMMARY = "tell a run's memory, time and price before it is begun"
 USAGE = "estune plan [--config FILE ...] [--parameters P] [--gpus N] [--tokens_per_second R | --measured RUN] [--SETTING VALUE ...]"
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
         shape = estimate.shape_like(options.parameters)
     else:
         shape = estimate.shape_of(str(config.model_name_or_path), config, config.model_revision)
-    work = estimate.Work(
+    work = estimate.Workload(
         options.prompts or config.batch_size or config.max_train_samples or _PROMPTS,
         options.prompt_tokens,
         completion,
@@ -126,17 +126,17 @@ def _check(options: argparse.Namespace, config: RunConfig) -> None:
 
 def _speed(options: argparse.Namespace, config: RunConfig) -> "tuple[Speed | None, float]":
     """The speed, where one is known, and the length of a completion."""
-    from estune.run.estimate import Speed, measured
-    from estune.run.metrics_file import Measured
+    from estune.run.estimate import Speed, measured_speed
+    from estune.run.metrics_file import MetricsFile
 
     given = options.completion_tokens
     if options.measured:
-        records = Measured(Path(options.measured) / "metrics.jsonl").read()
+        records = MetricsFile(Path(options.measured) / "metrics.jsonl").read()
         if not records:
             raise ConfigError(
                 f"measured: {options.measured} has no metrics.jsonl with a step in it; give a run's folder"
             )
-        speed, seen = measured(records)
+        speed, seen = measured_speed(records)
         return speed, given or seen
     speed_given = Speed(options.tokens_per_second) if options.tokens_per_second else None
     return speed_given, given or float(config.max_completion_length)
@@ -154,17 +154,19 @@ def _about(options: argparse.Namespace, config: RunConfig, shape: "Shape") -> st
 
 
 def _dtype(options: argparse.Namespace, config: RunConfig) -> str:
-    from estune.engines.device import engine_dtype
+    from estune.engines.device import dtype_name, engine_dtype
 
     return (
-        "bfloat16"
-        if options.gpus and config.dtype == "auto"
-        else str(engine_dtype(config)).removeprefix("torch.")
+        "bfloat16" if options.gpus and config.dtype == "auto" else dtype_name(engine_dtype(config))
     )
 
 
 def _show_memory(
-    screen: "Screen", options: argparse.Namespace, config: RunConfig, shape: "Shape", work: "Work"
+    screen: "Screen",
+    options: argparse.Namespace,
+    config: RunConfig,
+    shape: "Shape",
+    work: "Workload",
 ) -> None:
     from estune.common.resources import available_memory
     from estune.run import estimate
@@ -190,7 +192,7 @@ def _show_memory(
     )
 
 
-def _place_theta(config: RunConfig, device: "Parts", host: "Parts", memory: int) -> str:
+def _place_theta(config: RunConfig, device: "Memory", host: "Memory", memory: int) -> str:
     """Move θ to the part of the GPU where a run would have it there; the reason."""
     from estune.run import placement
 
@@ -203,7 +205,7 @@ def _place_theta(config: RunConfig, device: "Parts", host: "Parts", memory: int)
     return place.why
 
 
-def _table(screen: "Screen", title: str, es: "Parts", rl: "Parts") -> None:
+def _table(screen: "Screen", title: str, es: "Memory", rl: "Memory") -> None:
     rows = [
         [name, _size(es[name]) if name in es else "–", _size(rl[name]) if name in rl else "–"]
         for name in dict.fromkeys([*es, *rl])
@@ -228,7 +230,7 @@ def _show_time(
     screen: "Screen",
     options: argparse.Namespace,
     config: RunConfig,
-    work: "Work",
+    work: "Workload",
     speed: "Speed | None",
 ) -> None:
     from estune.run import estimate

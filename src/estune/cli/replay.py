@@ -13,9 +13,9 @@ import logging
 from pathlib import Path
 
 from estune.common.other_names import nearest
+from estune.common.visible import one_line
 from estune.config import RunConfig, build
 from estune.errors import ConfigError
-from estune.run.trust import one_line
 
 logger = logging.getLogger(__name__)
 SUMMARY = "rebuild the model of a step from a run's journal"

@@ -67,9 +67,7 @@ def read(options: argparse.Namespace, unknown: list[str], *, quietly: bool = Fal
     for _, values in files:
         settings |= values
     settings |= flags
-    for path, values in files:
-        effective = {name: value for name, value in values.items() if name not in flags}
-        _check_trust(Path(path), effective, settings, quietly)
+    _check_trust(files, flags, quietly)
     try:
         return _config(settings)
     except ConfigError as error:
@@ -90,16 +88,33 @@ def parsed(text: str, where: str) -> Any:
         return yaml.safe_load(text)
 
 
-def _check_trust(path: Path, values: Settings, settings: Settings, quietly: bool) -> None:
-    trusted = trust.typed(settings.get("trust_remote_code"))
-    if not quietly and trusted and trust.typed(values.get("trust_remote_code")):
+def _check_trust(files: list[tuple[str, Settings]], flags: Settings, quietly: bool) -> None:
+    """Log what the files turn on or load, and refuse code that lies in a run's folder.
+
+    Only a flag or a file that no run wrote can allow that code: a run cannot vouch for itself.
+    """
+    given: Settings = {}
+    users_own: Settings = {}
+    for path, values in files:
+        given |= values
+        if not trust.is_run_file(Path(path)):
+            users_own |= values
+    model_code = trust.is_on((given | flags).get("trust_remote_code"))
+    folder_code = trust.is_on((users_own | flags).get("trust_remote_code"))
+    for path, values in files:
+        effective = {name: value for name, value in values.items() if name not in flags}
+        if not quietly:
+            _log_sources(path, effective, model_code)
+        if trust.is_run_file(Path(path)):
+            trust.check_modules(effective, Path(path).parent, trusted=folder_code)
+
+
+def _log_sources(path: str, values: Settings, model_code: bool) -> None:
+    if model_code and trust.is_on(values.get("trust_remote_code")):
         logger.info("%s: turns trust_remote_code on: code that comes with the model runs", path)
-    if not trust.of_a_run(path):
-        return
-    if not quietly:
-        for line in trust.loads(values):
+    if trust.is_run_file(Path(path)):
+        for line in trust.sources(values):
             logger.info("%s: %s", path, line)
-    trust.check_modules(values, path.parent, trusted=trusted)
 
 
 def _config(settings: Settings) -> RunConfig:
@@ -155,6 +170,6 @@ def _from_file(path: str) -> Settings:
     values = {} if (found := parsed(text, path)) is None else found
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ConfigError(f"{path}: must be settings, one 'name: value' per line")
-    if trust.of_a_run(Path(path)):
+    if trust.is_run_file(Path(path)):
         values.pop("fitness", None)  # written by earlier versions; pass_k says the same
     return values

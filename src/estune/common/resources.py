@@ -8,7 +8,6 @@ from pathlib import Path
 from estune.errors import ResourceError
 
 _MIB, _GIB = 1 << 20, 1 << 30
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # for mallopt(3)
 
 
 def check_memory(needed: int, what: str) -> None:
@@ -80,12 +79,3 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)
-
-
-def keep_freed() -> None:
-    """Keep from now on what is freed, until `give_back`: large blocks would come from the system anew each time, page after page,
-    each filled with zeros. For processes that need as much again soon."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -4,6 +4,7 @@ from typing import Any
 
 from estune.config import ESConfig
 from estune.engines.base import Engine
+from estune.engines.device import engine_device, engine_dtype
 from estune.theta.checkpoint import Checkpoint
 from estune.theta.parameters import Layout
 
@@ -11,15 +12,21 @@ from estune.theta.parameters import Layout
 def build(
     checkpoint: Checkpoint, layout: Layout, config: ESConfig, tokenizer: Any = None
 ) -> Engine:
-    """The engine for `checkpoint`, holding the base model's weights. Raises ModelError when it cannot be loaded."""
+    """Return the engine for `checkpoint`, holding the base model's weights.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+    """
     if config.engine == "fake":
         from estune.engines.fake import FakeEngine
 
         return FakeEngine(checkpoint, layout.in_model)
+    device = engine_device(config)
+    dtype = engine_dtype(config)
     if config.engine == "vllm":
         from estune.engines.vllm import VLLMEngine
 
-        return VLLMEngine(checkpoint, layout, config, tokenizer)
-    from estune.engines.transformers import TransformersEngine
+        return VLLMEngine(checkpoint, layout, config, device, dtype, tokenizer)
+    from estune.engines.transformers import open_engine
 
-    return TransformersEngine(checkpoint.folder, layout.in_model, config, tokenizer)
+    return open_engine(checkpoint.folder, layout.in_model, config, device, dtype, tokenizer)

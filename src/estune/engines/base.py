@@ -1,6 +1,7 @@
-"""The seam to whatever runs the model: an engine holds one variant of θ at a time, and completes prompts.
+"""The interface to whatever runs the model: an engine holds one variant of θ and completes prompts.
 
-An engine knows no reward and no strategy. It must fail loudly: a weight that it did not take is an `EngineError`.
+An engine knows no reward and no strategy. It must fail loudly: a weight that it did not take is an
+`EngineError`.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,10 +18,18 @@ class Engine(Protocol):
     """What `workers/` needs of an engine."""
 
     def load(self, theta: Theta, variant: Variant) -> None:
-        """Take the variant's weights from `theta.perturbed`. Raises EngineError when one is not taken."""
+        """Take the variant's weights from `theta.perturbed`.
+
+        Raises:
+            EngineError: a weight was not taken.
+        """
 
     def check(self, theta: Theta, variant: Variant) -> None:
-        """Raises EngineError unless the engine holds exactly the variant's weights; costs more than `load`."""
+        """Prove that the engine holds exactly the variant's weights. Slower than `load`.
+
+        Raises:
+            EngineError: it does not.
+        """
 
     def generate(
         self,
@@ -29,25 +38,36 @@ class Engine(Protocol):
         max_completion_length: int,
         sampling: Sampling | None = None,
     ) -> list[Completion]:
-        """Answer every prompt, in order: greedily, or with `sampling.n` completions of the first prompt, then of the next.
+        """Complete every prompt, in order: greedily, or `sampling.n` times each.
+
+        All completions of the first prompt come first, then those of the second.
 
         Raises:
-            EngineError: it cannot.
+            EngineError: the model failed.
         """
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        """Tokens in each prompt."""
+        """Return the number of tokens in each prompt."""
 
     @property
     def context_length(self) -> int:
-        """Tokens that a prompt and its completion may have together."""
+        """The most tokens that a prompt and its completion may have together."""
 
 
-def compare(theta: Theta, variant: Variant, read: Callable[[str], torch.Tensor]) -> None:
-    """Raises EngineError unless `read(name)` gives the variant's weights, for every name."""
+def check_weights(theta: Theta, variant: Variant, read: Callable[[str], torch.Tensor]) -> None:
+    """Compare the weights that `read(name)` gives with the variant's.
+
+    Raises:
+        EngineError: they differ.
+    """
     for name, wanted in theta.perturbed(variant, lambda name: torch.empty_like(read(name))):
         if not torch.equal(read(name), wanted):
-            whose = "θ's" if isinstance(variant, Unperturbed) else "the member's"
-            raise EngineError(
-                f"the engine does not hold {whose} weights in {name}; its layout differs from the files'"
-            )
+            raise wrong_weights(variant, name)
+
+
+def wrong_weights(variant: Variant, name: str) -> EngineError:
+    """Return the error for an engine that holds other weights than the variant's in `name`."""
+    whose = "θ's" if isinstance(variant, Unperturbed) else "the member's"
+    return EngineError(
+        f"the engine does not hold {whose} weights in {name}; its layout differs from the files'"
+    )

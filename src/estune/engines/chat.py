@@ -1,7 +1,8 @@
 """A conversation as the text that a model's chat template makes of it.
 
-Templates differ in what they take: many know no system message, most know text alone. What can be said in another way without
-losing anything is; whatever else a template refuses is one line about the prompt.
+Templates differ in what they take: many know no system message, most know only text. If a
+conversation can be put in another form without losing anything, it is. Anything else that a
+template refuses is one line about the prompt.
 """
 
 import logging
@@ -19,23 +20,25 @@ Messages = list[dict[str, Any]]
 class Chat:
     """The chat template of `tokenizer`, with settings that are passed to it.
 
-    What it does to a conversation beyond rendering it is logged once.
+    Changes to a conversation beyond rendering it are logged once.
     """
 
     def __init__(self, tokenizer: Any, settings: Mapping[str, Any]) -> None:
         self._tokenizer = tokenizer
         self._settings = settings
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def render(self, prompt: Sequence[Mapping[str, Any]]) -> str:
-        """The text that the model sees.
+        """Return the text that the model sees.
 
         Raises:
-            DataError: there is no template, it refuses the conversation, or a message holds something other than text.
+            DataError: there is no template, it refuses the conversation, or a message holds
+                something other than text.
         """
         if not getattr(self._tokenizer, "chat_template", None):
             raise DataError(
-                "the prompts are conversations, but the model's tokenizer has no chat template; use plain text prompts"
+                "the prompts are conversations, but the model's tokenizer has no chat template; "
+                "use plain text prompts"
             )
         messages = [_plain(message) for message in prompt]
         self._check_tools(messages)
@@ -45,10 +48,12 @@ class Chat:
         try:
             text = self._rendered(messages)
         except DataError as refused:
-            return self._without_system(folded, refused)
-        if messages[0]["content"].strip() in text:
+            text = self._without_system(folded)
+            if not text:
+                raise refused
             return text
-        return self._without_system(folded, text)
+        shows_system = messages[0]["content"].strip() in text
+        return text if shows_system else self._without_system(folded) or text
 
     def _rendered(self, messages: Messages) -> str:
         with guarded(
@@ -56,45 +61,46 @@ class Chat:
             "the model's chat template refuses this conversation",
             "change its messages, or the template",
         ):
-            made = self._tokenizer.apply_chat_template(
+            text = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True, **self._settings
             )
-        if not isinstance(made, str):
+        if not isinstance(text, str):
             raise DataError(
-                f"the tokenizer's chat template returned a {type(made).__name__}, not text; use plain text prompts"
+                f"the tokenizer's chat template returned a {type(text).__name__}, not text; "
+                "use plain text prompts"
             )
-        return made
+        return text
 
-    def _without_system(self, folded: Messages, otherwise: DataError | str) -> str:
-        """Render `folded` where that shows all of its text; else what came `otherwise`."""
+    def _without_system(self, folded: Messages) -> str:
+        """Render `folded`; return nothing if the template refuses it or drops some of its text."""
         try:
             text = self._rendered(folded)
         except DataError:
-            text = ""
-        if folded[0]["content"].strip() in text:
-            self._say_once(
-                "the model's chat template takes no system message, so its text goes before that of the first user message"
-            )
-            return text
-        if isinstance(otherwise, DataError):
-            raise otherwise
-        return otherwise
+            return ""
+        if folded[0]["content"].strip() not in text:
+            return ""
+        self._log_once(
+            "the model's chat template takes no system message, so its text goes before that of "
+            "the first user message"
+        )
+        return text
 
     def _check_tools(self, messages: Messages) -> None:
         used = any("tool_calls" in message for message in messages)
         if used and "tool_calls" not in str(self._tokenizer.chat_template):
-            self._say_once(
-                "the model's chat template shows no tool_calls, so the prompts lack those of their messages"
+            self._log_once(
+                "the model's chat template shows no tool_calls, so the prompts lack those of "
+                "their messages"
             )
 
-    def _say_once(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
+    def _log_once(self, line: str) -> None:
+        if line not in self._logged:
+            self._logged.add(line)
             logger.warning(line)
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The message with its content as text, without the empty fields that a table of messages adds."""
+    """Return the message with its content as text, without empty fields, which tables add."""
     kept = {name: value for name, value in message.items() if value is not None}
     return kept | {"content": _text(message.get("content"))}
 
@@ -107,28 +113,29 @@ def _text(content: Any) -> str:
     if isinstance(content, Sequence) and not isinstance(content, bytes):
         return "".join(map(_part, content))
     raise DataError(
-        f"a message's content is a {type(content).__name__}; it must be text, or a list of parts with text"
+        f"a message's content is a {type(content).__name__}; "
+        "it must be text, or a list of parts with text"
     )
 
 
 def _part(part: Any) -> str:
     if isinstance(part, str):
         return part
-    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-        return str(part["text"])
-    kind = part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__
+    fields = part if isinstance(part, Mapping) else {}
+    if isinstance(fields.get("text"), str):
+        return str(fields["text"])
+    kind = fields.get("type", "unknown")
     raise DataError(
-        f"a message's content has a part of type {kind!r}; only parts with text can be asked"
+        f"a message's content has a part of type {kind!r}; only parts with text are supported"
     )
 
 
 def _folded(messages: Messages) -> Messages | None:
-    """The conversation with its system message put before the first user message; None where it does not begin like that."""
-    if (
-        len(messages) < 2
-        or messages[0].get("role") != "system"
-        or messages[1].get("role") != "user"
-    ):
+    """Return the conversation with its system message put before the first user message.
+
+    Return None if it does not begin with these two.
+    """
+    if [message.get("role") for message in messages[:2]] != ["system", "user"]:
         return None
     system, user, *rest = messages
     return [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]

@@ -1,7 +1,7 @@
-"""An engine without a language model, for tests of everything around one: its answers depend on the weights alone.
+"""An engine without a language model, for tests of everything around one.
 
-Each prompt looks at the weights along a fixed random direction; the projection sets how long the answer is. So the
-reward of a length task responds to θ as with a real model, in microseconds.
+Each prompt has a fixed random direction. The projection of the weights on it sets the length of the
+completion, so the reward of a length task responds to θ as with a real model, in microseconds.
 """
 
 import hashlib
@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from estune.common.types import Completion, Prompt, Sampling, Variant
-from estune.engines.base import compare
+from estune.engines.base import check_weights
 from estune.engines.sampling import sample_seeds
 from estune.theta.checkpoint import Checkpoint
 from estune.theta.theta import Theta
 
-_WEIGHTS = 4096  # of each parameter, as many as are looked at
+_WEIGHTS = 4096  # the first weights of each parameter are used
 
 
 class FakeEngine:
-    """Holds the weights `names` of a checkpoint in fp32, answers with letters."""
+    """Holds the weights `names` of a checkpoint in fp32, and completes prompts with letters."""
 
     def __init__(self, checkpoint: Checkpoint, names: Iterable[str]) -> None:
         self._weights = {name: checkpoint.read(name).float() for name in names}
@@ -38,7 +38,7 @@ class FakeEngine:
             pass
 
     def check(self, theta: Theta, variant: Variant) -> None:
-        compare(theta, variant, self.read)
+        check_weights(theta, variant, self.read)
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(str(prompt)) for prompt in prompts]
@@ -50,28 +50,32 @@ class FakeEngine:
         max_completion_length: int,
         sampling: Sampling | None = None,
     ) -> list[Completion]:
-        flat = torch.cat([w.view(-1)[:_WEIGHTS].float() for w in self._weights.values()]).numpy()
+        flat = torch.cat([w.view(-1)[:_WEIGHTS] for w in self._weights.values()]).numpy()
         return [
-            _answer(flat, prompt, max_completion_length, spread)
-            for prompt in prompts
-            for spread in _spreads(str(prompt), sampling)
+            _letters(length + extra, max_completion_length)
+            for prompt in map(str, prompts)
+            for length in [_length(flat, prompt)]
+            for extra in _extras(prompt, sampling)
         ]
 
 
-def _spreads(prompt: str, sampling: Sampling | None) -> list[float]:
-    """How many letters longer each completion of a prompt is than the greedy one."""
+def _length(flat: NDArray[np.float32], prompt: str) -> float:
+    """Return the number of letters of the greedy completion."""
+    digest = hashlib.blake2b(prompt.encode(), digest_size=8).digest()
+    generator = np.random.default_rng(int.from_bytes(digest, "little"))
+    direction = generator.standard_normal(flat.size)
+    return 20 + 20 * float(direction @ flat) / (1e-9 + float(np.linalg.norm(flat)))
+
+
+def _extras(prompt: str, sampling: Sampling | None) -> list[float]:
+    """Return how many letters longer each completion is than the greedy one."""
     if sampling is None:
         return [0.0]
     seeds = sample_seeds(list(prompt.encode()), sampling)
-    return [
-        5 * sampling.temperature * float(np.random.default_rng(seed).standard_normal())
-        for seed in seeds
-    ]
+    normal = [float(np.random.default_rng(seed).standard_normal()) for seed in seeds]
+    return [5 * sampling.temperature * value for value in normal]
 
 
-def _answer(flat: NDArray[np.float32], prompt: Prompt, budget: int, spread: float) -> Completion:
-    number = int.from_bytes(hashlib.blake2b(str(prompt).encode(), digest_size=8).digest(), "little")
-    direction = np.random.default_rng(number).standard_normal(flat.size)
-    wanted = int(20 + 20 * float(direction @ flat) / (1e-9 + float(np.linalg.norm(flat))) + spread)
-    length = min(budget, max(1, wanted))
+def _letters(wanted: float, budget: int) -> Completion:
+    length = min(budget, max(1, int(wanted)))
     return Completion("x" * length, [1] * length, clipped=length == budget)

@@ -1,8 +1,8 @@
-"""Attention for the CPU that reads shared keys and values where they are.
+"""Attention on the CPU that reads the keys and values of grouped-query models without copying them.
 
-Under a mask transformers repeats the keys and values of grouped-query models for every query head. With one new token a row,
-torch then copies and packs for longer than it does anything else. Here the heads that share a key are queries of one head:
-the same numbers, without the copies.
+transformers repeats shared keys and values for every query head when there is a mask. With one new
+token per sequence, torch then spends most of its time on these copies. Here the query heads that
+share a key become further queries of one head, which gives the same numbers.
 """
 
 from typing import Any
@@ -13,12 +13,12 @@ NAME = "estune_grouped"
 
 
 def group_heads(model: Any) -> None:
-    """Let `model` attend so, if it is on the CPU, would take torch's `scaled_dot_product_attention`, and may take another."""
+    """Make `model` use `attend` if it is on the CPU and would use torch's fused attention."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    usual = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
-    if usual and model.is_backend_compatible():
+    fused = model.device.type == "cpu" and model.config._attn_implementation == "sdpa"
+    if fused and model.is_backend_compatible():
         AttentionInterface.register(NAME, attend)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)
@@ -32,22 +32,33 @@ def attend(
     attention_mask: torch.Tensor | None,  # (B, 1, L, S)
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:  # (B, L, H, D)
+    """Attend as transformers' `sdpa_attention_forward` does, which handles all other cases."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    (batch, heads, length, _), shared = query.shape, key.shape[1]
-    usual = not any(
-        settings.get(name) is not None for name in ("position_bias", "cache")
-    ) and not settings.get("dropout")
-    masked = length == 1 if attention_mask is None else attention_mask.shape[1] == 1
-    if heads == shared or not usual or not masked:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)  # type: ignore[no-any-return]
-    grouped = query.reshape(batch, shared, heads // shared * length, -1)
-    mask = (
-        attention_mask.repeat(1, 1, heads // shared, 1)
-        if attention_mask is not None and length > 1
-        else attention_mask
-    )
+    batch, heads, length, _ = query.shape
+    groups = key.shape[1]
+    if heads == groups or not _supported(length, attention_mask, settings):
+        usual: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **settings
+        )
+        return usual
+    per_group = heads // groups
+    if attention_mask is not None and length > 1:
+        attention_mask = attention_mask.repeat(1, 1, per_group, 1)  # (B, 1, G·L, S)
     out = torch.nn.functional.scaled_dot_product_attention(
-        grouped, key, value, attn_mask=mask, scale=settings.get("scaling")
+        query.reshape(batch, groups, per_group * length, -1),  # (B, H/G, G·L, D)
+        key,
+        value,
+        attn_mask=attention_mask,
+        scale=settings.get("scaling"),
     )
     return out.reshape(batch, heads, length, -1).transpose(1, 2).contiguous(), None
+
+
+def _supported(length: int, mask: torch.Tensor | None, settings: dict[str, Any]) -> bool:
+    """Whether grouping keeps the result: no dropout or position bias, one mask for all heads."""
+    if settings.get("dropout"):
+        return False
+    if any(settings.get(name) is not None for name in ("position_bias", "cache")):
+        return False
+    return length == 1 if mask is None else mask.shape[1] == 1

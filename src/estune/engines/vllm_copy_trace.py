@@ -1,8 +1,8 @@
-"""Proof that an engine took weights: what of each tensor that it was handed was copied where, whatever its loaders did with it."""
+"""A trace of where a model's loaders copy each tensor, which proves that weights were taken."""
 
 import weakref
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @dataclass(frozen=True)
 class View:
-    """A tensor within its memory, in elements."""
+    """The part of its memory that a tensor covers, in elements."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -23,102 +23,107 @@ class View:
         return cls(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
     def within(self, whole: torch.Tensor) -> torch.Tensor:
-        """The same part of another tensor's memory."""
+        """Return the same part of another tensor's memory."""
         return whole.as_strided(self.shape, self.stride, self.offset)
 
 
 @dataclass(frozen=True)
 class Copy:
-    """`part` of the tensor `name` was copied to `place` of a parameter. None: from what was made of the tensor, or to no parameter."""
+    """One copy of a tensor, or of a part of it, into a parameter.
+
+    Attributes:
+        name: the tensor's name.
+        part: the part that was copied; None if something computed from the tensor was copied.
+        parameter: the module and the name in it; None if the target is no parameter.
+        whole: the whole parameter at that time.
+        target: the part of the parameter that was written.
+        dtype: of the target.
+    """
 
     name: str
     part: View | None
     parameter: tuple[torch.nn.Module, str] | None
-    whole: View | None  # the parameter, as it was then
-    place: View
+    whole: View | None
+    target: View
     dtype: torch.dtype
 
 
-class Copies(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees which of our tensors are copied into weights of `model`, how much of each, and into what dtype.
+class CopyTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records which of the watched tensors are copied into weights of `model`.
 
-    Some loaders cut or convert a tensor first, so what is made from one of ours counts as that one.
+    Some loaders slice or convert a tensor first, so what is computed from one tensor counts as it.
+
+    Attributes:
+        taken: the number of elements copied, by tensor.
+        dtypes: the dtype into which each tensor was copied.
+        copies: all copies, in order.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.taken: dict[str, int] = defaultdict(int)
+        self.taken: Counter[str] = Counter()
         self.dtypes: dict[str, torch.dtype] = {}
-        self.all: list[Copy] = []
+        self.copies: list[Copy] = []
         self._modules = [module for module in model.modules() if module._parameters]
-        self._names: dict[
-            int, str
-        ] = {}  # address of a tensor's memory → whose it is, while it lives
-        self._given: set[int] = (
-            set()
-        )  # addresses of the tensors themselves, rather than of what was made of them
-        self._alive: Counter[int] = Counter()  # address → tensors that share this memory
+        self._names: dict[int, str] = {}  # address of live memory → name of the tensor
+        self._given: set[int] = set()  # addresses of the watched tensors themselves
+        self._alive: Counter[int] = Counter()  # address → number of tensors with this memory
 
-    def each(
-        self, weights: Iterator[tuple[str, torch.Tensor]]
+    def watched(
+        self, weights: Iterable[tuple[str, torch.Tensor]]
     ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield `weights` and watch them from then on."""
         for name, tensor in weights:
             self._note(name, tensor)
-            self._given.add(_memory_of(tensor))
+            self._given.add(_address(tensor))
             yield name, tensor
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
-        ours = [
-            name
-            for arg in args
-            if isinstance(arg, torch.Tensor) and (name := self._names.get(_memory_of(arg)))
-        ]
         if function is torch.ops.aten.copy_.default:
-            into, source = args[:2]
-            name = self._names.get(_memory_of(source))
-            if name and into.device.type != "meta":
-                self.taken[name] += source.numel()
-                self.dtypes[name] = into.dtype
-                self.all.append(self._copy(name, source, into))
-        elif (
-            len(set(ours)) == 1
-            and isinstance(result, torch.Tensor)
-            and result.device.type != "meta"
-        ):
-            self._note(ours[0], result)
+            self._record(args[1], args[0])
+        elif isinstance(result, torch.Tensor) and result.device.type != "meta":
+            tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+            names = {self._names.get(_address(tensor)) for tensor in tensors} - {None}
+            if len(names) == 1:
+                self._note(str(names.pop()), result)
         return result
 
-    def _copy(self, name: str, source: torch.Tensor, into: torch.Tensor) -> Copy:
-        part = View.of(source) if _memory_of(source) in self._given else None
+    def _record(self, source: torch.Tensor, into: torch.Tensor) -> None:
+        name = self._names.get(_address(source))
+        if name is None or into.device.type == "meta":
+            return
+        self.taken[name] += source.numel()
+        self.dtypes[name] = into.dtype
+        part = View.of(source) if _address(source) in self._given else None
+        parameter, whole = self._owner(into)
+        self.copies.append(Copy(name, part, parameter, whole, View.of(into), into.dtype))
+
+    def _owner(self, into: torch.Tensor) -> tuple[tuple[torch.nn.Module, str] | None, View | None]:
+        """Return the parameter in whose memory `into` is, and the whole of it."""
         for module in self._modules:
-            for own, parameter in module._parameters.items():
-                if (
-                    parameter is not None
-                    and parameter.numel()
-                    and _memory_of(parameter) == _memory_of(into)
-                ):
-                    return Copy(
-                        name, part, (module, own), View.of(parameter), View.of(into), into.dtype
-                    )
-        return Copy(name, part, None, None, View.of(into), into.dtype)
+            for name, parameter in module._parameters.items():
+                stored = parameter is not None and parameter.numel()
+                if stored and _address(parameter) == _address(into):  # type: ignore[arg-type]
+                    return (module, name), View.of(parameter)  # type: ignore[arg-type]
+        return None, None
 
     def _note(self, name: str, tensor: torch.Tensor) -> None:
         if tensor.numel():
-            address = _memory_of(tensor)
+            address = _address(tensor)
             self._names[address] = name
             self._alive[address] += 1
-            weakref.finalize(tensor, self._gone, address).atexit = False
+            weakref.finalize(tensor, self._forget, address).atexit = False
 
-    def _gone(self, address: int) -> None:
-        """Somebody else's tensor may be there next."""
+    def _forget(self, address: int) -> None:
+        """Drop an address when its last tensor is gone, since another may be allocated there."""
         self._alive[address] -= 1
         if not self._alive[address]:
             self._given.discard(address)
             del self._alive[address], self._names[address]
 
 
-def _memory_of(tensor: torch.Tensor) -> int:
+def _address(tensor: torch.Tensor) -> int:
     return 0 if tensor.device.type == "meta" else tensor.untyped_storage().data_ptr()

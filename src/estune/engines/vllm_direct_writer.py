@@ -1,253 +1,283 @@
-"""Where each of a checkpoint's tensors lands in vLLM's model, learned from one load, so that later ones are written straight there.
+"""Writing members straight to where vLLM keeps weights, as learned from one reload.
 
-vLLM's reloading takes tensors from anywhere: it takes every layer apart, keeps what comes until a layer is whole, fuses, copies,
-packs and puts together again. Once it is known which part of which parameter a tensor fills, a member's weights can be written
-into that very part: fused layers are one tensor with several owners. What a CPU build packs is packed again by vLLM's own function.
-Only layers whose treatment is known are written to; for any other model `learn` says no, and vLLM's reloading remains.
+vLLM's reloading accepts tensors in any order: it takes every layer apart, buffers what arrives until
+a layer is whole, fuses, copies, packs and reassembles. Once it is known which part of which
+parameter a tensor fills, a member's weights can be written into that part directly. Several tensors
+may share a parameter, as in fused layers. What a CPU build packs is packed again by vLLM's own
+function. Only layers of known kinds are written to; for any other model `learn` returns None, and
+the engine continues to use vLLM's reloading.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from estune.common.types import Variant
-from estune.engines.vllm_copy_trace import Copies, Copy, View
+from estune.engines.vllm_copy_trace import Copy, CopyTrace, View
 from estune.errors import EngineError
 from estune.theta.theta import Theta
 
-_TOGETHER = (
-    1 << 26
-)  # elements that wait to be packed: packing and writing members at once get in each other's way (docs/log.md)
-_WIDTHS = (
-    "input_size_per_partition",
-    "input_size",
-    "embedding_dim",
-)  # what layers call the length of their input
+# Elements that are written before they are packed: packing while other threads write members is
+# slower in all (docs/log.md).
+_PACKED_TOGETHER = 1 << 26
+# What layers call the length of their input.
+_WIDTHS = ("input_size_per_partition", "input_size", "embedding_dim")
 
 
 @dataclass
-class _Parameter:
-    """One of vLLM's parameters that tensors of ours fill. `now` is where it is written: itself, or what is packed once it is whole."""
+class _Target:
+    """A parameter of vLLM's that our tensors fill.
+
+    Attributes:
+        module: the layer.
+        name: the parameter's name in it.
+        whole: its layout when it was loaded.
+        packed: whether vLLM keeps only a packed form of it, and no tensor.
+        sources: names of the tensors that fill it.
+        filled: the number of elements that they fill; the rest is padding.
+        buffer: where it is written: itself, or what is packed once it is complete.
+        missing: the sources that have not been written yet.
+    """
 
     module: Any
-    own: str
+    name: str
     whole: View
     dtype: torch.dtype
-    packed: bool  # vLLM keeps it in a form of its own, and no tensor
-    names: set[str] = field(default_factory=set)
-    filled: int = 0  # elements that tensors of ours fill; the rest is padding
-    now: torch.Tensor | None = None
+    packed: bool
+    sources: set[str] = field(default_factory=set)
+    filled: int = 0
+    buffer: torch.Tensor | None = None
     missing: set[str] = field(default_factory=set)
 
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.whole.shape)
+
     def begin(self) -> torch.Tensor:
-        """Where it is to be written."""
-        if self.now is None:
-            room = torch.empty if self.filled == math.prod(self.whole.shape) else torch.zeros
-            self.now = (
-                room(self.whole.shape, dtype=self.dtype)
-                if self.packed
-                else self.module._parameters[self.own].data
-            )
-            self.missing = set(self.names)
-        return self.now
+        """Return the tensor to write to."""
+        if self.buffer is None:
+            self.missing = set(self.sources)
+            self.buffer = self._new_buffer() if self.packed else self._parameter.data
+        return self.buffer
 
+    def pack(self) -> None:
+        """Let vLLM pack what was written; its empty parameter stays the same object."""
+        kept = self._parameter
+        written = torch.nn.Parameter(self.begin(), requires_grad=False)
+        self.module._parameters[self.name] = written
+        self.module.quant_method.process_weights_after_loading(self.module)
+        self.module._parameters[self.name] = kept
+        self.buffer = torch.empty(0)
 
-def responses(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What each part of the model makes of a fixed input: weights that were packed away cannot be read otherwise."""
-    from vllm.model_executor.layers.linear import LinearBase
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+    def is_direct(self) -> bool:
+        """Whether vLLM holds the parameter as it was loaded, or packs it from that."""
+        kept = self._parameter
+        return self.packed or (View.of(kept) == self.whole and kept.dtype == self.dtype)
 
-    found = {}
-    with torch.inference_mode():
-        for name, module in model.named_modules():
-            for own, parameter in module.named_parameters(recurse=False):
-                if parameter.numel():
-                    rows = parameter.float().reshape(
-                        max(1, len(parameter) if parameter.dim() else 1), -1
-                    )
-                    found[f"{name}.{own}"] = rows @ _ramp(rows.shape[1]).to(rows)
-            if isinstance(module, (LinearBase, ParallelLMHead)) and not _convolves(module):
-                width = next(filter(None, (getattr(module, side, None) for side in _WIDTHS)))
-                like = next(module.parameters())
-                found[name] = module.quant_method.apply(
-                    module, _ramp(width)[None].to(like), None
-                ).float()
-    return found
+    @property
+    def _parameter(self) -> torch.nn.Parameter:
+        parameter: torch.nn.Parameter = self.module._parameters[self.name]
+        return parameter
 
-
-def _convolves(module: torch.nn.Module) -> bool:
-    """Whether its weight serves a convolution, as Mamba's: it is not multiplied by and never packed away."""
-    return any(parameter.dim() > 2 for parameter in module.parameters(recurse=False))
-
-
-def _ramp(width: int) -> torch.Tensor:
-    return torch.linspace(-1, 1, width) if width > 1 else torch.ones(1)
+    def _new_buffer(self) -> torch.Tensor:
+        make = torch.empty if self.filled == self.size else torch.zeros
+        return make(self.whole.shape, dtype=self.dtype)
 
 
 class DirectWriter:
     """Writes members straight into a vLLM model; made by `learn`."""
 
     def __init__(self, copies: list[Copy], model: torch.nn.Module, tuned: set[str]) -> None:
-        self._parameters: dict[tuple[int, str], _Parameter] = {}
-        self._copies: dict[str, list[tuple[Copy, _Parameter]]] = {}
+        self._targets: dict[tuple[int, str], _Target] = {}
+        self._copies: dict[str, list[tuple[Copy, _Target]]] = {}
         for copy in copies:
-            self._copies.setdefault(copy.name, []).append((copy, self._parameter(copy)))
-        self._touched = [one for one in self._parameters.values() if one.names & tuned]
-        self._frozen = {name for one in self._touched if one.packed for name in one.names - tuned}
-        for one in self._touched:
-            one.names &= tuned | self._frozen  # what else it holds stays there
-        self._waiting: list[_Parameter] = []  # whole, and to be packed
-        self._heads, self._lookups = _over_the_vocabulary(model)
+            self._copies.setdefault(copy.name, []).append((copy, self._target(copy)))
+        self._tuned = [one for one in self._targets.values() if one.sources & tuned]
+        # Tensors that are not tuned, but packed together with tuned ones.
+        self._frozen = {name for one in self._tuned if one.packed for name in one.sources - tuned}
+        for one in self._tuned:
+            one.sources &= tuned | self._frozen  # other tensors in it stay as loaded
+        self._complete: list[_Target] = []  # written, and waiting to be packed
+        self._heads, self._embeddings = _vocabulary_layers(model)
 
     @classmethod
     def learn(
-        cls, copies: Copies, model: torch.nn.Module, tuned: Iterable[str]
+        cls, trace: CopyTrace, model: torch.nn.Module, tuned: Iterable[str]
     ) -> "DirectWriter | None":
-        """From a load of all weights that `copies` saw; None where it cannot be done or is not known to be right."""
+        """Return a writer, given the trace of a load of all weights.
+
+        Return None if direct writing is impossible or not known to be right.
+        """
         names = set(tuned)
-        known = all(map(_known, model.modules())) and all(
-            copy.part and copy.parameter for copy in copies.all
-        )
-        if not known or not names <= {copy.name for copy in copies.all}:
+        if not names <= {copy.name for copy in trace.copies}:
             return None
-        places = cls(copies.all, model, names)
-        return places if all(map(_stays, places._touched)) else None
+        if not all(copy.part and copy.parameter for copy in trace.copies):
+            return None
+        if not all(map(_is_known, model.modules())):
+            return None
+        writer = cls(trace.copies, model, names)
+        return writer if all(target.is_direct() for target in writer._tuned) else None
 
     def load(
-        self, theta: Theta, variant: Variant, frozen: Iterable[tuple[str, torch.Tensor]]
+        self, theta: Theta, variant: Variant, frozen: Collection[tuple[str, torch.Tensor]]
     ) -> None:
-        """Take the member's weights; of `frozen`, which ES does not tune, what shares a packed layer with what it does.
+        """Take the variant's weights.
+
+        Args:
+            frozen: the weights that ES does not tune. Those that share a packed layer with tuned
+                ones are written, too.
 
         Raises:
             EngineError: a layer did not get all of its weights.
             ModelError: a weight overflows its dtype.
         """
-        for one in self._touched:
-            one.now = None
-        self._waiting.clear()
+        for target in self._tuned:
+            target.buffer = None
+        self._complete.clear()
         for name, tensor in frozen:
             if name in self._frozen:
                 self._fill(name, tensor)
-        direct: set[str] = set()
-
-        def destination(name: str) -> torch.Tensor:
-            shape = theta.tensors[name].shape
-            place = self._straight(name, shape)
-            if place is None:
-                copy, parameter = self._copies[name][0]
-                return torch.empty(shape, dtype=copy.dtype, device=parameter.begin().device)
-            direct.add(name)
-            return place
-
-        for name, tensor in theta.perturbed(variant, destination):
-            self._fill(name, tensor, written=name in direct)
+        for name, tensor in theta.perturbed(
+            variant, lambda name: self._destination(name, theta.tensors[name].shape)
+        ):
+            self._fill(name, tensor)
         self._pack()
-        for lookup in self._lookups:
-            lookup.cpu_linear = (
-                torch.nn.functional.linear
-            )  # right, if anybody ever asks; a packed one would be an old member's
+        for embedding in self._embeddings:
+            # Its packed form is an old member's. Nothing should call it, but this is right.
+            embedding.cpu_linear = torch.nn.functional.linear
         for head in self._heads:
             head.quant_method.process_weights_after_loading(head)
-        self._check_whole()
+        self._check_complete()
 
-    def _check_whole(self) -> None:
-        if unfinished := [
-            f"{type(one.module).__name__}.{one.own}"
-            for one in self._touched
-            if one.now is None or one.missing
-        ]:
-            raise EngineError(
-                f"{len(unfinished)} of vLLM's parameters were not written whole, {unfinished[0]} among them"
-            )
-
-    def _parameter(self, copy: Copy) -> _Parameter:
+    def _target(self, copy: Copy) -> _Target:
         assert copy.parameter and copy.whole
-        module, own = copy.parameter
-        key = id(module), own
-        if key not in self._parameters:
-            packed = not module._parameters[own].numel()  # type: ignore[union-attr]
-            self._parameters[key] = _Parameter(module, own, copy.whole, copy.dtype, packed)
-        self._parameters[key].names.add(copy.name)
-        self._parameters[key].filled += math.prod(copy.place.shape)
-        return self._parameters[key]
+        module, name = copy.parameter
+        key = id(module), name
+        if key not in self._targets:
+            packed = not module._parameters[name].numel()  # type: ignore[union-attr]
+            self._targets[key] = _Target(module, name, copy.whole, copy.dtype, packed)
+        target = self._targets[key]
+        target.sources.add(copy.name)
+        target.filled += math.prod(copy.target.shape)
+        return target
 
-    def _straight(self, name: str, shape: torch.Size) -> torch.Tensor | None:
-        """The place that `name` fills, where it goes to one as a whole, as it does unless it is split over ranks."""
-        copy, parameter = self._copies[name][0]
-        place = copy.place.within(parameter.begin())
-        whole = len(self._copies[name]) == 1 and copy.part == View.of(
-            torch.empty(shape, device="meta")
-        )
-        return place if whole and place.is_contiguous() else None
+    def _destination(self, name: str, shape: torch.Size) -> torch.Tensor:
+        """Return the tensor to which `name` is written: its final place, or a new one."""
+        place = self._final(name, shape)
+        if place is not None:
+            return place
+        copy, target = self._copies[name][0]
+        return torch.empty(shape, dtype=copy.dtype, device=target.begin().device)
 
-    def _fill(self, name: str, tensor: torch.Tensor, *, written: bool = False) -> None:
-        """`name` has come; what is whole now may have to be packed."""
-        for copy, parameter in self._copies[name]:
-            into = parameter.begin()
-            if not written:
-                assert copy.part
-                copy.place.within(into).copy_(copy.part.within(tensor))
-        for parameter in {id(parameter): parameter for _, parameter in self._copies[name]}.values():
-            parameter.missing.discard(name)
-            if parameter.packed and not parameter.missing:
-                self._waiting.append(parameter)
-        if sum(math.prod(parameter.whole.shape) for parameter in self._waiting) >= _TOGETHER:
+    def _final(self, name: str, shape: torch.Size) -> torch.Tensor | None:
+        """Return the place of `name` if it goes to one place as a whole, so not split over ranks."""
+        copy, target = self._copies[name][0]
+        place = copy.target.within(target.begin())
+        whole = copy.part == View.of(torch.empty(shape, device="meta"))
+        return place if len(self._copies[name]) == 1 and whole and place.is_contiguous() else None
+
+    def _fill(self, name: str, tensor: torch.Tensor) -> None:
+        """Copy `tensor` to its places unless it was written there; pack targets that are complete."""
+        for copy, target in self._copies[name]:
+            assert copy.part
+            place = copy.target.within(target.begin())
+            if place.data_ptr() != tensor.data_ptr():
+                place.copy_(copy.part.within(tensor))
+            if name in target.missing:
+                target.missing.remove(name)
+                if target.packed and not target.missing:
+                    self._complete.append(target)
+        if sum(target.size for target in self._complete) >= _PACKED_TOGETHER:
             self._pack()
 
     def _pack(self) -> None:
-        for parameter in self._waiting:
-            _pack(parameter)
-        self._waiting.clear()
+        for target in self._complete:
+            target.pack()
+        self._complete.clear()
+
+    def _check_complete(self) -> None:
+        unfinished = [
+            f"{type(target.module).__name__}.{target.name}"
+            for target in self._tuned
+            if target.buffer is None or target.missing
+        ]
+        if unfinished:
+            raise EngineError(
+                f"{len(unfinished)} of vLLM's parameters were not written whole, "
+                f"{unfinished[0]} among them"
+            )
 
 
-def _pack(parameter: _Parameter) -> None:
-    """Let vLLM make its own form of what was written; its empty parameter stays the one that it was."""
-    module, kept = parameter.module, parameter.module._parameters[parameter.own]
-    module._parameters[parameter.own] = torch.nn.Parameter(parameter.now, requires_grad=False)  # type: ignore[arg-type]
-    module.quant_method.process_weights_after_loading(module)
-    module._parameters[parameter.own] = kept
-    parameter.now = torch.empty(0)
+def responses(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the output of each part of the model for a fixed input.
+
+    Weights that were packed cannot be compared in another way.
+    """
+    found = {}
+    with torch.inference_mode():
+        for name, module in model.named_modules():
+            for own, parameter in module.named_parameters(recurse=False):
+                if parameter.numel():
+                    rows = parameter.float().reshape(len(parameter) if parameter.dim() else 1, -1)
+                    found[f"{name}.{own}"] = rows @ _ramp(rows.shape[1]).to(rows)
+            if _multiplies(module):
+                found[name] = _product(module)
+    return found
 
 
-def _known(module: Any) -> bool:
-    """Whether nothing is made of this layer's weights but what `_pack` and the heads make again."""
+def _multiplies(module: torch.nn.Module) -> bool:
+    """Whether the layer multiplies its input by a matrix, which may be packed.
+
+    The weights of convolutions, as in Mamba, are never packed.
+    """
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    if not isinstance(module, (LinearBase, ParallelLMHead)):
+        return False
+    return all(parameter.dim() <= 2 for parameter in module.parameters(recurse=False))
+
+
+def _product(module: Any) -> torch.Tensor:
+    width = next(filter(None, (getattr(module, side, None) for side in _WIDTHS)))
+    like = next(module.parameters())
+    output: torch.Tensor = module.quant_method.apply(module, _ramp(width)[None].to(like), None)
+    return output.float()
+
+
+def _ramp(width: int) -> torch.Tensor:
+    return torch.linspace(-1, 1, width) if width > 1 else torch.ones(1)
+
+
+def _is_known(module: Any) -> bool:
+    """Whether all that vLLM derives from this layer's weights is what the writer makes again."""
     from vllm.model_executor.layers.attention import Attention
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
     from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
     if type(module) is Attention:
         return not any(True for _ in module.parameters())
-    plain = type(getattr(module, "quant_method", None)) in (
-        type(None),
-        UnquantizedLinearMethod,
-        UnquantizedEmbeddingMethod,
-    )
+    method = type(getattr(module, "quant_method", None))
+    plain = method in (type(None), UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
     return plain and not hasattr(module, "process_weights_after_loading")
 
 
-def _stays(parameter: _Parameter) -> bool:
-    """Whether what vLLM holds is laid out as what was loaded, or is packed from it."""
-    kept = parameter.module._parameters[parameter.own]
-    return parameter.packed or (View.of(kept) == parameter.whole and kept.dtype == parameter.dtype)
+def _vocabulary_layers(model: torch.nn.Module) -> tuple[list[Any], list[Any]]:
+    """Return the layers of which a CPU build keeps a packed form and the tensor.
 
-
-def _over_the_vocabulary(model: torch.nn.Module) -> tuple[list[Any], list[Any]]:
-    """Layers of which a CPU build keeps a packed form beside the tensor: those that make logits, and those that only look rows up.
-
-    An input embedding is packed too, though nobody multiplies by it where there is an output layer; it is spared that.
+    Returns:
+        Those that make logits, and those that only look up rows. The latter need no packed form.
     """
     from vllm.model_executor.layers.vocab_parallel_embedding import (
         ParallelLMHead,
         VocabParallelEmbedding,
     )
 
-    over = [
-        one
-        for one in model.modules()
-        if isinstance(one, VocabParallelEmbedding) and hasattr(one, "cpu_linear")
-    ]
-    heads = [one for one in over if isinstance(one, ParallelLMHead)] or over
-    return heads, [one for one in over if one not in heads]
+    layers = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+    packed = [layer for layer in layers if hasattr(layer, "cpu_linear")]
+    heads = [layer for layer in packed if isinstance(layer, ParallelLMHead)] or packed
+    return heads, [layer for layer in packed if layer not in heads]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from estune.common.guard import guarded
 from estune.common.types import Completion, Prompt
 from estune.config import ESConfig, RunConfig
-from estune.engines.device import engine_dtype
+from estune.engines.device import engine_device, engine_dtype
 from estune.engines.stops import Stops
 from estune.engines.tokens import Tokenizer
 from estune.engines.transformers import load_model
@@ -51,7 +51,7 @@ class Likelihood:
     def __init__(self, folder: Path, config: ESConfig) -> None:
         self._tokenizer = Tokenizer(folder, config)
         dtype = torch.float32 if config.dtype == "auto" else engine_dtype(config)
-        self._model = load_model(folder, config, dtype)
+        self._model = load_model(folder, config, engine_device(config), dtype)
         known = len(self._model.get_input_embeddings().weight)
         ends = self._tokenizer.ends(self._model.generation_config)
         self._ends = sorted(token for token in ends if token < known)

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from estune.common.types import Sampling
+from estune.common.types import Row, Sampling
 from estune.config import RunConfig, build
 from estune.errors import RewardError
 from estune.monitor.callbacks import Callbacks
-from estune.monitor.held_out import HeldOut, evaluate
-from estune.rewards.limits import overran_line
+from estune.monitor.held_out import HeldOut, held_out_scores
+from estune.rewards.marks import overran_line
 from estune.rewards.scoring import RewardFunctions
 from estune.run.model import Model
 from estune.tasks.reward_functions import resolve_rewards
-from estune.tasks.rows import Row, rows_of
+from estune.tasks.rows import rows_of
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def _with_one_engine(
     try:
         for exam in exams:
             about = model.workers, exam.rewards, exam.rows, exam.config, version, state
-            drawn = evaluate(*about, sampling) if sampling else None
-            greedy = evaluate(*about)
+            drawn = held_out_scores(*about, sampling) if sampling else None
+            greedy = held_out_scores(*about)
             result = ExamResult(name, exam, greedy, drawn, sampling.n if sampling else 0)
             _check_scored(result)
             yield result

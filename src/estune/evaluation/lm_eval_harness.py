@@ -76,25 +76,24 @@ def _manager(include_path: str | None) -> Any:
 
 def _model(folder: str, config: RunConfig) -> dict[str, Any]:
     """Return the arguments of simple_evaluate that choose the model and its engine."""
-    from estune.engines.device import engine_device, engine_dtype
+    from estune.engines.device import dtype_name, engine_device, engine_dtype
+    from estune.engines.vllm_settings import model_arguments
 
-    arguments: dict[str, Any] = {
+    dtype = engine_dtype(config)
+    if config.engine == "vllm":
+        arguments = {"pretrained": folder} | model_arguments(config, dtype)
+        return {"model": "vllm", "model_args": arguments, "batch_size": "auto"}
+    arguments = {
         "pretrained": folder,
-        "dtype": str(engine_dtype(config)).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "trust_remote_code": config.trust_remote_code,
     }
-    if config.engine != "vllm":
-        device = engine_device(config)
-        size = config.generation_batch_size
-        return {"model": "hf", "model_args": arguments, "device": device, "batch_size": size}
-    arguments |= {
-        "tensor_parallel_size": config.vllm_tensor_parallel_size,
-        "enforce_eager": config.vllm_enforce_eager,
-        "gpu_memory_utilization": config.vllm_gpu_memory_utilization,
-        "max_model_len": config.vllm_max_model_length,
+    return {
+        "model": "hf",
+        "model_args": arguments,
+        "device": engine_device(config),
+        "batch_size": config.generation_batch_size,
     }
-    given = {name: value for name, value in arguments.items() if value is not None}
-    return {"model": "vllm", "model_args": given, "batch_size": "auto"}
 
 
 def _figures(task: str, values: dict[str, Any]) -> list[HarnessFigure]:

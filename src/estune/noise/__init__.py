@@ -8,7 +8,6 @@ numba's kernels exist.
 import math
 from collections.abc import Callable, Sequence
 from operator import index
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,8 @@ from numpy.typing import NDArray
 from estune.errors import ConfigError
 from estune.noise.reference import stream, table
 
-__all__ = ["Backend", "gaussian", "stream", "table"]
+__all__ = ["gaussian", "stream", "table"]
 
-Backend = Literal["auto", "numpy", "numba", "torch", "triton"]
 Fill = Callable[[int, int, int, NDArray[np.float32]], None]
 
 

@@ -1,40 +1,49 @@
-"""One call of one reward function: the numbers that it gave, or one line about what went wrong.
+"""One call of one reward function, and what came of it: numbers, or one line about what went wrong.
 
-The same code runs in a scorer's process and, for functions that keep state here, in the trainer's. Imports little, since
-every scorer starts with it.
+The same code runs in a reward process and, for functions that keep state, in the trainer. It
+imports little, because every reward process starts with it.
 """
 
 import asyncio
 import inspect
 import math
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 from estune.common.visible import one_line
-from estune.errors import clean
+from estune.errors import RewardError, clean
 from estune.rewards.marks import Grades, source
 from estune.rewards.processes.patience import done_within
+from estune.rewards.returned_values import NotRewards, numbers, shown
 
-Columns = dict[str, list[Any]]
+_WANTED = "it must return one number (or None) per completion"
+_NO_ALARM = (
+    "it sets an alarm signal, which only works in a main thread, but it is called in another thread"
+    " because it keeps state; write it as a plain function, or turn the time limit off"
+    " (math-verify: parsing_timeout=None, timeout_seconds=None)"
+)
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a function is called with: lists with one value for each of `count` completions, and what all of them share."""
+    """The arguments of one call.
 
-    columns: Columns
+    columns: lists with one value for each of the `count` completions.
+    shared: arguments that all completions share.
+    loggers: which of log_extra and log_metric the function takes.
+    seconds: the longest time that the call can take, if the function limits itself.
+    """
+
+    columns: dict[str, list[Any]]
     shared: dict[str, Any]
-    loggers: tuple[str, ...]  # which of log_extra and log_metric it takes
+    loggers: tuple[str, ...]
     count: int
-    seconds: float | None = (
-        None  # after which a function that bounds itself is done, whatever `reward_timeout` says
-    )
+    seconds: float | None = None
 
     def singly(self) -> "list[Call]":
-        """One call a completion."""
+        """Return one call per completion."""
         return [
             replace(
                 self, columns={name: [values[i]] for name, values in self.columns.items()}, count=1
@@ -42,16 +51,12 @@ class Call:
             for i in range(self.count)
         ]
 
-    def allowed(self, timeout: float) -> float:
-        """Seconds that the call may take where `reward_timeout` is `timeout`."""
-        return max(timeout, self.seconds or 0)
-
 
 @dataclass(frozen=True)
 class Returned:
-    """What a call gave: one number a completion, NaN for None, and what the function logged.
+    """One number per completion, NaN for None, and what the function logged.
 
-    overran: completions at which the function met a time limit of its own, and gave its lowest grade.
+    overran: how many completions exceeded the function's own time limit.
     """
 
     values: list[float]
@@ -68,52 +73,63 @@ class Failure:
     details: str = ""  # a traceback
     timed_out: bool = False
 
-
-Answer = Returned | Failure
-
-_NO_ALARM = (
-    "it sets an alarm signal, which works in a main thread alone, but it is called in a thread, since it carries state along; "
-    "write it as a plain function, or turn the time limit off (math-verify: parsing_timeout=None, timeout_seconds=None)"
-)
+    def as_error(self, function: str) -> RewardError:
+        """Return this failure of `function` as the error that ends the run."""
+        return RewardError(f"reward function {function} {self.reason}; fix it and resume the run")
 
 
-def answer(
+CallResult = Returned | Failure
+
+
+def seconds_for(calls: Sequence[Call], timeout: float, concurrency: int) -> float:
+    """Return the seconds that `calls` may take together, `concurrency` at a time.
+
+    `timeout` is `reward_timeout`, which a function that limits itself may exceed.
+    """
+    longest = max(max(timeout, call.seconds or 0) for call in calls)
+    return longest * math.ceil(len(calls) / concurrency)
+
+
+def call_function(
     function: Callable[..., Any],
     calls: Sequence[Call],
     loop: asyncio.AbstractEventLoop,
-    limit: int,
+    concurrency: int,
     timeout: float,
-) -> list[Answer]:
-    """Make `calls`, one after the other; where the function is async at most `limit` at a time, each for `timeout` seconds at most."""
-    begun = [_begin(function, call) for call in calls]
-    if any(inspect.isawaitable(result) for result, _ in begun):
-        begun = loop.run_until_complete(_awaited(function, begun, limit, timeout))
-    return [
-        _checked(result, call, logged) for (result, logged), call in zip(begun, calls, strict=True)
-    ]
+) -> list[CallResult]:
+    """Make `calls` in order.
+
+    Calls of an async function run in `loop`, `concurrency` at a time and each for at most
+    `timeout` seconds.
+    """
+    logs = [Returned([]) for _ in calls]
+    results = [_call(function, call, log) for call, log in zip(calls, logs, strict=True)]
+    if any(map(inspect.isawaitable, results)):
+        results = loop.run_until_complete(_awaited(function, results, concurrency, timeout))
+    return [_checked(*each) for each in zip(results, calls, logs, strict=True)]
 
 
-def _begin(function: Callable[..., Any], call: Call) -> tuple[Any, Returned]:
-    """What the function returned, a Failure, or something to be awaited; and what it logged or will log."""
-    logged = Returned([])
-    loggers = {
-        "log_extra": lambda column, values: logged.extra.__setitem__(str(column), list(values)),
-        "log_metric": lambda name, value: logged.metrics.__setitem__(str(name), float(value)),
-    }
+def _call(function: Callable[..., Any], call: Call, log: Returned) -> Any:
+    """Return what the function returned, which may be awaitable, or a Failure."""
+
+    def log_extra(column: str, values: Sequence[Any]) -> None:
+        log.extra[str(column)] = list(values)
+
+    def log_metric(name: str, value: float) -> None:
+        log.metrics[str(name)] = float(value)
+
+    loggers = {"log_extra": log_extra, "log_metric": log_metric}
+    taken = {name: loggers[name] for name in call.loggers}
     try:
-        return function(
-            **call.columns, **call.shared, **{name: loggers[name] for name in call.loggers}
-        ), logged
-    except (
-        BaseException
-    ) as error:  # sys.exit and KeyboardInterrupt too: a real Ctrl-C does not come here
-        return failure_of(function, error), logged
+        return function(**call.columns, **call.shared, **taken)
+    except BaseException as error:  # sys.exit too; a real Ctrl-C does not reach this thread
+        return failure_of(function, error)
 
 
 async def _awaited(
-    function: Callable[..., Any], begun: list[tuple[Any, Returned]], limit: int, timeout: float
-) -> list[tuple[Any, Returned]]:
-    seats = asyncio.Semaphore(limit)
+    function: Callable[..., Any], results: Sequence[Any], concurrency: int, timeout: float
+) -> list[Any]:
+    seats = asyncio.Semaphore(concurrency)
 
     async def finish(result: Any) -> Any:
         if not inspect.isawaitable(result):
@@ -121,8 +137,7 @@ async def _awaited(
         async with seats:
             return await _within(function, result, timeout)
 
-    results = await asyncio.gather(*(finish(result) for result, _ in begun))
-    return [(result, logged) for result, (_, logged) in zip(results, begun, strict=True)]
+    return await asyncio.gather(*map(finish, results))
 
 
 async def _within(function: Callable[..., Any], result: Awaitable[Any], timeout: float) -> Any:
@@ -137,115 +152,49 @@ async def _within(function: Callable[..., Any], result: Awaitable[Any], timeout:
 
 
 def timed_out(timeout: float) -> Failure:
-    """The failure of a call that outlasted `timeout` seconds."""
+    """Return the failure of a call that did not return within `timeout` seconds."""
     return Failure(f"did not return within {timeout:g} s (reward_timeout)", timed_out=True)
 
 
 def failure_of(function: Callable[..., Any], error: BaseException) -> Failure:
-    """What `error`, which `function` raised, says, and in which of the user's own lines."""
-    lines = [
-        (frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)
-    ]
-    own = [(file, line) for file, line in lines if file == source(function)]
-    file, number = (own or lines or [("an unknown file", 0)])[
-        -1
-    ]  # the user's own line, rather than one in a library that it called
-    said = f"{clean(type(error).__name__)}: {_NO_ALARM}" if _needs_alarm(error) else _said(error)
-    return Failure(f"raised {said} at {clean(file)}:{number}", _details(error))
+    """Describe what `function` raised, and the line of its source file that raised it."""
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [(frame.f_code.co_filename, number) for frame, number in frames]
+    own = [(file, number) for file, number in lines if file == source(function)]
+    file, number = (own or lines or [("an unknown file", 0)])[-1]
+    said = (
+        f"{clean(type(error).__name__)}: {_NO_ALARM}" if _needs_alarm(error) else described(error)
+    )
+    return Failure(f"raised {said} at {clean(file)}:{number}", _traceback(error))
 
 
-def _said(error: BaseException) -> str:
+def described(error: BaseException) -> str:
+    """Return an exception of the user's code as one line: its type and its message."""
     return f"{clean(type(error).__name__)}: {one_line(error, 300)}"
 
 
-def _details(error: BaseException) -> str:
+def _traceback(error: BaseException) -> str:
     try:
         return clean("".join(traceback.format_exception(error)))
-    except (
-        BaseException
-    ) as another:  # the text of an exception is made by its own code, which can fail
-        return _said(another)
+    except BaseException as another:  # raised by the exception's own __str__
+        return described(another)
 
 
 def _needs_alarm(error: BaseException) -> bool:
-    """Whether a function tried to set an alarm signal in a thread: Python's words for it, and math-verify's."""
-    if not isinstance(error, ValueError):
-        return False
-    said = one_line(error, 300)
-    return "signal only works in main thread" in said or "usage of signal.alarm" in said
+    """Return whether a function tried to set an alarm signal in a thread."""
+    said = one_line(error, 300)  # the message of Python, or of math-verify
+    tried = "signal only works in main thread" in said or "usage of signal.alarm" in said
+    return tried and isinstance(error, ValueError)
 
 
-def _checked(result: Any, call: Call, logged: Returned) -> Answer:
+def _checked(result: Any, call: Call, log: Returned) -> CallResult:
     if isinstance(result, Failure):
         return result
-    wanted = "it must return one number (or None) a completion"
     try:
         overran = result.overran if isinstance(result, Grades) else 0
-        return Returned(_numbers(result, call.count), logged.metrics, logged.extra, overran)
-    except _NotRewards as error:
-        return Failure(f"returned {error}; {wanted}")
-    except (
-        BaseException
-    ) as error:  # the value's own code, which runs when it is read, can raise anything
-        return Failure(
-            f"returned {_shown(result)}, which cannot be read ({_said(error)}); {wanted}",
-            _details(error),
-        )
-
-
-class _NotRewards(Exception):
-    """Says what was returned instead of rewards."""
-
-
-def _numbers(values: Any, count: int) -> list[float]:
-    """The returned values as numbers, NaN for None, by their position; raises _NotRewards."""
-    if not is_list(values):
-        raise _NotRewards(_shown(values))
-    if len(values) != count:
-        raise _NotRewards(f"{len(values)} rewards for {count} completion{'s' * (count != 1)}")
-    listed = list(islice(_by_position(values), count))
-    if len(listed) != count:
-        raise _NotRewards(
-            f"a {type(values).__name__} that says that it has {count} rewards and has {len(listed)}"
-        )
-    return [_number(i, value) for i, value in enumerate(listed)]
-
-
-def is_list(values: Any) -> bool:
-    """Whether `values` is a list, an array or anything else with one value after the other."""
-    single = (
-        isinstance(values, (str, bytes, Mapping)) or getattr(values, "ndim", 1) == 0
-    )  # ndim: of an array or a tensor
-    return not single and hasattr(values, "__len__") and hasattr(values, "__getitem__")
-
-
-def _by_position(values: Any) -> Any:
-    """A pandas object is indexed by its labels, and a table iterated by its columns; its array is neither."""
-    return iter(values.to_numpy() if hasattr(values, "to_numpy") else values)
-
-
-def _number(index: int, value: Any) -> float:
-    if value is None:
-        return math.nan
-    try:
-        number = math.nan if isinstance(value, (str, bytes)) else float(_single(value))
-    except Exception:  # a tensor of several numbers raises RuntimeError, 10**400 OverflowError
-        number = math.nan
-    if not math.isfinite(number):
-        raise _NotRewards(f"{_shown(value)} for completion {index}")
-    return number
-
-
-def _single(value: Any) -> Any:
-    """The element of an array of one element, without its gradient; any other value as it is."""
-    value = value.detach() if hasattr(value, "detach") else value
-    while getattr(value, "ndim", 0) and len(value) == 1:
-        value = value[0]
-    return value
-
-
-def _shown(value: Any) -> str:
-    try:
-        return one_line(repr(value), 60)
-    except BaseException as error:  # an int of too many digits, or a __repr__ of the user's
-        return f"a {clean(type(value).__name__)} without a text ({clean(type(error).__name__)})"
+        return replace(log, values=numbers(result, call.count), overran=overran)
+    except NotRewards as error:
+        return Failure(f"returned {error}; {_WANTED}")
+    except BaseException as error:  # raised by the value's own code
+        said = f"returned {shown(result)}, which cannot be read ({described(error)})"
+        return Failure(f"{said}; {_WANTED}", _traceback(error))

@@ -1,4 +1,4 @@
-"""A reward model, such as one trained with TRL's `RewardTrainer`, as a reward function: a classifier with one output."""
+"""A reward model, such as TRL's `RewardTrainer` makes, as a reward function."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,9 @@ _BATCH = 16  # sequences at a time
 
 
 class RewardModel:
-    """Scores prompt and completion together: text as it is joined, a conversation through the model's chat template.
+    """Scores each prompt with its completion.
+
+    Texts are concatenated; conversations go through the model's chat template.
 
     Args:
         source: hub id or local folder of a sequence classifier with one label, and its tokenizer.
@@ -33,17 +35,13 @@ class RewardModel:
             raise ConfigError(
                 f"reward_funcs: {source} cannot be loaded as a reward model ({error})"
             ) from error
-        never = {
-            "use_safetensors": True,
-            "trust_remote_code": False,
-        }  # neither a pickle nor code of its own, and no question
+        safe = {"use_safetensors": True, "trust_remote_code": False}  # no pickle, no foreign code
         with guarded(ConfigError, f"reward_funcs: {source} cannot be loaded as a reward model"):
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            model = AutoModelForSequenceClassification.from_pretrained(folder, **never)
+            model = AutoModelForSequenceClassification.from_pretrained(folder, **safe)
         if model.config.num_labels != 1:
-            raise ConfigError(
-                f"reward_funcs: {source} has {model.config.num_labels} labels; a reward model has one"
-            )
+            labels = f"{source} has {model.config.num_labels} labels"
+            raise ConfigError(f"reward_funcs: {labels}; a reward model has one")
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         model.config.pad_token_id = self._tokenizer.pad_token_id
@@ -53,26 +51,19 @@ class RewardModel:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any
     ) -> list[float]:
-        texts = [
-            self._joined(prompt, completion)
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
-        return [
-            reward
-            for start in range(0, len(texts), _BATCH)
-            for reward in self._rewards(texts[start : start + _BATCH])
-        ]
+        texts = [self._joined(*pair) for pair in zip(prompts, completions, strict=True)]
+        batches = [texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH)]
+        return [reward for batch in batches for reward in self._rewards(batch)]
 
     def _rewards(self, texts: list[str]) -> list[float]:
         inputs = self._tokenizer(
             texts, return_tensors="pt", padding=True, padding_side="right", add_special_tokens=False
         )
-        device = self._model.device
-        logits = self._model(
-            input_ids=inputs["input_ids"].to(device),
-            attention_mask=inputs["attention_mask"].to(device),
-        ).logits  # (B, 1)
-        return [float(value) for value in logits[:, 0].float().cpu()]
+        inputs = inputs.to(self._model.device)
+        tokens, mask = inputs["input_ids"], inputs["attention_mask"]
+        logits = self._model(input_ids=tokens, attention_mask=mask).logits  # (B, 1)
+        rewards: list[float] = logits[:, 0].float().tolist()
+        return rewards
 
     def _joined(self, prompt: Any, completion: Any) -> str:
         if isinstance(completion, str):

@@ -1,13 +1,14 @@
-"""Score a member's completions: every function once with all of them, weighted sum, then the mean over the batch.
+"""Score a member's completions: every function once with all of them, then a weighted sum.
 
-The calling convention is TRL's, so that a reward written for `GRPOTrainer` works unchanged: keywords, every dataset
-column as a list, async functions, `None` for "does not apply". How functions are called, and what ends them, is in pool.py.
+The calling convention is TRL's, so that a function written for `GRPOTrainer` works unchanged:
+keyword arguments, every dataset column as a list, async functions, None for "does not apply". The
+room processes/ calls the functions and limits their time and memory.
 """
 
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -16,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from estune.common.moments import mean
-from estune.common.types import Completion, is_token_ids
+from estune.common.types import Completion, Row, is_token_ids
 from estune.config import ESConfig
-from estune.errors import ConfigError, RewardError
+from estune.errors import ConfigError
 from estune.rewards import weighted_sum
 from estune.rewards.call import Call, Failure
 from estune.rewards.marks import own_limit
@@ -34,21 +35,21 @@ from estune.rewards.signature import (
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
+_LOGGERS = ("log_extra", "log_metric")
 OnError = Literal["lowest", "zero", "drop", "raise"]
 
-_MOST_FAILED = 0.5  # part of a member's completions whose rewards may be lost; with more the member is left out
+_MOST_FAILED = 0.5  # a member is left out if more than this fraction of its completions failed
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What one member earned.
+    """The rewards of one member.
 
-    total: weighted sum for each completion, (B,), NaN where no function gave a number.
-    by_function: reward function's name → its rewards (B,), NaN for None and, until `settle`, where it failed.
+    total: the weighted sum for each completion, (B,), NaN where no function gave a number.
+    by_function: function's name → its rewards (B,), NaN for None, and for failures until `settle`.
     metrics, extra: what the functions logged through log_metric and log_extra.
-    failures: reward function's name → completion → what went wrong.
-    overran: completions at which a function met a time limit of its own, and gave its lowest grade.
+    failures: function's name → completion → what went wrong.
+    overran: how many completions exceeded a function's own time limit, and got its lowest grade.
     """
 
     total: NDArray[np.float64]
@@ -60,54 +61,52 @@ class Scores:
 
     @property
     def fitness(self) -> float:
-        """The mean over the completions that got a number; NaN when none did, and the member is left out."""
-        scored = self.total[~np.isnan(self.total)]
-        return mean(scored)
+        """The mean over the completions that got a number; NaN if none did."""
+        return mean(self.total[~np.isnan(self.total)])
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A member's completions on their way through the reward functions."""
+    """A member's completions while reward functions score them."""
 
     outcomes: "list[Future[FunctionScores]]"
     rewards: "RewardFunctions"
     strict: bool  # whether a failure is raised
 
     def done(self) -> bool:
+        """Return whether all functions have returned."""
         return all(outcome.done() for outcome in self.outcomes)
 
     def wait(self, seconds: float | None = None) -> None:
+        """Wait until all functions have returned, or for `seconds`."""
         wait(self.outcomes, timeout=seconds)
 
     def on_done(self, listener: Callable[[], None]) -> None:
-        """Let `listener` know when each function has answered, in whatever thread that is."""
+        """Call `listener` each time a function has returned, in any thread."""
         for outcome in self.outcomes:
             outcome.add_done_callback(lambda _: listener())
 
     def result(self) -> Scores:
-        """The scores once they are there, rewards that failed still missing.
+        """Wait for the scores; `settle` then fills in the rewards that failed.
 
         Raises:
-            RewardError: a function failed, where that was not to be borne.
+            RewardError: a function failed, and the scoring is strict.
         """
-        found = [outcome.result() for outcome in self.outcomes]
-        names = self.rewards.names
-        by_function = {
-            name: np.array(outcome.values, np.float64)
-            for name, outcome in zip(names, found, strict=True)
-        }
-        metrics = {name: value for outcome in found for name, value in outcome.metrics.items()}
-        extra = {name: values for outcome in found for name, values in outcome.extra.items()}
-        by_function, beyond = weighted_sum.within_range(by_function, self.rewards.weights)
-        by_name = zip(names, found, strict=True)
-        failures = {
-            name: failed for name, one in by_name if (failed := one.failures | beyond[name])
-        }
+        names, weights = self.rewards.names, self.rewards.weights
+        scores = dict(zip(names, (one.result() for one in self.outcomes), strict=True))
+        returned = {name: np.array(one.values, np.float64) for name, one in scores.items()}
+        by_function, too_large = weighted_sum.within_range(returned, weights)
+        failures = _failures(scores, too_large)
         if self.strict and failures:
-            raise _raised(failures)
-        overran = sum(outcome.overran for outcome in found)
+            name, failed = next(iter(failures.items()))
+            raise failed[min(failed)].as_error(name)
         return Scores(
-            self.rewards.weighted(by_function), by_function, metrics, extra, failures, overran
+            total=weighted_sum.weighted(by_function, weights),
+            by_function=by_function,
+            metrics={k: v for one in scores.values() for k, v in one.metrics.items()},
+            extra={k: v for one in scores.values() for k, v in one.extra.items()},
+            failures=failures,
+            overran=sum(one.overran for one in scores.values()),
         )
 
 
@@ -115,11 +114,11 @@ class RewardFunctions:
     """Reward functions with their weights.
 
     Args:
-        functions: callables, called as TRL does.
-        weights: one a function; default 1 each.
-        limits: what they may take.
-        on_error: what a completion counts at which a function failed: `lowest`, that function's lowest reward among all that
-            are settled together; `zero`; `drop`, none; or `raise`, which ends the run.
+        functions: callables with TRL's calling convention.
+        weights: one per function; default 1 each.
+        limits: limits on their time, memory and processes.
+        on_error: what counts as the reward if a function fails: `lowest`, the function's lowest
+            reward among all members of the step; `zero`; `drop`, none; `raise` ends the run.
 
     Raises:
         ConfigError: the number of weights is not the number of functions.
@@ -138,13 +137,13 @@ class RewardFunctions:
             )
         self.functions = list(functions)
         self.weights = list(weights) if weights is not None else [1.0] * len(functions)
-        self.names = _unlike([reward_name(function) for function in functions])
+        self.names = _distinct([reward_name(function) for function in functions])
         self._on_error = on_error
         self._pool = Pool(self.functions, self.names, limits or RewardLimits())
 
     @classmethod
     def of(cls, functions: Sequence[RewardFunc], config: ESConfig) -> "RewardFunctions":
-        """`functions` with the weights and limits of `config`. Raises ConfigError."""
+        """Return `functions` with the weights and limits of `config`. Raises ConfigError."""
         limits = RewardLimits(
             config.reward_workers,
             config.reward_timeout,
@@ -154,10 +153,11 @@ class RewardFunctions:
         return cls(functions, config.reward_weights, limits, config.on_reward_error)
 
     def check(self, columns: Sequence[str]) -> None:
-        """Check every function's parameters against the dataset's columns; raises RewardError."""
+        """Check every function's parameters against the dataset's columns. Raises RewardError."""
         if hidden := [name for name in columns if name in (*OFFERED, "self")]:
             logger.warning(
-                "the dataset's column %r does not reach reward functions, which get something else by that name",
+                "the dataset's column %r does not reach reward functions,"
+                " which get something else under that name",
                 hidden[0],
             )
         for function in self.functions:
@@ -171,19 +171,20 @@ class RewardFunctions:
         *,
         first: bool = False,
     ) -> Pending:
-        """Begin to score the completions that answer `rows`. In the `first` batch a failure is a bug, and raised."""
+        """Start to score `completions` of the prompts in `rows`.
+
+        In the `first` batch of a run a failure is a bug of the function, and raised.
+        """
         strict = self._on_error == "raise" or (first and self._on_error == "lowest")
-        keywords = _columns(rows, completions)
-        calls = [_call(function, keywords, len(rows), state) for function in self.functions]
-        return Pending(
-            [self._pool.submit(index, call, strict=strict) for index, call in enumerate(calls)],
-            self,
-            strict,
-        )
+        columns = _columns(rows, completions)
+        calls = [_call(function, columns, len(rows), state) for function in self.functions]
+        outcomes = [self._pool.submit(i, call, strict=strict) for i, call in enumerate(calls)]
+        return Pending(outcomes, self, strict)
 
     def none(self, count: int) -> Scores:
-        """The scores of a member that is left out: none for any of its `count` completions."""
-        return Scores(np.full(count, np.nan), {name: np.full(count, np.nan) for name in self.names})
+        """Return the scores of a member that is left out: NaN for its `count` completions."""
+        nothing = np.full(count, np.nan)
+        return Scores(nothing, {name: nothing.copy() for name in self.names})
 
     def score(
         self,
@@ -193,15 +194,16 @@ class RewardFunctions:
         *,
         first: bool = True,
     ) -> Scores:
-        """Score completions by themselves.
+        """Score completions and wait for the result.
 
         Raises:
-            RewardError: a function raised, or did not return one finite number or None a completion, where that is not borne.
+            RewardError: a function raised, or did not return one finite number or None per
+                completion, and `on_error` or `first` makes that an error.
         """
         return self.settle([self.submit(rows, completions, state, first=first).result()])[0]
 
     def settle(self, scores: Sequence[Scores]) -> list[Scores]:
-        """Give the completions at which functions failed what they count, which depends on all that are scored with them."""
+        """Replace failed rewards as `on_error` says; `lowest` looks at all of `scores`."""
         if not any(score.failures for score in scores):
             return list(scores)
         lowest = {
@@ -209,21 +211,16 @@ class RewardFunctions:
         }
         return [self._settled(score, lowest) for score in scores]
 
-    def weighted(self, by_function: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        """The weighted sum (B,) of the functions' rewards, NaN where there is none."""
-        return weighted_sum.weighted(by_function, self.weights)
-
     def close(self) -> None:
-        """End the processes in which functions are called; another call starts them anew."""
+        """End the reward processes; the next call starts new ones."""
         self._pool.close()
 
     def _settled(self, scores: Scores, lowest: dict[str, float]) -> Scores:
         by_function = {name: values.copy() for name, values in scores.by_function.items()}
         for name, failures in scores.failures.items():
-            by_function[name][list(failures)] = {"lowest": lowest[name], "zero": 0.0}.get(
-                self._on_error, math.nan
-            )
-        total = self.weighted(by_function)
+            counts = {"lowest": lowest[name], "zero": 0.0}.get(self._on_error, math.nan)
+            by_function[name][list(failures)] = counts
+        total = weighted_sum.weighted(by_function, self.weights)
         lost = sorted({i for failures in scores.failures.values() for i in failures})
         if self._on_error == "drop":
             total[lost] = np.nan
@@ -232,51 +229,47 @@ class RewardFunctions:
         return replace(scores, total=total, by_function=by_function)
 
 
-def _raised(failures: dict[str, dict[int, Failure]]) -> RewardError:
-    name, failed = next(iter(failures.items()))
-    return RewardError(
-        f"reward function {name} {failed[min(failed)].reason}; mend it and resume the run"
-    )
+def _failures(
+    scores: Mapping[str, FunctionScores], too_large: Mapping[str, dict[int, Failure]]
+) -> dict[str, dict[int, Failure]]:
+    found = {name: one.failures | too_large[name] for name, one in scores.items()}
+    return {name: failed for name, failed in found.items() if failed}
 
 
 def _lowest(values: Sequence[NDArray[np.float64]]) -> float:
-    there = np.concatenate(values)
-    there = there[~np.isnan(there)]
-    return float(there.min()) if there.size else math.nan
+    return float(np.fmin.reduce(np.concatenate(values), initial=np.nan))
 
 
 def _columns(rows: Sequence[Row], completions: Sequence[Completion]) -> dict[str, list[Any]]:
-    """What has one value a completion."""
-    texts = [completion.text for completion in completions]
-    conversational = [
-        not isinstance(prompt := row.get("prompt", ""), str) and not is_token_ids(prompt)
-        for row in rows
-    ]
+    """Return the keyword arguments with one value per completion."""
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in NOT_PASSED}
+    prompts = [row.get("prompt", "") for row in rows]
     return columns | {
         "prompts": [row.get("prompt") for row in rows],
-        "completions": [
-            [{"role": "assistant", "content": text}] if chat else text
-            for text, chat in zip(texts, conversational, strict=True)
-        ],
+        "completions": [_as_prompt(*each) for each in zip(prompts, completions, strict=True)],
         "completion_ids": [completion.ids for completion in completions],
     }
 
 
+def _as_prompt(prompt: Any, completion: Completion) -> Any:
+    """Return a completion's text, as a message where the prompt is a list of messages."""
+    if isinstance(prompt, str) or is_token_ids(prompt):
+        return completion.text
+    return [{"role": "assistant", "content": completion.text}]
+
+
 def _call(function: RewardFunc, columns: dict[str, list[Any]], count: int, state: Any) -> Call:
-    taken = accepted(
-        function, columns | {"trainer_state": None, "log_extra": None, "log_metric": None}
-    )
-    shared = {"trainer_state": state} if "trainer_state" in taken else {}
-    loggers = tuple(name for name in ("log_extra", "log_metric") if name in taken)
-    given = {name: values for name, values in columns.items() if name in taken}
+    given = accepted(function, columns)
+    others = accepted(function, dict.fromkeys(("trainer_state", *_LOGGERS)))
+    shared = {"trainer_state": state} if "trainer_state" in others else {}
+    loggers = tuple(name for name in _LOGGERS if name in others)
     return Call(given, shared, loggers, count, own_limit(function, given))
 
 
-def _unlike(names: list[str]) -> list[str]:
-    """Names that all differ: a second function of one name gets a number behind it."""
-    unlike: list[str] = []
+def _distinct(names: list[str]) -> list[str]:
+    """Make all names different: the second function called "f" becomes "f_2"."""
+    distinct: list[str] = []
     for name in names:
         candidates = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
-        unlike.append(next(candidate for candidate in candidates if candidate not in unlike))
-    return unlike
+        distinct.append(next(candidate for candidate in candidates if candidate not in distinct))
+    return distinct

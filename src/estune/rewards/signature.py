@@ -1,59 +1,66 @@
-"""The calling convention of reward functions, and a check of their parameters before anything is generated."""
+"""The parameters of reward functions, and a check of them before anything is generated."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from estune.errors import RewardError
 
 RewardFunc = Callable[..., Any]
 
-# What every reward function is offered beside the dataset's columns, as in TRL.
+# Offered to every reward function in addition to the dataset's columns, as in TRL.
 OFFERED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
-# Columns that no reward function gets: `prompt` and `completion` as in TRL, others since their names mean something else in the call.
+# Columns that no reward function gets: `prompt` and `completion` as in TRL, the others because
+# their names mean something else in the call.
 NOT_PASSED = ("prompt", "completion", "self", *OFFERED)
 
 
 def reward_name(function: RewardFunc) -> str:
-    """The name under which a function's reward is logged, as in TRL."""
+    """Return the name under which a function's reward is logged, as in TRL."""
     return str(getattr(function, "__name__", type(function).__name__))
 
 
 def check_parameters(function: RewardFunc, columns: Sequence[str]) -> None:
-    """Make sure that `function` can be called with what a run offers it.
+    """Check that `function` can be called with what a run offers it.
 
     Raises:
-        RewardError: it needs a parameter that no column provides, or does not take `completions`.
+        RewardError: it needs a parameter that no column provides, or takes no `completions`.
     """
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return  # a builtin without a signature
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    provided = {*OFFERED, *columns}
+    parameters = _parameters(function)
+    if parameters is None:
+        return
     for parameter in parameters.values():
-        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        positional = parameter.kind is parameter.POSITIONAL_ONLY
-        needed = parameter.default is parameter.empty and (named or positional)
-        if positional or (needed and parameter.name not in provided):
+        by_position = parameter.kind is parameter.POSITIONAL_ONLY
+        variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        needed = parameter.default is parameter.empty and not variable
+        if by_position or (needed and parameter.name not in {*OFFERED, *columns}):
+            offered = ", ".join([*OFFERED[:3], *sorted(columns)])
             raise RewardError(
-                f"reward function {reward_name(function)}: nothing provides its parameter {parameter.name!r}; "
-                f"it is called with keywords: {', '.join([*OFFERED[:3], *sorted(columns)])}"
+                f"reward function {reward_name(function)}: nothing provides its parameter "
+                f"{parameter.name!r}; it is called with keywords: {offered}"
             )
-    if not takes_all and "completions" not in parameters:
+    if not _takes_all(parameters) and "completions" not in parameters:
         raise RewardError(
             f"reward function {reward_name(function)}: takes no 'completions'; "
-            "write it as def f(completions, **columns) and return one number a completion"
+            "write it as def f(completions, **columns) and return one number per completion"
         )
 
 
 def accepted(function: RewardFunc, keywords: dict[str, Any]) -> dict[str, Any]:
-    """The keywords that `function` takes: all of them if it has **columns, else those that it names."""
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return keywords
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    """Return those of `keywords` that `function` takes: all of them if it has **columns."""
+    parameters = _parameters(function)
+    if parameters is None or _takes_all(parameters):
         return keywords
     return {name: value for name, value in keywords.items() if name in parameters}
+
+
+def _parameters(function: RewardFunc) -> Mapping[str, inspect.Parameter] | None:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return None
+
+
+def _takes_all(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(each.kind is each.VAR_KEYWORD for each in parameters.values())

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from estune.common.types import Row
 from estune.errors import DataError
 from estune.rewards.code_reward import code_reward
-from estune.tasks.base import Row, Task, first_rows, hub_rows
+from estune.tasks.base import Task, first_rows, hub_rows
 from estune.tasks.usable_rows import usable
 
 _MBPP = "google-research-datasets/mbpp"

@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
+from estune.common.types import Row
 from estune.tasks.base import (
-    Completion,
     LogMetric,
-    Row,
     Task,
+    TextOrMessages,
     completion_text,
     first_rows,
     log_mean,
@@ -36,12 +37,8 @@ def test_rows(count: int | None = None) -> list[Row]:
 
 
 def _rows() -> list[Row]:
-    text = (
-        resources.files("estune.tasks")
-        .joinpath("data/conciseness.jsonl")
-        .read_text(encoding="utf-8")
-    )
-    facts = [json.loads(line) for line in text.splitlines()]
+    file = resources.files("estune.tasks") / "data/conciseness.jsonl"
+    facts = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return [
         {"prompt": [{"role": "user", "content": fact["question"]}], "target": fact["target"]}
         for fact in facts
@@ -49,7 +46,7 @@ def _rows() -> list[Row]:
 
 
 def conciseness_reward(
-    completions: Sequence[Completion],
+    completions: Sequence[TextOrMessages],
     target: Sequence[str],
     log_metric: LogMetric | None = None,
     **columns: Any,
@@ -66,7 +63,7 @@ def conciseness_reward(
 
 
 def conciseness_correct_reward(
-    completions: Sequence[Completion],
+    completions: Sequence[TextOrMessages],
     target: Sequence[str],
     log_metric: LogMetric | None = None,
     **columns: Any,
@@ -109,12 +106,9 @@ CONCISENESS = Task(
     source="packed, 152",
 )
 
-CONCISENESS_CORRECT = Task(
+CONCISENESS_CORRECT = replace(
+    CONCISENESS,
     name="conciseness_correct",
     summary="answer easy questions correctly, and the shorter the better",
-    train=train_rows,
-    test=test_rows,
     reward_funcs=(conciseness_correct_reward,),
-    defaults={"max_completion_length": 32},
-    source="packed, 152",
 )

@@ -13,8 +13,9 @@ import subprocess
 import sys
 from functools import partial
 
+from estune.common.types import Row
 from estune.errors import ConfigError, DataError
-from estune.tasks.base import Row, Task
+from estune.tasks.base import Task
 from estune.tasks.gym_scoring import datasets, gym_reward
 
 PREFIX = "reasoning_gym:"

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from estune.common.types import Row
 from estune.errors import DataError
-from estune.tasks.base import Row
 from estune.tasks.gym_scoring import encode
 
 SEEDS = {"train": 1_000_000, "test": 2_000_000_000}  # numpy takes no more than 32 bits

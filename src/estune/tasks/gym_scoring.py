@@ -23,7 +23,7 @@ from estune.errors import ConfigError, DataError
 from estune.rewards.marks import bounds_itself
 from estune.rewards.processes.limited import MOST, Limited, graded, most_seconds
 from estune.tasks.answers import last_block
-from estune.tasks.base import Completion, LogMetric, completion_text, log_mean
+from estune.tasks.base import LogMetric, TextOrMessages, completion_text, log_mean
 
 MAX_LENGTH = 20_000  # characters of an answer; the longest right ones have some 2,000
 
@@ -93,7 +93,7 @@ _NUMBER = re.compile(r"\d[\d_]*\.?[\d_]*(?:e[+-]?[\d_]+)?", re.IGNORECASE)
 
 @bounds_itself(most_seconds)
 def gym_reward(
-    completions: Sequence[Completion],
+    completions: Sequence[TextOrMessages],
     entry: Sequence[str],
     dataset: Sequence[str],
     log_metric: LogMetric | None = None,

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from estune.common.types import Row
 from estune.errors import DataError
 from estune.rewards.marks import bounds_itself
 from estune.rewards.processes.limited import graded, most_seconds
 from estune.tasks.answers import boxed_argument, last_boxed
 from estune.tasks.base import (
-    Completion,
     LogMetric,
-    Row,
     Task,
+    TextOrMessages,
     completion_text,
     first_rows,
     hub_rows,
@@ -35,7 +35,7 @@ HARD = 3  # the paper learns from MATH's levels 3 to 5
 
 @bounds_itself(most_seconds)
 def math_reward(
-    completions: Sequence[Completion],
+    completions: Sequence[TextOrMessages],
     answer: Sequence[Any],
     log_metric: LogMetric | None = None,
     **columns: Any,

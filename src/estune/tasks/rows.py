@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from estune.common.types import is_token_ids
+from estune.common.types import Row, is_token_ids
 from estune.errors import DataError
 from estune.tasks import data_files
 from estune.tasks.usable_rows import usable
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 Adapt = Callable[..., Iterable[Mapping[str, Any]]]
 _MOST = 1_000_000  # rows of a stream, which may have no end
 _NOT_SHOWN = ("tools", "chat_template_kwargs", "image", "images")  # TRL's trainers use these

@@ -1,22 +1,22 @@
-"""Rows that cannot be used: one of them does not refuse a file of thousands, but is always named."""
+"""Leave out rows that cannot be used, with a warning: one must not stop a file of thousands."""
 
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from estune.common.types import Row
 from estune.errors import DataError
 
 logger = logging.getLogger(__name__)
-Row = dict[str, Any]
 
 
 def usable(rows: Iterable[Any], make: Callable[[Any], Row], what: str) -> list[Row]:
-    """Return what `make` makes of each row, without the rows that it refuses.
+    """Return `make` of each row, without the rows for which it raises DataError.
 
-    A line in the log counts those and names the first.
+    A line in the log counts those and names the first; `what` names the data.
 
     Raises:
-        DataError: it refuses more than half of the rows, so the fault is probably elsewhere.
+        DataError: more than half of the rows are refused, so the fault is probably elsewhere.
     """
     made: list[Row] = []
     refused: list[str] = []

@@ -194,7 +194,7 @@ def _write(
 
 
 def _batches(theta: Mapping[str, torch.Tensor], most: int) -> list[_Batch]:
-    """Let small parameters share a job and cut large ones, so that jobs are neither many nor long."""
+    """Let small parameters share a job and cut large ones: neither many jobs nor long ones."""
     batches: list[_Batch] = []
     room = 0
     for name, tensor in theta.items():

@@ -1,4 +1,4 @@
-"""Workers evaluate members; `start_workers` makes those that a config names."""
+"""Workers evaluate members; `start_workers` makes the kind that a config names."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,6 +9,7 @@ from estune.errors import ConfigError
 from estune.theta.theta import Theta
 from estune.workers import cluster
 from estune.workers.base import Worker, Workers
+from estune.workers.local import LocalWorkers
 from estune.workers.model_source import ModelSource
 from estune.workers.ranks import Ranks
 
@@ -20,14 +21,14 @@ def start_workers(
     prompts: Mapping[str, Sequence[Prompt]],
     ranks: Ranks | None = None,
 ) -> Workers:
-    """The workers that `config` asks for, with engines that hold θ₀.
+    """Return the workers that `config` names, with engines that hold θ₀.
 
     Args:
-        prompts: all that will be asked, by dataset.
-        ranks: this process's place among those that were launched together, for accelerate.
+        prompts: all prompts of the run, by dataset.
+        ranks: this process among those launched together, with `workers: accelerate`.
 
     Raises:
-        InputError: an engine cannot be had, or a prompt does not fit.
+        InputError: an engine cannot be built, or a prompt does not fit.
         EngineError: an engine does not hold the base model's weights.
     """
     if config.workers == "ray":
@@ -39,14 +40,11 @@ def start_workers(
         return RayWorkers(theta, source, config, prompts)
     if ranks:
         ranks.take_gpus(config.vllm_tensor_parallel_size)
-    worker = Worker(
-        theta, engines.build(source.checkpoint, source.layout, config, source.tokenizer)
-    )
+    engine = engines.build(source.checkpoint, source.layout, config, source.tokenizer)
+    worker = Worker(theta, engine)
     worker.check_lengths(prompts)
     if ranks:
         from estune.workers.accelerate import AccelerateWorkers
 
         return AccelerateWorkers(theta, worker, ranks)
-    from estune.workers.local import LocalWorkers
-
     return LocalWorkers(theta, worker)

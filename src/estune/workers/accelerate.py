@@ -1,7 +1,8 @@
-"""One engine in each process that `accelerate launch` or `torchrun` started; whoever is free takes the next member.
+"""One engine in each process that `accelerate launch` or `torchrun` started.
 
-Rank 0 leads: its trainer asks, scores and writes. The others serve: they wait for what it says, take members by a
-shared counter, and apply the same updates. One that fails ends them all, as these launchers have it; the run resumes.
+Rank 0 leads: its trainer asks, scores and writes. The others wait for its commands, take members
+by a shared counter, and apply the same updates. If one process fails, the launcher ends them all;
+the run can be resumed.
 """
 
 import logging
@@ -23,7 +24,7 @@ from estune.workers.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
-_POLL = 0.02  # seconds between looks for answers of others
+_POLL = 0.02  # seconds between looks for the others' completions
 
 
 class AccelerateWorkers:
@@ -32,15 +33,17 @@ class AccelerateWorkers:
     Args:
         theta: this node's θ.
         worker: this process's engine.
-        ranks: this process's place.
+        ranks: this process among the others.
     """
 
     def __init__(self, theta: Theta, worker: Worker, ranks: Ranks) -> None:
-        self._theta, self._worker, self._ranks = theta, worker, ranks
-        self._said = 0  # commands so far
-        self._waiting = 0  # members of the step that are not answered
-        self._elsewhere = theta.version  # version of θ on the other nodes
-        ranks.meet("built")  # θ stays at θ₀ until every engine was compared with it
+        self._theta = theta
+        self._worker = worker
+        self._ranks = ranks
+        self._commands = 0  # sent or followed so far
+        self._waiting: set[int] = set()  # members of the step that are not finished
+        self._version = theta.version  # of θ on the other nodes
+        ranks.meet("built")  # no update before every engine was checked against θ₀
 
     def evaluate(
         self,
@@ -50,18 +53,17 @@ class AccelerateWorkers:
         max_completion_length: int,
         sampling: Sampling | None = None,
     ) -> Iterator[Evaluation | None]:
-        self._level()
-        drawn = vars(sampling) if sampling else None
-        asked = {
-            "members": [variant_to_json(member) for member in members],
-            "prompts": list(prompts),
-        }
-        number = self._command("evaluate", **asked, budget=max_completion_length, drawn=drawn)
-        waiting = set(range(len(members)))
-        self._waiting = len(waiting)
+        self._catch_up()
+        number = self._command(
+            "evaluate",
+            members=[variant_to_json(member) for member in members],
+            prompts=list(prompts),
+            budget=max_completion_length,
+            sampling=vars(sampling) if sampling else None,
+        )
+        self._waiting = set(range(len(members)))
         while (index := self._ranks.next(f"next/{number}")) < len(members):
-            waiting.discard(index)
-            self._waiting = len(waiting)
+            self._waiting.discard(index)
             completions, *seconds = self._worker.evaluate_one(
                 members[index],
                 prompts,
@@ -69,11 +71,11 @@ class AccelerateWorkers:
                 sampling=sampling,
             )
             yield Evaluation(index, completions, (Work(1, *seconds),))
-            yield from self._arrived(number, waiting)
-        while waiting:
+            yield from self._arrived(number)
+        while self._waiting:
             time.sleep(_POLL)
             yield None
-            yield from self._arrived(number, waiting)
+            yield from self._arrived(number)
 
     def update(
         self,
@@ -84,123 +86,105 @@ class AccelerateWorkers:
         version: int,
         decay: float = 0.0,
     ) -> None:
-        self._level()
-        number = self._command(
-            "update",
-            seeds=seeds,
-            coefficients=coefficients,
-            noise=noise,
-            version=version,
-            decay=decay,
-        )
-        self._theta.update(seeds, coefficients, noise=noise, version=version, decay=decay)
+        self._catch_up()
+        update = {"seeds": seeds, "coefficients": coefficients}
+        settings: dict[str, Any] = {"noise": noise, "version": version, "decay": decay}
+        number = self._command("update", **update, **settings)
+        self._theta.update(seeds, coefficients, **settings)
         for node in range(1, self._ranks.nodes):
             self._ranks.hear(f"updated/{number}/{node}")
-        self._elsewhere = self._theta.version
+        self._version = self._theta.version
 
     def verify(self, digest: str) -> None:
         number = self._command("verify")
-        wrong = [
-            node
-            for node in range(1, self._ranks.nodes)
-            if self._ranks.hear(f"digest/{number}/{node}") != digest
-        ]
-        if wrong:
+        others = range(1, self._ranks.nodes)
+        digests = {node: self._ranks.hear(f"digest/{number}/{node}") for node in others}
+        if wrong := [str(node) for node, found in digests.items() if found != digest]:
             logger.warning(
-                "θ on node %s differs from the leader's; it is rebuilt", ", ".join(map(str, wrong))
+                "θ on node %s differs from the leader's; it is rebuilt", ", ".join(wrong)
             )
-            self._elsewhere = -1
-            self._level()
+            self._version = -1
+            self._catch_up()
 
     def status(self) -> Status:
-        return Status(self._ranks.world, self._ranks.world, min(self._ranks.world, self._waiting))
+        world = self._ranks.world
+        return Status(world, world, min(world, len(self._waiting)))
 
     def serve(self) -> None:
-        """What every rank but 0 does: answer and update as the leader says, until it lets go."""
+        """Follow the leader's commands until it releases this process."""
         what = ""
         while what != "release":
-            number, self._said = self._said, self._said + 1
+            number = self._commands
+            self._commands += 1
             command = self._ranks.hear(f"command/{number}")
             what = command.pop("what")
-            if what == "evaluate":
-                self._serve_members(number, **command)
-            elif what == "update":
-                self._serve_update(number, **command)
-            elif what == "verify" and self._keeps_another:
-                self._ranks.say(f"digest/{number}/{self._ranks.node}", self._theta.digest())
-            elif what == "spread" and self._keeps_another:
-                self._ranks.spread(self._theta, f"spread/{number}")
+            self._follow(number, what, command)
 
     def release(self) -> None:
-        """Let the others go on with their own programs."""
+        """End `serve` in the other processes."""
         self._command("release")
 
-    @property
-    def _keeps_another(self) -> bool:
-        """Whether this process has the θ of a node that is not the leader's."""
-        return self._ranks.keeps and not self._ranks.leads
-
     def _command(self, what: str, **settings: Any) -> int:
-        """Say that all are to do `what`; returns the command's number."""
-        number, self._said = self._said, self._said + 1
+        """Send a command to the other processes; return its number."""
+        number = self._commands
+        self._commands += 1
         if self._ranks.world > 1:
             self._ranks.say(f"command/{number}", {"what": what} | settings)
         return number
 
-    def _level(self) -> None:
-        """Bring the other nodes to the leader's θ, where they have another: after a resume, or when one was damaged."""
-        if self._elsewhere != self._theta.version:
-            number = self._command("spread")
-            if self._ranks.nodes > 1:
-                self._ranks.spread(self._theta, f"spread/{number}")
-            self._elsewhere = self._theta.version
+    def _follow(self, number: int, what: str, settings: dict[str, Any]) -> None:
+        ranks = self._ranks
+        if what == "evaluate":
+            return self._evaluate_for_leader(number, **settings)
+        if not ranks.keeps or ranks.leads:
+            return  # only the process that keeps another node's θ follows the rest
+        if what == "update":
+            self._theta.update(**settings)
+            ranks.say(f"updated/{number}/{ranks.node}", True)
+        elif what == "verify":
+            ranks.say(f"digest/{number}/{ranks.node}", self._theta.digest())
+        elif what == "spread":
+            ranks.spread(self._theta, f"spread/{number}")
 
-    def _arrived(self, number: int, waiting: set[int]) -> Iterator[Evaluation]:
-        """The members that others have answered meanwhile."""
-        for index in sorted(waiting):
-            key = f"answer/{number}/{index}"
-            if self._ranks.world > 1 and self._ranks.heard(key):
-                answer = self._ranks.hear(key)
-                self._ranks.forget(key)
-                waiting.discard(index)
-                self._waiting = len(waiting)
-                completions = [Completion(**row) for row in answer["completions"]]
-                yield Evaluation(
-                    index, completions, (Work(answer["rank"] + 1, *answer["seconds"]),)
-                )
-
-    def _serve_members(
+    def _evaluate_for_leader(
         self,
         number: int,
         members: list[dict[str, Any]],
         prompts: list[Prompt],
         budget: int,
-        drawn: dict[str, Any] | None,
+        sampling: dict[str, Any] | None,
     ) -> None:
-        sampling = Sampling(**drawn) if drawn else None
+        drawn = Sampling(**sampling) if sampling else None
         while (index := self._ranks.next(f"next/{number}")) < len(members):
+            member = variant_from_json(members[index])
             completions, *seconds = self._worker.evaluate_one(
-                variant_from_json(members[index]),
-                prompts,
-                max_completion_length=budget,
-                sampling=sampling,
+                member, prompts, max_completion_length=budget, sampling=drawn
             )
-            answer = {
-                "completions": [vars(row) for row in completions],
+            result = {
+                "completions": [vars(completion) for completion in completions],
                 "seconds": seconds,
                 "rank": self._ranks.rank,
             }
-            self._ranks.say(f"answer/{number}/{index}", answer)
+            self._ranks.say(f"result/{number}/{index}", result)
 
-    def _serve_update(
-        self,
-        number: int,
-        seeds: list[int],
-        coefficients: list[float],
-        noise: str,
-        version: int,
-        decay: float,
-    ) -> None:
-        if self._keeps_another:
-            self._theta.update(seeds, coefficients, noise=noise, version=version, decay=decay)
-            self._ranks.say(f"updated/{number}/{self._ranks.node}", True)
+    def _arrived(self, number: int) -> Iterator[Evaluation]:
+        """Yield the members that other processes have finished meanwhile."""
+        if self._ranks.world == 1:
+            return
+        for index in sorted(self._waiting):
+            key = f"result/{number}/{index}"
+            if self._ranks.heard(key):
+                result = self._ranks.hear(key)
+                self._ranks.forget(key)
+                self._waiting.discard(index)
+                completions = [Completion(**fields) for fields in result["completions"]]
+                work = Work(result["rank"] + 1, *result["seconds"])
+                yield Evaluation(index, completions, (work,))
+
+    def _catch_up(self) -> None:
+        """Send the leader's θ to the other nodes if their version differs."""
+        if self._version != self._theta.version:
+            number = self._command("spread")
+            if self._ranks.nodes > 1:
+                self._ranks.spread(self._theta, f"spread/{number}")
+            self._version = self._theta.version

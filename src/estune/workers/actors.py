@@ -1,8 +1,7 @@
-"""What runs on a Ray cluster: an engine that reads θ, and, on each node but the trainer's, a keeper of θ.
+"""What runs on a Ray cluster: engines that read θ, and one keeper of θ per node.
 
-Engines die more often than memory does. So θ of a node belongs to a small process of its own, and an engine that is
-started anew has only to attach to it. Seeds, coefficients and text travel between these and the trainer; weights only
-to the keeper of a node that joins late.
+On the trainer's node, the trainer's process keeps θ. A keeper is a separate process, so that θ
+survives when an engine dies; the restarted engine only attaches to it again.
 """
 
 import os
@@ -37,13 +36,15 @@ class Location:
 
 
 class EngineActor:
-    """One engine. Starts empty, so that it says where it is before it is told which θ to read."""
+    """One engine, which `build` makes once `location` has named its node."""
 
     def __init__(self, source: ModelSource, config: ESConfig, threads: int) -> None:
-        self._source, self._config, self._threads = source, config, threads
+        self._source = source
+        self._config = config
+        self._threads = threads
         self._worker: Worker | None = None
 
-    def place(self) -> Location:
+    def location(self) -> Location:
         import ray
 
         context = ray.get_runtime_context()
@@ -51,12 +52,11 @@ class EngineActor:
         return Location(context.get_node_id(), ray.util.get_node_ip_address(), os.getpid(), gpus)
 
     def build(self, address: Address) -> None:
-        """Load the engine and attach it to θ. Raises InputError or EngineError."""
+        """Build the engine and attach it to θ. Raises InputError or EngineError."""
         torch.set_num_threads(self._threads)
         checkpoint = self._source.here(trust_remote_code=self._config.trust_remote_code)
-        engine = engines.build(
-            checkpoint, self._source.layout, self._config, self._source.tokenizer
-        )
+        layout, tokenizer = self._source.layout, self._source.tokenizer
+        engine = engines.build(checkpoint, layout, self._config, tokenizer)
         self._worker = Worker(Theta.attach(address, threads=self._threads), engine)
 
     def check_lengths(self, datasets: Mapping[str, Sequence[Prompt]]) -> None:
@@ -69,9 +69,9 @@ class EngineActor:
         start: int,
         stop: int,
         budget: int,
-        sampling: Sampling | None = None,
+        sampling: Sampling | None,
     ) -> tuple[list[Completion], float, float]:
-        """The member's completions of prompts start … stop, and the seconds that loading and generating took."""
+        """Return what `Worker.evaluate_one` does, for prompts `start` to `stop`."""
         return self._built.evaluate_one(
             member, prompts[start:stop], max_completion_length=budget, sampling=sampling
         )
@@ -104,7 +104,7 @@ class KeeperActor:
         self._theta.update(seeds, coefficients, noise=noise, version=version, decay=decay)
 
     def put(self, name: str, start: int, values: NDArray[np.float32]) -> None:
-        """Part of another replica's θ, for one that joins late; `became` follows the last."""
+        """Take part of the trainer's θ; `became` follows the last part."""
         self._theta.put(name, start, torch.from_numpy(np.array(values)))
 
     def became(self, version: int) -> None:

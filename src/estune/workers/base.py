@@ -1,4 +1,4 @@
-"""The seam to whoever evaluates members: one engine in this process, or many on a cluster."""
+"""The interface to workers, which evaluate members: in this process, or in many on a cluster."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +14,12 @@ from estune.theta.theta import Theta
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker (1, 2, …) did for a member: seconds of loading, then of generating; `ended` is when its answer came, by the
-    perf_counter of the process that asked."""
+    """What one worker did for a member.
+
+    worker: 1, 2, …
+    load, generate: seconds.
+    ended: when the result arrived, by the receiving process's `perf_counter`.
+    """
 
     worker: int
     load: float
@@ -25,7 +29,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one member answered, and what that took: from one worker, or in pieces from several."""
+    """The completions of the member `index`, and the work of each worker that took part."""
 
     index: int
     completions: list[Completion]
@@ -33,7 +37,6 @@ class Evaluation:
 
     @property
     def load_seconds(self) -> float:
-        """Spent on writing weights."""
         return sum(one.load for one in self.work)
 
     @property
@@ -51,7 +54,7 @@ class Status:
 
 
 class Evaluator(Protocol):
-    """Whoever can say what members answer."""
+    """Generates the completions of members."""
 
     def evaluate(
         self,
@@ -61,16 +64,16 @@ class Evaluator(Protocol):
         max_completion_length: int,
         sampling: Sampling | None = None,
     ) -> Iterator[Evaluation | None]:
-        """Each member's answers to all prompts, in the order in which they are done; `index` says whose.
+        """Yield each member's completions of all prompts, in the order in which they finish.
 
-        Greedy ones, or with `sampling` n of each prompt, as an engine gives them.
-
-        While others are waited for, None comes now and then, so that the caller may stop.
+        Without `sampling` there is one greedy completion per prompt; with it, `sampling.n` of the
+        first prompt, then of the next. While nothing finishes, None is yielded now and then, so
+        that the caller can stop.
         """
 
 
 class Workers(Evaluator, Protocol):
-    """Evaluate members of a population, and keep every replica of θ in step."""
+    """Evaluate members, and keep every replica of θ equal."""
 
     def update(
         self,
@@ -81,32 +84,32 @@ class Workers(Evaluator, Protocol):
         version: int,
         decay: float = 0.0,
     ) -> None:
-        """Apply one update to θ everywhere; `version` is the one that it starts from, so a repetition does nothing."""
+        """Apply one update to every replica; see `Theta.update`."""
 
     def verify(self, digest: str) -> None:
-        """Compare every replica of θ with the digest of the trainer's; one that differs is named and rebuilt."""
+        """Compare every replica's digest with the trainer's; name and rebuild one that differs."""
 
     def serve(self) -> None:
-        """In a process that does not lead: do what the leading one says, until it lets go."""
+        """In a process that does not lead: follow the leader's commands until it releases us."""
 
     def release(self) -> None:
-        """In the leading process: let the others go."""
+        """In the leading process: end `serve` in the others."""
 
     def status(self) -> Status:
-        """Who is alive and what is under way, now."""
+        """Return how many workers are alive and members in flight now."""
 
 
 class Worker:
-    """An engine and the centre that it reads. Every kind of workers is made of these.
+    """An engine and the θ that it reads; every kind of workers is made of these.
 
     Raises:
-        EngineError: the engine does not hold the base model's weights, or did not take the first member's.
+        EngineError: the engine does not hold the base model's weights.
     """
 
     def __init__(self, theta: Theta, engine: Engine) -> None:
         self._theta = theta
         self._engine = engine
-        self._held: Variant | None = None
+        self._loaded: Variant | None = None
         self._checked = False
         if theta.at(0):
             self._check_base()
@@ -119,41 +122,57 @@ class Worker:
         max_completion_length: int,
         sampling: Sampling | None = None,
     ) -> tuple[list[Completion], float, float]:
-        """The member's completions, and the seconds that loading and generating took."""
+        """Return the member's completions, and the seconds of loading and of generating.
+
+        Raises:
+            EngineError: the engine did not take the member's weights.
+        """
         started = time.perf_counter()
-        if member != self._held:
-            self._held = None
-            self._engine.load(self._theta, member)
-            self._held = member
-        if not self._checked:
-            self._engine.check(self._theta, member)
-            give_back()
-            self._checked = True
+        self._load(member)
         loaded = time.perf_counter()
         completions = self._engine.generate(
             prompts, max_completion_length=max_completion_length, sampling=sampling
         )
         return completions, loaded - started, time.perf_counter() - loaded
 
+    def check_lengths(self, datasets: Mapping[str, Sequence[Prompt]]) -> None:
+        """Check that each prompt has tokens and leaves room for a completion.
+
+        Raises:
+            DataError: one does not; its dataset and row are named.
+        """
+        limit = self._engine.context_length
+        for name, prompts in datasets.items():
+            lengths = self._engine.prompt_lengths(prompts)
+            if 0 in lengths:
+                raise DataError(
+                    f"{name}: row {lengths.index(0)}: its prompt has no tokens; give it some text, "
+                    "or drop the row"
+                )
+            longest = max(lengths, default=0)
+            if longest >= limit:
+                raise DataError(
+                    f"{name}: row {lengths.index(longest)}: its prompt has {longest} tokens, which "
+                    f"leaves no room for a completion in the model's context of {limit}; "
+                    "shorten it or drop the row"
+                )
+
+    def _load(self, member: Variant) -> None:
+        if member != self._loaded:
+            self._loaded = None
+            self._engine.load(self._theta, member)
+            self._loaded = member
+        if not self._checked:
+            self._engine.check(self._theta, member)
+            give_back()
+            self._checked = True
+
     def _check_base(self) -> None:
         try:
             self._engine.check(self._theta, Unperturbed(0))
             give_back()
         except EstuneError:
+            # If θ was updated during the check, the mismatch means nothing: the first member is
+            # checked instead.
             if self._theta.at(0):
-                raise  # else a run that others are at moved θ on meanwhile; the first member will be checked
-
-    def check_lengths(self, datasets: Mapping[str, Sequence[Prompt]]) -> None:
-        """Raises DataError for a prompt without tokens, or that leaves no room for an answer; `datasets` are named."""
-        for name, prompts in datasets.items():
-            lengths = self._engine.prompt_lengths(prompts)
-            if 0 in lengths:
-                raise DataError(
-                    f"{name}: row {lengths.index(0)}: its prompt has no tokens; give it some text, or drop the row"
-                )
-            longest = max(range(len(lengths)), key=lengths.__getitem__, default=None)
-            if longest is not None and lengths[longest] >= self._engine.context_length:
-                raise DataError(
-                    f"{name}: row {longest}: its prompt has {lengths[longest]} tokens, which leaves no room for an answer in the "
-                    f"model's context of {self._engine.context_length}; shorten it or drop the row"
-                )
+                raise

@@ -1,29 +1,28 @@
-"""Who does what next: members are handed to whoever is free, and the last ones are cut up so that all end together.
+"""Decide which worker evaluates what: whole members first, then parts of the last ones.
 
-Pure bookkeeping, without processes or clocks of its own: `ray.py` feeds it from real workers, benchmarks/simulate.py
-from imagined ones. While much is left a worker gets a whole member. Towards the end of a step it gets a share of the
-prompts that are left (guided self-scheduling, Polychronopoulos & Kuck 1987, https://doi.org/10.1109/TC.1987.5009495).
-A piece pays for loading its member and for its first tokens whatever its size, so the more that is seen to cost, the
-less is cut. What takes far longer than the rest is given to a second worker, and whoever is done first counts.
+Near the end of a step, a worker gets only a share of the prompts that are left, so that all
+workers finish at about the same time (guided self-scheduling, Polychronopoulos & Kuck 1987,
+https://doi.org/10.1109/TC.1987.5009495). Each piece has a fixed cost, for loading its member and
+for its first tokens; the larger this cost, the fewer pieces. A piece that takes far longer than
+expected is given to a second worker as well, and the first result counts.
+
+This is bookkeeping alone, without processes or clocks: ray.py calls it for real workers,
+benchmarks/simulate.py for simulated ones.
 """
 
 import math
 from collections import deque
 from dataclasses import dataclass, field
 
-# A worker gets at most 1/(shares · workers) of what is left, shares = _SHARES · log₂(8 · workers) · (1 − fixed)²: the last of
-# many members are likelier to include a very long one, so more workers begin to cut earlier. More shares load more often.
-_SHARES = 0.25
-_LEAST = 8  # parts of a member, at most
-_LATE = 3.0  # times as long as such a piece usually takes
-_FADE = (
-    1 - 1e-4
-)  # how much of what was learned before a piece counts beside it: answers change as a model learns
+_SHARES = 0.25  # more: smaller pieces and more loads; see `_share`
+_MOST_PIECES = 8  # per member
+_LATE = 3.0  # times its expected duration after which a piece goes to a second worker, too
+_FADE = 1 - 1e-4  # factor on older pieces at each new one: completions change with θ
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Prompts start … stop of the member `member`."""
+    """Prompts `start` to `stop` (exclusive) of a member."""
 
     member: int
     start: int
@@ -36,9 +35,9 @@ class Piece:
 
 @dataclass
 class Pace:
-    """How long pieces take: seconds ≈ start + each · size, fitted to seconds a prompt, whose spread is the same for all sizes.
+    """A fit of seconds ≈ start + each · size over the finished pieces, kept from step to step.
 
-    It may outlive a population, so that the next one knows from its first piece on what cutting costs.
+    The fit is by least squares on seconds per prompt, because their spread does not depend on size.
     """
 
     _count: float = 0.0
@@ -56,24 +55,25 @@ class Pace:
         self._xy = _FADE * self._xy + x * y
 
     def fit(self) -> tuple[float, float]:
-        """`start` and `each`, neither below 0; 0 and 0 when nothing was done yet."""
+        """Return `start` and `each`, both at least 0; (0, 0) before the first piece."""
         if not self._count:
             return 0.0, 0.0
+        start = 0.0
         spread = self._count * self._xx - self._x**2
-        alike = spread < 1e-6 * self._x**2  # all of one size: nothing tells `start` from `each`
-        start = 0.0 if alike else max(0.0, (self._count * self._xy - self._x * self._y) / spread)
+        if spread >= 1e-6 * self._x**2:  # else all pieces had the same size
+            start = max(0.0, (self._count * self._xy - self._x * self._y) / spread)
         start = min(start, self._y / self._x)
         return start, max(0.0, (self._y - start * self._x) / self._count)
 
     def fixed(self, prompts: int) -> float:
-        """The part of a member's time that each piece of it takes whatever its size, from 0 to 1."""
+        """Return the part of a member's time that every piece costs, however small it is."""
         start, each = self.fit()
         return start / (start + each * prompts) if start else 0.0
 
 
 @dataclass
 class _Running:
-    """A piece that some workers are at, and since when."""
+    """A piece's workers, and when the first of them began."""
 
     workers: set[int]
     since: float
@@ -81,24 +81,22 @@ class _Running:
 
 @dataclass
 class Dispatch:
-    """The pieces of one population: what is left, what is under way, what is done.
+    """The pieces of one population: left, running, done.
 
     Args:
         members: N.
-        prompts: that each member answers.
-        pace: what earlier populations taught.
+        prompts: how many each member completes.
+        pace: the durations of pieces in earlier populations.
     """
 
     members: int
     prompts: int
     pace: Pace = field(default_factory=Pace)
-    _back: deque[Piece] = field(default_factory=deque)  # given back by workers that were lost
-    _next: int = (
-        0  # flat position (member · prompts + prompt) of the first prompt that was never handed out
-    )
+    _returned: deque[Piece] = field(default_factory=deque)  # their workers were lost
+    _next: int = 0  # member · prompts + prompt of the first prompt that was never handed out
     _running: dict[Piece, _Running] = field(default_factory=dict)
     _done: int = 0
-    _calm: float = -math.inf  # until then nothing is late
+    _next_due: float = -math.inf  # nothing is late before
 
     @property
     def finished(self) -> bool:
@@ -106,19 +104,22 @@ class Dispatch:
 
     @property
     def in_flight(self) -> int:
-        """Members that somebody is at."""
+        """The number of members that some worker is evaluating."""
         return len({piece.member for piece in self._running})
 
     def take(self, worker: int, workers: int, now: float) -> Piece | None:
-        """What `worker`, one of `workers` that are alive, does next; None when there is nothing for it."""
-        piece = self._back.popleft() if self._back else self._cut(workers) or self._late(now)
+        """Return the next piece for `worker`, one of `workers` alive; None if there is none."""
+        if self._returned:
+            piece: Piece | None = self._returned.popleft()
+        else:
+            piece = self._cut(workers) or self._late(now)
         if piece is not None:
-            self._calm = -math.inf
+            self._next_due = -math.inf
             self._running.setdefault(piece, _Running(set(), now)).workers.add(worker)
         return piece
 
     def done(self, piece: Piece, now: float) -> bool:
-        """`piece` was answered; False when another worker had answered it before."""
+        """Record that `piece` was completed; return False if another worker was faster."""
         running = self._running.pop(piece, None)
         if running is None:
             return False
@@ -127,20 +128,20 @@ class Dispatch:
         return True
 
     def lost(self, worker: int) -> None:
-        """What `worker` was at must be done by another."""
-        self._calm = -math.inf
+        """Give what only `worker` was evaluating to others."""
+        self._next_due = -math.inf
         for piece, running in list(self._running.items()):
             running.workers.discard(worker)
             if not running.workers:
                 del self._running[piece]
-                self._back.append(piece)
+                self._returned.append(piece)
 
     def _cut(self, workers: int) -> Piece | None:
         left = self.members * self.prompts - self._next
         if left == 0:
             return None
         member, start = divmod(self._next, self.prompts)
-        least = -(-self.prompts // _LEAST)
+        least = math.ceil(self.prompts / _MOST_PIECES)
         share = self.prompts if workers == 1 else max(least, self._share(left, workers))
         stop = min(self.prompts, start + share)
         if self.prompts - stop < least:
@@ -149,21 +150,26 @@ class Dispatch:
         return Piece(member, start, stop)
 
     def _share(self, left: int, workers: int) -> int:
-        fixed = min(
-            0.5, self.pace.fixed(self.prompts)
-        )  # some is always cut, else it would not be seen when it pays again
-        return round(left / (_SHARES * math.log2(8 * workers) * (1 - fixed) ** 2 * workers))
+        """Return how many of the prompts that are left one worker gets at most.
+
+        Among many members the last are likelier to include a very long one, so with many workers
+        the cutting starts earlier: hence the logarithm.
+        """
+        # At most 0.5, so that something is always cut: otherwise a lower cost is never noticed.
+        fixed = min(0.5, self.pace.fixed(self.prompts))
+        shares = _SHARES * math.log2(8 * workers) * (1 - fixed) ** 2
+        return round(left / (shares * workers))
 
     def _late(self, now: float) -> Piece | None:
-        """The piece that is longest overdue, unless two are at it."""
+        """Return the piece that is longest overdue among those with one worker, if any is."""
         start, each = self.pace.fit()
-        if now < self._calm or start == each == 0:
+        if now < self._next_due or start == each == 0:
             return None
-        alone = [
-            (running.since + _LATE * (start + each * piece.size), piece)
+        due = {
+            piece: running.since + _LATE * (start + each * piece.size)
             for piece, running in self._running.items()
             if len(running.workers) == 1
-        ]
-        due, piece = min(alone, key=lambda pair: pair[0], default=(math.inf, None))
-        self._calm = due
-        return piece if due <= now else None
+        }
+        piece = min(due, key=due.__getitem__, default=None)
+        self._next_due = due[piece] if piece else math.inf
+        return piece if self._next_due <= now else None

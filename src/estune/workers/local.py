@@ -1,4 +1,4 @@
-"""One engine in this process, attached to this process's centre."""
+"""One engine in this process, attached to this process's θ."""
 
 from collections.abc import Iterator, Sequence
 
@@ -40,13 +40,13 @@ class LocalWorkers:
         self._theta.update(seeds, coefficients, noise=noise, version=version, decay=decay)
 
     def verify(self, digest: str) -> None:
-        """There is one θ."""
+        """Do nothing: there is one θ."""
 
     def serve(self) -> None:
-        """Nobody leads it."""
+        """Do nothing: there is no leader."""
 
     def release(self) -> None:
-        """Nobody follows it."""
+        """Do nothing: there are no followers."""
 
     def status(self) -> Status:
         return Status(1, 1, 1)

@@ -1,4 +1,4 @@
-"""Where the base model comes from, so that another machine finds it too."""
+"""Where the base model comes from, so that other machines find it too."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from estune.theta.parameters import Layout
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model as the user named it, as it was found here, and what of it is tuned.
+    """A model as the user named it, and as it was found on the trainer's machine.
 
     name: hub id, folder or .gguf file.
     tuned: the names of the parameters in θ.
@@ -24,19 +24,18 @@ class ModelSource:
     tokenizer: Any
 
     def here(self, *, trust_remote_code: bool) -> Checkpoint:
-        """The checkpoint on this machine: at the same path, or where the model's name leads.
+        """Return the checkpoint on this machine: at the same path, or found again by its name.
 
         Raises:
-            ModelError: it is not here, or is another one.
+            ModelError: it is not here, or is another model.
         """
-        if (self.checkpoint.folder / "config.json").is_file():
-            found = open_checkpoint(self.checkpoint.folder)
-        else:
-            found = open_checkpoint(
-                resolve(self.name, self.revision, trust_remote_code=trust_remote_code)
-            )
+        folder = self.checkpoint.folder
+        if not (folder / "config.json").is_file():
+            folder = resolve(self.name, self.revision, trust_remote_code=trust_remote_code)
+        found = open_checkpoint(folder)
         if found.tensors != self.checkpoint.tensors:
             raise ModelError(
-                f"{self.name}: the model in {found.folder} on this machine is not the one that the run began with"
+                f"{self.name}: the model in {found.folder} on this machine is not the one that "
+                "the run began with"
             )
         return found

@@ -1,8 +1,8 @@
-"""The processes that `accelerate launch` or `torchrun` started: who is who, and how they talk.
+"""The processes that `accelerate launch` or `torchrun` started: which one this is, and messages.
 
-What travels is text and a few numbers, so the launcher's key-value store is enough, and no process group stands in the
-way of an engine that wants its own. Each node has one θ: its first process makes it, the others attach. Where a node
-needs another's θ, in host memory as it is, it comes over Gloo.
+Messages are text and a few numbers, so the launcher's key-value store carries them; a process
+group could collide with an engine's own. Each node has one θ: its first process loads it, the
+others attach to it. Where a node needs another node's θ, Gloo sends it from host memory.
 """
 
 import itertools
@@ -21,58 +21,52 @@ from estune.theta.shared_memory import Address
 from estune.theta.theta import Theta
 
 dist: Any = torch.distributed  # its stores are public, but not in its list of exports
-_PATIENCE = timedelta(
-    days=30
-)  # the leader may score or save for long; one that ends takes the others along
+# The leader may score or save for long; if it ends, the launcher ends the others.
+_PATIENCE = timedelta(days=30)
+_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # variables that launchers set in each process
 
-
-_LAUNCHED = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-)  # what torchrun and accelerate launch tell each process
-
-_talks = itertools.count()
+_prefixes = itertools.count()
 
 
 def ranks_for(workers: str) -> "Ranks | None":
-    """This process's place where `workers` is accelerate, else None.
+    """Return this process's ranks if `workers` is "accelerate", else None.
 
     Raises:
-        ConfigError: several processes were launched together, and `workers` makes nothing of that.
+        ConfigError: several processes were launched together, and `workers` is something else.
     """
     if workers == "accelerate":
         return Ranks()
     world = os.environ.get("WORLD_SIZE", "1")
     if world != "1" and all(name in os.environ for name in _LAUNCHED):
         raise ConfigError(
-            f"workers: a launcher (torchrun or accelerate launch) started {world} processes, which workers: {workers} does not use; "
-            "set workers: accelerate, or start estune by itself"
+            f"workers: a launcher (torchrun or accelerate launch) started {world} processes, "
+            f"which workers: {workers} does not use; set workers: accelerate, or start estune "
+            "without a launcher"
         )
     return None
 
 
 class Ranks:
-    """This process among those that were launched together. Rank 0 leads: it alone trains, and the others serve it.
+    """This process among those launched together; without a launcher it is the only one.
 
-    Alone, without a launcher, it is the only one. Each model has its own, in which nothing of an earlier one is heard; all
-    processes make them in the same order, since they run the same program.
+    Rank 0 leads: it alone trains, and the others serve it. Each Model gets a fresh key prefix, so
+    that no message from an earlier one leaks in. All processes run the same program, so they make
+    their Ranks in the same order and agree on the prefix.
     """
 
     def __init__(self) -> None:
-        environment = os.environ
-        self.rank, self.world = (
-            int(environment.get("RANK", 0)),
-            int(environment.get("WORLD_SIZE", 1)),
-        )
-        per_node = int(environment.get("LOCAL_WORLD_SIZE", self.world))
-        self.local = int(environment.get("LOCAL_RANK", 0))
-        self.node, self.nodes = self.rank // per_node, self.world // per_node
-        talk, store = next(_talks), dist.HashStore()
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world = int(os.environ.get("WORLD_SIZE", 1))
+        self.local = int(os.environ.get("LOCAL_RANK", 0))
+        per_node = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+        self.node = self.rank // per_node
+        self.nodes = self.world // per_node
+        self.store: Any = dist.HashStore()
+        self._interface: str | None = None
+        prefix = str(next(_prefixes))
         if self.world > 1:
             shared, self._interface = _rendezvous()
-            store = dist.PrefixStore(str(talk), shared)
-        self.store: Any = store
+            self.store = dist.PrefixStore(prefix, shared)
 
     @property
     def leads(self) -> bool:
@@ -80,14 +74,15 @@ class Ranks:
 
     @property
     def keeps(self) -> bool:
-        """Whether the θ of this node is this process's."""
+        """Whether this process loads the θ of its node."""
         return self.local == 0
 
     def say(self, key: str, value: Any) -> None:
+        """Publish a value that JSON can hold."""
         self.store.set(key, json.dumps(value))
 
     def hear(self, key: str) -> Any:
-        """Wait until `key` was said."""
+        """Wait until a process has said `key`, and return its value."""
         return json.loads(self.store.get(key))
 
     def heard(self, key: str) -> bool:
@@ -97,45 +92,44 @@ class Ranks:
         self.store.delete_key(key)
 
     def next(self, key: str) -> int:
-        """0, 1, 2, …: each number to one process only."""
+        """Return 0, 1, 2, …: each number to one process only."""
         return int(self.store.add(key, 1)) - 1
 
     def take_gpus(self, each: int) -> None:
-        """Of this machine's GPUs let this process see its own `each` alone. Engines take the first that they see."""
+        """Restrict this process to its own `each` GPUs, because an engine takes the first ones."""
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.set_device(self.local)
             return
-        there = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = (
-            there.split(",")
-            if there
-            else [str(number) for number in range(torch.cuda.device_count())]
-        )
-        if len(gpus) >= (self.local + 1) * each:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(
-                gpus[self.local * each : (self.local + 1) * each]
-            )
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
+        mine = gpus[self.local * each : (self.local + 1) * each]
+        if len(mine) == each:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
 
     def meet(self, what: str) -> None:
-        """Wait here until all processes have come."""
+        """Wait until all processes have called this."""
         self.say(f"{what}/{self.rank}", True)
         for rank in range(self.world):
             self.hear(f"{what}/{rank}")
 
     def theta(self, load: Callable[[], Theta]) -> Theta:
-        """The node's θ: loaded by its first process, attached to by the others."""
-        if self.keeps:
-            theta = load()
-            if self.world > 1:
-                assert theta.address is not None
-                self.say(f"theta/{self.node}", vars(theta.address))
-            return theta
-        address = self.hear(f"theta/{self.node}")
-        shapes = {name: tuple(shape) for name, shape in address["shapes"].items()}
-        return Theta.attach(Address(address["path"], address["token"], shapes))
+        """Return the node's θ: loaded by its first process, attached to by the others."""
+        if not self.keeps:
+            address = self.hear(f"theta/{self.node}")
+            shapes = {name: tuple(shape) for name, shape in address["shapes"].items()}
+            return Theta.attach(Address(address["path"], address["token"], shapes))
+        theta = load()
+        if self.world > 1:
+            assert theta.address is not None
+            self.say(f"theta/{self.node}", vars(theta.address))
+        return theta
 
     def spread(self, theta: Theta, name: str) -> None:
-        """Give every node the leader's θ; called by all processes that keep one, with a `name` of its own each time."""
+        """Send the leader's θ to every node; each process that keeps a θ calls this.
+
+        Args:
+            name: different at each call.
+        """
         group = self._group(name)
         version = torch.tensor([theta.version if self.leads else 0])
         _broadcast(group, version)
@@ -148,14 +142,13 @@ class Ranks:
             theta.became(int(version))
 
     def _group(self, name: str) -> Any:
-        """One process of each node, over the interface that was meant when this began."""
+        """Return a group of one process per node, on the interface configured at the start."""
         for_engines = os.environ.pop("GLOO_SOCKET_IFNAME", None)
         if self._interface:
             os.environ["GLOO_SOCKET_IFNAME"] = self._interface
         try:
-            return dist.ProcessGroupGloo(
-                dist.PrefixStore(name, self.store), self.node, self.nodes, _PATIENCE
-            )
+            store = dist.PrefixStore(name, self.store)
+            return dist.ProcessGroupGloo(store, self.node, self.nodes, _PATIENCE)
         finally:
             if for_engines:
                 os.environ["GLOO_SOCKET_IFNAME"] = for_engines
@@ -163,17 +156,18 @@ class Ranks:
 
 @cache
 def _rendezvous() -> tuple[Any, str | None]:
-    """The launcher's store, which a process can join once, and the interface that Gloo is to use: an engine may later set
-    another for processes of its own."""
+    """Return the launcher's store, which a process can join once, and Gloo's interface.
+
+    The interface is read now because an engine may later set another for its own processes.
+    """
     if os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost", "::1"):
-        os.environ.setdefault(
-            "GLOO_SOCKET_IFNAME", "lo"
-        )  # all on one machine: nothing listens beyond it
+        # All processes are on one machine, so nothing needs to listen beyond it.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store, _, _ = next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
     store.set_timeout(_PATIENCE)
-    return dist.PrefixStore(
-        f"estune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
-    ), os.environ.get("GLOO_SOCKET_IFNAME")
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+    interface = os.environ.get("GLOO_SOCKET_IFNAME")
+    return dist.PrefixStore(f"estune/{restarts}", store), interface
 
 
 def _broadcast(group: Any, tensor: torch.Tensor) -> None:

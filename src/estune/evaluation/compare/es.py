@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl
 
-from estune.engines.device import engine_dtype
+from estune.common.types import Row
+from estune.engines.device import dtype_name, engine_dtype
 from estune.evaluation.compare.runs import Run
 from estune.evaluation.compare.token_marks import Papers, Watch
-from estune.rewards.scoring import Row
 from estune.theta.journal import exists
 from estune.trainer import ESTrainer
 
@@ -35,9 +35,7 @@ def train(
     return {
         "points": marks.watch.points,
         "engine": config.engine,
-        "dtype": "float32"
-        if config.engine == "fake"
-        else str(engine_dtype(config)).removeprefix("torch."),
+        "dtype": "float32" if config.engine == "fake" else dtype_name(engine_dtype(config)),
         "temperature": 0.0,
         "samples": config.population_size,
         "prompts": min(config.batch_size or len(rows), len(rows)),
@@ -59,7 +57,7 @@ class _AtMarks(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: Any, state: Any, control: TrainerControl, **details: Any
     ) -> TrainerControl:
-        logged = self._trainer.folder.measured.read()
+        logged = self._trainer.folder.metrics.read()
         self._seconds = sum(record["step_time"] for record in logged)
         self._tokens = logged[-1]["num_tokens"] if logged else 0
         step = logged[-1]["step"] if logged else 0

@@ -21,18 +21,18 @@ from transformers import (
 
 from estune import strategy
 from estune.common.guard import guarded
-from estune.common.types import Prompt, Sampling, Variant
+from estune.common.types import Prompt, Row, Sampling, Variant
 from estune.config import RunConfig
 from estune.engines.device import engine_device
-from estune.engines.stops import Stops
+from estune.engines.stops import Stopped, Stops
 from estune.engines.tokens import Tokenizer
-from estune.engines.transformers import TransformersEngine, stopped
+from estune.engines.transformers import TransformersEngine
 from estune.errors import ConfigError, EngineError, ModelError
 from estune.evaluation.compare.runs import Run
 from estune.evaluation.compare.token_marks import Papers, Watch
 from estune.rewards.scoring import RewardFunctions
 from estune.tasks.reward_functions import resolve_rewards
-from estune.tasks.rows import Row, rows_of
+from estune.tasks.rows import rows_of
 from estune.theta.checkpoint import open_checkpoint, resolve
 from estune.theta.parameters import layout
 from estune.workers.base import Evaluation, Work
@@ -70,7 +70,7 @@ def train(
     marks = _AtMarks(scorer)
     trainer = _trainer(run, folder, model, tokenizer, scorer, prompts(run, rows), marks)
     engine = _InTraining(
-        trainer.model, TransformersEngine(base, {}, config, tokenizer.inner, trainer.model)
+        trainer.model, TransformersEngine(base, {}, config, trainer.model, tokenizer.inner)
     )
     papers = Papers.of(run, rows, rows_of(held_out, "eval_dataset") if held_out else None, rewards)
     marks.watch = Watch(
@@ -269,7 +269,7 @@ def _stop_at(model: Any, tokenizer: Tokenizer, stop: Sequence[str], end: int) ->
         if "stopping_criteria" in settings:  # an evaluation, which looks for them itself
             return plain(*args, **settings)  # type: ignore[no-any-return]
         length = settings["input_ids"].shape[1]
-        out = plain(*args, stopping_criteria=[stopped(tokenizer, stop, length)], **settings)
+        out = plain(*args, stopping_criteria=[Stopped(stops, length)], **settings)
         for row in out[:, length:]:
             if (at := stops.first(row.tolist())) is not None and at < len(
                 row

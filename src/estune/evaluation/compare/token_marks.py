@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from estune.common.durable import write_text
+from estune.common.types import Row
 from estune.evaluation.compare.runs import Run
-from estune.monitor.held_out import evaluate
+from estune.monitor.held_out import held_out_scores
 from estune.rewards.scoring import RewardFunctions
-from estune.tasks.rows import Row
 from estune.workers.base import Evaluator
 
 Point = dict[str, Any]  # step, tokens, seconds, and figures of the train and held_out prompts
@@ -42,7 +42,9 @@ class Papers:
         """θ's greedy answers to each set, as figures without the prefix eval_."""
         config = run.config()
         held = {
-            name: evaluate(workers, self.rewards, rows, config, version, state, first=version == 0)
+            name: held_out_scores(
+                workers, self.rewards, rows, config, version, state, first=version == 0
+            )
             for name, rows in self.sets.items()
         }
         return {

@@ -1,6 +1,7 @@
-"""Reward functions that have to be called in this process, since they carry state along that a copy would not share.
+"""Reward functions that are called in the trainer's process, because a copy would not share state.
 
-They can be given up, but not killed: what outlasts its time is left behind, and a crash takes the run along (it can be resumed).
+Such a function can be given up, but not killed: a call that takes too long continues in its thread,
+and a crash ends the run, which can be resumed.
 """
 
 import asyncio
@@ -10,59 +11,60 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from estune.rewards.call import Answer, Call, answer, failure_of, timed_out
+from estune.rewards.call import (
+    Call,
+    CallResult,
+    call_function,
+    failure_of,
+    seconds_for,
+    timed_out,
+)
 from estune.rewards.processes.patience import done_within
 
-_Queue = queue.SimpleQueue["tuple[list[Call], Future[list[Answer]]] | None"]
+_Queue = queue.SimpleQueue["tuple[list[Call], Future[list[CallResult]]] | None"]
 
 
 class InProcess:
-    """Calls one function in a thread of this process. A call that outlasts its time is left behind in its thread."""
+    """Calls one function in a thread of this process."""
 
-    def __init__(self, function: Callable[..., Any], *, timeout: float, concurrency: int) -> None:
+    def __init__(self, function: Callable[..., Any], timeout: float, concurrency: int) -> None:
         self._function, self._timeout, self._concurrency = function, timeout, concurrency
-        self._turn: asyncio.Lock | None = None
+        self._turn = asyncio.Lock()
         self._queue: _Queue | None = None
 
-    async def ask(self, calls: list[Call]) -> list[Answer]:
-        """The answers to `calls`, which have their turn one after the other."""
-        self._turn = self._turn or asyncio.Lock()
+    async def call(self, calls: list[Call]) -> list[CallResult]:
+        """Return the results of `calls`; several requests take turns."""
         async with self._turn:
-            return await self._ask(calls)
+            seconds = seconds_for(calls, self._timeout, self._concurrency)
+            waiting = asyncio.wrap_future(self._submit(calls))
+            if await done_within(waiting, seconds):
+                return await waiting
+            self._queue = None  # the next call gets another thread
+            return [timed_out(self._timeout)] * len(calls)
 
     def end(self) -> None:
-        """Let the thread go once it is idle."""
+        """End the thread once it is idle."""
         if self._queue is not None:
             self._queue.put(None)
             self._queue = None
 
-    async def _ask(self, calls: list[Call]) -> list[Answer]:
+    def _submit(self, calls: list[Call]) -> "Future[list[CallResult]]":
         if self._queue is None:
             self._queue = queue.SimpleQueue()
-            threading.Thread(
-                target=self._serve, args=[self._queue], name="estune-reward", daemon=True
-            ).start()
-        done: Future[list[Answer]] = Future()
+            thread = threading.Thread(target=self._serve, args=[self._queue], daemon=True)
+            thread.name = "estune-reward"
+            thread.start()
+        done: Future[list[CallResult]] = Future()
         self._queue.put((calls, done))
-        seconds = max(call.allowed(self._timeout) for call in calls) * -(
-            -len(calls) // self._concurrency
-        )
-        waiting = asyncio.wrap_future(done)
-        if not await done_within(waiting, seconds):
-            self._queue = None
-            return [timed_out(self._timeout)] * len(calls)
-        return await waiting
+        return done
 
     def _serve(self, requests: _Queue) -> None:
         loop = asyncio.new_event_loop()
+        limits = self._concurrency, self._timeout
         while (request := requests.get()) is not None:
             calls, done = request
             try:
-                done.set_result(
-                    answer(
-                        self._function, calls, loop, limit=self._concurrency, timeout=self._timeout
-                    )
-                )
-            except BaseException as error:  # such as SystemExit in an async function, which ends the loop that waits for it
+                done.set_result(call_function(self._function, calls, loop, *limits))
+            except BaseException as error:  # such as SystemExit in an async function
                 done.set_result([failure_of(self._function, error)] * len(calls))
         loop.close()

@@ -1,9 +1,8 @@
-"""Waiting for a limited time, in which the time that this process was stopped does not count.
+"""Wait for a limited time, not counting the time during which this process was stopped.
 
-After Ctrl-Z and fg, a breakpoint or a suspended container the clock has moved on, but a reward
-function has not had that time, or its answer has not been read. So patience runs out in short ticks.
-A tick that took much longer than it should was spent stopped, unless this process computed
-meanwhile: then one of its threads kept this one waiting.
+After Ctrl-Z and fg, a breakpoint or a suspended container, the clock shows time in which nothing
+ran. So time is counted in short ticks. If a tick took far too long, the process was stopped, and
+only the processor time that it used meanwhile counts, since another thread used it.
 """
 
 import asyncio
@@ -11,11 +10,11 @@ import time
 from typing import Any
 
 _TICK = 0.1  # seconds
-_LATE = 0.5  # seconds after which a tick is late; on a busy machine it may be a little
+_LATE = 0.5  # seconds up to which a tick counts in full, as a busy machine delays it
 
 
 async def done_within(future: "asyncio.Future[Any]", seconds: float) -> bool:
-    """Wait for `future`, `seconds` at most; whether it is done."""
+    """Wait at most `seconds` for `future`; return whether it is done."""
     while seconds > 0 and not future.done():
         started, computed = time.monotonic(), time.process_time()
         await asyncio.wait([future], timeout=min(_TICK, seconds))
@@ -24,5 +23,5 @@ async def done_within(future: "asyncio.Future[Any]", seconds: float) -> bool:
 
 
 def _counted(passed: float, computed: float) -> float:
-    """How many of the seconds that `passed` in a tick count; it `computed` for some of them."""
+    """Return how many of a tick's `passed` seconds count; the process `computed` for some."""
     return passed if passed < _LATE else min(passed, _TICK + computed)

@@ -1,7 +1,8 @@
 """Which reward functions can be called in another process, and as which bytes.
 
-A copy in another process serves for a function that computes its result from its arguments. One that carries something
-mutable with it, such as a closure that counts its calls, an object's method or a model, is called where that is: here.
+A copy in another process can stand in for a function that computes its result from its arguments.
+A function that holds something mutable, such as a closure that counts its calls, an object's method
+or a model, is called in the trainer's process.
 """
 
 import functools
@@ -16,43 +17,27 @@ from typing import Any
 
 import cloudpickle
 
-from estune.common.visible import one_line
+from estune.rewards.call import described
 
-# What does not change, or is the same in every process.
-_PLAIN = (
-    type(None),
-    bool,
-    int,
-    float,
-    complex,
-    str,
-    bytes,
-    range,
-    Fraction,
-    Decimal,
-    re.Pattern,
-    PurePath,
-)
-_CONSTANTS = (*_PLAIN, type, types.ModuleType, types.BuiltinFunctionType)
+_NUMBERS = (bool, int, float, complex, range, Fraction, Decimal)
+_TEXTS = (str, bytes, re.Pattern, PurePath)
+_SAME_EVERYWHERE = (type, types.ModuleType, types.BuiltinFunctionType)
+_CONSTANTS = (type(None), *_NUMBERS, *_TEXTS, *_SAME_EVERYWHERE)
 
 
 def portable(function: Callable[..., Any]) -> bytes | str:
-    """`function` as bytes that another process loads with pickle, or why it stays in this one."""
+    """Return `function` as bytes that another process can unpickle, or why it stays in this one."""
     if kept := _mutable(function, set()):
         return f"it keeps {kept}"
-    try:
-        data: bytes = cloudpickle.dumps(
-            function
-        )  # by value where it is a lambda, a closure, or of a script or notebook
+    try:  # a lambda, a closure or a function of a script or notebook is sent by value
+        data: bytes = cloudpickle.dumps(function)
         return data
-    except Exception as error:  # whatever the objects that it refers to raise when they are pickled
-        return (
-            f"it cannot be sent to another process ({type(error).__name__}: {one_line(error, 120)})"
-        )
+    except Exception as error:  # raised by any object that it refers to
+        return f"it cannot be sent to another process ({described(error)})"
 
 
 def _mutable(thing: Any, seen: set[int]) -> str:
-    """What `thing` carries along that can change, or nothing."""
+    """Name something mutable that `thing` holds; return "" if there is none."""
     if id(thing) in seen or isinstance(thing, _CONSTANTS):
         return ""
     seen.add(id(thing))
@@ -61,29 +46,25 @@ def _mutable(thing: Any, seen: set[int]) -> str:
     if isinstance(thing, functools.partial):
         return _mutable((thing.func, thing.args, tuple(thing.keywords.values())), seen)
     if isinstance(thing, types.FunctionType):
-        return _mutable_of_function(thing, seen)
+        return _mutable(tuple(_held(thing)), seen)
     if is_dataclass(thing) and getattr(type(thing), "__dataclass_params__").frozen:  # noqa: B009
         return _mutable(tuple(getattr(thing, each.name) for each in fields(thing)), seen)
     return f"a {type(thing).__name__}"
 
 
-def _mutable_of_function(function: types.FunctionType, seen: set[int]) -> str:
-    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-    return _mutable((*_cells(function), *defaults, getattr(function, "__wrapped__", None)), seen)
+def _held(function: types.FunctionType) -> list[Any]:
+    """List what a function holds: defaults, a wrapped function, and variables around it.
 
-
-def _cells(function: types.FunctionType) -> list[Any]:
-    """What a closure refers to; in a script or notebook also its global variables, which are sent with it."""
-    cells = []
+    Global variables count for a function of a script or notebook, since they are sent with it.
+    """
+    held = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    held.append(getattr(function, "__wrapped__", None))
     for cell in function.__closure__ or ():
         try:
-            cells.append(cell.cell_contents)
-        except ValueError:  # not yet assigned
+            held.append(cell.cell_contents)
+        except ValueError:  # not assigned yet
             continue
     if function.__module__ == "__main__":
-        cells += [
-            function.__globals__[name]
-            for name in function.__code__.co_names
-            if name in function.__globals__
-        ]
-    return cells
+        variables = function.__globals__
+        held += [variables[name] for name in function.__code__.co_names if name in variables]
+    return held

@@ -1,0 +1,102 @@
+"""Which computation a batch can save with a cache of keys and values, for a given model.
+
+transformers' `generate` computes the prompts' common prefix once per sequence, and continues with
+sequences that have ended until the last one has. A cache that outlives a call allows more: the
+prefix is computed once, and ended sequences leave the batch between calls.
+"""
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+# Names of the cache among forward's arguments: since transformers 5.24, and before.
+_CACHE_ARGUMENTS = ("cache", "past_key_values")
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What a batch of one model need not compute.
+
+    Attributes:
+        argument: the name of the cache among the arguments of the model's `forward`.
+        keeps_ended: why ended sequences stay in the batch; empty if they leave it.
+        repeats_prefix: why the common prefix is computed per prompt; empty if it is computed once.
+    """
+
+    argument: str
+    keeps_ended: str = ""
+    repeats_prefix: str = ""
+
+    @classmethod
+    def of(cls, model: Any) -> "Reuse":
+        """Return what `model`, a causal LM of transformers, allows."""
+        accepted = inspect.signature(model.forward).parameters
+        argument = next((name for name in _CACHE_ARGUMENTS if name in accepted), "")
+        if not argument:
+            why = f"its forward has no argument {' or '.join(_CACHE_ARGUMENTS)}"
+        elif odd := _other_state(new_cache(model)):
+            why = f"its cache keeps {odd}"
+        else:
+            return cls(argument, "", _why_repeated(model))
+        return cls(argument, why, why)
+
+    def describe(self) -> str:
+        """Return one line for the log."""
+        if self.keeps_ended:
+            return (
+                "completions that have ended stay in the batch and the prompts' common prefix "
+                f"is computed once per prompt: {self.keeps_ended}"
+            )
+        if self.repeats_prefix:
+            return f"the prompts' common prefix is computed once per prompt: {self.repeats_prefix}"
+        return (
+            "the prompts' common prefix is computed once, "
+            "and completions that have ended leave the batch"
+        )
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is computed twice."""
+        return not (self.keeps_ended or self.repeats_prefix)
+
+
+def new_cache(model: Any) -> Any:
+    """Return an empty cache like the one that `generate` makes."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def _other_state(cache: Any) -> str:
+    """Return what `cache` keeps besides keys and values, or nothing.
+
+    Sequences can be taken out of keys and values only.
+    """
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    if not cache.layers:
+        return "nothing that is known before the first token"
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    return _kinds(layer for layer in cache.layers if type(layer) not in plain)
+
+
+def _why_repeated(model: Any) -> str:
+    """Return why a prefix's keys and values may depend on what follows it, or nothing."""
+    from transformers.cache_utils import DynamicLayer
+
+    if not type(model).__module__.startswith("transformers."):
+        return "its code comes with the checkpoint, so how it counts positions is not known"
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return "its forward has no argument position_ids"
+    partial = _kinds(layer for layer in new_cache(model).layers if type(layer) is not DynamicLayer)
+    if partial:
+        return f"its cache forgets tokens ({partial})"
+    rope = str(getattr(model.config.get_text_config(decoder=True), "rope_parameters", None))
+    if "dynamic" in rope or "longrope" in rope:
+        return "its positions depend on the whole length (dynamic RoPE)"
+    return ""
+
+
+def _kinds(layers: Iterable[Any]) -> str:
+    return ", ".join(sorted({type(layer).__name__ for layer in layers}))

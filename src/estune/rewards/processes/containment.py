@@ -1,0 +1,45 @@
+"""Limits that a process sets on itself before it calls code that may never end.
+
+On Windows they do nothing.
+"""
+
+import contextlib
+import ctypes
+import math
+import signal
+import sys
+import time
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def limit_memory(size: int) -> None:
+    """Take at most `size` bytes of data, and leave no core file."""
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with contextlib.suppress(ValueError, OSError):  # the limit is lower already
+            # Not the address space, of which GPU libraries reserve far more than they use.
+            resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def allow_cpu(seconds: float) -> None:
+    """Let the kernel end this process after `seconds` more of processor time."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds), most))
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process when the thread that started it ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
