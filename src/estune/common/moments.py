@@ -19,14 +19,14 @@ LARGEST = float(np.finfo(np.float64).max)
 
 
 def exponent(*arrays: ArrayLike) -> int:
-    """Return the power of two to divide `arrays` by, 0 for ordinary ones; NaN and ∞ don't count."""
+    """Return p such that `arrays` ÷ 2**p are safe, 0 if they are already; NaN and ∞ are ignored."""
     largest = max((_largest(np.asarray(array, np.float64)) for array in arrays), default=0.0)
     power = math.frexp(largest)[1] if largest else 0
     return power if abs(power) > _ORDINARY else 0
 
 
 def divided(array: ArrayLike, power: int) -> Array:
-    """Return `array` ÷ 2**power, ∞ or 0 where that is no double; unchanged if power is 0."""
+    """Return `array` ÷ 2**power, ∞ or 0 where it over- or underflows."""
     numbers = np.asarray(array, np.float64)
     if not power:
         return numbers
