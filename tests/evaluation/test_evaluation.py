@@ -205,18 +205,18 @@ def test_workers_on_ray_draw_the_same_answers_as_one_engine_here(mini):
         (["--kl"], "kl: name the model to measure from with --base"),
         (
             ["--kl", "--base", "b", "--num_generations", 2, "--top_p", 0.9],
-            "kl: it is about what the model itself would say",
+            "kl: needs temperature and top_p of 1",
         ),
         (["--threshold", "nan"], "threshold: must be a number; it is nan"),
         (["--figures", "f.xlsx"], "figures: f.xlsx must end in .csv or .json"),
         (["--tasks", "cowntdown"], "did you mean 'countdown'?"),
         (
             ["--tasks", "countdown", "--dataset_name", "d.jsonl"],
-            "tasks: dataset_name stands in for a task's own data",
+            "tasks: dataset_name replaces a task's data",
         ),
         (
             ["--tasks", "countdown", "--eval_dataset_name", "d.jsonl"],
-            "tasks: eval_dataset_name stands in for a task's own data",
+            "tasks: eval_dataset_name replaces a task's data",
         ),
     ],
 )

@@ -69,7 +69,7 @@ def test_replay_does_not_run_code_because_the_journal_says_so(sent, ran, told, r
         in message
     )
     assert told() == [
-        f"the base model, as the journal of sent names it: {sent.absolute() / 'base'}"
+        f"base model, from the journal of sent: {sent.absolute() / 'base'}"
     ]
     assert not ran.exists()
 
@@ -92,7 +92,7 @@ def test_what_a_journal_names_is_shown_without_control_characters(sent, told):
     del record["checksum"]
     (sent / "journal.jsonl").write_text(signed(record | {"model": "no\x1b[2Jsuch\nmodel/here"}))
     assert main(["replay", str(sent), "--output", "again"]) == 2
-    assert told() == ["the base model, as the journal of sent names it: no[2Jsuch model/here"]
+    assert told() == ["base model, from the journal of sent: no[2Jsuch model/here"]
 
 
 def test_a_model_with_code_is_refused_by_eval_and_train(sent, ran, refused, data):

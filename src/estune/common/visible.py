@@ -39,8 +39,8 @@ class CleanStream:
     """A text stream that shows only clean text, with question marks for what its encoding lacks.
 
     A progress bar begins each write with a carriage return. On a terminal it is kept; in a file it
-    becomes a line end. rich, which writes control sequences of its own making, finds the stream below
-    by `rich_proxied_file`.
+    becomes a line end. rich writes control sequences of its own, so it finds the stream below by
+    `rich_proxied_file`.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -75,7 +75,7 @@ def wrap_streams() -> None:
 
 @contextmanager
 def clean_streams() -> Iterator[None]:
-    """Clean everything printed in the block, and the traceback of an error that leaves it."""
+    """Clean everything printed in the block, and the traceback of its error."""
     before = sys.stdout, sys.stderr
     wrap_streams()
     yield
