@@ -10,13 +10,12 @@ NAME is bubblewrap or sandlock. If this machine lacks one, the reason replaces i
 """
 
 import subprocess
+from collections.abc import Callable
 
 from benchmarks.common import Figures, best_of, options, show
-from estune.rewards.sandbox import Limits, Sandbox, launch
-from estune.rewards.sandbox.bubblewrap import Bubblewrap
+from estune.rewards.sandbox import KINDS, Limits, Sandbox, launch
 from estune.rewards.sandbox.interface import Unusable
 from estune.rewards.sandbox.proof import prove
-from estune.rewards.sandbox.sandlock import Sandlock
 
 _PROGRAM = "print(1)"
 
@@ -24,13 +23,12 @@ _PROGRAM = "print(1)"
 def main() -> None:
     asked = options(__doc__)
     figures: dict[str, float | str] = {}
-    for kind in (Bubblewrap, Sandlock):
-        figures |= _cost(kind, 2 if asked.quick else 15)
+    for name, kind in KINDS.items():
+        figures |= _cost(name, kind, 2 if asked.quick else 15)
     show(figures, asked.json)
 
 
-def _cost(kind: type[Bubblewrap] | type[Sandlock], times: int) -> Figures:
-    name = kind.__name__.lower()
+def _cost(name: str, kind: Callable[[], Sandbox], times: int) -> Figures:
     try:
         sandbox = kind()
     except Unusable as error:

@@ -7,8 +7,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "estune"
 
 # From the ground floor up: a room imports from those before it alone. `estune` itself stands above all of them.
 FLOORS = [
-    *("errors", "common", "config", "noise", "theta", "engines", "workers", "rewards", "tasks"),
-    *("monitor", "strategy", "run", "trainer", "evaluation", "cli", "__main__"),
+    *("errors", "common", "config", "noise", "strategy", "theta", "engines", "workers", "rewards"),
+    *("tasks", "monitor", "run", "trainer", "evaluation", "cli", "__main__"),
 ]
 
 

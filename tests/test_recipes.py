@@ -305,7 +305,7 @@ def test_a_ratio_that_is_none_is_refused_before_anything_runs(ratio, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(
-        f"--ratios: must be numbers above 0, or auto; there is '{ratio}'"
+        f"--ratios: must be numbers above 0, or auto; got '{ratio}'"
     )
     assert not (tmp_path / "grid").exists()
 

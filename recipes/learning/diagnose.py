@@ -1,17 +1,21 @@
-"""What a run's journal tells about its search, a row a step; nothing is generated, unless --kl asks for it.
+"""Show what each step of a run gained and how far it moved θ, from the run's journal.
 
   python recipes/learning/diagnose.py runs/learning/conciseness
   python recipes/learning/diagnose.py runs/learning/conciseness --kl 2 --engine vllm
 
-promised, gained   what the update was to gain to first order, and what the centre did gain (learning_rate: auto)
-spread, drop       standard deviation of the members' fitness, shaped as it is; the reward that they lose against the centre on the average
-slope              the part of spread² that is odd in ε, as a slope is; antithetic pairs alone tell it
-dimension          2·drop²/variance of the part that is even: how many directions share the curvature, (tr H)²/tr H²
-distance           of θ from the base, in parts of the base's root mean square
-cosine             between the update and the one before
-KL                 nats a token that the model says otherwise than the base, from --kl drawn answers a held-out prompt
+promised, gained   the gain that a step's update should bring to first order, and the gain that θ
+                   had (learning_rate: auto)
+spread             standard deviation of the members' fitness, as the journal has it
+drop               mean reward of θ − mean reward of the members
+slope              the part of spread² that is odd in ε, as a slope is (antithetic pairs only)
+dimension          2·drop² ÷ the variance of the even part: the number of directions that share the
+                   curvature, (tr H)²/tr H²
+distance           distance of θ from the base model ÷ the base's root mean square
+cosine             cosine between the update and the one before
+KL                 nats per token to the base model, from --kl completions per held-out prompt
 
-What the figures mean is in docs/learning.md. Further flags are settings of `estune eval`.
+docs/learning.md explains how to read these figures. Nothing is generated without --kl. All other
+flags are settings of `estune eval`.
 """
 
 import argparse
@@ -21,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,64 +40,41 @@ from estune.theta.checkpoint import Checkpoint, open_checkpoint, resolve
 from estune.theta.journal import Journal, Step
 from estune.theta.parameters import layout
 
-Row = dict[str, float | None]
+Figures = dict[str, float | None]  # of one step, by column
 COLUMNS = (
-    "step",
-    "σ",
-    "α",
-    "promised",
-    "gained",
-    "spread",
-    "drop",
-    "slope",
-    "dimension",
-    "distance",
-    "cosine",
-    "KL",
+    *("step", "σ", "α", "promised", "gained", "spread", "drop", "slope", "dimension"),
+    *("distance", "cosine", "KL"),
 )
 
 
 def main() -> int:
     options, settings = _options().parse_known_args()
     folder = Path(options.run)
+    trusted = options.trust_remote_code
     try:
         journal = Journal.open(folder)
         config = journal.header.config
-        print(
-            one_line(f"the base model, as the journal names it: {journal.header.model}"),
-            file=sys.stderr,
-        )
-        trusted = options.trust_remote_code
-        base = open_checkpoint(
-            resolve(journal.header.model, config.get("model_revision"), trust_remote_code=trusted)
-        )
+        base_name = journal.header.model
+        print(one_line(f"base model, from the journal: {base_name}"), file=sys.stderr)
+        found = resolve(base_name, config.get("model_revision"), trust_remote_code=trusted)
+        base = open_checkpoint(found)
         names = layout(base, trust_remote_code=trusted).targets(config.get("target_parameters"))
     except EstuneError as error:
         print(error, file=sys.stderr)
         return 2
-    raw = config.get("prompt_shaping") is None
-    rows = [
-        _told(step, antithetic=bool(config.get("antithetic")), raw=raw) for step in journal.steps
-    ]
-    size = _root_mean_square(base, names)
-    for count, (row, cosine) in enumerate(
-        zip(rows, _cosines(journal.steps, base, names), strict=True), 1
-    ):
-        row |= {"distance": travelled(journal.steps[:count]) / size, "cosine": cosine}
+    rows = [_from_journal(step, config) for step in journal.steps]
+    _add_movement(rows, journal.steps, base, names)
     if options.kl:
+        # trust is never taken from the run's own config.yaml
+        trust = ["--trust_remote_code", "true" if trusted else "false"]
+        settings += ["--num_generations", str(options.kl), *trust]
         try:
-            trust = [
-                "--trust_remote_code",
-                "true" if trusted else "false",
-            ]  # never what the run's own config.yaml says
-            for row, kl in zip(
-                rows, _divergences(folder, journal, options.kl, settings, trust), strict=True
-            ):
+            for row, kl in zip(rows, _kls(folder, journal, settings, trust), strict=True):
                 row["KL"] = kl
         except subprocess.CalledProcessError as error:
-            return error.returncode  # it said why
+            return error.returncode  # the command has printed why
     print(_table(rows))
-    print(_in_all(rows))
+    print(_summary(rows))
     return 0
 
 
@@ -103,145 +84,156 @@ def _options() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="a run's folder, with its journal.jsonl")
-    parser.add_argument(
+    add = parser.add_argument
+    add("run", metavar="RUN", help="a run's folder, with its journal.jsonl")
+    add(
         "--kl",
         type=int,
         default=0,
         metavar="N",
-        help="draw N answers a held-out prompt from every step's model",
+        help="sample N completions per held-out prompt from the model after each step",
     )
-    parser.add_argument(
-        "--trust_remote_code", action="store_true", help="run code that comes with the base model"
+    add(
+        "--trust_remote_code", action="store_true", help="run code from the base model's repository"
     )
     return parser
 
 
-def _told(step: Step, *, antithetic: bool, raw: bool) -> Row:
-    """What the journal's line itself says. Fitness that is shaped prompt by prompt is not in the units of the drop, so not `raw`."""
-    rewards = [reward for reward in step.rewards if reward is not None]
+def _from_journal(step: Step, config: Mapping[str, Any]) -> Figures:
+    """Return the figures that a journal's line gives."""
+    fitness = [value for value in step.rewards if value is not None]
     control = step.control or {}
-    row: Row = {
+    row: Figures = {
         "step": step.step,
         "σ": step.sigma,
         "α": step.notes["metrics"].get("learning_rate"),
-        "spread": statistics.pstdev(rewards) if rewards else None,
+        "spread": statistics.pstdev(fitness) if fitness else None,
+        "drop": control.get("drop"),
+        "promised": control.get("predicted"),
     }
-    row |= {"drop": control.get("drop"), "promised": control.get("predicted")}
     if control.get("alpha"):
         row["gained"] = control["gains"][control["tried"].index(control["alpha"])]
-    halves = zip(step.rewards[::2], step.rewards[1::2], strict=True) if antithetic else ()
-    pairs = [(a, b) for a, b in halves if a is not None and b is not None]
-    if len(pairs) > 1:
-        odd, even = [(a - b) / 2 for a, b in pairs], [(a + b) / 2 for a, b in pairs]
-        slope, curve = statistics.fmean(value**2 for value in odd), statistics.variance(even)
-        row["slope"] = slope / (slope + curve) if slope + curve else None
-        row["curve"] = curve
-        row["dimension"] = (
-            2 * row["drop"] ** 2 / curve if raw and row["drop"] is not None and curve else None
-        )
+    if config.get("antithetic"):
+        row |= _of_pairs(step.rewards)
+    # fitness shaped per prompt is in other units than the drop
+    drop, curve = row["drop"], row.get("curve")
+    if config.get("prompt_shaping") is None and drop is not None and curve:
+        row["dimension"] = 2 * drop**2 / curve
     return row
 
 
-def _cosines(steps: list[Step], base: Checkpoint, names: list[str]) -> list[float | None]:
-    """Between each update and the one before, over all weights; None where one of the two did not move."""
+def _of_pairs(fitness: Sequence[float | None]) -> Figures:
+    """Return the slope and `curve`, the variance of the even part, if there are two pairs."""
+    halves = zip(fitness[::2], fitness[1::2], strict=True)
+    pairs = [(plus, minus) for plus, minus in halves if plus is not None and minus is not None]
+    if len(pairs) < 2:
+        return {}
+    odd = statistics.fmean(((plus - minus) / 2) ** 2 for plus, minus in pairs)
+    even = statistics.variance((plus + minus) / 2 for plus, minus in pairs)
+    return {"slope": odd / (odd + even) if odd + even else None, "curve": even}
+
+
+def _add_movement(
+    rows: list[Figures], steps: Sequence[Step], base: Checkpoint, names: Sequence[str]
+) -> None:
+    """Add distance and cosine to the rows."""
+    size = _root_mean_square(base, names)
+    cosines = _cosines(steps, base, names)
+    for count, (row, cosine) in enumerate(zip(rows, cosines, strict=True), 1):
+        row["distance"] = travelled(steps[:count]) / size
+        row["cosine"] = cosine
+
+
+def _cosines(steps: Sequence[Step], base: Checkpoint, names: Sequence[str]) -> list[float | None]:
+    """Return the cosine between each update and the one before; None if either of them is zero."""
     dots = [0.0] * len(steps)
     squares = [0.0] * len(steps)
     for name in names:
-        before = None
+        before = torch.zeros(math.prod(base.tensors[name].shape), dtype=torch.float64)
         for number, step in enumerate(steps):
-            delta = torch.zeros(math.prod(base.tensors[name].shape))
-            update(
-                delta,
-                step.coefficients,
-                step.seeds[: len(step.coefficients)],
-                stream(name, correlated=step.noise == "correlated"),
-                0,
-            )
-            squares[number] += float(delta.double() @ delta.double())
-            if before is not None:
-                dots[number] += float(delta.double() @ before.double())
+            delta = _delta(step, name, len(before))
+            squares[number] += float(delta @ delta)
+            dots[number] += float(delta @ before)
             before = delta
-    lengths = [math.sqrt(value) for value in squares]
-    return [
-        dots[i] / (lengths[i] * lengths[i - 1]) if i and lengths[i] and lengths[i - 1] else None
-        for i in range(len(steps))
-    ]
+    cosines: list[float | None] = []
+    for number, dot in enumerate(dots):
+        length = math.sqrt(squares[number] * squares[number - 1]) if number else 0.0
+        cosines.append(dot / length if length else None)
+    return cosines
 
 
-def _root_mean_square(base: Checkpoint, names: list[str]) -> float:
+def _delta(step: Step, name: str, size: int) -> torch.Tensor:
+    """Return what the step's update added to a parameter, in fp64."""
+    delta = torch.zeros(size)
+    seeds = step.seeds[: len(step.coefficients)]
+    noise = stream(name, correlated=step.noise == "correlated")
+    update(delta, step.coefficients, seeds, noise, 0)
+    return delta.double()
+
+
+def _root_mean_square(base: Checkpoint, names: Sequence[str]) -> float:
     tensors = [base.read(name).double() for name in names]
-    return math.sqrt(
-        math.fsum(float(tensor.square().sum()) for tensor in tensors)
-        / sum(tensor.numel() for tensor in tensors)
-    )
+    total = math.fsum(float(tensor.square().sum()) for tensor in tensors)
+    return math.sqrt(total / sum(tensor.numel() for tensor in tensors))
 
 
-def _divergences(
-    run: Path, journal: Journal, count: int, settings: list[str], trust: list[str]
+def _kls(
+    run: Path, journal: Journal, settings: Sequence[str], trust: Sequence[str]
 ) -> Iterator[float]:
-    """KL to the base, a token, of the models after each step, which `estune replay` makes and `estune eval` measures."""
-    estune = [sys.executable, "-m", "estune"]
+    """Yield the KL per token of the model after each step, which `estune replay` makes.
+
+    Raises:
+        subprocess.CalledProcessError: a command failed; it printed why.
+    """
     for step in range(1, journal.last + 1):
         with tempfile.TemporaryDirectory(dir=run) as scratch:
-            model, figures = str(Path(scratch) / "model"), Path(scratch) / "figures.json"
-            subprocess.run(
-                [*estune, "replay", str(run), "--step", str(step), "--output", model, *trust],
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
-            words = [
-                "--config",
-                str(run / "config.yaml"),
-                "--model",
-                model,
-                "--base",
-                journal.header.model,
-                "--kl",
-            ]
-            words += ["--num_generations", str(count), "--figures", str(figures), *settings, *trust]
-            subprocess.run([*estune, "eval", *words], check=True, stdout=subprocess.DEVNULL)
-            yield next(
-                row["kl a token"]
-                for row in json.loads(figures.read_text())
-                if row["model"] == model
-            )
+            model = f"{scratch}/model"
+            figures = Path(scratch) / "figures.json"
+            _estune("replay", str(run), "--step", str(step), "--output", model, *trust)
+            what = ["--model", model, "--base", journal.header.model, "--kl"]
+            files = ["--config", str(run / "config.yaml"), "--figures", str(figures)]
+            _estune("eval", *files, *what, *settings)
+            measured = json.loads(figures.read_text())
+        yield next(row["kl a token"] for row in measured if row["model"] == model)
 
 
-def _table(rows: list[Row]) -> str:
+def _estune(*words: str) -> None:
+    command = [sys.executable, "-m", "estune", *words]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def _table(rows: list[Figures]) -> str:
     columns = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(_shown(row.get(name)) for name in columns) + " |" for row in rows]
+    for row in rows:
+        lines.append("| " + " | ".join(_cell(row.get(name)) for name in columns) + " |")
     return "\n".join(lines)
 
 
-def _in_all(rows: list[Row]) -> str:
-    """The ratios over all steps: of sums, as single steps are noisy."""
-    made = [row for row in rows if row.get("gained") is not None and row["promised"]]
+def _cell(value: Any) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _summary(rows: list[Figures]) -> str:
+    """Return ratios of sums over all steps, because those of single steps are noisy."""
     found: list[str] = []
-    if made:
-        found.append(
-            f"gained of what was promised: {_sum(made, 'gained') / _sum(made, 'promised'):.2f}"
-        )
-    if any(row.get("slope") is not None for row in rows):
-        slopes = [row["slope"] for row in rows if row.get("slope") is not None]
+    updated = [row for row in rows if row.get("gained") is not None and row["promised"]]
+    if updated:
+        gained = _sum(updated, "gained") / _sum(updated, "promised")
+        found.append(f"gained of what was promised: {gained:.2f}")
+    slopes = [slope for row in rows if (slope := row.get("slope")) is not None]
+    if slopes:
         found.append(f"slope in spread²: {statistics.fmean(slopes):.2f}")
     curved = [row for row in rows if row.get("dimension") is not None]
     if curved:
-        found.append(
-            f"dimension: {2 * sum(row['drop'] ** 2 for row in curved) / _sum(curved, 'curve'):.3g}"
-        )
-    return "over all steps: " + (
-        ", ".join(found) or "nothing, as neither learning_rate: auto nor antithetic pairs were used"
-    )
+        drops = math.fsum((row["drop"] or 0.0) ** 2 for row in curved)
+        found.append(f"dimension: {2 * drops / _sum(curved, 'curve'):.3g}")
+    nothing = "nothing, because the run used neither learning_rate: auto nor antithetic pairs"
+    return "over all steps: " + (", ".join(found) or nothing)
 
 
-def _sum(rows: list[Row], name: str) -> float:
+def _sum(rows: list[Figures], name: str) -> float:
     return math.fsum(row[name] or 0.0 for row in rows)
-
-
-def _shown(value: Any) -> str:
-    return "–" if value is None else f"{value:.3g}"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""How much σ, α and N matter: short runs at equal tokens, as a table and a picture of the grid.
+"""Compare values of σ, α and N in short runs of equal tokens, as a table and a picture.
 
-  python recipes/learning/grid.py --config recipes/learning/conciseness.yaml --sigmas 0.005 0.01 0.02 --ratios 0.5 2 8 auto
-  python recipes/learning/grid.py --config run.yaml --populations 8 16 32 --seeds 3 --tokens 14000 --output runs/grid --engine vllm
+  python recipes/learning/grid.py --config recipes/learning/conciseness.yaml \\
+      --sigmas 0.005 0.01 0.02 --ratios 0.5 2 8 auto
+  python recipes/learning/grid.py --config run.yaml --populations 8 16 32 --seeds 3 \\
+      --tokens 14000 --output runs/grid --engine vllm
 
-A cell is the median over seeds of what the training prompts earn, greedily, after `--tokens`. Every σ and N is a comparison of its
-own (`estune compare`) in a folder of the output, so that a grid that was stopped goes on. Further flags are settings of estune.
+A cell is the reward on the training prompts, generated greedily, after --tokens: the median over
+seeds. Each pair of σ and N is one `estune compare` in a folder of --output, so a grid that was
+stopped resumes when it is started again. All other flags are settings of estune.
 """
 
 import argparse
@@ -20,25 +23,25 @@ from estune.evaluation.compare.table import reward_at
 
 AUTO = "auto"
 
+Cells = dict[tuple[int, float, str], float]  # N, σ, α/σ → reward
+
 
 def main() -> int:
     options, settings = _options().parse_known_args()
     output = Path(options.output)
-    cells: dict[tuple[int, float, str], float] = {}  # N, σ, α/σ → reward
+    cells: Cells = {}
     for members in options.populations:
         for sigma in options.sigmas:
             folder = output / f"population-{members}-sigma-{sigma:g}"
             done = subprocess.run(_command(options, settings, members, sigma, folder), check=False)
             if done.returncode:
                 return done.returncode
-            cells |= {
-                (members, sigma, ratio): value
-                for ratio, value in _rewards(folder, sigma, options.ratios).items()
-            }
+            for ratio, value in _rewards(folder, sigma, options.ratios).items():
+                cells[members, sigma, ratio] = value
     table = _table(options, cells)
     (output / "grid.md").write_text(table, encoding="utf-8")
     print(table)
-    print(plots.missing() or f"drawn: {_draw(options, cells, output / 'grid.svg')}")
+    print(plots.missing() or f"drew {_draw(options, cells, output / 'grid.svg')}")
     return 0
 
 
@@ -48,82 +51,64 @@ def _options() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--sigmas", type=float, nargs="+", default=[0.005, 0.01, 0.02], help="[0.005 0.01 0.02]"
-    )
-    parser.add_argument(
-        "--ratios",
-        type=_ratio,
-        nargs="+",
-        default=["0.5", "2", "8", AUTO],
-        help="α/σ, or auto [0.5 2 8 auto]",
-    )
-    parser.add_argument("--populations", type=int, nargs="+", default=[16], help="members N [16]")
-    parser.add_argument("--seeds", type=int, default=1, help="runs a cell [1]")
-    parser.add_argument("--tokens", type=int, default=14_000, help="of each run [14000]")
-    parser.add_argument("--output", default="runs/grid", help="folder [runs/grid]")
+    sigmas = [0.005, 0.01, 0.02]
+    ratios = ["0.5", "2", "8", AUTO]
+    add = parser.add_argument
+    add("--sigmas", type=float, nargs="+", default=sigmas, help="σ [0.005 0.01 0.02]")
+    add("--ratios", type=_ratio, nargs="+", default=ratios, help="α/σ, or auto [0.5 2 8 auto]")
+    add("--populations", type=int, nargs="+", default=[16], help="members N [16]")
+    add("--seeds", type=int, default=1, help="runs per cell [1]")
+    add("--tokens", type=int, default=14_000, help="tokens per run [14000]")
+    add("--output", default="runs/grid", help="folder [runs/grid]")
     return parser
 
 
 def _ratio(word: str) -> str:
     try:
-        known = word == AUTO or 0 < float(word) < math.inf
+        if word == AUTO or 0 < float(word) < math.inf:
+            return word
     except ValueError:
-        known = False
-    if not known:
-        raise argparse.ArgumentTypeError(f"must be numbers above 0, or {AUTO}; there is {word!r}")
-    return word
+        pass
+    raise argparse.ArgumentTypeError(f"must be numbers above 0, or {AUTO}; got {word!r}")
 
 
 def _command(
     options: argparse.Namespace, settings: list[str], members: int, sigma: float, folder: Path
 ) -> list[str]:
-    rates = ",".join(f"{sigma * float(ratio):.6g}" for ratio in options.ratios if ratio != AUTO)
-    methods = (["es"] if AUTO in options.ratios else []) + (["es-paper"] if rates else [])
-    command = [
-        sys.executable,
-        "-m",
-        "estune",
-        "compare",
-        "--methods",
-        *methods,
-        "--output",
-        str(folder),
-    ]
-    command += ["--learning_rates", f"es-paper={rates}"] if rates else []
-    command += [
-        "--sigma",
-        str(sigma),
-        "--population_size",
-        str(members),
-        "--seeds",
-        str(options.seeds),
-        "--tokens",
-        str(options.tokens),
-    ]
-    return command + settings
+    rates = [_rate(sigma, ratio) for ratio in options.ratios if ratio != AUTO]
+    flags = {
+        "sigma": sigma,
+        "population_size": members,
+        "seeds": options.seeds,
+        "tokens": options.tokens,
+        "output": folder,
+    }
+    command = [sys.executable, "-m", "estune", "compare", *settings, "--methods"]
+    if AUTO in options.ratios:
+        command += ["es"]
+    if rates:
+        command += ["es-paper", "--learning_rates", f"es-paper={','.join(rates)}"]
+    return command + [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+def _rate(sigma: float, ratio: str) -> str:
+    return f"{sigma * float(ratio):.6g}"
 
 
 def _rewards(folder: Path, sigma: float, ratios: list[str]) -> dict[str, float]:
-    """α/σ → the median reward of its runs, at the tokens of the comparison."""
+    """Return, for each α/σ, the median reward of its runs at the tokens of the comparison."""
     comparison = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
-
-    def runs(ratio: str) -> list[float]:
-        wanted = AUTO if ratio == AUTO else float(f"{sigma * float(ratio):.6g}")
-        return [
-            reward_at(run, comparison["tokens"])
-            for run in comparison["runs"]
-            if run["learning_rate"] == wanted
-        ]
-
-    return {ratio: statistics.median(runs(ratio)) for ratio in ratios}
+    found = {}
+    for ratio in ratios:
+        rate = AUTO if ratio == AUTO else float(_rate(sigma, ratio))
+        runs = [run for run in comparison["runs"] if run["learning_rate"] == rate]
+        found[ratio] = statistics.median(reward_at(run, comparison["tokens"]) for run in runs)
+    return found
 
 
-def _table(options: argparse.Namespace, cells: dict[tuple[int, float, str], float]) -> str:
-    lines = [
-        f"| N | σ | {' | '.join(f'α = {r}' if r == AUTO else f'α = {r} σ' for r in options.ratios)} |"
-    ]
-    lines += ["|" + "---|" * (2 + len(options.ratios))]
+def _table(options: argparse.Namespace, cells: Cells) -> str:
+    heads = [f"α = {ratio}" if ratio == AUTO else f"α = {ratio} σ" for ratio in options.ratios]
+    lines = [f"| N | σ | {' | '.join(heads)} |", "|" + "---|" * (2 + len(heads))]
     for members in options.populations:
         for sigma in options.sigmas:
             row = [f"{cells[members, sigma, ratio]:.4g}" for ratio in options.ratios]
@@ -131,10 +116,8 @@ def _table(options: argparse.Namespace, cells: dict[tuple[int, float, str], floa
     return "\n".join(lines) + "\n"
 
 
-def _draw(
-    options: argparse.Namespace, cells: dict[tuple[int, float, str], float], path: Path
-) -> Path:
-    """One map an N: σ downwards, α/σ to the right, all in one scale."""
+def _draw(options: argparse.Namespace, cells: Cells, path: Path) -> Path:
+    """Draw one map per N, all in one scale: σ downwards, α/σ to the right."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -145,33 +128,20 @@ def _draw(
         1, count, figsize=(1.5 + 3.5 * count, 3.2), squeeze=False, layout="constrained"
     )
     known = [value for value in cells.values() if not math.isnan(value)]
-    scale = {"vmin": min(known), "vmax": max(known)}
+    lowest = min(known)
+    highest = max(known)
     for axis, members in zip(axes[0], options.populations, strict=True):
         rows = [
             [cells[members, sigma, ratio] for ratio in options.ratios] for sigma in options.sigmas
         ]
-        image = axis.imshow(rows, cmap="viridis", aspect="auto", **scale)
+        image = axis.imshow(rows, cmap="viridis", aspect="auto", vmin=lowest, vmax=highest)
         for y, row in enumerate(rows):
             for x, value in enumerate(row):
-                axis.text(
-                    x,
-                    y,
-                    f"{value:.3g}",
-                    ha="center",
-                    va="center",
-                    color="white" if value < sum(scale.values()) / 2 else "black",
-                )
-        axis.set(
-            xticks=range(len(options.ratios)),
-            xticklabels=options.ratios,
-            xlabel="α/σ",
-            title=f"N = {members}",
-        )
-        axis.set(
-            yticks=range(len(options.sigmas)),
-            yticklabels=[f"{sigma:g}" for sigma in options.sigmas],
-            ylabel="σ",
-        )
+                color = "white" if value < (lowest + highest) / 2 else "black"
+                axis.text(x, y, f"{value:.3g}", ha="center", va="center", color=color)
+        axis.set_xticks(range(len(options.ratios)), options.ratios)
+        axis.set_yticks(range(len(options.sigmas)), [f"{sigma:g}" for sigma in options.sigmas])
+        axis.set(xlabel="α/σ", ylabel="σ", title=f"N = {members}")
     figure.colorbar(image, ax=list(axes[0]), label=f"reward at {options.tokens:,} tokens")
     figure.savefig(path)
     return path

@@ -1,14 +1,17 @@
-"""RewardFunctions of the benchmark tasks beside this file; they judge answers to the questions of the `conciseness` task."""
+"""Reward functions of the recipes in this folder, for the questions of the `conciseness` task."""
 
 import re
 from typing import Any
 
-FIRST = 20  # characters within which an answer counts as given at once
-WORDS = 4  # of a short answer, at most
+FIRST = 20  # an answer within so many characters is given at once
+WORDS = 4  # a short completion has at most so many words
 
 
 def at_once(completions: list[Any], target: list[str], **columns: Any) -> list[float]:
-    """1 when the right answer stands in the first characters, else 0: sparse, since chat models begin with a phrase."""
+    """Return 1 if the first characters contain the answer, else 0.
+
+    This is a sparse reward, because chat models begin with a phrase.
+    """
     return [
         float(_holds(_text(completion)[:FIRST], answer))
         for completion, answer in zip(completions, target, strict=True)
@@ -16,12 +19,12 @@ def at_once(completions: list[Any], target: list[str], **columns: Any) -> list[f
 
 
 def short(completions: list[Any], **columns: Any) -> list[float]:
-    """1 for an answer of a few words, at least one, whatever it says."""
+    """Return 1 for a completion of one to four words, right or wrong, else 0."""
     return [float(0 < len(_text(completion).split()) <= WORDS) for completion in completions]
 
 
 def right(completions: list[Any], target: list[str], **columns: Any) -> list[float]:
-    """1 when the right answer stands in the completion as words of their own."""
+    """Return 1 if the completion contains the answer as whole words, else 0."""
     return [
         float(_holds(_text(completion), answer))
         for completion, answer in zip(completions, target, strict=True)

@@ -1,4 +1,4 @@
-"""The data of the math recipe: MATH's problems of levels 3 to 5 to learn from, and the 500 of MATH-500 held out.
+"""Download the data of the math recipe: MATH's levels 3 to 5 to train on, MATH-500 to evaluate.
 
 python recipes/math/data.py     # needs the hub; writes train.jsonl and test.jsonl to runs/data/math
 """
@@ -8,15 +8,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-HUB = "nlile/hendrycks-MATH-benchmark"  # the 12,000 problems that are not in MATH-500, and MATH-500
+HUB = "nlile/hendrycks-MATH-benchmark"  # train: 12,000 problems; test: MATH-500
 FOLDER = Path("runs/data/math")
-INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."  # what Qwen2.5-Math was trained with
+# the system message that Qwen2.5-Math was trained with
+INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
 
 
 def write(
     folder: Path, train: Iterable[Mapping[str, Any]], test: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Write both splits as rows of `prompt` and `answer`; of `train` only the levels 3 to 5."""
+    """Write both splits as rows of `prompt` and `answer`; of `train`, only levels 3 to 5."""
     folder.mkdir(parents=True, exist_ok=True)
     hard = [problem for problem in train if problem["level"] >= 3]
     for split, problems in (("train", hard), ("test", test)):

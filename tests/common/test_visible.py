@@ -21,7 +21,7 @@ from estune.evaluation.compare.table import _line
 from estune.evaluation.examine import _csv
 from estune.rewards.call import Failure, failure_of
 from estune.run.publish import write_card, write_config
-from estune.strategy.population import Mishap
+from estune.run.step_evaluation import LostReward
 
 EVIL = "\x1b]0;owned\x07\x1b[2J \x9b31m \u202eRTL\u2066 \u200f \x7f \u2028 \r over \ud800"
 HARMFUL = {*map(chr, [*range(32), *range(127, 160)])} - {"\n", "\t"} | set(
@@ -123,8 +123,8 @@ def test_files_for_people_are_clean(tmp_path):
     assert harmful(card) == []
     assert yaml.safe_load(card.split("---")[1])["base_model"].startswith('x" # forged')
     assert "\n# forged" not in card
-    mishap = str(Mishap("f", Failure(EVIL, EVIL), EVIL, EVIL))
-    assert harmful(mishap + _csv([{EVIL: EVIL}]) + _line([EVIL])) == []
+    lost = str(LostReward("f", Failure(EVIL, EVIL), EVIL, EVIL))
+    assert harmful(lost + _csv([{EVIL: EVIL}]) + _line([EVIL])) == []
     assert _line(["a|b\nc"]) == "| a\\|b c |"
 
 

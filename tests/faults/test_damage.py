@@ -145,7 +145,7 @@ def test_a_damaged_evaluation_that_decides_is_named_and_the_run_goes_on_without_
     folder, _ = stopped
     _damaged(folder, line=4)
     metrics = (folder / "metrics.jsonl").read_bytes()
-    named = r"metrics\.jsonl: line 4 is damaged, and the evaluation of step 3, .* is lost with it; restore the file .*, or delete the line"
+    named = r"metrics\.jsonl: line 4 is damaged, and with it the evaluation of step 3, .*; restore the file .*, or delete the line"
     with pytest.raises(JournalError, match=named):
         make_trainer(max_steps=STEPS, **CHOOSES).train(resume_from_checkpoint=True)
     assert (folder / "metrics.jsonl").read_bytes() == metrics
@@ -189,7 +189,7 @@ def test_figures_of_training_in_a_damaged_line_are_had_from_the_journal(
     make_trainer(max_steps=STEPS).train(resume_from_checkpoint=True)
     assert _records(folder)[:4] == before
     assert any(
-        "metrics.jsonl: line 2 is damaged; its figures are had from the journal"
+        "metrics.jsonl: line 2 is damaged; its figures are taken from the journal"
         in record.getMessage()
         for record in caplog.records
     )

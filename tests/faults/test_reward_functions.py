@@ -1,4 +1,4 @@
-"""Nothing that a reward function does ends a run, and only the completions that it fails at are lost."""
+"""Nothing that a reward function does ends a run; only completions at which it fails are lost."""
 
 import asyncio
 import ctypes
@@ -83,7 +83,7 @@ HARMS = {
 
 
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
-def test_only_the_guilty_completion_is_lost_and_it_counts_as_the_lowest(rewards, harm):
+def test_only_the_guilty_completion_fails_and_it_gets_the_lowest_reward(rewards, harm):
     scores = scored(rewards(guarded(harm), timeout=2.0))
     assert scores.by_function["judge"].tolist() == [4, 4, 4, 4]
     assert list(scores.failures["judge"]) == [1]
@@ -94,7 +94,7 @@ def test_only_the_guilty_completion_is_lost_and_it_counts_as_the_lowest(rewards,
 
 
 @pytest.mark.parametrize("harm", [raises, sleeps, exits], ids=lambda harm: harm.__name__)
-def test_in_the_runs_first_batch_a_failure_is_raised_as_the_bug_that_it_is(rewards, harm):
+def test_a_failure_in_the_first_batch_is_raised(rewards, harm):
     with pytest.raises(
         RewardError, match=rf"^reward function judge {HARMS[harm]}.*; fix it and resume the run$"
     ):
@@ -115,14 +115,16 @@ BAD_RETURNS = {
 
 
 @pytest.mark.parametrize("value", BAD_RETURNS.values(), ids=BAD_RETURNS)
-def test_what_is_no_reward_is_named_and_counts_as_lost(rewards, value):
+def test_a_value_that_is_no_reward_is_named_and_counts_as_failed(rewards, value):
     constant = repr(value).replace("nan", "float('nan')").replace("inf", "float('inf')")
     judge = eval(f"lambda completions: {constant}")
     scores = scored(rewards(judge))
     assert np.isnan(scores.total).all()
     assert math.isnan(scores.fitness)
     assert len(scores.failures["<lambda>"]) == 4
-    assert "must return one number (or None) per completion" in scores.failures["<lambda>"][0].reason
+    assert (
+        "must return one number (or None) per completion" in scores.failures["<lambda>"][0].reason
+    )
 
 
 def test_none_is_no_failure(rewards):
@@ -141,7 +143,7 @@ def test_none_is_no_failure(rewards):
     ("policy", "total"),
     [("lowest", [4, 4, 4, 4]), ("zero", [4, 0, 4, 4]), ("drop", [4, None, 4, 4])],
 )
-def test_on_reward_error_says_what_a_lost_reward_counts(rewards, policy, total):
+def test_on_reward_error_sets_the_reward_of_a_failed_completion(rewards, policy, total):
     scores = scored(rewards(guarded(raises), on_error=policy))
     assert [None if math.isnan(value) else value for value in scores.total] == total
 
@@ -151,7 +153,7 @@ def test_raise_ends_the_run_at_any_time(rewards):
         scored(rewards(guarded(raises), on_error="raise"))
 
 
-def test_the_lowest_is_that_of_all_members_of_the_step_whatever_their_order(rewards):
+def test_the_lowest_reward_is_that_of_all_members_of_the_step_in_any_order(rewards):
     judged = rewards(guarded(raises))
     low, high = ([Completion(text, [1], False)] * 4 for text in ("a", "abcdefgh"))
     members = [
@@ -163,7 +165,7 @@ def test_the_lowest_is_that_of_all_members_of_the_step_whatever_their_order(rewa
         assert settled[order.index(0)].by_function["judge"].tolist() == [4, 1, 4, 4]
 
 
-def test_a_member_of_whose_completions_most_failed_is_left_out(rewards):
+def test_a_member_is_left_out_if_most_of_its_completions_failed(rewards):
     guilty = [Completion("guilty", [1], False)] * 3 + [Completion("fine", [1], False)]
     assert math.isnan(scored(rewards(guarded(raises)), guilty).fitness)
 
@@ -171,7 +173,7 @@ def test_a_member_of_whose_completions_most_failed_is_left_out(rewards):
 # After the first failure
 
 
-def test_a_function_that_failed_once_is_called_once_a_completion_from_then_on(
+def test_a_function_that_failed_is_called_once_per_completion_from_then_on(
     rewards, tmp_path, caplog
 ):
     log = str(tmp_path / "calls")
@@ -197,7 +199,7 @@ def test_a_function_that_failed_once_is_called_once_a_completion_from_then_on(
     )
 
 
-def test_what_single_calls_log_is_put_together(rewards):
+def test_logs_of_single_calls_are_merged(rewards):
     def judge(completions, mark, log_metric, log_extra):
         if completions == ["guilty"] or len(completions) > 1:
             raise ValueError
@@ -213,9 +215,12 @@ def test_what_single_calls_log_is_put_together(rewards):
 # Processes
 
 
-def test_a_killed_function_takes_its_children_along(rewards, tmp_path):
+def test_children_of_a_killed_function_are_killed_too(rewards, tmp_path):
     pids = tmp_path / "pids"
-    script = "import os, sys, time; os.setsid(); open(sys.argv[1], 'a').write(f'{os.getpid()} '); time.sleep(1e6)"
+    script = (
+        "import os, sys, time; os.setsid(); "
+        "open(sys.argv[1], 'a').write(f'{os.getpid()} '); time.sleep(1e6)"
+    )
 
     def judge(completions):
         if "guilty" in completions:
@@ -246,7 +251,7 @@ def _command(process):
         return []
 
 
-def test_children_that_eat_memory_are_ended_with_it(rewards):
+def test_children_that_use_too_much_memory_end_the_process(rewards):
     def judge(completions):
         if "guilty" in completions:
             for _ in range(4):
@@ -261,7 +266,7 @@ def test_children_that_eat_memory_are_ended_with_it(rewards):
     assert "took more than 1 GiB of memory with its children (reward_memory)" in reason
 
 
-def test_gigabytes_on_standard_output_are_swallowed(rewards, capfd, caplog):
+def test_gigabytes_of_output_are_not_shown(rewards, capfd, caplog):
     def judge(completions):
         print("thinking")
         for _ in range(2000):
@@ -276,7 +281,7 @@ def test_gigabytes_on_standard_output_are_swallowed(rewards, capfd, caplog):
     assert any("prints much" in record.getMessage() for record in caplog.records)
 
 
-def test_the_folder_and_the_environment_are_put_back(rewards, tmp_path):
+def test_the_working_folder_and_the_environment_are_restored(rewards, tmp_path):
     there = str(tmp_path)
 
     def judge(completions):
@@ -290,7 +295,7 @@ def test_the_folder_and_the_environment_are_put_back(rewards, tmp_path):
     assert (os.getcwd(), dict(os.environ)) == before
 
 
-def test_threads_that_are_left_behind_do_not_pile_up(rewards):
+def test_threads_left_behind_do_not_accumulate(rewards):
     def judge(completions):
         for _ in range(30):
             threading.Thread(target=time.sleep, args=[1e6], daemon=False).start()
@@ -325,7 +330,7 @@ RewardFunctions([judge]).score([{"prompt": ""}], [Completion("", [1], False)])
 # Async functions
 
 
-def test_an_async_function_has_many_calls_under_way_after_a_failure(rewards):
+def test_an_async_function_is_called_concurrently_after_a_failure(rewards):
     async def judge(completions):
         await asyncio.sleep(0.2)
         if "guilty" in completions:
@@ -342,7 +347,7 @@ def test_an_async_function_has_many_calls_under_way_after_a_failure(rewards):
 
 
 @pytest.mark.parametrize("blocks", [False, True], ids=["awaits", "blocks its loop"])
-def test_of_an_async_function_that_hangs_only_the_guilty_call_is_lost(rewards, blocks):
+def test_only_the_hanging_call_of_an_async_function_fails(rewards, blocks):
     async def judge(completions):
         if "guilty" in completions:
             time.sleep(1e6) if blocks else await asyncio.sleep(1e6)

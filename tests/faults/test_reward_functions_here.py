@@ -1,4 +1,4 @@
-"""Reward functions of any kind reach the scorers, or are called in the run's own process, which says so."""
+"""Reward functions are called in other processes or, as a message says, in the run's own."""
 
 import functools
 import logging
@@ -32,15 +32,17 @@ def test_lambdas_closures_and_partials_are_called_in_another_process(rewards):
         assert scored(rewards(function)).total[0] != os.getpid()
 
 
-def test_a_function_of_a_script_without_a_main_guard_is_called_in_another_process_and_the_script_runs_once(
+def test_a_script_without_a_main_guard_runs_once(
     tmp_path,
 ):
     script = tmp_path / "script.py"
     script.write_text(
         "import os\nprint('script')\n"
-        "from estune.rewards.scoring import RewardFunctions\nfrom estune.common.types import Completion\n"
+        "from estune.rewards.scoring import RewardFunctions\n"
+        "from estune.common.types import Completion\n"
         "def judge(completions):\n    return [os.getpid()] * len(completions)\n"
-        "total = RewardFunctions([judge]).score([{'prompt': ''}], [Completion('', [1], False)]).total\n"
+        "completions = [Completion('', [1], False)]\n"
+        "total = RewardFunctions([judge]).score([{'prompt': ''}], completions).total\n"
         "print('elsewhere' if total[0] != os.getpid() else 'here')\n"
     )
     done = subprocess.run(
@@ -66,7 +68,7 @@ def test_a_function_that_keeps_state_is_called_here_and_keeps_it(rewards, caplog
     )
 
 
-def test_a_function_called_here_that_hangs_is_given_up(rewards):
+def test_a_function_in_a_thread_that_hangs_is_given_up(rewards):
     seen = []
 
     def judge(completions):
@@ -97,7 +99,7 @@ def test_a_column_that_cannot_be_sent_keeps_the_function_here(rewards, caplog):
         "due to usage of signal.alarm() in timeout",
     ],
 )
-def test_a_function_called_here_that_needs_an_alarm_signal_is_told_the_way_out(rewards, words):
+def test_a_function_in_a_thread_that_needs_an_alarm_signal_gets_advice(rewards, words):
     seen = []
 
     def judge(completions):
@@ -111,7 +113,9 @@ def test_a_function_called_here_that_needs_an_alarm_signal_is_told_the_way_out(r
         rewards(judge).score(MARKED_ROWS[: len(ONE_GUILTY)], ONE_GUILTY, first=True)
 
 
-def test_a_function_called_here_is_warned_of_math_verifys_time_limits(rewards, caplog, monkeypatch):
+def test_a_function_in_a_thread_is_warned_about_math_verifys_time_limits(
+    rewards, caplog, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "math_verify", object())
     seen = []
 

@@ -1,4 +1,4 @@
-"""No finite reward and no figure that a reward function logs makes a run that cannot go on or be resumed."""
+"""With any finite rewards and any logged figures a run continues and can be resumed."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ WAYS = {
 
 
 def reward_of(size):
-    """A reward function whose numbers are ± `size` times a fraction that depends on the text and the step."""
+    """Return a reward function of ± `size` times a fraction that depends on text and step."""
 
     def judge(completions, trainer_state):
         step = trainer_state.global_step
@@ -158,7 +158,8 @@ def huge(completions): return [1e308 * (-1) ** len(c) for c in completions]
 def tiny(completions): return [1e-300 * len(c) for c in completions]
 def frame(completions):
     import pandas as pd
-    return pd.Series([float(len(c)) for c in completions], index=[7 + i for i in range(len(completions))])
+    index = [7 + i for i in range(len(completions))]
+    return pd.Series([float(len(c)) for c in completions], index=index)
 def whole(completions): return [10**400] * len(completions)
 """
 

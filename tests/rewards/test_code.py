@@ -1,4 +1,4 @@
-"""Programs that a model wrote are scored by their tests, and can reach nothing while they run."""
+"""A model's programs are scored by their tests, and reach nothing while they run."""
 
 import json
 import os
@@ -36,7 +36,7 @@ GRADES = {
 
 
 @pytest.mark.parametrize(("program", "grade"), GRADES.values(), ids=GRADES)
-def test_a_program_earns_the_part_of_its_tests_that_it_passes(program, grade):
+def test_the_reward_is_the_fraction_of_tests_passed(program, grade):
     assert program_score(program) == grade
 
 
@@ -51,26 +51,50 @@ SUMS = ["assert add(20000, 977) == 20977", "assert add(3, 10005) == 10008"]
 CHEATS = {
     "equals everything": f"{AGREES}def add(a, b): return Any()",
     "equals everything, in a list": f"{AGREES}def add(a, b): return [Any()]",
-    "is text that equals everything": "class Any(str):\n    def __eq__(self, other): return True\ndef add(a, b): return Any()",
-    "is a number that equals everything": "class Any(int):\n    def __eq__(self, other): return True\ndef add(a, b): return Any()",
-    "says that it is a number": "class Any:\n    __class__ = int\n    def __eq__(self, other): return True\ndef add(a, b): return Any()",
-    "prints as a value": "class Any:\n    def __repr__(self): return '3'\n    __str__ = __repr__\ndef add(a, b): return Any()",
+    "is text that equals everything": (
+        "class Any(str):\n    def __eq__(self, other): return True\ndef add(a, b): return Any()"
+    ),
+    "is a number that equals everything": (
+        "class Any(int):\n    def __eq__(self, other): return True\ndef add(a, b): return Any()"
+    ),
+    "says that it is a number": (
+        "class Any:\n    __class__ = int\n    def __eq__(self, other): return True\n"
+        "def add(a, b): return Any()"
+    ),
+    "prints as a value": (
+        "class Any:\n    def __repr__(self): return '3'\n    __str__ = __repr__\n"
+        "def add(a, b): return Any()"
+    ),
     "is nan": "def add(a, b): return float('nan')",
-    "writes the mark of a passed test": "import os\nfor d in range(3, 64):\n    try: os.write(d, b'+')\n"
-    "    except OSError: pass\nos._exit(0)",
-    "writes a report": 'import os\nr = b\'{"reports": [{"passed": true, "ended_well": true, "timed_out": false, "said": "[3]"}]}\'\n'
-    "for d in range(64):\n    try: os.write(d, r)\n    except OSError: pass\nos._exit(0)",
-    "looks for what is expected": "import gc, sys\nfound = []\nframe = sys._getframe()\n"
-    "while frame:\n    found += frame.f_locals.values()\n    frame = frame.f_back\n"
-    "found += gc.get_objects()\n"
-    "def add(a, b): return a + b if any(''.join(['209', '77']) in repr(one) for one in found) else None",
-    "changes what compares and hands back": "import builtins, json, operator\nfor m in (builtins, json, operator):\n"
-    "    for n in ('repr', 'isinstance', 'type', 'hex', 'dumps', 'eq'):\n"
-    "        if hasattr(m, n): setattr(m, n, lambda *a, **k: True)\ndef add(a, b): return 0",
-    "passes over asserts": "import builtins\nclass Never(BaseException): pass\nbuiltins.AssertionError = Never\ndef add(a, b): return 0",
+    "writes the mark of a passed test": (
+        "import os\nfor d in range(3, 64):\n    try: os.write(d, b'+')\n"
+        "    except OSError: pass\nos._exit(0)"
+    ),
+    "writes a report": (
+        'import os\nr = b\'{"reports": [{"passed": true, "ended_well": true, '
+        '"timed_out": false, "said": "[3]"}]}\'\n'
+        "for d in range(64):\n    try: os.write(d, r)\n    except OSError: pass\nos._exit(0)"
+    ),
+    "looks for what is expected": (
+        "import gc, sys\nfound = []\nframe = sys._getframe()\n"
+        "while frame:\n    found += frame.f_locals.values()\n    frame = frame.f_back\n"
+        "found += gc.get_objects()\ndef secret(): return ''.join(['209', '77'])\n"
+        "def add(a, b): return a + b if any(secret() in repr(one) for one in found) else None"
+    ),
+    "changes what compares and hands back": (
+        "import builtins, json, operator\nfor m in (builtins, json, operator):\n"
+        "    for n in ('repr', 'isinstance', 'type', 'hex', 'dumps', 'eq'):\n"
+        "        if hasattr(m, n): setattr(m, n, lambda *a, **k: True)\ndef add(a, b): return 0"
+    ),
+    "passes over asserts": (
+        "import builtins\nclass Never(BaseException): pass\n"
+        "builtins.AssertionError = Never\ndef add(a, b): return 0"
+    ),
     "leaves while it is asked": "import os\ndef add(a, b): os._exit(0)",
     "raises the end of the program": "def add(a, b): raise SystemExit(0)",
-    "goes on at the end": "import atexit\natexit.register(lambda: print('[3]'))\ndef add(a, b): return 0",
+    "goes on at the end": (
+        "import atexit\natexit.register(lambda: print('[3]'))\ndef add(a, b): return 0"
+    ),
     "never ends a list": "import itertools\ndef add(a, b): return itertools.count()",
     "nests a list for ever": "x = []\nx.append(x)\ndef add(a, b): return x",
     "floods": "def add(a, b): return 'x' * (1 << 28)",
@@ -83,12 +107,14 @@ CHEATS = {
     "eats memory": f"x = ' ' * (1 << 33)\n{ADD}",
     "fills the disk": f"open('x', 'wb').write(b'x' * (1 << 27))\n{ADD}",
     "says that it passed": "print('{\"passed\": [true, true]}')",
-    "writes to every descriptor": "import os\nfor d in range(64):\n    try: os.write(d, b'x')\n    except OSError: pass",
+    "writes to every descriptor": (
+        "import os\nfor d in range(64):\n    try: os.write(d, b'x')\n    except OSError: pass"
+    ),
 }
 
 
 @pytest.mark.parametrize("program", CHEATS.values(), ids=CHEATS)
-def test_a_program_that_does_something_else_earns_nothing(program):
+def test_a_program_that_cheats_earns_nothing(program):
     assert program_score(program, SUMS, seconds=1.0) == 0
 
 
@@ -96,7 +122,7 @@ def test_a_program_that_does_something_else_earns_nothing(program):
     "program",
     [CHEATS[name] for name in CHEATS if "mark" in name or "report" in name or "leaves" in name],
 )
-def test_a_verdict_of_the_programs_own_process_is_not_guessed(program):
+def test_the_verdict_of_the_programs_own_process_cannot_be_guessed(program):
     assert program_score(program, WHOLE) == 0
     assert program_score(program, WHOLE, unlocked=True) == 0
 
@@ -107,17 +133,20 @@ def test_a_test_that_cannot_be_split_is_run_as_a_whole():
     assert program_score(ADD, WHOLE + ADD_TESTS) == 1
 
 
-def test_an_expected_output_is_not_in_reach_of_the_program():
-    peeks = "import sys\nf = sys._getframe()\nwhile f.f_back:\n    f = f.f_back\n    print(f.f_locals.get('test', {}).get('output', ''))"
+def test_a_program_cannot_read_the_expected_output():
+    peeks = (
+        "import sys\nf = sys._getframe()\nwhile f.f_back:\n    f = f.f_back\n"
+        "    print(f.f_locals.get('test', {}).get('output', ''))"
+    )
     assert program_score(peeks, ECHO) == 0
 
 
-def test_the_name_of_a_function_of_pythons_own_may_be_the_programs():
+def test_a_program_may_name_its_function_like_a_builtin():
     assert program_score("def sum(a, b): return a * b", ["assert sum(10, 15) == 150"]) == 1
     assert program_score("def sum(a, b): return 0", ["assert sum(10, 15) == 150"]) == 0
 
 
-def test_a_program_that_redefines_what_a_test_compares_with_gains_nothing():
+def test_redefining_what_a_test_compares_with_gains_nothing():
     assert (
         program_score(
             "def abs(x): return 0\ndef add(a, b): return 7", ["assert abs(add(1, 2) - 3) < 1e-6"]
@@ -126,12 +155,12 @@ def test_a_program_that_redefines_what_a_test_compares_with_gains_nothing():
     )
 
 
-def test_state_of_one_test_is_not_seen_by_another():
+def test_tests_do_not_share_state():
     counts = "calls = []\ndef add(a, b):\n    calls.append(1)\n    return len(calls)"
     assert program_score(counts, ["assert add(1, 2) == 1", "assert add(1, 2) == 1"]) == 1
 
 
-def test_after_a_test_that_takes_too_long_the_others_fail_without_being_run():
+def test_after_a_test_that_takes_too_long_the_rest_fail_unrun():
     started = time.monotonic()
     slow = "def add(a, b):\n    while a == 0: pass\n    return a + b"
     (reward,) = rewards = code_reward([slow], [[ADD_TESTS[0], *ADD_TESTS[1:] * 20]], seconds=1.0)
@@ -139,7 +168,7 @@ def test_after_a_test_that_takes_too_long_the_others_fail_without_being_run():
     assert time.monotonic() - started < 20, "all 21 tests would take 21 s"
 
 
-def test_programs_that_never_end_cost_themselves_and_nobody_else():
+def test_programs_that_never_end_do_not_affect_others():
     rewards = code_reward(
         ["while True: pass", "import time\ntime.sleep(1000)", ADD], [ADD_TESTS] * 3, seconds=0.5
     )
@@ -148,7 +177,7 @@ def test_programs_that_never_end_cost_themselves_and_nobody_else():
 
 
 @pytest.mark.slow
-def test_a_program_that_stops_what_watches_it_is_ended_all_the_same():
+def test_a_program_that_stops_its_supervisor_is_ended():
     rewards = code_reward(
         ["import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)", ADD],
         [ADD_TESTS] * 2,
@@ -165,7 +194,7 @@ def test_input_and_output_are_compared_word_by_word():
     assert program_score("print(2 * int(input()))", json.dumps(ECHO)) == 1
 
 
-def test_correct_is_the_part_that_passes_all():
+def test_correct_is_the_fraction_that_passes_all_tests():
     logged = {}
     code_reward(
         [ADD, "def add(a, b): return 3"], [ADD_TESTS, ADD_TESTS], log_metric=logged.__setitem__
@@ -200,7 +229,7 @@ def test_a_program_sees_neither_other_processes_nor_the_environment(monkeypatch)
     assert program_score(f"print(open('/proc/{os.getpid()}/environ').read())\n{ADD}") == 0
 
 
-def test_where_there_is_no_sandbox_nothing_is_run_unless_it_is_wanted(monkeypatch, tmp_path):
+def test_without_a_sandbox_nothing_runs_unless_unlocked(monkeypatch, tmp_path):
     def none():
         raise RewardError("no sandbox")
 

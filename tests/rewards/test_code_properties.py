@@ -1,4 +1,4 @@
-"""Whatever a model writes, the reward of its program is a number from 0 to 1; it is fuzzed with text, fences and forged results."""
+"""Whatever a model writes, the reward of its program is from 0 to 1 (fuzzed)."""
 
 import json
 import time
@@ -51,7 +51,7 @@ SLOW = settings(max_examples=15, deadline=None)  # each starts a process
 
 @settings(max_examples=1000)
 @given(text=WRITTEN)
-def test_a_program_is_a_part_of_what_was_written_without_its_fences(text):
+def test_a_program_is_part_of_the_text_without_fences(text):
     program = program_in(text)
     assert program in text
     assert program == text or "```" not in program
@@ -70,13 +70,13 @@ def test_prose_around_a_block_does_not_matter(before, after, end, word):
 
 @SLOW
 @given(text=WRITTEN, tests=st.sampled_from([ADD_TESTS, ECHO]))
-def test_whatever_is_written_earns_from_0_to_1(text, tests):
+def test_any_text_earns_from_0_to_1(text, tests):
     assert 0 <= program_score(text, tests, seconds=1.0) <= 1
 
 
 @SLOW
 @given(texts=st.lists(WRITTEN, max_size=3))
-def test_conversations_and_batches_of_any_size_earn_one_number_a_completion(texts):
+def test_any_batch_earns_one_number_per_completion(texts):
     rewards = code_reward(
         [[{"role": "assistant", "content": text}] for text in texts],
         [ADD_TESTS[:1]] * len(texts),
@@ -87,7 +87,7 @@ def test_conversations_and_batches_of_any_size_earn_one_number_a_completion(text
 
 
 @pytest.mark.parametrize("text", ["", None, "```", "```python\n```", "\n"], ids=repr)
-def test_nothing_earns_nothing(text):
+def test_empty_text_earns_nothing(text):
     assert code_reward([[{"role": "assistant", "content": text}]], [ADD_TESTS], seconds=1.0) == [0]
 
 
@@ -112,7 +112,7 @@ FORGED = st.recursive(
 
 @dataclass(frozen=True)
 class Prints:
-    """A sandbox in which something else than the driver printed the report."""
+    """A sandbox in which the program printed the report."""
 
     printed: bytes
     name: str = "prints"
@@ -127,7 +127,7 @@ class Prints:
         st.text(), FORGED.map(json.dumps), st.builds(lambda text: "[" * 100_000 + text, st.text())
     )
 )
-def test_a_report_that_something_else_wrote_earns_nothing(printed):
+def test_a_forged_report_earns_nothing(printed):
     assert grade(ADD, ADD_TESTS, 1.0, Prints(printed.encode("utf-8", "replace"))) == Grade(0.0)
 
 

@@ -1,4 +1,4 @@
-"""What keeps a built-in grader busy gets its lowest grade, is counted, and costs nobody else theirs."""
+"""A completion that takes a grader too long gets the lowest grade and is counted."""
 
 import functools
 import json
@@ -37,14 +37,14 @@ def limited():
 
 
 def children():
-    """The processes that limited calls run in."""
+    """Return the processes in which limited calls run."""
     return [
         each for each in psutil.Process().children() if "limited_child" in " ".join(each.cmdline())
     ]
 
 
 @pytest.mark.parametrize("what", ["spin", "power", "memory", "crash"])
-def test_what_does_not_end_is_ended_and_the_next_call_works(limited, what):
+def test_a_call_that_does_not_end_is_ended_and_the_next_one_works(limited, what):
     started = time.monotonic()
     with pytest.raises(OverLimitError):
         limited(what)
@@ -59,14 +59,14 @@ def test_the_same_call_is_not_made_twice(limited):
     assert not children(), "the second call was answered without a process"
 
 
-def test_a_process_that_somebody_else_ended_is_replaced(limited):
+def test_a_process_killed_from_outside_is_replaced(limited):
     assert limited("first") == "first"
     (child,) = children()
     child.kill()
     assert limited("second") == "second"
 
 
-def test_what_cannot_be_made_is_said_in_its_own_words():
+def test_a_function_that_cannot_be_made_keeps_its_message():
     with pytest.raises(ConfigError, match="cannot be had"):
         Limited("limited_child:not_made", 1.0)("x")
 
@@ -84,7 +84,7 @@ def test_calls_from_several_threads_take_turns(limited):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's death signal")
-def test_it_ends_with_the_process_that_asked(tmp_path):
+def test_it_ends_with_its_parent(tmp_path):
     program = (
         "import subprocess, sys, threading, time; sys.path.insert(0, sys.argv[1])\n"
         "from estune.rewards.processes.limited import Limited\n"
@@ -153,7 +153,7 @@ def rewards():
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("first", [True, False])
-def test_reward_timeout_does_not_fall_on_a_grader_that_bounds_itself(rewards, workers, first):
+def test_reward_timeout_does_not_apply_to_a_grader_that_bounds_itself(rewards, workers, first):
     rows = [{"prompt": "p", "tests": TESTS}] * 3
     answers = [Completion(text, [1], False) for text in (SPINS, RIGHT, SPINS)]
     scores = rewards(
@@ -164,7 +164,7 @@ def test_reward_timeout_does_not_fall_on_a_grader_that_bounds_itself(rewards, wo
     assert failure_metrics([scores, scores]) == {"es/reward_errors": 0, "es/reward_timeouts": 4}
 
 
-def test_in_a_mixture_too_what_met_a_limit_is_counted(rewards):
+def test_a_mixture_counts_completions_that_met_a_limit(rewards):
     rows = [
         {"prompt": "p", "tests": TESTS, "task": "code"},
         {"prompt": "p", "tests": None, "task": "other"},
@@ -178,7 +178,7 @@ def test_in_a_mixture_too_what_met_a_limit_is_counted(rewards):
     assert scores.overran == 1
 
 
-def test_a_function_that_does_not_bound_itself_has_reward_timeout_as_ever(rewards):
+def test_reward_timeout_applies_to_other_functions(rewards):
     def sleeps(completions):
         time.sleep(100)
 
@@ -188,10 +188,13 @@ def test_a_function_that_does_not_bound_itself_has_reward_timeout_as_ever(reward
     assert failure_metrics([scores]) == {"es/reward_errors": 1, "es/reward_timeouts": 1}
 
 
-def test_in_training_what_met_a_limit_is_a_metric_from_the_first_step_on(
+def test_training_logs_completions_that_met_a_limit_from_the_first_step(
     tiny, tmp_path, capsys, monkeypatch
 ):
-    body = "    from estune.rewards.marks import Grades\n    return Grades(map(float, range(len(completions))), overran=1)\n"
+    body = (
+        "    from estune.rewards.marks import Grades\n"
+        "    return Grades(map(float, range(len(completions))), overran=1)\n"
+    )
     (tmp_path / "bounded_reward.py").write_text(f"def mine(completions, **columns):\n{body}")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -224,7 +227,7 @@ def test_in_training_what_met_a_limit_is_a_metric_from_the_first_step_on(
     ]
 
 
-def test_score_says_how_many_met_the_limit_and_grades_the_others(tmp_path, capsys):
+def test_score_reports_how_many_met_the_limit(tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"completion": "import os; os._exit(0)", "tests": ["assert f(1) == 1"]}\n')
     assert main(["score", "--task", "mbpp", "--completions", str(rows)]) == 0
@@ -241,7 +244,4 @@ def test_score_says_how_many_met_the_limit_and_grades_the_others(tmp_path, capsy
         sys.path.remove(str(tmp_path))
     out, err = capsys.readouterr()
     assert out == "0.0\n"
-    assert (
-        err
-        == "1 completion met the grader's time limit and got its lowest grade (es/reward_timeouts)\n"
-    )
+    assert err.startswith("1 completion met the grader's time limit and got its lowest grade (es/")

@@ -1,4 +1,4 @@
-"""Time in which this process was stopped does not count against a reward function; all other time does."""
+"""Only the time in which this process was stopped does not count against a reward function."""
 
 import asyncio
 import os
@@ -50,7 +50,7 @@ for function in (elsewhere, here, awaited_here):
 
 
 def waited(future_seconds, seconds):
-    """Whether a future that is done after `future_seconds` is done in `seconds`, and how long that took."""
+    """Wait `seconds` for a future of `future_seconds`; return whether it is done, and when."""
 
     async def run():
         future = asyncio.get_running_loop().create_future()
@@ -61,7 +61,7 @@ def waited(future_seconds, seconds):
     return asyncio.run(run())
 
 
-def test_it_waits_until_the_future_is_done_or_patience_is_at_an_end():
+def test_it_waits_for_the_future_or_the_end_of_the_time():
     done, took = waited(0.15, 5)
     assert done
     assert took < 2
@@ -74,12 +74,12 @@ def test_it_waits_until_the_future_is_done_or_patience_is_at_an_end():
     ("passed", "computed", "counted"),
     [(0.1, 0.0, 0.1), (0.3, 0.0, 0.3), (4.0, 0.0, 0.1), (4.0, 4.0, 4.0), (4.0, 2.0, 2.1)],
 )
-def test_a_late_tick_counts_as_far_as_this_process_computed(passed, computed, counted):
+def test_a_late_tick_counts_only_for_the_time_computed(passed, computed, counted):
     assert patience._counted(passed, computed) == pytest.approx(counted)
 
 
 @pytest.mark.slow
-def test_a_trainer_that_is_stopped_and_continued_loses_no_reward():
+def test_stopping_and_continuing_the_trainer_loses_no_reward():
     child = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
     totals = []
     for line in child.stdout:

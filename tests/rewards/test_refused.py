@@ -21,7 +21,7 @@ from estune.tasks.reward_functions import resolve_rewards
     [math.nan, math.inf, -math.inf, "1", b"1", "high", [1], {}, 1j, 10**400],
     ids=lambda v: repr(v)[:12],
 )
-def test_what_is_no_finite_number_is_refused_with_the_completions_index(bad):
+def test_a_value_that_is_not_finite_is_refused_with_its_index(bad):
     message = refusal(lambda completions: [0, bad])
     assert "reward function <lambda> returned" in message
     assert "for completion 1" in message
@@ -49,7 +49,7 @@ def test_a_tensor_of_several_numbers_for_a_completion_is_refused():
     ],
     ids=lambda v: type(v).__name__,
 )
-def test_what_is_no_list_is_refused(bad):
+def test_a_value_that_is_no_list_is_refused(bad):
     message = refusal(lambda completions: bad)
     assert message.startswith("reward function <lambda> returned ")
     assert "one number (or None) per completion" in message
@@ -77,7 +77,7 @@ def test_an_exception_is_reported_with_the_functions_name_its_kind_its_words_and
     assert "resume the run" in message
 
 
-def test_the_line_named_is_the_functions_own_even_where_a_library_raised():
+def test_the_line_named_is_the_functions_own_even_if_a_library_raised():
     def judge(completions, extra=None):
         import json
 
@@ -120,13 +120,13 @@ def test_a_message_of_many_lines_becomes_one():
     assert len(refusal(judge)) < 600
 
 
-def test_parameters_that_nothing_provides_are_found_before_anything_is_generated():
+def test_parameters_that_nothing_provides_are_found_before_generation():
     def judge(completions, answer):
         return []
 
     with pytest.raises(
         RewardError,
-        match=r"judge: nothing provides its parameter 'answer'.* prompts, completions, .*level, target",
+        match=r"judge: nothing provides its parameter 'answer'.* prompts, .*level, target",
     ):
         check_parameters(judge, ["target", "level"])
 
@@ -199,7 +199,7 @@ def test_no_reward_function_at_all_is_refused(given):
         (5, "neither a function nor the name of one"),
     ],
 )
-def test_what_names_no_function_is_refused(given, says):
+def test_a_name_of_no_function_is_refused(given, says):
     with pytest.raises(ConfigError) as caught:
         resolve_rewards(given)
     assert str(caught.value).startswith("reward_funcs: ")

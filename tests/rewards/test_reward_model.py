@@ -31,7 +31,7 @@ def judge(tmp_path):
     return tmp_path / "judge", reward_model(tmp_path / "judge")
 
 
-def test_text_is_scored_as_it_is_joined_one_sequence_like_many(judge):
+def test_joined_text_gets_the_same_score_alone_and_in_a_batch(judge):
     folder, model = judge
     rewards = RewardFunctions(resolve_rewards(str(folder)))
     rows = [{"prompt": "what is "}, {"prompt": "the capital of "}]
@@ -71,7 +71,7 @@ def test_a_classifier_of_several_labels_is_refused(tmp_path):
         resolve_rewards(str(tmp_path / "judge"))
 
 
-def test_what_is_no_model_is_refused_in_one_line(tmp_path):
+def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in (str(tmp_path / "empty"), str(tmp_path / "nowhere")):
         with pytest.raises(ConfigError, match="cannot be loaded as a reward model") as refusal:

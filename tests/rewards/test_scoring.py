@@ -1,4 +1,4 @@
-"""Reward functions are called as TRL calls them, and what is wrong with one is said in a line that names it."""
+"""Reward functions are called as TRL calls them; an error is one line that names the function."""
 
 import asyncio
 import functools
@@ -127,11 +127,11 @@ def test_a_class_may_name_its_reward():
     [[1, 2], (1, 2), np.array([1, 2]), np.float32([1, 2]), [np.float64(1), 2], [True, 2]],
     ids=lambda v: type(v).__name__,
 )
-def test_any_sequence_of_numbers_will_do(values):
+def test_any_sequence_of_numbers_is_accepted(values):
     assert score(lambda completions: values).total.tolist() == [1, 2]
 
 
-def test_a_tensor_will_do():
+def test_a_tensor_is_accepted():
     import torch
 
     assert score(lambda completions: torch.tensor([1.0, 2.0])).total.tolist() == [1, 2]
@@ -142,7 +142,7 @@ def test_a_tensor_will_do():
 
 
 def waiting_for_each_other(count):
-    """Async functions of which none returns before all have begun."""
+    """Async functions that only return once all have started."""
     begun = []
 
     def one(number):
@@ -224,7 +224,7 @@ def test_a_wrong_number_of_weights_names_both_numbers(weights):
         RewardFunctions([lengths, Scaled(1)], weights)
 
 
-def test_none_means_does_not_apply_and_leaves_the_other_functions_rewards():
+def test_none_leaves_the_other_functions_rewards():
     scores = score(lambda completions: [None, 1], Scaled(10))
     assert scores.total.tolist() == [10, 21]
     assert math.isnan(scores.by_function["<lambda>"][0])
@@ -249,7 +249,7 @@ def test_two_functions_of_one_name_are_both_kept():
     assert scores.total.tolist() == [101, 202]
 
 
-def test_a_number_behind_a_name_never_makes_it_another_functions_name():
+def test_a_numbered_name_never_equals_another_functions_name():
     def named(name, value):
         def reward(completions):
             return [value, value]
@@ -275,7 +275,7 @@ def test_log_metric_and_log_extra_arrive_with_the_scores():
 
 
 @given(st.lists(st.floats(-1e6, 1e6) | st.none(), min_size=1, max_size=6))
-def test_the_fitness_of_any_rewards_is_the_mean_of_the_numbers_among_them(values):
+def test_the_fitness_is_the_mean_of_the_numbers_among_the_rewards(values):
     rows = [{"prompt": "p"} for _ in values]
     answers = [Completion("", [], False) for _ in values]
     numbers = [value for value in values if value is not None]

@@ -1,4 +1,4 @@
-"""Whatever a reward function returns is taken by position, or refused in one line that says what it was."""
+"""What a reward function returns is read by position, or refused in one line that shows it."""
 
 import collections
 import decimal
@@ -21,7 +21,7 @@ ANSWERS = [Completion(text, [1], False) for text in ("one", "three", "fifteen")]
 
 
 def result_of(value, *, workers=0, **settings):
-    """The rewards for three completions of a function that returns `value`, and the function's failures."""
+    """Return the rewards and failures of a function that returns `value` for three completions."""
     rewards = RewardFunctions(
         [lambda completions: value], None, RewardLimits(workers=workers, timeout=20), **settings
     )
@@ -32,7 +32,7 @@ def result_of(value, *, workers=0, **settings):
 
 
 class Raises:
-    """A value whose own code fails with an error of any kind."""
+    """A value whose own code raises."""
 
     def __init__(self, error, *methods):
         self._error, self._methods = error, methods
@@ -92,7 +92,7 @@ def test_numbers_are_taken_by_position(value):
     assert result_of(value).total.tolist() == [1, 2, 3]
 
 
-def test_truth_counts_as_one_and_none_as_no_reward():
+def test_true_counts_as_one_and_none_as_no_reward():
     assert result_of(np.array([True, False, True])).total.tolist() == [1, 0, 1]
     assert result_of([None, True, np.bool_(False)]).total.tolist()[1:] == [1, 0]
 
@@ -134,7 +134,7 @@ BAD = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
-def test_what_is_no_reward_ends_the_first_batch_with_one_line(value):
+def test_a_value_that_is_no_reward_ends_the_first_batch_with_one_line(value):
     with pytest.raises(
         RewardError,
         match=r"^reward function <lambda> returned .*it must return one number.*fix it",
@@ -146,7 +146,7 @@ def test_what_is_no_reward_ends_the_first_batch_with_one_line(value):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
-def test_later_it_is_a_reward_that_is_lost(value):
+def test_a_value_that_is_no_reward_later_counts_as_failed(value):
     def judge(completions):
         return value if len(completions) == 3 or completions == ["three"] else [1.0]
 
@@ -157,7 +157,7 @@ def test_later_it_is_a_reward_that_is_lost(value):
     assert list(found.failures["judge"]) == [1]
 
 
-def test_a_scorer_refuses_as_the_trainer_does_and_goes_on():
+def test_a_reward_process_refuses_values_and_continues():
     def judge(completions):
         from fractions import Fraction
 
@@ -198,7 +198,7 @@ def test_an_error_without_a_text_is_named():
         RewardFunctions([judge], None, RewardLimits(workers=0, timeout=20)).score(ROWS, ANSWERS)
 
 
-def test_a_weighted_sum_that_no_double_holds_names_the_function():
+def test_a_weighted_sum_too_large_for_a_double_names_the_function():
     def large(completions):
         return [1e308] * 3
 
@@ -207,7 +207,7 @@ def test_a_weighted_sum_that_no_double_holds_names_the_function():
 
     with pytest.raises(
         RewardError,
-        match=r"reward function larger returned 1\.7e\+308, which makes the weighted sum .*lower its weight",
+        match=r"reward function larger returned 1\.7e\+308, which makes the .*lower its weight",
     ):
         RewardFunctions([large, larger], None, RewardLimits(workers=0)).score(ROWS, ANSWERS)
     with pytest.raises(RewardError, match=r"reward function large returned 1e\+308"):
@@ -219,7 +219,7 @@ def test_a_weighted_sum_that_no_double_holds_names_the_function():
     assert list(lost.failures) == ["larger"]
 
 
-def test_opposite_sums_that_no_double_holds_are_lost_too():
+def test_opposite_sums_too_large_for_a_double_fail_too():
     def plus(completions):
         return [1.7e308] * 3
 
@@ -239,7 +239,7 @@ def test_opposite_sums_that_no_double_holds_are_lost_too():
     ]
 
 
-def test_figures_that_functions_log_are_json_whatever_they_are():
+def test_any_logged_figure_is_valid_json():
     def judge(completions, log_metric):
         for name, value in {"inf": np.inf, "nan": np.nan, "large": 1.7e308, "fine": 2}.items():
             log_metric(name, value)
@@ -252,7 +252,7 @@ def test_figures_that_functions_log_are_json_whatever_they_are():
     json.dumps(figures, allow_nan=False)
 
 
-def test_what_a_function_logs_and_the_trainer_cannot_read_is_a_failure_of_that_function():
+def test_a_logged_value_that_the_trainer_cannot_read_is_the_functions_failure():
     def judge(completions, log_extra):
         class Unreadable:
             def __reduce__(self):

@@ -1,4 +1,4 @@
-"""Tests of programs are split: what they expect stays here, and what the program's process hands back is judged here."""
+"""Tests of programs are split: what they expect and the verdict stay here."""
 
 import json
 import math
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from estune.rewards.programs.split import split
 
-SECRET = 41_977  # what the tests below expect somewhere; no step may hold it
+SECRET = 41_977  # the tests below expect it; no request may hold it
 
-# In the manner of MBPP and HumanEval: how often each form occurs there is not imitated, each stands here once.
+# Each form of test that occurs in MBPP and HumanEval, once
 CHECK = "METADATA = {}\n\ndef check(candidate):\n    "
 SPLIT = {
     "a value": f"assert f(1, 2) == {SECRET}",
@@ -53,21 +53,43 @@ SPLIT = {
     "each of several": f"assert all(abs(a - b) < 1e-6 for a, b in zip(f(1), [{SECRET}.5]))",
     "each of several calls": f"assert all(f(x) == y for x, y in [(1, {SECRET}), (2, 3)])",
     "a loop": f"for x, y in [(1, {SECRET}), (2, 3)]:\n    assert f(x) == y",
-    "a helper of one line": f"def near(a, b):\n    return abs(a - b) < 0.1\nassert near(f(1), {SECRET})",
-    "the test's own class": f"class Node:\n    def __init__(self, value): self.value = value\nroot = Node(1)\nassert f(root) == {SECRET}",
+    "a helper of one line": (
+        f"def near(a, b):\n    return abs(a - b) < 0.1\nassert near(f(1), {SECRET})"
+    ),
+    "the test's own class": (
+        f"class Node:\n    def __init__(self, value): self.value = value\nroot = Node(1)\n"
+        f"assert f(root) == {SECRET}"
+    ),
     "a name of Python's own": f"assert sum(10, 15) == {SECRET}",
-    "HumanEval's check": f"{CHECK}assert candidate(1) == {SECRET}, 'no'\n    assert True, 'so'\n\ncheck(f)",
-    "HumanEval's check with a loop": f"{CHECK}for x in range(3):\n        assert candidate(x) == x + {SECRET}\ncheck(f)",
-    "a count of elements": f"from collections import Counter\nassert Counter(f(1)) == Counter([{SECRET}])",
-    "drawn input": f"import random\nfor _ in range(3):\n    x, y = random.randint(0, 9), {SECRET}\n    assert f(x) == x + y",
+    "HumanEval's check": (
+        f"{CHECK}assert candidate(1) == {SECRET}, 'no'\n    assert True, 'so'\n\ncheck(f)"
+    ),
+    "HumanEval's check with a loop": (
+        f"{CHECK}for x in range(3):\n        assert candidate(x) == x + {SECRET}\ncheck(f)"
+    ),
+    "a count of elements": (
+        f"from collections import Counter\nassert Counter(f(1)) == Counter([{SECRET}])"
+    ),
+    "drawn input": (
+        f"import random\nfor _ in range(3):\n    x, y = random.randint(0, 9), {SECRET}\n"
+        f"    assert f(x) == x + y"
+    ),
 }
 WHOLE = {
-    "an exception that is expected": "try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False",
-    "a helper of the test's own": "def near(a, b):\n    d = a - b\n    return d < 1\nassert near(f(1), 2)",
+    "an exception that is expected": (
+        "try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False"
+    ),
+    "a helper of the test's own": (
+        "def near(a, b):\n    d = a - b\n    return d < 1\nassert near(f(1), 2)"
+    ),
     "a loop without an end": "while f(1) != 2:\n    pass\nassert True",
     "a class of the library's": "import datetime\nassert f(1) == datetime.date(2020, 1, 2)",
-    "loops of a million rounds": "for a in range(1000):\n    for b in range(1000):\n        assert f(a, b) == a",
-    "a comprehension of a million rounds": "assert all(all(f(a, b) for a in range(1000)) for b in range(1000))",
+    "loops of a million rounds": (
+        "for a in range(1000):\n    for b in range(1000):\n        assert f(a, b) == a"
+    ),
+    "a comprehension of a million rounds": (
+        "assert all(all(f(a, b) for a in range(1000)) for b in range(1000))"
+    ),
     "objects of the program's": "assert f(1) == Point(1, 2)",
     "a verdict by call": "import unittest\nunittest.TestCase().assertEqual(f(1), 2)",
     "an unseen helper": "check(f)",
@@ -80,17 +102,17 @@ WHOLE = {
 def test_what_a_test_expects_is_not_sent_to_the_program(test):
     found = split(test, frozenset({"sum"}))
     assert found is not None
-    assert any(step.hand_back for step in found.steps)
-    assert not any(str(SECRET) in step.source for step in found.steps)
+    assert any(each.hand_back for each in found.requests)
+    assert not any(str(SECRET) in each.source for each in found.requests)
 
 
 @pytest.mark.parametrize("test", WHOLE.values(), ids=WHOLE)
-def test_what_only_the_program_itself_could_judge_is_not_split(test):
+def test_a_test_that_only_the_program_can_judge_is_not_split(test):
     assert split(test) is None
 
 
 def passed(test, *values):
-    """Whether a program passes whose process hands back `values`, as JSON, for the steps of `test`."""
+    """Return whether handing back `values`, as JSON, passes `test`."""
     found = split(test)
     assert found is not None
     return found.passed(json.dumps([{"value": value} for value in values]))
@@ -153,11 +175,11 @@ NAN = [
 @pytest.mark.parametrize(
     "value", [math.nan, [math.nan], {"decimal": "NaN"}, {"complex": [math.nan, 0.0]}], ids=str
 )
-def test_nan_is_never_right_unless_it_is_asked_for(test, value):
+def test_nan_is_never_right_unless_the_test_names_it(test, value):
     assert not passed(test, value)
 
 
-def test_a_test_that_asks_for_nan_gets_it():
+def test_a_test_that_names_nan_accepts_it():
     assert passed("import math\nassert math.isnan(f(1))", math.nan)
 
 
@@ -190,7 +212,7 @@ FORGED = [
 
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize("said", FORGED, ids=lambda said: said[:24])
-def test_what_is_no_value_fails_the_test_and_soon(said):
+def test_output_that_is_no_value_fails_the_test_quickly(said):
     found = split("assert f(1) == 3")
     assert found is not None
     assert not found.passed(said)
@@ -230,7 +252,7 @@ BUSY = [
 
 @pytest.mark.timeout(10)
 @pytest.mark.parametrize(("test", "value"), BUSY, ids=lambda one: str(one)[:30])
-def test_a_value_that_would_keep_the_comparison_busy_fails_it(test, value):
+def test_a_value_that_is_slow_to_compare_fails_the_test(test, value):
     found = split(test)
     assert found is None or not found.passed(json.dumps([{"value": {"int": hex(value)}}] * 2))
 
@@ -242,26 +264,28 @@ def test_a_call_that_raises_fails_only_what_needs_it():
     assert not found.passed('[{"raised": "ValueError"}, {"value": 3}]')
 
 
-def test_a_program_has_what_the_tests_define_but_not_what_they_expect():
-    setup = "import heapq\nclass Node: pass\ndef walk(node):\n    yield node\n    yield node.next\ndef wanted(): return 41977\nlimit = 3\n"
+def test_a_program_gets_the_tests_definitions_but_not_what_they_expect():
+    setup = (
+        "import heapq\nclass Node: pass\ndef walk(node):\n    yield node\n"
+        "    yield node.next\ndef wanted(): return 41977\nlimit = 3\n"
+    )
     found = split(f"{setup}assert f(limit) == wanted()")
     assert found is not None
-    sent = "\n".join(step.source for step in found.steps)
+    sent = "\n".join(each.source for each in found.requests)
     assert all(one in sent for one in ("import heapq", "class Node", "def walk", "limit = 3"))
     assert "41977" not in sent
 
 
-def test_a_list_that_an_assert_gives_to_the_program_is_the_tests_own_all_the_same():
-    found = split(
-        "numbers = [3, 1]\nassert f(numbers) == sorted(numbers)\nassert f(numbers) == sorted(numbers)"
-    )
+def test_a_list_given_to_the_program_is_sent_again_for_the_next_assert():
+    once = "assert f(numbers) == sorted(numbers)"
+    found = split(f"numbers = [3, 1]\n{once}\n{once}")
     assert found is not None
-    assert [step.source for step in found.steps] == ["numbers = [3, 1]", "f(numbers)"] * 2
+    assert [each.source for each in found.requests] == ["numbers = [3, 1]", "f(numbers)"] * 2
     assert found.passed('[{"value": [1, 3]}, {"value": [1, 3]}]')
     assert not found.passed('[{"value": [1, 3]}, {"value": []}]')
 
 
-def test_a_list_that_the_program_was_given_is_looked_at_again_where_it_may_have_changed():
+def test_a_list_that_the_program_may_have_changed_is_read_back():
     found = split("numbers = [3, 1]\nf(numbers)\nassert numbers == [1, 3]")
     assert found is not None
     assert found.passed('[{"value": [1, 3]}]')

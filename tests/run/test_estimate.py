@@ -220,7 +220,7 @@ def test_a_speed_is_taken_from_a_run(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said", "in_host_memory"),
     [
-        (["--gpus", "1"], "θ is on cuda, which has 74.5 GiB free: 26.1 GiB beside", False),
+        (["--gpus", "1"], "θ is on cuda, which has 74.5 GiB free: 26.1 GiB plus", False),
         (
             ["--gpus", "1", "--gpu_memory", "40"],
             "θ is in host memory, because cuda has 37.3 GiB free",
@@ -228,7 +228,7 @@ def test_a_speed_is_taken_from_a_run(tiny, tmp_path, capsys):
         ),
         (
             ["--gpus", "1", "--engine", "vllm"],
-            "θ is in host memory, because cuda has 74.5 GiB free, not 26.1 GiB beside 68.5 GiB",
+            "θ is in host memory, because cuda has 74.5 GiB free, not 26.1 GiB plus 68.5 GiB",
             True,
         ),
         (

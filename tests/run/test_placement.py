@@ -1,10 +1,11 @@
-"""θ goes to the engine's GPU where it fits beside the engine, else into host memory; a line says why. No GPU is needed for that."""
+"""θ goes to the engine's GPU if both fit there, else to host memory. These tests need no GPU."""
 
 import pytest
 import torch
 
 from estune import ESConfig
 from estune.cli.main import main
+from estune.engines.device import engine_device
 from estune.errors import ConfigError, InputError, ResourceError
 from estune.run import placement
 from estune.run.model import Model
@@ -23,13 +24,17 @@ def gpu(monkeypatch) -> None:
     monkeypatch.setattr(placement, "find_spec", lambda name: True)
 
 
+def placed(config, theta=GIB, engine=GIB):
+    return place_theta(config, engine_device(config), theta, lambda: engine)
+
+
 @pytest.mark.parametrize(("spare", "device"), [(0, "cuda:1"), (-1, "cpu")])
 def test_it_goes_to_the_gpu_where_it_fits_to_the_byte(spare, device):
     assert choose("auto", 28 * GIB, 20 * GIB, 48 * GIB + RESERVE + spare, "cuda:1").device == device
 
 
 def test_the_reason_has_all_sizes():
-    there = "28.0 GiB beside 20.0 GiB for the engine and 2.0 GiB in reserve"
+    there = "28.0 GiB plus 20.0 GiB for the engine and 2.0 GiB in reserve"
     assert (
         choose("auto", 28 * GIB, 20 * GIB, 79 * GIB, "cuda").why
         == f"θ is on cuda, which has 79.0 GiB free: {there}"
@@ -43,14 +48,14 @@ def test_the_reason_has_all_sizes():
 def test_where_it_does_not_fit_but_has_to_it_is_refused():
     with pytest.raises(
         ResourceError,
-        match=r"center_device: θ does not fit: cuda has 40.0 GiB free, not 28.0 GiB beside .* choose auto or cpu",
+        match=r"center_device: θ does not fit: cuda has 40.0 GiB free, not 28.0 GiB plus .* choose",
     ):
         choose("cuda", 28 * GIB, 20 * GIB, 40 * GIB, "cuda")
 
 
 def test_without_a_gpu_it_is_in_host_memory_and_nothing_is_said_unless_it_was_asked_for():
-    assert place_theta(ESConfig(device="cpu"), GIB, lambda: GIB) == Placement("cpu")
-    assert place_theta(ESConfig(device="cpu", center_device="cpu"), GIB, lambda: GIB) == Placement(
+    assert placed(ESConfig(device="cpu")) == Placement("cpu")
+    assert placed(ESConfig(device="cpu", center_device="cpu")) == Placement(
         "cpu", "θ is in host memory, as center_device says"
     )
 
@@ -64,7 +69,7 @@ OTHERS = [
     ),
     ({"engine": "fake"}, r"the engine is not on one \(engine: fake"),
     ({"device": "cpu"}, r"the engine is not on one \(engine: transformers, device: cpu"),
-    ({"device": "cuda:1"}, "there is no cuda:1 here"),
+    ({"device": "cuda:1"}, "this machine has no cuda:1"),
 ]
 
 
@@ -73,24 +78,21 @@ def test_on_a_machine_with_a_gpu_that_theta_cannot_be_on_auto_says_why_and_cuda_
     settings, reason, gpu
 ):
     settings = {"device": "cuda"} | settings
-    found = place_theta(ESConfig(**settings), GIB, lambda: GIB)
+    found = placed(ESConfig(**settings))
     assert found.device == "cpu"
     assert found.why.startswith("θ is in host memory, because " + reason.replace("\\", ""))
     with pytest.raises(
         ConfigError,
         match=f"^center_device: θ cannot be on a GPU, because {reason}.*; choose auto or cpu$",
     ):
-        place_theta(ESConfig(center_device="cuda", **settings), GIB, lambda: GIB)
+        placed(ESConfig(center_device="cuda", **settings))
 
 
 def test_without_triton_or_with_vllm_in_another_process_it_stays_in_host_memory(gpu, monkeypatch):
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    assert (
-        "another process"
-        in place_theta(ESConfig(device="cuda", engine="vllm"), GIB, lambda: GIB).why
-    )
+    assert "another process" in placed(ESConfig(device="cuda", engine="vllm")).why
     monkeypatch.setattr(placement, "find_spec", lambda name: None)
-    assert "Triton" in place_theta(ESConfig(device="cuda"), GIB, lambda: GIB).why
+    assert "Triton" in placed(ESConfig(device="cuda")).why
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_of_vllm_its_part_of_the_gpu_counts_weights_and_cache_together(
     config = ESConfig(engine="vllm", device="cuda", **settings)
     room = 79 * GIB - RESERVE - vllm_takes(config, 80 * GIB)
     assert vllm_takes(config, 80 * GIB) == int(part * 80 * GIB)
-    assert [place_theta(config, theta, lambda: 0).device for theta in (room, room + 1)] == [
+    assert [placed(config, theta, 0).device for theta in (room, room + 1)] == [
         "cuda",
         "cpu",
     ]

@@ -111,7 +111,7 @@ def test_diagnose_does_not_run_code_because_the_journal_says_so(sent, ran):
         [sys.executable, script, sent], capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 2
-    assert "the base model, as the journal names it" in ended.stderr
+    assert "base model, from the journal" in ended.stderr
     assert "comes with code of its own" in ended.stderr
     assert not ran.exists()
 

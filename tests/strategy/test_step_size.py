@@ -8,13 +8,12 @@ import pytest
 from helpers import steps_of
 
 from estune import ESConfig, strategy
-from estune.common.types import Candidate, Unperturbed
+from estune.common.types import Candidate, Member, Unperturbed
 from estune.errors import ConfigError
-from estune.rewards.scoring import Scores
-from estune.strategy import step_size
-from estune.strategy.population import Scored
-from estune.strategy.search import search
-from estune.strategy.step_size import Plan, Told, best, learned, next_size, plan
+from estune.monitor.metrics import size_metrics
+from estune.strategy.fitness import fitness_of
+from estune.strategy.search import PopulationGains, SizeSearch, best, learn, next_size
+from estune.strategy.step_size import StepSize, begin
 
 DIMENSIONS, PROMPTS = 300, 8
 
@@ -28,46 +27,45 @@ class Landscape:
     def __init__(self, reward, config, start):
         self.reward, self.config, self.theta = reward, config, np.array(start, float)
         self.weights = 50 * config.sigma
-        self.step, self.evaluated, self.control, self.founds = 0, 0, None, []
+        self.step, self.evaluated, self.control, self.searches = 0, 0, None, []
 
     def epsilon(self, seed):
         return np.random.default_rng(seed).standard_normal(self.theta.size)
 
-    def moved(self, member):
-        if isinstance(member, Unperturbed):
+    def moved(self, variant):
+        if isinstance(variant, Unperturbed):
             return self.theta
-        if isinstance(member, Candidate):
-            return self.theta + sum(
-                c * self.epsilon(seed)
-                for seed, c in zip(member.seeds, member.coefficients, strict=True)
-            )
-        return self.theta + member.sign * member.sigma * self.epsilon(member.seed)
+        if isinstance(variant, Member):
+            return self.theta + variant.sign * variant.sigma * self.epsilon(variant.seed)
+        pairs = zip(variant.seeds, variant.coefficients, strict=True)
+        return self.theta + sum(c * self.epsilon(seed) for seed, c in pairs)
+
+    def evaluate(self, variant):
+        self.evaluated += 1
+        return np.asarray(self.reward(self.moved(variant)), float)
 
     def run(self, steps):
         for _ in range(steps):
             self.step += 1
-            scored = []
-
-            def evaluate(members, scored=scored):
-                self.evaluated += len(members)
-                rewards = [np.asarray(self.reward(self.moved(member)), float) for member in members]
-                scored.extend(
-                    Scored(Scores(total, {"r": total}), None, 0.0, 0.0, True) for total in rewards
-                )
-                return list(scored)
-
             seeds = strategy.ask(self.config, self.step)
-            now = plan(self.config, self.step, self.control, lambda: self.weights)
-            found = search(
-                self.config, self.step, now, seeds, step_size.known_center(self.control), evaluate
+            size = begin(self.config, self.step, self.control, lambda: self.weights)
+            members = strategy.members(self.config, self.step, seeds, size.sigma)
+            rewards = np.stack([self.evaluate(member) for member in members])
+            reference = (
+                self.evaluate(Unperturbed(self.step - 1))
+                if size.needs_reference
+                else size.reference
             )
-            self.control = json.loads(json.dumps(found.record(same_prompts=True)))
-            self.theta = (
-                self.moved(Candidate(tuple(seeds), tuple(found.coefficients), "iid", 0))
-                if found.coefficients
-                else self.theta
-            )
-            self.founds.append(found)
+            fitness = fitness_of(self.config, rewards)
+            search = SizeSearch(self.config, size, rewards, fitness, reference, len(members))
+            while (alpha := search.next_size()) is not None:
+                candidate = strategy.candidate(self.config, self.step, seeds, fitness, alpha)
+                search.add(alpha, self.evaluate(candidate))
+            coefficients = strategy.tell(self.config, fitness, alpha=search.alpha)
+            self.control = json.loads(json.dumps(search.record(same_prompts=True)))
+            if coefficients:
+                self.theta = self.moved(Candidate(tuple(seeds), tuple(coefficients), "iid", 0))
+            self.searches.append(search)
         return self
 
     @property
@@ -121,7 +119,7 @@ def test_noise_in_the_rewards_neither_stops_it_nor_lets_it_run_away():
     ]
     before = runs[0].value
     assert np.mean([one.run(40).value for one in runs]) > 0.75 * before
-    assert all(found.control.next_alpha > 0.001 for one in runs for found in one.founds), (
+    assert all(found.learned.next_alpha > 0.001 for one in runs for found in one.searches), (
         "halves upon halves would end the search"
     )
 
@@ -139,9 +137,9 @@ def test_on_a_summit_nothing_moves_any_more():
     one = Landscape(lambda theta: -np.full(PROMPTS, (theta**2).sum()), auto(), np.zeros(DIMENSIONS))
     one.run(3)
     assert not one.theta.any()
-    assert [found.coefficients for found in one.founds] == [[], [], []]
-    assert {found.metrics["es/refused"] for found in one.founds} == {1}
-    assert all(len(found.control.tried) == 6 for found in one.founds)
+    assert [search.alpha for search in one.searches] == [0, 0, 0]
+    assert all(size_metrics(s.learned, s.reference)["es/refused"] for s in one.searches)
+    assert all(len(found.learned.tried) == 6 for found in one.searches)
 
 
 def test_members_that_tie_widen_sigma_until_they_differ():
@@ -153,14 +151,14 @@ def test_members_that_tie_widen_sigma_until_they_differ():
     )
     one.weights = 1.0
     one.run(7)
-    widths = [found.control.next_sigma for found in one.founds]
+    widths = [found.learned.next_sigma for found in one.searches]
     assert widths[:3] == [0.002, 0.004, 0.008]
     assert one.value == 1.0
 
 
 def test_sigma_stays_within_sixteen_times_the_given_one():
     one = Landscape(lambda theta: np.zeros(PROMPTS), auto(), np.zeros(DIMENSIONS)).run(8)
-    assert one.founds[-1].control.next_sigma == pytest.approx(0.16)
+    assert one.searches[-1].learned.next_sigma == pytest.approx(0.16)
     assert not one.theta.any()
 
 
@@ -170,7 +168,7 @@ def test_members_that_are_all_worse_by_far_narrow_sigma():
         auto(sigma=0.1),
         np.zeros(DIMENSIONS),
     ).run(2)
-    assert one.founds[1].control.next_sigma < 0.1
+    assert one.searches[1].learned.next_sigma < 0.1
 
 
 def test_members_that_are_better_than_the_centre_by_mere_noise_narrow_sigma():
@@ -178,7 +176,7 @@ def test_members_that_are_better_than_the_centre_by_mere_noise_narrow_sigma():
     one = Landscape(
         lambda theta: np.full(PROMPTS, (theta**2).sum()), auto(sigma=0.1), np.zeros(DIMENSIONS)
     ).run(1)
-    assert one.founds[0].control.next_sigma == 0.05
+    assert one.searches[0].learned.next_sigma == 0.05
 
 
 TOTALS = np.array([[1.0], [3.0]] * 8)  # fitness 1 and 3: spread 1, mean 2
@@ -186,7 +184,7 @@ UNIT = [-1 / 16, 1 / 16] * 8  # so a size of 0.1 promises a gain of 1 where σ =
 
 
 def told(center, totals=TOTALS, unit=UNIT, finite=16):
-    return Told(totals, unit, np.array([center]), finite)
+    return PopulationGains(totals, unit, np.array([center]), finite)
 
 
 def tried_next(now, center, *tried):
@@ -201,18 +199,20 @@ def tried_next(now, center, *tried):
 
 def after(now, seen, *tried):
     """What a step found out that made none of the sizes that it tried."""
-    return learned(auto(sigma=0.1), now, seen, list(tried), [np.array([-9.0])] * len(tried), None)
+    return learn(auto(sigma=0.1), now, seen, list(tried), [np.array([-9.0])] * len(tried), None)
 
 
 def test_the_first_size_follows_from_the_spread_and_the_drop():
-    assert tried_next(Plan(0.1, None, 0.3), 6.0) == pytest.approx(0.2)  # σ·N·s/2D
-    assert tried_next(Plan(0.1, None, 0.3), 1.0) == pytest.approx(1.2), "no drop: the bound"
-    assert tried_next(Plan(0.1, None, 0.3), 99.0) == pytest.approx(0.05), "the paper's, at least"
-    assert tried_next(Plan(0.1, 0.06, 0.3), 6.0) == pytest.approx(0.06)
+    assert tried_next(StepSize(0.1, None, 0.3), 6.0) == pytest.approx(0.2)  # σ·N·s/2D
+    assert tried_next(StepSize(0.1, None, 0.3), 1.0) == pytest.approx(1.2), "no drop: the bound"
+    assert tried_next(StepSize(0.1, None, 0.3), 99.0) == pytest.approx(0.05), (
+        "the paper's, at least"
+    )
+    assert tried_next(StepSize(0.1, 0.06, 0.3), 6.0) == pytest.approx(0.06)
 
 
 def test_a_size_that_keeps_half_its_promise_is_doubled_and_one_that_keeps_no_quarter_is_halved():
-    now = Plan(0.1, 0.1, 0.3)
+    now = StepSize(0.1, 0.1, 0.3)
     assert tried_next(now, 6.0, (0.1, 0.51)) == pytest.approx(0.2)
     assert tried_next(now, 6.0, (0.1, 0.49)) is None
     assert tried_next(now, 6.0, (0.1, 0.26)) is None
@@ -224,7 +224,7 @@ def test_a_size_that_keeps_half_its_promise_is_doubled_and_one_that_keeps_no_qua
 
 
 def test_a_size_that_cannot_be_borne_is_halved_until_one_can_be_or_six_were_tried():
-    now = Plan(0.1, 0.1, 0.3)
+    now = StepSize(0.1, 0.1, 0.3)
     lost = [(0.1 / 2**i, -1.0) for i in range(6)]
     assert [tried_next(now, 6.0, *lost[:i]) for i in range(1, 6)] == pytest.approx(
         [0.1 / 2**i for i in range(1, 6)]
@@ -235,11 +235,13 @@ def test_a_size_that_cannot_be_borne_is_halved_until_one_can_be_or_six_were_trie
 
 
 def test_no_size_moves_the_centre_farther_than_a_small_part_of_its_weights():
-    now = plan(auto(), 1, None, lambda: 5.0)
+    now = begin(auto(), 1, None, lambda: 5.0)
     assert now.reach == pytest.approx(0.2)  # 4 %
-    assert tried_next(Plan(0.1, 0.6, now.reach), 6.0, (0.6, 6.0)) == pytest.approx(0.8)
-    assert tried_next(Plan(0.1, 9.9, now.reach), 6.0) == pytest.approx(0.8)
-    assert tried_next(Plan(0.1, 0.7, now.reach), 6.0, (0.7, 8.0)) is None, "as good as at the bound"
+    assert tried_next(StepSize(0.1, 0.6, now.reach), 6.0, (0.6, 6.0)) == pytest.approx(0.8)
+    assert tried_next(StepSize(0.1, 9.9, now.reach), 6.0) == pytest.approx(0.8)
+    assert tried_next(StepSize(0.1, 0.7, now.reach), 6.0, (0.7, 8.0)) is None, (
+        "as good as at the bound"
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_the_bound_is_how_far_the_update_goes_whatever_its_shaping(settings):
     config = auto(sigma=0.1, **settings)
     fitness = np.random.default_rng(1).standard_normal(16)
     unit = strategy.tell(config, fitness, alpha=1.0)
-    size = next_size(Plan(0.1, 1e9, 0.02), told(0.0, fitness[:, None], unit), [], [])
+    size = next_size(StepSize(0.1, 1e9, 0.02), told(0.0, fitness[:, None], unit), [], [])
     update = strategy.tell(config, fitness, alpha=size)
     weights = sum(
         c * np.random.default_rng(seed).standard_normal(100_000) for seed, c in enumerate(update)
@@ -267,21 +269,23 @@ def test_a_pair_promises_by_its_difference_alone():
 
 
 def test_a_centre_without_rewards_is_no_reason_to_try_or_to_change_anything():
-    now = Plan(0.1, 0.06, 0.3)
+    now = StepSize(0.1, 0.06, 0.3)
     assert tried_next(now, math.nan) is None
     found = after(now, told(math.nan))
     assert (found.next_alpha, found.next_sigma, found.alpha) == (0.06, 0.1, 0.0)
-    record = json.loads(json.dumps(step_size.recorded(found, np.array([math.nan]))))
-    assert step_size.known_center(record) is None, "it is asked again"
+    record = json.loads(json.dumps(found.record(np.array([math.nan]))))
+    assert begin(auto(), 2, record, lambda: 1.0).needs_reference
 
 
 def test_after_a_refusal_half_of_what_was_expected_is_but_no_vanishing_size():
-    assert after(Plan(0.1, 0.4, 0.3), told(6.0), 0.4, 0.2, 0.1).next_alpha == pytest.approx(0.2)
-    assert tried_next(Plan(0.1, 0.001, 0.3), 6.0) == pytest.approx(0.05), "the paper's, at least"
+    assert after(StepSize(0.1, 0.4, 0.3), told(6.0), 0.4, 0.2, 0.1).next_alpha == pytest.approx(0.2)
+    assert tried_next(StepSize(0.1, 0.001, 0.3), 6.0) == pytest.approx(0.05), (
+        "the paper's, at least"
+    )
 
 
 def sigma_after(center, totals=TOTALS, finite=16, sigma=0.1):
-    return after(Plan(sigma, 0.1, 0.3), told(center, totals, finite=finite)).next_sigma
+    return after(StepSize(sigma, 0.1, 0.3), told(center, totals, finite=finite)).next_sigma
 
 
 def test_sigma_shrinks_where_it_is_too_wide_and_comes_back_where_nothing_says_so():
@@ -305,7 +309,7 @@ def test_weights_that_are_all_zero_are_refused_in_one_line():
     with pytest.raises(
         ConfigError, match="^learning_rate: auto measures steps by the size of the weights, and all"
     ):
-        plan(auto(), 1, None, lambda: 0.0)
+        begin(auto(), 1, None, lambda: 0.0)
 
 
 def test_one_prompt_is_enough(make_trainer):
@@ -316,8 +320,8 @@ def test_one_prompt_is_enough(make_trainer):
 
 def test_the_bound_does_not_hang_on_the_last_digits_of_the_weights_size():
     assert (
-        plan(auto(), 1, None, lambda: 0.1828110690).reach
-        == plan(auto(), 1, None, lambda: 0.1828110691).reach
+        begin(auto(), 1, None, lambda: 0.1828110690).reach
+        == begin(auto(), 1, None, lambda: 0.1828110691).reach
     )
 
 

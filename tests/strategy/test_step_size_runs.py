@@ -26,10 +26,10 @@ def test_a_run_finds_its_sizes_and_says_so(make_trainer):
     assert [after - before for before, after in itertools.pairwise(centers)] == pytest.approx(gains)
 
 
-def test_the_screen_tells_where_the_centre_went(make_trainer, capsys):
+def test_the_screen_shows_the_reward_of_theta(make_trainer, capsys):
     make_trainer(learning_rate="auto", max_steps=2).train()
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
-    assert ", centre -" in shown[0]
+    assert ", θ -" in shown[0]
 
 
 def test_tokens_of_the_centre_and_of_candidates_are_counted(make_trainer, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from estune.config import ESConfig
 from estune.engines.device import dtype_name
 
-_CPU_CACHE = 4 << 30  # bytes for keys and values on a CPU
+CPU_CACHE = 4 << 30  # bytes for keys and values on a CPU
 
 
 def set_environment(config: ESConfig, on_cpu: bool) -> None:
@@ -56,7 +56,7 @@ def llm_arguments(
     }
     limited = "gpu_memory_utilization" in arguments or "VLLM_CPU_KVCACHE_SPACE" in os.environ
     if on_cpu and not limited:
-        arguments["kv_cache_memory_bytes"] = _CPU_CACHE
+        arguments["kv_cache_memory_bytes"] = CPU_CACHE
     if config.vllm_tensor_parallel_size > 1:
         arguments["distributed_executor_backend"] = "mp"
     return arguments | (config.engine_kwargs or {})

@@ -20,7 +20,7 @@ from estune.engines.tokens import Tokenizer
 from estune.errors import ConfigError, RewardError
 from estune.evaluation.divergence import Divergence, Likelihood, estimate
 from estune.monitor.callbacks import Callbacks
-from estune.monitor.held_out import HeldOut, evaluate
+from estune.monitor.held_out import HeldOut, held_out_scores
 from estune.rewards.marks import overran_line
 from estune.rewards.scoring import RewardFunctions
 from estune.run.model import Model
@@ -181,8 +181,8 @@ def _together(source: str, exams: Sequence[Exam], sampling: Sampling | None) -> 
     try:
         for one in exams:
             about = workers, one.rewards, one.rows, one.config, model.theta.version, state
-            drawn = evaluate(*about, sampling) if sampling else None
-            greedy = evaluate(*about)
+            drawn = held_out_scores(*about, sampling) if sampling else None
+            greedy = held_out_scores(*about)
             _check_scored(source, one.name, [greedy, *([drawn] if drawn else [])])
             yield Result(source, one, greedy, drawn, sampling.n if sampling else 0)
     finally:

@@ -1,4 +1,4 @@
-"""transformers' `TrainerCallback`s, called at the moments that TRL's users know."""
+"""transformers' `TrainerCallback`s, called at the same moments as in TRL."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from estune.config import ESConfig
 
 
 class Callbacks:
-    """Calls each callback with the run's config as `args`, and a transformers `TrainerState` and `TrainerControl`.
+    """Calls each callback with the config as `args`, a `TrainerState` and a `TrainerControl`.
 
     `state` is also what reward functions get as `trainer_state`.
     """
@@ -22,27 +22,35 @@ class Callbacks:
             callback() if isinstance(callback, type) else callback for callback in callbacks
         ]
 
+    def begin_step(self, step: int) -> None:
+        self.state.global_step = step - 1
+        self.call("on_step_begin")
+
+    def end_step(self, step: int) -> None:
+        self.state.global_step = step
+        self.call("on_step_end")
+
     @property
     def stopping(self) -> bool:
-        """Whether a callback asked for the end of training."""
+        """Whether a callback asked to end the training."""
         return bool(self._control.should_training_stop)
 
     @property
     def listening(self) -> bool:
-        """Whether one hears on_log, where it may ask for the end of training after the step was written down."""
+        """Whether a callback has an on_log, where it may ask to end the training."""
         from transformers import TrainerCallback
 
-        return any(
-            getattr(type(callback), "on_log", None) is not TrainerCallback.on_log
-            for callback in self._callbacks
-        )
+        default = TrainerCallback.on_log
+        return any(getattr(type(one), "on_log", None) is not default for one in self._callbacks)
 
     def call(self, event: str, **details: Any) -> None:
-        """Call `event`, such as on_step_end, on every callback; the beginning of training forgets an earlier request to stop."""
+        """Call `event`, such as on_step_end, on every callback.
+
+        on_train_begin clears an earlier request to stop.
+        """
         if event == "on_train_begin":
             self._control.should_training_stop = False
         for callback in self._callbacks:
-            self._control = (
-                getattr(callback, event)(self._config, self.state, self._control, **details)
-                or self._control
-            )
+            handle = getattr(callback, event)
+            control = handle(self._config, self.state, self._control, **details)
+            self._control = control or self._control

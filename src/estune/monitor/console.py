@@ -1,12 +1,13 @@
 """What a person sees: a progress bar on a terminal, plain lines elsewhere, tables of completions.
 
-Model output is text, never markup: rich would take `[/think]` for a tag of its own, and a terminal would obey
-control characters, so the first is switched off and visible.py leaves out the second.
+Model output is text, never markup: rich would take `[/think]` for a tag, so its markup is off, and
+a terminal would obey control characters, so they are removed.
 """
 
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -20,16 +21,14 @@ from estune.config import ESConfig
 from estune.errors import clean
 
 if TYPE_CHECKING:
-    from estune.workers.base import Status  # which brings torch with it
+    from estune.workers.base import Status  # imports torch
 
-
-def set_log_level(config: ESConfig) -> None:
-    """Pass on the lines of estune's loggers that are at least as severe as `log_level`."""
-    logging.getLogger("estune").setLevel(config.log_level.upper())
+_LONGEST_CELL = 300  # characters
+_DETAILS = ("eval_rewards/", "eval_completions/")  # metrics that the one-line summary leaves out
 
 
 class Screen:
-    """Shows a run. `done` and `total` steps; on a terminal the bar moves with each member."""
+    """Shows a run: lines, tables, and on a terminal a bar that moves with each member."""
 
     def __init__(self, config: ESConfig) -> None:
         set_log_level(config)
@@ -37,82 +36,74 @@ class Screen:
         self._console = Console(file=sys.stdout, markup=False, emoji=False, highlight=False)
         self._bar = self._console.is_terminal and not config.disable_tqdm
         self._progress: Progress | None = None
+        self._first = 0  # the step after which the bar starts
 
     def say(self, line: str) -> None:
-        """A line of text."""
-        self._console.print(self._text(line), soft_wrap=True)  # in a log, a line stays one
+        """Print one line, however long."""
+        self._console.print(self._text(line), soft_wrap=True)
 
     def start(self, done: int) -> None:
-        """Begin at step `done`."""
-        self._from = done
-        if self._bar:
-            per_step = self._config.population_size
-            self._progress = Progress(
-                SpinnerColumn("dots" if self._console.encoding.startswith("utf") else "line"),
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=10 if self._config.workers == "local" else 4),
-                TextColumn("{task.fields[reward]}", markup=False),
-                TimeRemainingColumn(),
-                TextColumn("left", markup=False),
-                console=self._console,
-                speed_estimate_period=3600,
-            )
-            total = (self._config.max_steps - done) * per_step
-            self._progress.add_task(
-                f"step {done + 1}/{self._config.max_steps}", total=total, reward="starting"
-            )
-            self._progress.start()
-            wrap_streams()  # rich has put its own in their place, to print above the bar
+        """Show the bar of a run that has `done` steps."""
+        self._first = done
+        if not self._bar:
+            return
+        total = (self._config.max_steps - done) * self._config.population_size
+        self._progress = self._new_progress()
+        self._progress.add_task(
+            f"step {done + 1}/{self._config.max_steps}", total=total, reward="starting"
+        )
+        self._progress.start()
+        wrap_streams()  # rich has replaced them by its own, which print above the bar
 
     def member(self, step: int, done: int, workers: "Status") -> None:
-        """Of `step`'s members `done` are evaluated and scored. Of several workers it says how many are alive, and beside the
-        members that are done, how many are under way: (7+2/30)."""
-        if self._progress:
-            several = workers.requested > 1
-            before = (step - 1 - self._from) * self._config.population_size
-            under_way = f"+{workers.in_flight}" if several else ""
-            label = f"step {step}/{self._config.max_steps} ({done}{under_way}/{self._config.population_size})"
-            label += f" {workers.alive}/{workers.requested} workers" if several else ""
-            self._progress.update(
-                self._progress.task_ids[0], completed=before + done, description=label
-            )
+        """Move the bar: `done` members of `step` are evaluated and scored.
+
+        With several workers it also shows members in flight and workers alive: (7+2/30) 3/4 workers.
+        """
+        if self._progress is None:
+            return
+        size, steps = self._config.population_size, self._config.max_steps
+        if workers.requested > 1:
+            label = f"step {step}/{steps} ({done}+{workers.in_flight}/{size})"
+            label += f" {workers.alive}/{workers.requested} workers"
+        else:
+            label = f"step {step}/{steps} ({done}/{size})"
+        completed = (step - 1 - self._first) * size + done
+        self._progress.update(self._progress.task_ids[0], completed=completed, description=label)
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """A step is done."""
-        summary = str(
-            self._text(
-                _summary(
-                    metrics, short=self._progress is not None and self._config.workers != "local"
-                )
-            )
-        )
-        if self._progress:
+        """Show the metrics of a finished step: on the bar, or as a line every logging_steps."""
+        if self._progress is not None:
+            short = self._config.workers != "local"
+            summary = str(self._text(_summary(metrics, short=short)))
             self._progress.update(self._progress.task_ids[0], reward=summary)
         elif step % self._config.logging_steps == 0 or step in (1, self._config.max_steps):
+            summary = _summary(metrics, short=False)
             self.say(
                 f"step {step}/{self._config.max_steps}  {summary}  {metrics['step_time']:.1f} s"
             )
 
     def stop(self) -> None:
-        """The bar, if there is one, stays as it is."""
-        if self._progress:
+        """Leave the bar, if there is one, as it is."""
+        if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
     def evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """One line of an evaluation's main figures."""
-        detail = ("eval_rewards/", "eval_completions/")
-        shown = {
-            name: value
+        """Print the main metrics of an evaluation as one line."""
+        shown = [
+            f"{name} {value:.4g}"
             for name, value in metrics.items()
-            if isinstance(value, float) and not name.startswith(detail)
-        }
-        self.say(
-            f"step {step}  " + "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        )
+            if isinstance(value, float) and not name.startswith(_DETAILS)
+        ]
+        self.say(f"step {step}  " + "  ".join(shown))
+
+    def lost_rewards(self, step: int, count: int, first: str, details: Path) -> None:
+        """Print that `count` rewards were lost; `details` is the file about the `first`."""
+        self.say(f"step {step}: {count} rewards were lost; first: {first} (see {details})")
 
     def samples(self, title: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """A table of the first records: prompt, completion, reward."""
+        """Print a table of the first records: prompt, completion, reward."""
         head = ("prompt", "completion", "reward")
         self._texts(title, head, [[record[name] for name in head] for record in records])
 
@@ -123,40 +114,23 @@ class Screen:
         first: Mapping[str, Any],
         last: Mapping[str, Any],
     ) -> None:
-        """HeldOut-out answers and figures, those of the base model beside those of the tuned one."""
+        """Print held-out completions and metrics, before and after the training."""
         pairs = list(zip(before, after, strict=False))
-        self._texts(
-            "held out",
-            ("prompt", "before", "after"),
-            [[b["prompt"], b["completion"], a["completion"]] for b, a in pairs],
-        )
-        both = [
-            n
-            for n, v in last.items()
-            if n.startswith("eval_")
-            and isinstance(v, (int, float))
-            and n in first
-            and n != "eval_runtime"
-        ]
+        head = ("prompt", "before", "after")
+        rows = [[b["prompt"], b["completion"], a["completion"]] for b, a in pairs]
+        self._texts("held out", head, rows)
         figures = [
-            (name, f"{first[name]:.4g}", f"{last[name]:.4g}")
-            for name in both
-            if first[name] is not None
+            (name, f"{first[name]:.4g}", f"{value:.4g}")
+            for name, value in last.items()
+            if name.startswith("eval_")
+            and name != "eval_runtime"
+            and isinstance(value, (int, float))
+            and first.get(name) is not None
         ]
         self.table(f"{len(pairs)} held-out prompts", ("metric", "before", "after"), figures)
 
-    def _texts(self, title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        count = self._config.num_completions_to_print
-        if count and rows:
-            table = Table(title=self._text(title), show_lines=True)
-            for column in head:
-                table.add_column(self._text(column), overflow="fold")
-            for row in rows[:count]:
-                table.add_row(*(self._text(_cell(value)) for value in row))
-            self._console.print(table)
-
     def table(self, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A small table of figures."""
+        """Print a small table of figures; all columns but the first are right-aligned."""
         table = Table(title=self._text(title))
         for index, column in enumerate(head):
             table.add_column(
@@ -166,14 +140,43 @@ class Screen:
             table.add_row(*map(self._text, row))
         self._console.print(table)
 
+    def _new_progress(self) -> Progress:
+        utf = self._console.encoding.startswith("utf")
+        return Progress(
+            SpinnerColumn("dots" if utf else "line"),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=10 if self._config.workers == "local" else 4),
+            TextColumn("{task.fields[reward]}", markup=False),
+            TimeRemainingColumn(),
+            TextColumn("left", markup=False),
+            console=self._console,
+            speed_estimate_period=3600,
+        )
+
+    def _texts(self, title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        count = self._config.num_completions_to_print
+        if not count or not rows:
+            return
+        table = Table(title=self._text(title), show_lines=True)
+        for column in head:
+            table.add_column(self._text(column), overflow="fold")
+        for row in rows[:count]:
+            table.add_row(*(self._text(_cell(value)) for value in row))
+        self._console.print(table)
+
     def _text(self, text: str) -> Text:
-        """`text` as it may be shown here: what the stream cannot write becomes a question mark."""
+        """`text` as this stream can show it, with question marks for what its encoding lacks."""
         encoding = self._console.encoding
         return Text(clean(text).encode(encoding, "replace").decode(encoding))
 
 
+def set_log_level(config: ESConfig) -> None:
+    """Show the lines of estune's loggers that are at least as severe as `log_level`."""
+    logging.getLogger("estune").setLevel(config.log_level.upper())
+
+
 def quieten_libraries() -> None:
-    """No progress bars of transformers' own beside the run's."""
+    """Switch off the progress bars of transformers, which would disturb the run's own."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -190,15 +193,14 @@ def prompt_text(prompt: Prompt) -> str:
 def _summary(metrics: Mapping[str, Any], *, short: bool) -> str:
     if metrics["reward"] is None:
         return "no member got a reward"
-    speed = metrics["es/tokens_per_second"]
-    best = "" if short else f", best {metrics['es/reward_best']:.3g}"
-    moved = metrics.get("es/center_reward")
-    centre = (
-        "" if moved is None else f", centre {moved:.3g}"
-    )  # learning_rate: auto; the others only know their members' rewards
-    return f"reward {metrics['reward']:.3g} ± {metrics['reward_std']:.2g}{best}{centre} {speed:.0f} tok/s"
+    text = f"reward {metrics['reward']:.3g} ± {metrics['reward_std']:.2g}"
+    if not short:
+        text += f", best {metrics['es/reward_best']:.3g}"
+    if metrics.get("es/center_reward") is not None:  # learning_rate: auto knows the reward of θ
+        text += f", θ {metrics['es/center_reward']:.3g}"
+    return f"{text} {metrics['es/tokens_per_second']:.0f} tok/s"
 
 
 def _cell(value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 300 else f"{text[:299]}…"
+    return text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 1]}…"

@@ -1,4 +1,4 @@
-"""The centre on held-out prompts: what it answered, greedily or drawn, and figures of it under `eval_…`."""
+"""Evaluate θ itself on held-out prompts: completions, rewards, and metrics named `eval_…`."""
 
 import math
 import time
@@ -25,10 +25,11 @@ from estune.workers.base import Evaluator
 
 @dataclass(frozen=True)
 class HeldOut:
-    """An evaluation: `metrics` with the prefix eval_, and one record and one completion a held-out row, or n of each if drawn.
+    """An evaluation on held-out prompts: one record and completion per row, or n when sampled.
 
-    failures: reward function's name → completion → what went wrong.
-    overran: completions at which a grader met its own time limit.
+    metrics: named `eval_…`.
+    failures: reward function → completion → what went wrong.
+    overran: completions that met a grader's own time limit.
     """
 
     metrics: dict[str, Any]
@@ -38,9 +39,9 @@ class HeldOut:
     overran: int = 0
 
 
-def evaluate(
+def held_out_scores(
     workers: Evaluator,
-    rewards: RewardFunctions,
+    reward_functions: RewardFunctions,
     rows: Sequence[Row],
     config: ESConfig,
     version: int,
@@ -49,27 +50,27 @@ def evaluate(
     *,
     first: bool = False,
 ) -> HeldOut:
-    """Let θ itself answer all of `rows`, greedily or as `sampling` says, and score it.
+    """Let θ of `version` complete all prompts, greedily or by `sampling`, and score the results.
 
     Raises:
-        RewardError: a function failed, where that is not borne; in a run's `first` batch it is not.
+        RewardError: a reward function failed, and the config does not tolerate that; the `first`
+            batch of a run tolerates no failure.
     """
     started = time.perf_counter()
-    completions = answers(workers, rows, config, version, sampling)
+    completions = complete(workers, rows, config, version, sampling)
     rows = [row for row in rows for _ in range(sampling.n if sampling else 1)]
-    finite = all(completion.finite for completion in completions)
-    scores = (
-        rewards.score(rows, completions, state, first=first) if finite else rewards.none(len(rows))
-    )
-    fitness = None if math.isnan(scores.fitness) else scores.fitness
-    own = (
-        {"reward": fitness}
-        | reward_metrics([scores])
-        | failure_metrics([scores])
-        | completion_metrics([Tally.of(completions)])
-    )
-    own["runtime"] = time.perf_counter() - started
-    metrics = own | logged_metrics([scores]) | own  # the run's own come first, and win
+    if all(completion.finite for completion in completions):
+        scores = reward_functions.score(rows, completions, state, first=first)
+    else:
+        scores = reward_functions.none(len(rows))
+    own = {
+        "reward": scores.fitness,
+        **reward_metrics([scores]),
+        **failure_metrics([scores]),
+        **completion_metrics([Tally.of(completions)]),
+        "runtime": time.perf_counter() - started,
+    }
+    metrics = own | logged_metrics([scores]) | own  # a reward function cannot replace the run's own
     return HeldOut(
         prefixed(as_json(metrics), "eval_"),
         records(rows, completions, scores),
@@ -79,37 +80,40 @@ def evaluate(
     )
 
 
-def answers(
+def complete(
     workers: Evaluator,
     rows: Sequence[Row],
     config: ESConfig,
     version: int,
     sampling: Sampling | None = None,
 ) -> list[Completion]:
-    """What θ itself answers to `rows`: one each, or with `sampling` n of the first row, then of the next."""
-    prompts = [row["prompt"] for row in rows]
-    found = workers.evaluate(
+    """The completions of θ itself: one per row, or with `sampling` n per row, row after row."""
+    evaluations = workers.evaluate(
         [Unperturbed(version)],
-        prompts,
+        [row["prompt"] for row in rows],
         max_completion_length=config.max_completion_length,
         sampling=sampling,
     )
-    return next(filter(None, found)).completions
+    return next(filter(None, evaluations)).completions
 
 
 def records(
     rows: Sequence[Row], completions: Sequence[Completion], scores: Scores
 ) -> list[dict[str, Any]]:
-    """One record a row for tables and files: prompt, completion, reward, the row's columns, what functions logged."""
-    listed = []
-    for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
-        reward = None if math.isnan(scores.total[i]) else float(scores.total[i])
-        columns = {name: value for name, value in row.items() if name != "prompt"}
-        extra = {name: values[i] for name, values in scores.extra.items() if i < len(values)}
-        shown = {
-            "prompt": prompt_text(row["prompt"]),
-            "completion": completion.text,
-            "reward": reward,
-        }
-        listed.append(shown | columns | extra | shown)  # these three come first, and win
-    return listed
+    """One record per completion: prompt, completion, reward, the row's columns, logged extras."""
+    return [
+        _record(row, completion, scores, index)
+        for index, (row, completion) in enumerate(zip(rows, completions, strict=True))
+    ]
+
+
+def _record(row: Row, completion: Completion, scores: Scores, index: int) -> dict[str, Any]:
+    total = float(scores.total[index])
+    shown = {
+        "prompt": prompt_text(row["prompt"]),
+        "completion": completion.text,
+        "reward": None if math.isnan(total) else total,
+    }
+    columns = {name: value for name, value in row.items() if name != "prompt"}
+    extra = {name: values[index] for name, values in scores.extra.items() if index < len(values)}
+    return shown | columns | extra | shown  # a column or extra cannot replace these three

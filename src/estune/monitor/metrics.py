@@ -1,4 +1,4 @@
-"""The figures of a step, under the names that TRL's users chart already; estune's own begin with `es/`."""
+"""The metrics of a step, under TRL's names where it has them; estune's own start with `es/`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,20 +8,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from estune.common.moments import scaled
+from estune.common.moments import mean, scaled
 from estune.common.types import Completion
+from estune.rewards.call import Failure
 from estune.rewards.scoring import Scores
+from estune.strategy.fitness import Fitness, PromptRewards
+from estune.strategy.step_size import LearnedSize
 
 Metrics = dict[str, float | int | None]
 
-_MIX = np.array(
+_HASH = np.array(
     [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93], np.uint64
-)  # odd, of random bits
+)  # odd factors of random bits, one per token of a 4-gram
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What is kept of completions once they are scored: all of a large population's would not fit into memory."""
+    """Counts of a variant's completions, which are not kept because they would fill the memory."""
 
     lengths: NDArray[np.int32]  # (B,), tokens
     clipped: int
@@ -31,34 +34,87 @@ class Tally:
 
     @classmethod
     def of(cls, completions: Sequence[Completion]) -> "Tally":
-        lengths = np.array([len(completion.ids) for completion in completions], np.int32)
-        clipped = sum(completion.clipped for completion in completions)
-        empty = sum(not completion.text.strip() for completion in completions)
-        repeated = math.fsum(repetition(completion.ids) for completion in completions)
         return cls(
-            lengths, clipped, empty, repeated, len({completion.text for completion in completions})
+            lengths=np.array([len(completion.ids) for completion in completions], np.int32),
+            clipped=sum(completion.clipped for completion in completions),
+            empty=sum(not completion.text.strip() for completion in completions),
+            repetition=math.fsum(repetition(completion.ids) for completion in completions),
+            distinct=len({completion.text for completion in completions}),
         )
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What is kept of a variant of θ after it was evaluated.
+
+    finite: False if its model computed NaN or infinity, which leaves it out.
+    """
+
+    scores: Scores
+    tally: Tally
+    load_seconds: float
+    generate_seconds: float
+    finite: bool
+
+    @property
+    def rewards(self) -> PromptRewards:
+        """Its reward for each prompt (B,), NaN where there is none."""
+        return self.scores.total
+
+
+def step_metrics(members: Sequence[Scored], others: Sequence[Scored]) -> dict[str, Any]:
+    """Metrics of a step's evaluations: the members, and θ itself and candidates if any."""
+    everyone = [*members, *others]
+    scores = [member.scores for member in members]
+    own = {
+        **fitness_metrics(np.array([score.fitness for score in scores])),
+        **reward_metrics(scores),
+        **failure_metrics([one.scores for one in everyone]),
+        "es/members_not_finite": sum(not member.finite for member in members),
+        **completion_metrics([member.tally for member in members]),
+        "es/generate_seconds": sum(one.generate_seconds for one in everyone),
+        "es/load_seconds": sum(one.load_seconds for one in everyone),
+    }
+    return own | logged_metrics(scores) | own  # a reward function cannot replace the run's own
+
+
+def tokens_generated(evaluated: Sequence[Scored]) -> int:
+    return int(sum(one.tally.lengths.sum() for one in evaluated))
+
+
+def size_metrics(learned: LearnedSize | None, reference: PromptRewards | None) -> dict[str, Any]:
+    """What `learning_rate: auto` found; `reference` are the rewards (B,) of the new θ."""
+    if learned is None or reference is None:
+        return {}
+    rewards = reference[~np.isnan(reference)]
+    return {
+        "es/gain": learned.gain,
+        "es/gain_predicted": learned.predicted,
+        "es/center_reward": mean(rewards) if rewards.size else None,
+        "es/drop": learned.drop,
+        "es/refused": int(bool(learned.tried) and not learned.alpha),
+    }
+
+
 def repetition(ids: Sequence[int]) -> float:
-    """The part of a completion's 4-grams of tokens that stood in it before: 1 − different ÷ all; 0 below 4 tokens."""
-    count = len(ids) - len(_MIX) + 1
+    """The fraction of a completion's 4-grams of tokens that are repeats; 0 below 4 tokens."""
+    count = len(ids) - len(_HASH) + 1
     if count < 1:
         return 0.0
     tokens = np.asarray(ids, np.uint64)
-    grams = sum(
-        (tokens[at : at + count] * factor for at, factor in enumerate(_MIX)),
-        np.zeros(count, np.uint64),
-    )  # modulo 2⁶⁴
-    return 1 - np.unique(grams).size / count
+    hashes = np.zeros(count, np.uint64)
+    for offset, factor in enumerate(_HASH):
+        hashes += tokens[offset : offset + count] * factor  # modulo 2⁶⁴
+    return 1 - np.unique(hashes).size / count
 
 
 def completion_metrics(tallies: Sequence[Tally]) -> Metrics:
-    """Lengths in tokens, and the fractions that the budget cut off, that are empty, that repeat themselves and that differ.
+    """Lengths in tokens, and which fractions are clipped, empty, repetitive and distinct.
 
-    `distinct` is a mean over `tallies`, the others over completions.
+    `distinct` is a mean over `tallies`, the others are means over completions.
     """
     lengths = np.concatenate([tally.lengths for tally in tallies])
+    distinct = math.fsum(tally.distinct / tally.lengths.size for tally in tallies)
     return {
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": int(lengths.min()),
@@ -66,13 +122,12 @@ def completion_metrics(tallies: Sequence[Tally]) -> Metrics:
         "completions/clipped_ratio": sum(tally.clipped for tally in tallies) / lengths.size,
         "completions/empty_ratio": sum(tally.empty for tally in tallies) / lengths.size,
         "completions/repetition": math.fsum(tally.repetition for tally in tallies) / lengths.size,
-        "completions/distinct": math.fsum(tally.distinct / tally.lengths.size for tally in tallies)
-        / len(tallies),
+        "completions/distinct": distinct / len(tallies),
     }
 
 
 def reward_metrics(scores: Sequence[Scores]) -> Metrics:
-    """Mean and spread of each reward function over all completions."""
+    """Mean and standard deviation of each reward function over all completions."""
     metrics: Metrics = {}
     for name in scores[0].by_function:
         values = np.concatenate([score.by_function[name] for score in scores])
@@ -83,7 +138,7 @@ def reward_metrics(scores: Sequence[Scores]) -> Metrics:
 
 
 def logged_metrics(scores: Sequence[Scores]) -> Metrics:
-    """The mean of what reward functions logged; None where that is no number. A name of the run's own is the run's."""
+    """The means of what reward functions passed to `log_metric`; None if a value is not finite."""
     metrics: Metrics = {}
     for name in sorted({name for score in scores for name in score.metrics}):
         values = [score.metrics[name] for score in scores if name in score.metrics]
@@ -91,53 +146,54 @@ def logged_metrics(scores: Sequence[Scores]) -> Metrics:
     return metrics
 
 
-def as_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """`metrics` with None for NaN and infinity, which JSON cannot express."""
-    infinite = {
-        name
-        for name, value in metrics.items()
-        if isinstance(value, float) and not math.isfinite(value)
-    }
-    return {name: None if name in infinite else value for name, value in metrics.items()}
-
-
 def failure_metrics(scores: Sequence[Scores]) -> Metrics:
-    """How many rewards were lost because a function failed, and how many answers took too long.
+    """How many rewards were lost because a function failed, and how many took too long.
 
-    Timeouts are of two kinds: rewards that were lost to `reward_timeout`, and grades that are a grader's lowest because the
-    answer met the grader's own time limit. The latter are grades like others, so they are no errors.
+    Timeouts are rewards lost to `reward_timeout`, and lowest grades that a grader gave because a
+    completion met the grader's own time limit. The latter are valid grades, so they are no errors.
     """
-    failures = [
+    timed_out = sum(failure.timed_out for failure in _failures(scores))
+    overran = sum(score.overran for score in scores)
+    return {"es/reward_errors": lost_rewards(scores), "es/reward_timeouts": timed_out + overran}
+
+
+def lost_rewards(scores: Sequence[Scores]) -> int:
+    """How many rewards were lost because a function failed."""
+    return len(_failures(scores))
+
+
+def _failures(scores: Sequence[Scores]) -> list[Failure]:
+    return [
         failure
         for score in scores
-        for found in score.failures.values()
-        for failure in found.values()
+        for by_completion in score.failures.values()
+        for failure in by_completion.values()
     ]
-    timeouts = sum(failure.timed_out for failure in failures) + sum(
-        score.overran for score in scores
-    )
-    return {"es/reward_errors": len(failures), "es/reward_timeouts": timeouts}
 
 
-def fitness_metrics(fitness: np.ndarray[Any, np.dtype[np.float64]]) -> Metrics:
-    """`reward` is the mean over members, `reward_std` their standard deviation."""
-    there = fitness[~np.isnan(fitness)]
-    if not there.size:
-        return {
-            "reward": None,
-            "reward_std": None,
-            "es/reward_best": None,
-            "es/reward_worst": None,
-            "frac_reward_zero_std": 1.0,
-        }
+def fitness_metrics(fitness: Fitness) -> Metrics:
+    """`reward` is the mean fitness of the members, `reward_std` its standard deviation."""
+    present = fitness[~np.isnan(fitness)]
+    if not present.size:
+        names = ("reward", "reward_std", "es/reward_best", "es/reward_worst")
+        return dict.fromkeys(names, None) | {"frac_reward_zero_std": 1.0}
     return {
-        "reward": scaled(np.mean, there),
-        "reward_std": scaled(np.std, there),
-        "es/reward_best": float(there.max()),
-        "es/reward_worst": float(there.min()),
-        "es/members_left_out": int(fitness.size - there.size),
-        "frac_reward_zero_std": float(there.max() == there.min()),
+        "reward": scaled(np.mean, present),
+        "reward_std": scaled(np.std, present),
+        "es/reward_best": float(present.max()),
+        "es/reward_worst": float(present.min()),
+        "es/members_left_out": int(fitness.size - present.size),
+        "frac_reward_zero_std": float(present.max() == present.min()),
     }
+
+
+def as_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """`metrics` with None for NaN and infinity, which JSON has no numbers for."""
+
+    def plain(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return {name: plain(value) for name, value in metrics.items()}
 
 
 def prefixed(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from estune.common.guard import guarded
+from estune.common.guard import guarded, reason
 from estune.config import ESConfig
 from estune.errors import ConfigError
 
@@ -12,17 +12,17 @@ logger = logging.getLogger(__name__)
 
 
 class Trackers:
-    """The trackers that `report_to` names. What they cannot do must not cost a run: that is one line."""
+    """The trackers that `report_to` names; one that fails costs a warning, not the run."""
 
     def __init__(self, config: ESConfig) -> None:
         self._config = config
         self._trackers: dict[str, Any] = {}
 
     def start(self) -> None:
-        """Start them all, which `check_trackers` found to be there.
+        """Start all of them.
 
         Raises:
-            ConfigError: one does not start, for want of a login or a server, say.
+            ConfigError: one does not start, for example because it needs a login or a server.
         """
         values = {
             name: value
@@ -32,13 +32,11 @@ class Trackers:
         for name in dict.fromkeys(self._config.report_to or []):
             if name == "none":
                 continue
-            try:
+            with guarded(
+                ConfigError, f"report_to: {name} does not start", "fix that, or leave it out"
+            ):
                 self._trackers[name] = _started(name, self._config)
                 self._trackers[name].store_init_configuration(values)
-            except Exception as error:  # each library has kinds of its own
-                raise ConfigError(
-                    f"report_to: {name} does not start ({_reason(error)}); mend that, or leave it out"
-                ) from None
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Send one step's metrics."""
@@ -47,14 +45,14 @@ class Trackers:
                 tracker.log(metrics, step=step)
             except Exception as error:
                 logger.warning(
-                    "report_to: %s takes no more metrics (%s); they are all in metrics.jsonl",
+                    "report_to: %s failed (%s); all metrics are in metrics.jsonl",
                     name,
-                    _reason(error),
+                    reason(error),
                 )
                 self._end(name)
 
     def close(self) -> None:
-        """Flush and end."""
+        """Flush and close all of them."""
         for name in list(self._trackers):
             self._end(name)
 
@@ -62,12 +60,12 @@ class Trackers:
         try:
             self._trackers.pop(name).finish()
         except Exception as error:
-            logger.warning("report_to: %s does not end well (%s)", name, _reason(error))
+            logger.warning("report_to: %s failed to close (%s)", name, reason(error))
 
 
 def check_trackers(names: list[str] | None) -> None:
     """Raise ConfigError for a tracker that is unknown or whose package is missing."""
-    with guarded(ConfigError, "report_to: accelerate, whose trackers these are, cannot be used"):
+    with guarded(ConfigError, "report_to: accelerate, which provides the trackers, cannot be used"):
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
         available = {str(getattr(name, "value", name)) for name in get_available_trackers()}
@@ -78,7 +76,7 @@ def check_trackers(names: list[str] | None) -> None:
         if name in known:
             raise ConfigError(f"report_to: {name} is not installed; pip install {name}")
         raise ConfigError(
-            f"report_to: {name!r} is no tracker; there are {', '.join(sorted(known))}"
+            f"report_to: unknown tracker {name!r}; choose from {', '.join(sorted(known))}"
         )
 
 
@@ -86,14 +84,10 @@ def _started(name: str, config: ESConfig) -> Any:
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    PartialState()  # the trackers ask it which process is the main one
+    PartialState()  # trackers ask it which process is the main one
     folder = Path(config.output_dir)
     run = config.run_name or folder.resolve().name
     kind: Any = LOGGER_TYPE_TO_CLASS[name]
     tracker = kind(run, str(folder / "logs")) if kind.requires_logging_directory else kind(run)
     tracker.start()
     return tracker
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

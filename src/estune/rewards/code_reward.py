@@ -56,7 +56,7 @@ def code_reward(
     programs = [program_in(_text(completion)) for completion in completions]
     checked = [_tests(given, row) for row, given in enumerate(tests)]
     unlocked = unlocked or os.environ.get(sandboxes.UNLOCKED) == "1"
-    sandbox = sandboxes.unlocked() if unlocked else sandboxes.proven()
+    sandbox = sandboxes.Unlocked() if unlocked else sandboxes.proven()
     graded = partial(grade, seconds=seconds, sandbox=sandbox)
     with ThreadPoolExecutor(cores()) as threads:
         grades: list[Grade] = list(threads.map(graded, programs, checked))

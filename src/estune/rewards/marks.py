@@ -82,7 +82,7 @@ def source(function: Callable[..., Any]) -> str | None:
 
 
 def layers(function: Callable[..., Any]) -> Iterator[Any]:
-    """Yield `function`, then what it wraps: the inside of a partial, a decorator, a task's reward."""
+    """Yield `function`, then the function inside a partial, a decorator or a task's reward."""
     layer: Any = function
     while callable(layer):
         yield layer

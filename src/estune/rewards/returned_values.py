@@ -29,7 +29,7 @@ def numbers(values: Any, count: int) -> list[float]:
 
 
 def is_list(values: Any) -> bool:
-    """Return whether `values` is a list, an array or another sequence, but no text and no scalar."""
+    """Return whether `values` is a list, an array or the like, but no text and no scalar."""
     if isinstance(values, (str, bytes, Mapping)) or getattr(values, "ndim", 1) == 0:
         return False
     return hasattr(values, "__len__") and hasattr(values, "__getitem__")

@@ -1,4 +1,4 @@
-"""A reward model as a reward function: a classifier with one output, as TRL's `RewardTrainer` makes."""
+"""A reward model, such as TRL's `RewardTrainer` makes, as a reward function."""
 
 from collections.abc import Sequence
 from typing import Any

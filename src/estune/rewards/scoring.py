@@ -46,7 +46,7 @@ class Scores:
     """The rewards of one member.
 
     total: the weighted sum for each completion, (B,), NaN where no function gave a number.
-    by_function: function's name → its rewards (B,), NaN for None and, until `settle`, for failures.
+    by_function: function's name → its rewards (B,), NaN for None, and for failures until `settle`.
     metrics, extra: what the functions logged through log_metric and log_extra.
     failures: function's name → completion → what went wrong.
     overran: how many completions met a time limit of a function's own, and got its lowest grade.

@@ -1,8 +1,9 @@
-"""How far a run took θ from the base model, told by the journal alone: what was not asked for may be lost on the way.
+"""The distance that a run has moved θ from the base model, computed from the journal alone.
 
-The noise of a weight is standard normal and independent of all others', so a step with coefficients cₙ displaces weights by a root
-mean square of √Σcₙ², and displacements of different steps add as squares. Over a model's many weights that is no estimate but
-the distance itself, to some four digits; rounding is far below them. A decay d draws θ nearer by that part first.
+Each weight's noise is standard normal and independent of the others'. A step with coefficients cₙ
+therefore moves the weights by a root mean square of √Σcₙ², and the squares of different steps add
+up. Over a model's many weights this gives the distance itself to about four digits; rounding is far
+smaller. A weight decay d first moves θ back by that fraction of the distance.
 """
 
 import math
@@ -12,21 +13,26 @@ from estune.theta.journal import Step
 
 
 def distance(before: float, coefficients: Sequence[float], decay: float = 0.0) -> float:
-    """Root mean square of θ − θ₀ over the tuned weights after an update, `before` being that of the θ that it moved."""
+    """Return the RMS of θ − θ₀ over the tuned weights after an update.
+
+    `before` is the RMS before the update.
+    """
     return math.hypot((1 - decay) * before, *coefficients)
 
 
 def travelled(steps: Sequence[Step]) -> float:
-    """The distance after `steps`; each knows it, but for those that an older version wrote down."""
-    known = next(
-        (
-            i
-            for i in range(len(steps), 0, -1)
-            if "es/distance" in steps[i - 1].notes.get("metrics", {})
-        ),
-        0,
-    )
-    far = steps[known - 1].notes["metrics"]["es/distance"] if known else 0.0
-    for step in steps[known:]:
+    """Return the RMS of θ − θ₀ after `steps`, from the last step that recorded it.
+
+    Older versions of estune did not record it.
+    """
+    far = 0.0
+    unrecorded: list[Step] = []
+    for step in reversed(steps):
+        metrics = step.notes.get("metrics", {})
+        if "es/distance" in metrics:
+            far = metrics["es/distance"]
+            break
+        unrecorded.append(step)
+    for step in reversed(unrecorded):
         far = distance(far, step.coefficients, step.decay or 0.0)
     return float(far)

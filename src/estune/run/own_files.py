@@ -1,7 +1,7 @@
-"""Files under names that people use too, such as README.md: estune replaces only what it wrote.
+"""Files such as README.md that users write too: estune replaces only what it wrote itself.
 
-The last line of such a file is a comment with a checksum of the rest, so that a file which somebody
-has edited since is left alone, too.
+The last line of such a file is a comment with a checksum of the rest. A file that somebody has
+edited since no longer matches, and is left alone.
 """
 
 import hashlib
@@ -18,42 +18,40 @@ _MARK = "written by estune, checksum "
 
 
 def write_own(path: Path, text: str, comment: str) -> None:
-    """Write `text` to `path`, or if that is somebody's, to another name beside it.
+    """Write `text` to `path`, or next to it under another name if somebody else wrote `path`.
 
-    `comment` turns a line into a comment of the file's language, for example `# {}`.
+    `comment` makes a line a comment of the file's language, for example `# {}`.
     """
-    target = next(name for name in _names(path) if not name.exists() or is_own(name))
+    target = next(name for name in _names(path) if not name.exists() or _is_own(name))
     if target != path:
         logger.warning(
-            "%s was not written by estune and stays as it is; the run's is %s",
-            path,
-            target.name,
+            "%s was not written by estune and is kept; the run's is %s", path, target.name
         )
-    mark = f"{_MARK}{_checksum(text)}"
-    write_text(target, f"{text}{comment.format(mark)}\n")
+    mark = comment.format(_MARK + _checksum(text))
+    write_text(target, f"{text}{mark}\n")
 
 
 def own(path: Path) -> Path | None:
-    """The file that `write_own` wrote for `path` last, if it is there."""
-    there = itertools.takewhile(Path.exists, _names(path))
-    return next(filter(is_own, there), None)
+    """Return the file that `write_own` wrote for `path`, unless it is gone."""
+    existing = itertools.takewhile(Path.exists, _names(path))
+    return next(filter(_is_own, existing), None)
 
 
 def was_own(path: Path) -> bool:
-    """Whether estune wrote the file once, whoever has changed it since."""
-    try:
-        return _MARK in path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
+    """Whether estune once wrote the file, even if somebody has changed it since."""
+    return _MARK in _text(path)
 
 
-def is_own(path: Path) -> bool:
-    """Whether estune wrote the file, and nobody has changed it since."""
-    try:
-        text, _, last = path.read_text(encoding="utf-8").rstrip().rpartition("\n")
-    except (OSError, UnicodeDecodeError):
-        return False
+def _is_own(path: Path) -> bool:
+    text, _, last = _text(path).rstrip().rpartition("\n")
     return f"{_MARK}{_checksum(text)}" in last
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _names(path: Path) -> Iterator[Path]:

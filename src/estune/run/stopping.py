@@ -1,19 +1,19 @@
-"""Ctrl-C and SIGTERM ask a run to stop between members; the step under way is dropped and done again on resume."""
+"""Stop a run on Ctrl-C or SIGTERM between members; a resume repeats the interrupted step."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 
 class Stop:
-    """Whether, and by which signal, the run was asked to stop."""
+    """The signal, if any, that asked the run to stop."""
 
-    signal: int | None = None
+    def __init__(self) -> None:
+        self.signal: int | None = None
 
     def check(self) -> None:
-        """Raise what ends the process with the usual status: KeyboardInterrupt (130), or SystemExit(143)."""
+        """Raise KeyboardInterrupt (status 130) or SystemExit(143) after a signal."""
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if self.signal is not None:
@@ -22,23 +22,23 @@ class Stop:
 
 @contextmanager
 def graceful() -> Iterator[Stop]:
-    """Within the block, the first SIGINT or SIGTERM only sets the flag; a second one acts at once."""
+    """Let the first SIGINT or SIGTERM in the block only be recorded; a second one acts at once."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python delivers signals to the main thread alone
+        yield stop  # Python delivers signals to the main thread only
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        stop.signal = number
-        restore()
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
+    def record(number: int, frame: object) -> None:
+        stop.signal = number
+        restore()
+
     for number in before:
-        signal.signal(number, note)
+        signal.signal(number, record)
     try:
         yield stop
     finally:

@@ -1,7 +1,7 @@
-"""What a run's folder says is data: what it would load or run is shown first, and code in it runs only if that was typed.
+"""A run's folder is data, even if somebody else sent it: its code runs only if the user allows it.
 
-A journal and a config.yaml may come from somebody else. `trust_remote_code` is never taken from a journal. A file that is
-given as `--config` counts as typed, as in TRL, so there a line says what it turns on, and what else it names.
+`trust_remote_code` is never taken from a journal. In a `--config` file it counts, as in TRL, and is
+logged; but a file that a run wrote cannot allow the modules that lie next to it.
 """
 
 import sys
@@ -10,6 +10,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from estune.common.visible import one_line
 from estune.errors import ConfigError
 from estune.run.own_files import was_own
 
@@ -25,73 +26,53 @@ SHOWN = (
 
 
 def is_on(value: Any) -> bool:
-    """Whether a setting of a file or a flag is on."""
-    return value is True or str(value).lower() in (
-        "true",
-        "1",
-        "yes",
-        "on",
-        "y",
-        "t",
-    )  # what the config takes for it
+    """Whether a setting from a file or a flag is true, by the spellings that the config accepts."""
+    return value is True or str(value).lower() in ("true", "1", "yes", "on", "y", "t")
 
 
 def is_run_file(path: Path) -> bool:
-    """Whether a file of settings is one that a run wrote, or lies in the folder of one; any other is the user's own."""
+    """Whether a run wrote this file of settings, or it lies next to a journal."""
     return was_own(path) or (path.parent / "journal.jsonl").is_file()
 
 
 def sources(settings: Mapping[str, Any]) -> list[str]:
-    """What settings would fetch, import or pass on, a line each."""
+    """Return one line per setting that makes a run download, import or pass something on."""
     return [f"{name}: {one_line(settings[name])}" for name in SHOWN if settings.get(name)]
 
 
 def check_modules(settings: Mapping[str, Any], folder: Path, *, trusted: bool) -> None:
-    """Refuse modules that lie in `folder` itself, unless its code is trusted. Nothing is imported.
+    """Refuse modules that lie in `folder`, unless its code is trusted. Nothing is imported.
 
     Raises:
         ConfigError: a reward function or task would run code of that folder.
     """
-    for name, path in _dotted(settings):
-        if not trusted and (found := _source(path)) and found.is_relative_to(folder.resolve()):
+    for name, path in _dotted_paths(settings):
+        found = None if trusted else _source(path)
+        if found and found.is_relative_to(folder.resolve()):
             raise ConfigError(
-                f"{name}: {one_line(path)} would run {found}, which came with the run in {folder}; read it, "
-                "and add --trust_remote_code true if it may run"
+                f"{name}: {one_line(path)} would run {found}, which came with the run in {folder}; "
+                "read it, and add --trust_remote_code true if it may run"
             )
 
 
-def one_line(value: Any) -> str:
-    """What a file says, as it may be shown on a line."""
-    from estune.errors import clean
-
-    return " ".join(clean(str(value)).split())
-
-
-def _dotted(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The paths to objects of modules in settings, and in the entries of a mixture."""
-    mixture = settings.get("datasets")
-    entries = (
-        [entry for entry in mixture if isinstance(entry, dict)] if isinstance(mixture, list) else []
-    )
-    for one in [settings, *entries]:
+def _dotted_paths(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the dotted paths in settings and in the entries of `datasets`, with the setting."""
+    entries = settings.get("datasets")
+    if not isinstance(entries, list):
+        entries = []
+    for values in [settings, *entries]:
         for name in ("task", "reward_funcs"):
-            value = one.get(name)
-            paths = value if isinstance(value, list) else [value]
-            yield from (
-                (name, path)
-                for path in paths
-                if isinstance(path, str) and "." in path and "/" not in path
-            )
+            value = values.get(name) if isinstance(values, Mapping) else None
+            for path in value if isinstance(value, list) else [value]:
+                if isinstance(path, str) and "." in path and "/" not in path:
+                    yield name, path
 
 
 def _source(path: str) -> Path | None:
-    """The file or folder of the module that `path` begins with; the working folder comes last, as when it is imported."""
+    """Return the file or folder of the module that `path` begins with, found as an import would."""
     spec = PathFinder.find_spec(path.split(".")[0], [*sys.path, str(Path.cwd())])
     if spec is None:
         return None
-    places = (
-        [spec.origin]
-        if spec.has_location and spec.origin
-        else list(spec.submodule_search_locations or [])
-    )
-    return Path(places[0]).resolve() if places else None
+    origin = spec.origin if spec.has_location else None
+    found = origin or next(iter(spec.submodule_search_locations or []), None)
+    return Path(found).resolve() if found else None

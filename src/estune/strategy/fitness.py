@@ -1,12 +1,13 @@
-"""From what completions earned to one fitness a member: the mean, or shapings of it that compare members prompt by prompt.
+"""Fitness: one number per member from its rewards, by default their mean.
 
-Pure functions of the population's rewards (N, B): one row a member, one column a prompt, NaN where there is no reward.
-Sums are exact before they are rounded once, so that members that are equal stay equal: then there is no update.
+Other kinds compare members prompt by prompt. All are pure functions of the population's rewards
+(N, B), NaN where a completion has no reward. Sums are exact and rounded once, so that members with
+equal rewards get equal fitness, and no update follows.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from functools import lru_cache
 
@@ -17,121 +18,117 @@ from estune.common.moments import LARGEST, divided, exponent
 from estune.common.moments import mean as exact_mean
 from estune.config import ESConfig
 
-Totals = NDArray[np.float64]  # (N, B), NaN where a completion has no reward
+Rewards = NDArray[np.float64]  # (N, B), NaN where a completion has no reward
+PromptRewards = NDArray[np.float64]  # (B,), the rewards of one member
 Fitness = NDArray[np.float64]  # (N,), NaN for a member that is left out
 
 
-def fitness_of(config: ESConfig, totals: Totals) -> Fitness:
-    """Each member's fitness (N,), as `pass_k` and `prompt_shaping` say; NaN for one without any reward."""
+def fitness_of(config: ESConfig, rewards: Rewards) -> Fitness:
+    """Each member's fitness (N,) as the config defines it; NaN for a member without any reward."""
     if config.pass_k is not None:
-        return pass_at_k(totals, config.pass_k, config.pass_reward)
+        return pass_at_k(rewards, config.pass_k, config.pass_reward)
     shape = PROMPT_SHAPING[config.prompt_shaping] if config.prompt_shaping else mean
-    return shape(totals)
+    return shape(rewards)
 
 
-def mean(totals: Totals) -> Fitness:
-    """The mean over the completions that got a number."""
-    return np.array([exact_mean(row[~np.isnan(row)]) for row in totals])
+def mean(rewards: Rewards) -> Fitness:
+    """The mean over the completions that have a reward."""
+    return np.array([exact_mean(row[~np.isnan(row)]) for row in rewards])
 
 
-def centered(totals: Totals) -> Fitness:
-    """The mean of R(n,b) − mean of R(·,b): what a member earned beyond what the population earned on the same prompts.
+def centered(rewards: Rewards) -> Fitness:
+    """The mean of R(n,b) − mean over members of R(·,b).
 
-    Where every member has a reward for every prompt this shifts all fitness alike, so that z-scores and ranks stay as
-    they are. It matters where rewards are missing: a member is no longer favoured for lacking the hard prompts.
+    If every member has a reward for every prompt, this shifts all fitness by the same amount and
+    changes nothing. It matters when rewards are missing: a member that lacks the rewards of hard
+    prompts no longer looks better for it.
     """
-    average = _of_columns(totals, exact_mean)
-    rows = [
-        (row[there], average[there]) for row, there in zip(totals, ~np.isnan(totals), strict=True)
-    ]
-    differences = np.array(
-        [exact_mean(np.concatenate([own, -others]), own.size) for own, others in rows]
-    )
-    fitness: Fitness = np.clip(
-        differences, -LARGEST, LARGEST
-    )  # 1.7e308 can lie further from a mean than a double reaches
-    return fitness
+    average = _per_prompt(rewards, exact_mean)
+    fitness = np.array([_mean_difference(row, average) for row in rewards])
+    clipped: Fitness = np.clip(fitness, -LARGEST, LARGEST)  # differences of doubles may overflow
+    return clipped
 
 
-def standardized(totals: Totals) -> Fitness:
-    """As `centered`, each prompt divided by its standard deviation over the population; 0 where all earn the same.
+def _mean_difference(row: PromptRewards, average: PromptRewards) -> float:
+    present = ~np.isnan(row)
+    terms = np.concatenate([row[present], -average[present]])
+    return exact_mean(terms, int(present.sum()))
 
-    Every prompt then weighs alike whatever its scale, as in GRPO (Shao et al. 2024, https://arxiv.org/abs/2402.03300); so
-    prompts that nearly all or nearly none solve weigh more than in the mean (Liu et al. 2025, https://arxiv.org/abs/2503.20783).
+
+def standardized(rewards: Rewards) -> Fitness:
+    """Like `centered`, with each prompt divided by its standard deviation over the population.
+
+    All prompts then weigh the same whatever their scale, as in GRPO (Shao et al. 2024,
+    https://arxiv.org/abs/2402.03300). Prompts that nearly all or nearly no members solve weigh more
+    than in the mean (Liu et al. 2025, https://arxiv.org/abs/2503.20783).
     """
-    totals = np.stack(
-        [divided(column, exponent(column)) for column in totals.T], axis=1
-    )  # a column's scale does not matter
-    average = _of_columns(totals, exact_mean)
-    spread = _of_columns(totals, _deviation)
+    columns = [divided(column, exponent(column)) for column in rewards.T]  # avoids overflow
+    rewards = np.stack(columns, axis=1)
+    average = _per_prompt(rewards, exact_mean)
+    spread = _per_prompt(rewards, _deviation)
     with np.errstate(divide="ignore", invalid="ignore"):
-        shaped = np.where(spread == 0, 0.0, (totals - average) / spread)
-    shaped[np.isnan(totals)] = np.nan
+        shaped = np.where(spread == 0, 0.0, (rewards - average) / spread)
+    shaped[np.isnan(rewards)] = np.nan
     return mean(shaped)
 
 
-PROMPT_SHAPING: dict[str, Callable[[Totals], Fitness]] = {
+PROMPT_SHAPING: dict[str, Callable[[Rewards], Fitness]] = {
     "center": centered,
     "standardize": standardized,
 }
 
 
-def pass_at_k(totals: Totals, k: int, passing: float) -> Fitness:
-    """What each member adds to the population's pass@k: the mean over prompts of pass@k with it minus without it.
+def pass_at_k(rewards: Rewards, k: int, passing: float) -> Fitness:
+    """What each member adds to the population's pass@k, as a mean over prompts.
 
-    A completion passes with a reward of at least `passing`. Of n completions of a prompt, one a member, c pass:
-    pass@k = 1 − C(n−c,k)/C(n,k), unbiased (Chen et al. 2021, https://arxiv.org/abs/2107.03374, eq. 1). The difference is
-    k/n · (mean over the k-subsets with the member of whether one passes − the same over those without it), which is
-    the unbiased estimator of the gradient of pass@k with a leave-one-out baseline (Walder & Karkhanis 2025,
-    https://arxiv.org/abs/2505.15201), with members in the place of samples. A prompt with n ≤ k tells nothing.
+    A completion passes if its reward is at least `passing`; n is the number of completions of a
+    prompt, one per member. pass@k with the member minus pass@k without it is the leave-one-out
+    estimator of the gradient of pass@k (Walder & Karkhanis 2025, https://arxiv.org/abs/2505.15201),
+    with members instead of samples. Prompts with n ≤ k are ignored.
     """
-    there = ~np.isnan(totals)
-    passes = there & (np.nan_to_num(totals, nan=-np.inf) >= passing)
-    sizes, counts = there.sum(axis=0), passes.sum(axis=0)
-    fitness = np.full(len(totals), np.nan)
-    for member in range(len(totals)):
-        told = there[member] & (sizes > k)
-        kinds = Counter(
-            zip(
-                sizes[told].tolist(),
-                counts[told].tolist(),
-                passes[member][told].tolist(),
-                strict=True,
-            )
-        )
-        if kinds:
-            fitness[member] = float(
-                sum(times * _marginal(*kind, k) for kind, times in kinds.items()) / int(told.sum())
-            )
+    present = ~np.isnan(rewards)
+    passes = present & (np.nan_to_num(rewards, nan=-np.inf) >= passing)
+    n = present.sum(axis=0)  # (B,)
+    c = passes.sum(axis=0)  # (B,)
+    fitness = np.full(len(rewards), np.nan)
+    for member, counted in enumerate(present & (n > k)):
+        cases = zip(n[counted], c[counted], passes[member][counted], strict=True)
+        if counted.any():
+            fitness[member] = _mean_contribution(cases, k)
     return fitness
 
 
+def _mean_contribution(cases: Iterable[tuple[int, int, bool]], k: int) -> float:
+    """The mean of `_contribution` over (n, c, passes) of each prompt; equal cases count once."""
+    counts = Counter((int(n), int(c), bool(passes)) for n, c, passes in cases)
+    total = sum(count * _contribution(*case, k) for case, count in counts.items())
+    return float(total / counts.total())
+
+
 @lru_cache(maxsize=1 << 16)
-def _marginal(n: int, c: int, passes: bool, k: int) -> Fraction:
-    """pass@k of n completions of which c pass, minus that without one of them, which `passes` or does not."""
+def _contribution(n: int, c: int, passes: bool, k: int) -> Fraction:
+    """pass@k of n completions, c of which pass, minus pass@k without the one that `passes`."""
     return pass_chance(n, c, k) - pass_chance(n - 1, c - passes, k)
 
 
 def pass_chance(n: int, c: int, k: int) -> Fraction:
-    """Return pass@k of n completions of which c pass: 1 − C(n−c, k) ÷ C(n, k).
+    """pass@k of n completions, c of which pass: 1 − C(n−c, k) / C(n, k).
 
-    It is the unbiased chance that one of k completions passes (Chen et al. 2021,
+    This is the unbiased chance that one of k completions passes (Chen et al. 2021,
     https://arxiv.org/abs/2107.03374, eq. 1).
     """
     return 1 - Fraction(math.comb(n - c, k), math.comb(n, k))
 
 
-def _of_columns(
-    totals: Totals, statistic: Callable[[NDArray[np.float64]], float]
-) -> NDArray[np.float64]:
-    """A number for each prompt (B,) from the rewards that it got; NaN where it got none."""
-    columns = [column[~np.isnan(column)] for column in totals.T]
+def _per_prompt(rewards: Rewards, statistic: Callable[[PromptRewards], float]) -> PromptRewards:
+    """A statistic of each prompt's rewards (B,); NaN for a prompt without rewards."""
+    columns = [column[~np.isnan(column)] for column in rewards.T]
     return np.array([statistic(column) if column.size else math.nan for column in columns])
 
 
-def _deviation(column: NDArray[np.float64]) -> float:
-    """The population standard deviation; exactly 0 when all are equal, which its rounding need not give."""
-    if column.max() == column.min():
+def _deviation(values: NDArray[np.float64]) -> float:
+    """The population standard deviation; exactly 0 when all values are equal."""
+    if values.max() == values.min():
         return 0.0
-    average = exact_mean(column)
-    return math.sqrt(math.fsum((column - average) ** 2) / column.size)
+    average = exact_mean(values)
+    return math.sqrt(math.fsum((values - average) ** 2) / values.size)

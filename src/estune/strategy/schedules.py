@@ -1,7 +1,7 @@
-"""α, σ and the decay that are in force at a step: functions of the config and the step's number alone.
+"""α, σ and the weight decay of each step, as functions of the config and the step's number.
 
-The schedules are those of transformers, with two differences, since every step here costs a whole population: warming
-up begins above zero, and the last step is not zero either.
+The schedules are transformers', with two differences, because each step costs a whole population:
+warm-up begins above zero, and the last step is not zero either.
 """
 
 import math
@@ -12,33 +12,29 @@ from estune.config import ESConfig
 
 
 def alpha(config: ESConfig, step: int) -> float:
-    """α of `step`, from 1: `learning_rate`, or σ/2 of the σ that the run begins with, times the schedule's factor.
+    """α of `step` (from 1): `learning_rate`, by default σ/2, times the schedule's factor.
 
-    With w warm-up steps of T: s/(w+1) for s ≤ w; then with p = (s−1−w)/(T−w) linear 1−p, cosine ½(1+cos πp), else 1.
+    With w warm-up steps out of T the factor is s/(w+1) for s ≤ w. After that, with
+    p = (s−1−w)/(T−w), it is 1−p for linear, ½(1+cos πp) for cosine, and 1 otherwise.
     """
-    warmup, kind = config.warmup_steps, config.lr_scheduler_type
+    warmup = config.warmup_steps
     if step <= warmup:
         return config.alpha * (step / (warmup + 1))
     progress = (step - 1 - warmup) / (config.max_steps - warmup)
-    return config.alpha * {
-        "linear": 1 - progress,
-        "cosine": (1 + math.cos(math.pi * progress)) / 2,
-    }.get(kind, 1.0)
+    factors = {"linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2}
+    return config.alpha * factors.get(config.lr_scheduler_type, 1.0)
 
 
 def sigma(config: ESConfig, step: int) -> float:
-    """σ of `step`, from 1: from `sigma` at the first to `sigma_end` at the last, linearly or along half a cosine."""
+    """σ of `step` (from 1): from `sigma` to `sigma_end`, linearly or along half a cosine."""
     if config.sigma_end is None:
         return config.sigma
     progress = (step - 1) / max(1, config.max_steps - 1)
-    left = (
-        1 - progress
-        if config.sigma_scheduler_type == "linear"
-        else (1 + math.cos(math.pi * progress)) / 2
-    )
+    linear = config.sigma_scheduler_type == "linear"
+    left = 1 - progress if linear else (1 + math.cos(math.pi * progress)) / 2
     return config.sigma_end + left * (config.sigma - config.sigma_end)
 
 
 def decay(config: ESConfig, step: int) -> float:
-    """d = fp32(α·λ): the part of its way to the base model by which θ draws nearer to it before the update is added."""
+    """d = fp32(α·λ): the fraction of its distance to θ₀ that θ gives up before the update."""
     return float(np.float32(alpha(config, step) * config.weight_decay))

@@ -39,7 +39,7 @@ def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout
     Raises:
         ModelError: no causal LM, quantised, unknown to transformers, incomplete, or laid out otherwise in memory.
     """
-    model = _empty_model(checkpoint, trust_remote_code)
+    model = _checkpoint_model(checkpoint, trust_remote_code)
     with guarded(
         ModelError, f"{checkpoint.folder}: transformers does not say how this model is laid out"
     ):
@@ -71,25 +71,30 @@ def matches(patterns: list[str], name: str) -> bool:
     return False
 
 
-def _empty_model(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
+def empty_model(config: Any, *, trust_remote_code: bool) -> Any:
+    """Return the causal LM of a transformers config on the meta device: shapes without memory."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    model.tie_weights()
+    return model
+
+
+def _checkpoint_model(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
     folder = checkpoint.folder
     try:
         with guarded(ModelError, f"{folder}: transformers cannot build this model"):
-            from transformers import AutoConfig, AutoModelForCausalLM
+            from transformers import AutoConfig
 
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             _check_config(checkpoint, config)
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(
-                    config, trust_remote_code=trust_remote_code
-                )
-            model.tie_weights()
+            return empty_model(config, trust_remote_code=trust_remote_code)
     except ModelError as error:
         if "trust_remote_code" in str(error.__cause__) and not trust_remote_code:
             why = "comes with code of its own; read it, and add --trust_remote_code true if it may run"
             raise ModelError(f"{folder}: {why}") from error.__cause__
         raise
-    return model
 
 
 def _check_config(checkpoint: Checkpoint, config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Programs that take more than they may have; each prints GOT once it has held it for a while."""
+"""Programs that exceed an amount; each prints GOT once it has held it for a while."""
 
 HOLD = "\ntime.sleep(0.5)\ngot('held')\n"  # longer than from one look to the next
 BLOCK = "block = b'x' * (16 << 20)\n"

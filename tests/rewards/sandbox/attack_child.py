@@ -1,4 +1,4 @@
-"""Runs attacks in a sandbox, as whoever it is started as: prints, as JSON, what each printed and what was left outside.
+"""Run attacks in a sandbox; print as JSON what each printed and what it changed outside.
 
 python attack_child.py SANDBOX < JSON of attacks by name
 """
@@ -11,13 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from attacks import PRELUDE
 
-from estune.rewards.sandbox import Limits
+from estune.rewards.sandbox import KINDS, Limits
 from estune.rewards.sandbox.baits import baits
-from estune.rewards.sandbox.bubblewrap import Bubblewrap
-from estune.rewards.sandbox.sandlock import Sandlock
 
 LIMITS = Limits(seconds=4.0, cpu_seconds=4.0, memory=256 << 20, processes=64, disk=64 << 20)
-KINDS = {"bubblewrap": Bubblewrap, "sandlock": Sandlock}
 
 
 def main() -> None:
@@ -34,7 +31,7 @@ def attack(sandbox, source: str) -> dict:
         started = time.monotonic()
         outcome = sandbox.run(
             f"{PRELUDE}\nprint('ready', flush=True)\n{source}",
-            json.dumps(laid.told).encode(),
+            json.dumps(laid.given).encode(),
             LIMITS,
         )
         return {

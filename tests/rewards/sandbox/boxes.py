@@ -12,12 +12,9 @@ from pathlib import Path
 import pytest
 
 import estune
-from estune.rewards.sandbox import launch
-from estune.rewards.sandbox.bubblewrap import Bubblewrap
+from estune.rewards.sandbox import KINDS, launch
 from estune.rewards.sandbox.interface import Unusable
-from estune.rewards.sandbox.sandlock import Sandlock
 
-KINDS = {"bubblewrap": Bubblewrap, "sandlock": Sandlock}
 HERE = Path(__file__).parent
 NOBODY = 65534
 LEFT_OUT = shutil.ignore_patterns(
@@ -35,7 +32,7 @@ def made(kind):
 
 
 class Runner:
-    """Runs a script of this folder with a sandbox's name, as root or as a user, and gives back its JSON."""
+    """Runs a script of this folder with a sandbox, as root or a user, and returns its JSON."""
 
     def __init__(self, folder):
         self._folder, self._python = Path(folder), None
@@ -73,7 +70,7 @@ def _for_user(folder):
 
 
 def _interpreter_for_all(folder):
-    """A copy of this interpreter and of what the attacks import, since an unprivileged user may not see the original."""
+    """Copy this interpreter and what the attacks import, which another user may not read here."""
     os.chmod(folder, 0o755)
     standard = Path(sysconfig.get_path("stdlib"))
     lib = folder / "python" / "lib"
@@ -93,12 +90,13 @@ def _interpreter_for_all(folder):
 
 
 def _copy_packages(folder):
-    """The sandboxes and what they import, without the rest of estune, which needs torch."""
+    """Copy the sandboxes and what they import, without the rest of estune, which needs torch."""
     own = Path(estune.__file__).parent
     (folder / "estune").mkdir(parents=True)
     (folder / "estune" / "__init__.py").touch()
     shutil.copy2(own / "errors.py", folder / "estune")
-    shutil.copytree(own / "rewards", folder / "estune" / "rewards")
+    for room in ("common", "rewards"):
+        shutil.copytree(own / room, folder / "estune" / room)
     for package in ("psutil", "sandlock"):
         if found := importlib.util.find_spec(package):
             shutil.copytree(Path(found.origin).parent, folder / package)

@@ -1,4 +1,4 @@
-"""Runs a program in a sandbox for a user who has more processes than the program may have: prints its output as JSON.
+"""Run a program in a sandbox for a user with more processes than it may have; print its output.
 
 python crowd_child.py SANDBOX < JSON of the program
 """
@@ -7,13 +7,11 @@ import json
 import subprocess
 import sys
 
-from estune.rewards.sandbox import Limits
-from estune.rewards.sandbox.bubblewrap import Bubblewrap
-from estune.rewards.sandbox.sandlock import Sandlock
+from estune.rewards.sandbox import KINDS, Limits
 
 
 def main() -> None:
-    sandbox = {"bubblewrap": Bubblewrap, "sandlock": Sandlock}[sys.argv[1]]()
+    sandbox = KINDS[sys.argv[1]]()
     source, limits = json.load(sys.stdin), Limits(seconds=20, processes=24)
     crowd = [subprocess.Popen(["sleep", "60"]) for _ in range(40)]
     try:

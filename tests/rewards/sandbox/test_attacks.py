@@ -1,4 +1,4 @@
-"""Nothing that somebody who wants in writes gets anything: neither as root nor as a user, in neither sandbox."""
+"""No attack gets anything from either sandbox, as root or as an unprivileged user."""
 
 import itertools
 
@@ -13,13 +13,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(params=WHO, ids=lambda who: " as ".join(who), scope="module")
 def reports(request, run_as):
-    """What all attacks printed and left, in one sandbox as one user."""
+    """Return what all attacks printed and changed, in one sandbox as one user."""
     kind, identity = request.param
     return run_as(identity, "attack_child.py", kind, ATTACKS)
 
 
 def assert_held(report):
-    """An attack began, got nothing and touched nothing outside."""
+    """Assert that an attack began, got nothing and changed nothing outside."""
     assert "ready" in report["output"], report["errors"]
     assert "GOT" not in report["output"]
     assert report["taken"] == []

@@ -1,4 +1,4 @@
-"""Nothing is left of a program or of what a reward function started, however the trainer ends."""
+"""However the trainer ends, no process or file of a program or reward function is left behind."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ os.kill(os.getpid(), int(sys.argv[1]))
 
 
 def running(mark):
-    """Processes with `mark` in their command, or in that of a process above them."""
+    """Return the processes with `mark` in their command."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         if process.pid != os.getpid() and any(
@@ -111,7 +111,7 @@ def test_programs_end_with_the_trainer(kind, number, tmp_path):
     assert gone(started)
 
 
-def test_what_a_reward_function_started_ends_with_a_killed_trainer(tmp_path):
+def test_processes_of_a_reward_function_end_with_a_killed_trainer(tmp_path):
     mark = 876500 + os.getpid() % 100
     (tmp_path / "r.py").write_text(SERVES.format(mark=mark))
     script = tmp_path / "train.py"
@@ -129,7 +129,7 @@ def test_what_a_reward_function_started_ends_with_a_killed_trainer(tmp_path):
     assert soon(lambda: not running(mark))
 
 
-def test_a_keeper_ends_what_moved_away_and_ends_as_its_child_did(tmp_path):
+def test_a_keeper_ends_processes_in_other_sessions_and_ends_as_its_child_did(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(MOVES)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV):
@@ -155,14 +155,14 @@ def test_a_keeper_whose_parent_is_gone_starts_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_hostile_programs_in_a_row_leave_nothing(sandbox, tmp_path, monkeypatch):
-    """No process, file, descriptor or memory; a thousand take minutes, so these are fewer."""
+def test_hostile_programs_leave_nothing_behind(sandbox, tmp_path, monkeypatch):
+    """They leave no process, file, descriptor or memory."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     limits = Limits(seconds=1.0, cpu_seconds=1.0, memory=256 << 20, disk=32 << 20)
     sandbox.run("pass", b"", limits)
     before = _state(tmp_path)
     with baits() as laid, ThreadPoolExecutor(2) as threads:
-        told = json.dumps(laid.told).encode()
+        told = json.dumps(laid.given).encode()
         outcomes = list(
             threads.map(
                 lambda source: sandbox.run(PRELUDE + source, told, limits), ATTACKS.values()

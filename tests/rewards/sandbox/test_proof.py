@@ -1,4 +1,4 @@
-"""A sandbox is used once it has proven itself, and refused by the name of what gets through."""
+"""A sandbox is used only after its proof, and refused with the name of what gets through."""
 
 import functools
 import os
@@ -9,7 +9,7 @@ from boxes import made
 
 from estune.errors import RewardError
 from estune.rewards import marks, sandbox
-from estune.rewards.sandbox import PROVEN, UNLOCKED, Limits, proven, unlocked
+from estune.rewards.sandbox import PROVEN, UNLOCKED, Limits, Unlocked, proven
 from estune.rewards.sandbox.interface import Unusable
 from estune.rewards.sandbox.proof import prove
 from estune.rewards.sandbox.seccomp import program_filter
@@ -24,12 +24,12 @@ def unproven(monkeypatch):
     proven.cache_clear()
 
 
-def test_both_pass(sandbox):
+def test_each_sandbox_passes_its_proof(sandbox):
     prove(sandbox)
 
 
 class Leaky:
-    """bubblewrap with more options than it should have, or without some."""
+    """bubblewrap with options added or missing."""
 
     name = "leaky"
 
@@ -50,7 +50,7 @@ def without_filter(monkeypatch, box):
 ALLOW_ALL = (6).to_bytes(2, "little") + bytes(2) + (0x7FFF0000).to_bytes(4, "little")
 
 
-def test_one_that_shows_the_disk_is_refused_by_name(monkeypatch):
+def test_a_sandbox_that_shows_the_disk_is_refused_by_name(monkeypatch):
     monkeypatch.setenv("TMPDIR", "/tmp")
     monkeypatch.setattr("tempfile.tempdir", None)
     leaky = Leaky(monkeypatch, lambda options: ["--bind", "/tmp", "/tmp", *options])
@@ -58,7 +58,7 @@ def test_one_that_shows_the_disk_is_refused_by_name(monkeypatch):
         prove(leaky)
 
 
-def test_one_with_a_network_and_no_filter_is_refused_by_name(monkeypatch):
+def test_a_sandbox_with_a_network_and_no_filter_is_refused_by_name(monkeypatch):
     leaky = Leaky(
         monkeypatch, lambda options: [each for each in options if each != "--unshare-net"]
     )
@@ -67,7 +67,7 @@ def test_one_with_a_network_and_no_filter_is_refused_by_name(monkeypatch):
 
 
 class Bounded:
-    """A sandbox that lets one amount past its limit."""
+    """A sandbox with one limit too high."""
 
     name = "loose"
 
@@ -86,37 +86,35 @@ AMOUNTS = {
 
 
 @pytest.mark.parametrize(("name", "loose"), AMOUNTS.items(), ids=AMOUNTS)
-def test_one_that_lets_an_amount_pass_is_refused_by_name(name, loose):
+def test_a_sandbox_that_does_not_limit_an_amount_is_refused_by_name(name, loose):
     with pytest.raises(Unusable, match=f"^loose: a program in it could {name}$"):
         prove(Bounded(**loose))
 
 
-def test_one_that_does_not_start_is_refused_with_its_reason(monkeypatch):
+def test_a_sandbox_that_does_not_start_is_refused_with_its_reason(monkeypatch):
     broken = Leaky(monkeypatch, lambda options: ["--no-such-option", *options])
     with pytest.raises(Unusable, match=r"^leaky: programs don't run in it \(.*no-such-option\)$"):
         prove(broken)
 
 
-def test_where_none_passes_one_line_says_what_to_install(monkeypatch):
+def test_if_no_sandbox_passes_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RewardError) as raised:
         proven()
     said = str(raised.value)
-    assert (
-        "(bubblewrap: bwrap is not installed; sandlock: the package is not installed), so nothing was run; install bubblewrap"
-        in said
-    )
+    assert "(bubblewrap: bwrap is not installed; sandlock: the package is not installed)" in said
+    assert "so nothing was run; install bubblewrap" in said
     assert "\n" not in said
 
 
-def test_the_next_is_tried_where_the_first_is_missing(monkeypatch):
+def test_the_second_sandbox_is_tried_if_the_first_is_missing(monkeypatch):
     made("sandlock")
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert proven().name == "sandlock"
 
 
-def test_a_process_is_told_what_passed_by_the_one_that_started_it(monkeypatch):
+def test_a_child_process_does_not_repeat_the_proof(monkeypatch):
     made("bubblewrap")
     first = proven()
     assert os.environ[PROVEN] == first.name
@@ -125,7 +123,7 @@ def test_a_process_is_told_what_passed_by_the_one_that_started_it(monkeypatch):
     assert proven().name == first.name
 
 
-def test_a_function_is_prepared_through_whatever_wraps_it():
+def test_a_wrapped_function_is_prepared():
     calls = []
 
     @marks.prepared_by(lambda: calls.append(1))
@@ -140,7 +138,7 @@ def test_a_function_is_prepared_through_whatever_wraps_it():
 
 def test_no_sandbox_is_no_proof(monkeypatch):
     with pytest.raises(Unusable, match=r"^unlocked: a program in it could write a file outside$"):
-        prove(unlocked())
+        prove(Unlocked())
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])

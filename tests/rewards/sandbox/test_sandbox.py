@@ -1,10 +1,10 @@
-"""An innocent program does in each sandbox what it would do outside, and each limit ends one that goes past it."""
+"""A harmless program works in each sandbox as outside; each limit ends one that exceeds it."""
 
 import time
 
 import pytest
 
-from estune.rewards.sandbox import Limits, unlocked, working_folder
+from estune.rewards.sandbox import Limits, Unlocked, working_folder
 from estune.rewards.sandbox.working_folder import fresh_folder
 
 
@@ -18,7 +18,7 @@ def test_it_reads_its_input_and_prints(sandbox):
     assert (outcome.status, outcome.timed_out) == (0, False)
 
 
-def test_how_it_ends_is_told(sandbox):
+def test_the_outcome_says_how_it_ended(sandbox):
     assert run(sandbox, "exit(3)").status == 3
     failed = run(sandbox, "1 / 0")
     assert failed.status == 1
@@ -37,7 +37,8 @@ def test_input_that_is_not_read_does_not_matter(sandbox):
 
 
 LIBRARY = """
-import asyncio, concurrent.futures, decimal, fractions, heapq, itertools, json, random, re, sqlite3, string, tempfile, zlib
+import asyncio, concurrent.futures, decimal, fractions, heapq, itertools, json
+import random, re, sqlite3, string, tempfile, zlib
 with tempfile.TemporaryFile() as file:
     file.write(b"x")
 with open("mine", "w") as file:
@@ -73,7 +74,8 @@ def test_other_processes_of_the_user_do_not_count(run_as):
 USES_DEVICES = """
 import os, subprocess, sys
 open(os.devnull, "w").write("x")
-ended = subprocess.run([sys.executable, "-c", "print(5)"], stdin=subprocess.DEVNULL, capture_output=True)
+command = [sys.executable, "-c", "print(5)"]
+ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
 print(ended.stdout, len(open("/dev/urandom", "rb").read(4)))
 """
 
@@ -88,7 +90,7 @@ def test_its_folder_is_empty_at_the_start(sandbox):
     assert run(sandbox, "import os; print(os.listdir('.'))").output == b"[]\n"
 
 
-def test_packages_beside_the_standard_library_are_not_found(sandbox):
+def test_only_the_standard_library_can_be_imported(sandbox):
     for package in ("psutil", "estune", "pip"):
         assert b"ModuleNotFoundError" in run(sandbox, f"import {package}").errors
 
@@ -122,7 +124,10 @@ def test_the_start_of_its_output_is_kept(sandbox):
 
 
 def test_memory_of_children_ends_it(sandbox):
-    fork = "import os, time\nfor n in range(4):\n    if os.fork() == 0:\n        kept = b'x' * (100 << 20); time.sleep(60)\ntime.sleep(60)"
+    fork = (
+        "import os, time\nfor n in range(4):\n    if os.fork() == 0:\n"
+        "        kept = b'x' * (100 << 20); time.sleep(60)\ntime.sleep(60)"
+    )
     started = time.monotonic()
     outcome = run(sandbox, fork, memory=256 << 20, seconds=5.0)
     assert outcome.status is None
@@ -130,11 +135,11 @@ def test_memory_of_children_ends_it(sandbox):
     assert time.monotonic() - started < 30
 
 
-def test_without_a_sandbox_limits_hold_too():
-    assert run(unlocked(), "print(input())", b"x\n").output == b"x\n"
-    assert run(unlocked(), "import time; time.sleep(60)", seconds=0.5).timed_out
-    assert run(unlocked(), "kept = b'x' * (1 << 30)", memory=256 << 20).status == 1
-    assert run(unlocked(), "open('x', 'wb').write(b'x' * (9 << 20))", disk=8 << 20).status != 0
+def test_limits_hold_without_a_sandbox():
+    assert run(Unlocked(), "print(input())", b"x\n").output == b"x\n"
+    assert run(Unlocked(), "import time; time.sleep(60)", seconds=0.5).timed_out
+    assert run(Unlocked(), "kept = b'x' * (1 << 30)", memory=256 << 20).status == 1
+    assert run(Unlocked(), "open('x', 'wb').write(b'x' * (9 << 20))", disk=8 << 20).status != 0
 
 
 def test_folders_of_killed_runs_are_removed_later(tmp_path, monkeypatch):
@@ -142,16 +147,18 @@ def test_folders_of_killed_runs_are_removed_later(tmp_path, monkeypatch):
     left = tmp_path / "estune-program-left"
     left.mkdir()
     working_folder._clear.cache_clear()
-    run(unlocked(), "pass")
+    run(Unlocked(), "pass")
     assert left.exists()
     monkeypatch.setattr(working_folder, "_LONG", -1.0)
     working_folder._clear.cache_clear()
-    run(unlocked(), "pass")
+    run(Unlocked(), "pass")
     assert not left.exists()
 
 
 FOLDERS = {
-    "nested deeper than Python can go": "import os\nfor n in range(3000):\n    os.mkdir('d'); os.chdir('d')",
+    "nested deeper than Python can go": (
+        "import os\nfor n in range(3000):\n    os.mkdir('d'); os.chdir('d')"
+    ),
     "closed": "import os\nos.mkdir('a'); open('a/b', 'w').close(); os.chmod('a', 0)",
 }
 
@@ -159,7 +166,7 @@ FOLDERS = {
 @pytest.mark.parametrize("source", FOLDERS.values(), ids=FOLDERS)
 def test_nothing_is_left_of_a_folder(source, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    run(unlocked(), source)
+    run(Unlocked(), source)
     assert list(tmp_path.iterdir()) == []
     with fresh_folder() as folder:
         assert [str(each) for each in tmp_path.iterdir()] == [folder]

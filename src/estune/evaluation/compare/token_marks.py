@@ -9,7 +9,7 @@ from typing import Any
 from estune.common.durable import write_text
 from estune.common.types import Row
 from estune.evaluation.compare.runs import Run
-from estune.monitor.held_out import evaluate
+from estune.monitor.held_out import held_out_scores
 from estune.rewards.scoring import RewardFunctions
 from estune.workers.base import Evaluator
 
@@ -42,7 +42,7 @@ class Papers:
         """θ's greedy answers to each set, as figures without the prefix eval_."""
         config = run.config()
         held = {
-            name: evaluate(workers, self.rewards, rows, config, version, state, first=version == 0)
+            name: held_out_scores(workers, self.rewards, rows, config, version, state, first=version == 0)
             for name, rows in self.sets.items()
         }
         return {

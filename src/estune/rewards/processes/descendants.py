@@ -1,4 +1,4 @@
-"""What a process and its descendants take, and their end."""
+"""What a process and its descendants use, and how to end them."""
 
 import contextlib
 import os
@@ -15,36 +15,42 @@ _ROUNDS = 20  # of looking for processes to end
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes of memory, seconds of processor time, threads and bytes written of a process with all
-    that descends from it.
+    """What a process uses together with all its descendants.
+
+    memory: bytes; cpu_seconds: processor time; written: bytes written by those that are alive.
     """
 
     memory: int
     cpu_seconds: float
     threads: int
-    written: int  # by those that are alive
+    written: int
 
 
-def usage(root: int, enough: int) -> Usage:
-    """What `root` and its descendants take. Pages that they share are counted once where it decides
-    whether it is `enough`.
+def usage(root: int, most: int) -> Usage:
+    """Return what `root` and its descendants use.
+
+    If their memory exceeds `most` bytes, it is measured again with shared pages counted once.
     """
     found = [process for pid in family(root) if (process := _process(pid))]
-    memory = sum(_of(each, _resident) for each in found)
-    if memory > enough:
-        memory = sum(_of(each, _proportional) for each in found)
+
+    def total(measure: Callable[[psutil.Process], float]) -> float:
+        return sum(_measured(process, measure) for process in found)
+
+    memory = total(_resident)
     return Usage(
-        int(memory),
-        sum(_of(each, _cpu_seconds) for each in found),
-        int(sum(_of(each, psutil.Process.num_threads) for each in found)),
-        int(sum(_of(each, _written) for each in found)),
+        memory=int(total(_proportional) if memory > most else memory),
+        cpu_seconds=total(lambda process: sum(process.cpu_times()[:4])),
+        threads=int(total(psutil.Process.num_threads)),
+        written=int(total(_written)),
     )
 
 
 def family(root: int) -> list[int]:
-    """`root` and all that descends from it."""
+    """Return the numbers of `root` and all its descendants."""
     if not os.path.exists("/proc/thread-self/children"):
-        return _family_elsewhere(root)
+        process = _process(root)
+        children = process.children(recursive=True) if process else []
+        return [root, *(child.pid for child in children)]
     found = [root]
     for pid in found:
         with contextlib.suppress(OSError):
@@ -54,20 +60,21 @@ def family(root: int) -> list[int]:
 
 
 def end_kept(keeper: int) -> None:
-    """Have a keeper end all that it keeps, and then itself. Elsewhere than on Linux there is none:
-    the processes are killed.
+    """Have a keeper end all that it keeps, and then itself.
+
+    Only Linux has keepers; elsewhere the process and its descendants are killed.
     """
     if sys.platform != "linux":
         end_descendants(keeper)
         _signal(keeper, signal.SIGKILL)
-    else:  # neither killed nor stopped, so that it does its work if this process is killed meanwhile
+    else:  # it must run to do its work, even if this process is killed meanwhile
         _signal(keeper, signal.SIGTERM)
         _signal(keeper, signal.SIGCONT)
 
 
 def end_descendants(root: int) -> None:
-    """SIGKILL to all that descends from `root`, but not to itself."""
-    for _ in range(_ROUNDS):  # they may start some meanwhile
+    """Kill all descendants of `root`, but not `root` itself."""
+    for _ in range(_ROUNDS):  # they may start more meanwhile
         if not (found := [pid for pid in family(root)[1:] if _runs(pid)]):
             return
         for pid in found:
@@ -81,14 +88,9 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 def _runs(pid: int) -> bool:
     process = _process(pid)
-    if process is None:
-        return False
-    return _of(process, lambda each: each.status() != psutil.STATUS_ZOMBIE) > 0
-
-
-def _family_elsewhere(root: int) -> list[int]:
-    process = _process(root)
-    return [root, *(child.pid for child in process.children(recursive=True))] if process else []
+    return process is not None and bool(
+        _measured(process, lambda each: each.status() != psutil.STATUS_ZOMBIE)
+    )
 
 
 def _process(pid: int) -> psutil.Process | None:
@@ -98,10 +100,10 @@ def _process(pid: int) -> psutil.Process | None:
         return None
 
 
-def _of(process: psutil.Process, measure: Callable[[psutil.Process], float]) -> float:
+def _measured(process: psutil.Process, measure: Callable[[psutil.Process], float]) -> float:
     try:
         return measure(process)
-    except psutil.Error:  # it ended, or may not be looked at
+    except psutil.Error:  # it has ended, or belongs to another user
         return 0
 
 
@@ -114,10 +116,6 @@ def _proportional(process: psutil.Process) -> float:
         return float(process.memory_full_info().pss)
     except (psutil.AccessDenied, AttributeError):  # not allowed, or not on this system
         return _resident(process)
-
-
-def _cpu_seconds(process: psutil.Process) -> float:
-    return float(sum(process.cpu_times()[:4]))
 
 
 def _written(process: psutil.Process) -> float:

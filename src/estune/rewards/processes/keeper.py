@@ -1,11 +1,10 @@
-"""Keep hold of a process and of all that it starts, and end them when it ends or when whoever
-wanted it is gone.
+"""Keep a process: when it ends, or its parent does, end it with everything that it started.
 
-    python -I -S keeper.py PARENT SCRIPT…   (PARENT: the process that this one must not outlive; SCRIPT: of Python)
+    python -I -S keeper.py PARENT SCRIPT ARGUMENT…   (PARENT: the number of the parent process)
 
-A process that moves to a session of its own leaves its group, but not the reach of a *subreaper*:
-when its parent ends, the kernel gives it to the keeper. Only the standard library is imported,
-since this runs as a program by itself too.
+A process can leave its group by moving to a session of its own, but it cannot leave a *subreaper*:
+when its parent ends, the kernel makes it a child of the keeper. This module also runs as a program,
+so it imports only the standard library.
 """
 
 import contextlib
@@ -18,15 +17,14 @@ import time
 from collections.abc import Iterator
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_PATIENCE = 10.0  # seconds for processes to end that were killed
+_PATIENCE = 10.0  # seconds for killed processes to end
 
 
 def keep(parent: int, report: int = -1) -> None:
-    """Return in a child of this process; this process stays behind as its keeper and never returns.
-    Linux only.
+    """Return in a child of this process, which itself becomes the child's keeper (Linux only).
 
-    report: a descriptor to which the keeper writes its process number and, when all is over, the
-    child's exit status.
+    report: a descriptor to which the keeper writes its process number and, in the end, the child's
+    exit status.
     """
     signals = {signal.SIGTERM, signal.SIGCHLD}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -35,15 +33,15 @@ def keep(parent: int, report: int = -1) -> None:
     control(_PR_SET_CHILD_SUBREAPER, 1)
     control(_PR_SET_PDEATHSIG, signal.SIGTERM)
     keeper = os.getpid()
-    if os.getppid() != parent:  # it ended before this was asked for
+    if os.getppid() != parent:  # the parent has ended already
         os._exit(1)
     child = os.fork()
     if child:
         _close_pipes(report)
-        _tell(report, keeper)
+        _report(report, keeper)
         status = _wait(child, signals)
         _end_all()
-        _tell(report, os.waitstatus_to_exitcode(status))
+        _report(report, os.waitstatus_to_exitcode(status))
         _end_like(status)
     control(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
@@ -52,9 +50,7 @@ def keep(parent: int, report: int = -1) -> None:
 
 
 def _close_pipes(kept: int) -> None:
-    """Let go of what the child reads and writes, so that its end is seen by whoever is at the other
-    side.
-    """
+    """Close the child's pipes here, so that their other ends see when the child ends."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
@@ -62,14 +58,14 @@ def _close_pipes(kept: int) -> None:
     os.closerange(max(3, kept + 1), 256)
 
 
-def _tell(report: int, number: int) -> None:
+def _report(report: int, number: int) -> None:
     if report >= 0:
         with contextlib.suppress(BrokenPipeError):
             os.write(report, b"%d\n" % number)
 
 
 def _wait(child: int, signals: set[signal.Signals]) -> int:
-    """The wait status of the child; that of a killed one when this process was told to end."""
+    """Return the child's wait status, or that of a killed process if this one is asked to end."""
     while signal.sigwait(signals) != signal.SIGTERM:
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
@@ -79,9 +75,7 @@ def _wait(child: int, signals: set[signal.Signals]) -> int:
 
 
 def _end_all() -> None:
-    """Kill all descendants: those whose parents end become children of this process, until it has
-    none.
-    """
+    """Kill all descendants. Orphans become children of this process, until it has none."""
     until = time.monotonic() + _PATIENCE
     while time.monotonic() < until:
         try:
@@ -113,7 +107,7 @@ def _parents() -> Iterator[tuple[int, int]]:
 
 
 def _end_like(status: int) -> None:
-    """End as the child did, so that it can be told from outside how that was."""
+    """End in the way in which the child ended."""
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

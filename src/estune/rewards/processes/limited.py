@@ -122,7 +122,7 @@ class Limited:
 
 
 def graded(pairs: Sequence[tuple[Any, ...]], grade: Callable[..., float]) -> Grades:
-    """Return `grade(*pair)` for each of `pairs`, and the lowest grade, 0, where it met its limit."""
+    """Return `grade(*pair)` for each of `pairs`: 0, the lowest, where it met its limit."""
     grades = Grades([])
     for pair in pairs:
         try:

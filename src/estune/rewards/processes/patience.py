@@ -1,9 +1,9 @@
 """Wait for a limited time, not counting the time during which this process was stopped.
 
 After Ctrl-Z and fg, a breakpoint or a suspended container, the clock has moved on, but the reward
-function did not run, or its result was not read. So time is counted in short ticks. A tick that took
-far too long is time spent stopped, unless this process was computing: then another of its threads
-kept this one waiting.
+function did not run, or its result was not read. So time is counted in short ticks. A tick that
+took far too long is time spent stopped, unless this process was computing: then another of its
+threads kept this one waiting.
 """
 
 import asyncio

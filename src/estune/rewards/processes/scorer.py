@@ -119,7 +119,7 @@ class Scorer:
     async def _watch(
         self, response: "asyncio.Future[ScorerResponse | Failure]", seconds: float
     ) -> Failure | None:
-        """Wait for `response`; return a Failure if the process takes too long or too much memory."""
+        """Wait for `response`; return a Failure if it takes too long or too much memory."""
         most = self._setup.memory
         while seconds > 0:
             if await done_within(response, min(seconds, _LOOK)):

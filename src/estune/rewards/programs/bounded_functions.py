@@ -1,10 +1,11 @@
-"""Functions, methods and operators that a test's expressions may use here.
+"""The functions, methods and operators that a test's expressions may use in this process.
 
-The values that they get are a program's choice, and nothing here can be killed, so whatever makes
-much out of little is bounded.
+A program chooses their arguments, and nothing here can be killed, so whatever can make something
+large out of something small is bounded.
 """
 
 import ast
+import builtins
 import math
 import operator
 import string
@@ -72,54 +73,32 @@ def _rounded(value: Any, digits: int | None = None) -> Any:
     return round(value, digits)
 
 
-def _type(value: Any) -> type:
-    return type(value)
-
-
+_BUILTINS = """
+    abs all any bool chr complex dict divmod enumerate filter float frozenset int isinstance iter
+    len list map max min next ord repr reversed set sorted str sum tuple zip
+"""  # not bytes: bytes(10**10) makes 10 GB of zeros
 FUNCTIONS: dict[str, Any] = {
-    **{
-        each.__name__: each
-        for each in (
-            abs,
-            all,
-            any,
-            bool,
-            bytes,
-            chr,
-            complex,
-            dict,
-            divmod,
-            enumerate,
-            filter,
-            float,
-        )
-    },
-    **{
-        each.__name__: each
-        for each in (frozenset, int, isinstance, iter, len, list, map, max, min, next, ord, repr)
-    },
-    **{each.__name__: each for each in (reversed, set, sorted, str, sum, tuple, zip)},
+    **{name: getattr(builtins, name) for name in _BUILTINS.split()},
     "pow": _power,
     "range": _range,
     "round": _rounded,
-    "type": _type,
+    "type": lambda value: type(value),
 }
-del FUNCTIONS["bytes"]  # bytes(10**10) is 10 GB of zeros
 _GROWING = ("comb", "factorial", "perm")
 _MATH = {name: value for name, value in vars(math).items() if not name.startswith("_")}
+_STRING = {name: value for name, value in vars(string).items() if isinstance(value, str)}
 MODULES: dict[str, Mapping[str, Any]] = {
     "math": _MATH | {name: _of_small(_MATH[name]) for name in _GROWING} | {"pow": math.pow},
-    "string": {
-        name: value
-        for name, value in vars(string).items()
-        if isinstance(value, str) and not name.startswith("_")
-    },
+    "string": {name: value for name, value in _STRING.items() if not name.startswith("_")},
     "collections": {"Counter": Counter, "OrderedDict": OrderedDict, "deque": deque},
     "fractions": {"Fraction": Fraction},
 }
-_OF_TEXT = "count endswith index isalpha isdigit islower isupper join lower split startswith strip title upper"
-_OF_COLLECTIONS = "items keys values difference intersection issubset issuperset union"
-METHODS = frozenset([*_OF_TEXT.split(), *_OF_COLLECTIONS.split()])
+METHODS = frozenset(
+    """
+    count endswith index isalpha isdigit islower isupper join lower split startswith strip title
+    upper items keys values difference intersection issubset issuperset union
+    """.split()
+)
 OWNERS = (str, bytes, list, tuple, set, frozenset, dict, range, deque, Counter, OrderedDict)
 BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,

@@ -1,11 +1,11 @@
-"""The program inside the sandbox: run a model's program once per test, and report what came out.
+"""Run a model's program once per test, inside the sandbox, and report the results.
 
-This file is sent to the sandbox as text, so it imports the standard library alone, and of that what
+This file is sent to the sandbox as text, so it imports only the standard library, and only what
 starts quickly. It never holds an expected value, except in a test that cannot be split. Every test
-has a process of its own; the one that reports runs nothing of the model's.
+has a process of its own; the one that reports runs no code of the model's.
 
-Standard input: 16 digits, a marshalled request of that many bytes, then a secret. Only the reporting
-process reads the secret, after the last test, so no test can print a report that is taken for ours.
+Standard input: 16 digits, a marshalled request of that many bytes, then a secret. Only the
+reporting process reads the secret, after the last test, so no test can forge a report.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ import resource
 import signal
 import sys
 import time
-from _json import encode_basestring_ascii  # what json.dumps uses, without the import of all of it
+from _json import encode_basestring_ascii  # part of json, which takes long to import
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Any, NoReturn
 
-_SAID = 1 << 20  # bytes of values that a test may hand back
-_PRINTED = 1 << 20  # bytes of a program's output that are compared
-_DEPTH = 40  # how deep values may be nested
-_ITEMS = 10_000  # values that are drawn from an iterator
+_MOST = 1 << 20  # bytes of a test's values or of its output
+_DEPTH = 40  # of nested values
+_ITEMS = 10_000  # of an iterator
 _EXACT = 1 << 53  # JSON's integers are exact up to here
 _TOKEN = 16  # bytes
 _VIEWS = {"dict_keys": "keys", "dict_values": "values", "dict_items": "items"}
@@ -39,7 +38,7 @@ def main() -> None:
     for test in request["tests"]:
         reports.append(_report(request, test))
         if reports[-1]["timed_out"]:
-            break  # the tests after it would cost as much again
+            break  # the tests after it would take as long again
     secret = sys.stdin.buffer.read().decode()
     print(_json({"secret": secret, "reports": reports}), flush=True)
 
@@ -55,7 +54,7 @@ def _exactly(size: int) -> bytes:
 
 
 def _report(request: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
-    """What one test came to; `passed` means something only for a test that was run as a whole."""
+    """Run one test and report on it; `passed` only counts for a test that ran as a whole."""
     asks, tells = os.pipe(), os.pipe()
     with os.fdopen(_nameless(), "r+b") as given, os.fdopen(_nameless(), "r+b") as said:
         given.write(test.get("input", "").encode("utf-8", "replace"))
@@ -72,12 +71,12 @@ def _report(request: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
         os.close(asks[0])
         os.close(tells[1])
         said.seek(0)
-        text = said.read(_PRINTED if "input" in test else _SAID).decode("utf-8", "replace")
+        text = said.read(_MOST).decode("utf-8", "replace")
     return {"timed_out": status is None, "ended_well": status == 0, "said": text, "passed": passed}
 
 
 def _nameless() -> int:
-    """A file that only its descriptor leads to."""
+    """Open a file without a name."""
     name = f".{os.urandom(8).hex()}"
     descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     os.unlink(name)
@@ -85,7 +84,7 @@ def _nameless() -> int:
 
 
 def _wait(child: int, verdicts: tuple[int, int], seconds: float) -> tuple[int | None, bool]:
-    """The child's wait status, None if it ran out of time; and whether it passed a whole test."""
+    """Return the child's wait status, None if it took too long, and whether it passed."""
     os.set_blocking(verdicts[0], False)
     until = time.monotonic() + seconds
     pause, passed = 0.0005, False
@@ -104,9 +103,9 @@ def _wait(child: int, verdicts: tuple[int, int], seconds: float) -> tuple[int | 
 
 
 def _verdict(reader: int, writer: int, until: float) -> bool:
-    """Answer a test that says it passed with a fresh token; true if the token and nothing else returns.
+    """Send a fresh token to a test that claims to have passed; return whether just that comes back.
 
-    The token is made after that test's process was forked, so it wasn't in that process's memory.
+    The token is made after the test's process was forked, so it isn't in that process's memory.
     """
     if _heard(reader) != b"?":
         return False
@@ -138,16 +137,16 @@ def _end_group(child: int) -> None:
 def _run(
     request: dict[str, Any], test: dict[str, Any], given: int, said: int, judge: tuple[int, int]
 ) -> NoReturn:
-    """In the test's own process: run the program, then the test."""
+    """Run the program, then the test. This is the test's own process."""
     status = 1
     try:
         channel, program = os.dup(said), request["program"]
         _prepare(request["seconds"], given, said if "input" in test else _nowhere())
-        request.clear()  # the other tests are no business of this one
+        request.clear()  # this test must not see the others
         names: dict[str, Any] = {"__name__": "__main__"}
         exec(compile(program, "program.py", "exec"), names)
-        if "steps" in test:
-            _hand_back(channel, _json(_values(test["steps"], names)))
+        if "requests" in test:
+            _hand_back(channel, _json(_values(test["requests"], names)))
         elif "whole" in test:
             exec(compile(test["whole"], "test.py", "exec"), names)
             os.write(judge[1], b"?")
@@ -156,7 +155,7 @@ def _run(
     except SystemExit as ended:
         status = 0 if ended.code in (None, 0) else 1
     except BaseException:
-        pass  # whatever it raised, it failed
+        pass  # the test failed, whatever was raised
     finally:
         try:
             sys.stdout.flush()
@@ -165,9 +164,8 @@ def _run(
 
 
 def _prepare(seconds: float, given: int, printed: int) -> None:
-    """Give the test its standard input and output, and a limit on its processor time."""
-    nowhere = _nowhere()
-    for source, target in ((given, 0), (printed, 1), (nowhere, 2)):
+    """Set the test's standard streams and its limit on processor time."""
+    for source, target in ((given, 0), (printed, 1), (_nowhere(), 2)):
         os.dup2(source, target)
     os.setpgid(0, 0)
     most = int(seconds) + 1
@@ -177,7 +175,7 @@ def _prepare(seconds: float, given: int, printed: int) -> None:
 
 
 def _nowhere() -> int:
-    """Where output goes that nobody reads: a file where a sandbox has no /dev/null to write to."""
+    """Open what takes unread output: a file if the sandbox has no /dev/null."""
     try:
         return os.open(os.devnull, os.O_WRONLY)
     except OSError:
@@ -190,24 +188,24 @@ def _hand_back(channel: int, text: str) -> None:
         data = data[os.write(channel, data) :]
 
 
-def _values(steps: Sequence[dict[str, Any]], names: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run a test's steps; the values that it asks for, each {"value": …} or {"raised": …}."""
+def _values(requests: Sequence[dict[str, Any]], names: dict[str, Any]) -> list[dict[str, Any]]:
+    """Run a test's requests; return the values, each as {"value": …} or {"raised": …}."""
     values: list[dict[str, Any]] = []
-    for step in steps:
-        if not step["hand_back"]:
-            exec(compile(step["source"], "test.py", "exec"), names)
+    for request in requests:
+        source = request["source"]
+        if not request["hand_back"]:
+            exec(compile(source, "test.py", "exec"), names)
             continue
         try:
-            values.append(
-                {"value": _plain(eval(compile(step["source"], "test.py", "eval"), names), 0)}
-            )
+            value = eval(compile(source, "test.py", "eval"), names)
+            values.append({"value": _plain(value, 0)})
         except Exception as error:
             values.append({"raised": type(error).__name__})
     return values
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """`value` in JSON's kinds, tagged where JSON has none; an object of another class is only named."""
+    """Return `value` as JSON's kinds, with tags for others; objects are only named."""
     if depth > _DEPTH:
         raise ValueError("nested too deep")
     if value is None or isinstance(value, (bool, str)):
@@ -259,7 +257,7 @@ def _all(values: Iterable[Any], depth: int) -> list[Any]:
 
 
 def _json(value: Any) -> str:
-    """`value`, of JSON's own kinds, as text."""
+    """Return `value`, which is of JSON's own kinds, as text."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):

@@ -1,9 +1,9 @@
-"""How the parts that grade a program say that a test is not passed, or cannot be split."""
+"""What the parts that grade a program raise."""
 
 
 class Failed(Exception):
-    """A test is not passed, whatever else it holds."""
+    """A test is not passed."""
 
 
 class Unsplittable(Exception):
-    """A test that can only run where the program runs; the message names what stands in the way."""
+    """A test can only run in the program's process; the message names the reason."""

@@ -1,8 +1,8 @@
-"""Expressions of tests, computed here over what a program handed back, without `eval`.
+"""Compute a test's expressions in this process, over what a program handed back, without `eval`.
 
-`compiled` turns the part of an expression that is not the program's into a function; a part of
-another kind than those below is Unsplittable. Sizes and steps are bounded, since a program chooses
-the values, and nothing here can be killed.
+`compiled` turns an expression, apart from what the program computes, into a function. An expression
+of a kind that is not handled below is Unsplittable. Sizes and operations are limited, because the
+program chooses the values and nothing here can be killed.
 """
 
 import ast
@@ -17,21 +17,22 @@ from typing import Any, Protocol
 from estune.rewards.programs.bounded_functions import BINARY, FUNCTIONS, METHODS, OWNERS, joined
 from estune.rewards.programs.exceptions import Failed, Unsplittable
 
-_STEPS = 200_000
+_OPERATIONS = 200_000
 
 
 @dataclass
 class Evaluation:
-    """One evaluation: the program's values, the variables of comprehensions, and the steps left."""
+    """One evaluation: the program's values, the comprehensions' variables, the operations left."""
 
     handed_back: Sequence[Any]
     variables: dict[str, Any] = field(default_factory=dict)
-    steps: int = _STEPS
+    operations: int = _OPERATIONS
 
     def spend(self) -> None:
-        self.steps -= 1
-        if self.steps < 0:
-            raise Failed("the comparison takes too many steps")
+        """Count one operation. Raises Failed when there were too many."""
+        self.operations -= 1
+        if self.operations < 0:
+            raise Failed("the comparison takes too many operations")
 
 
 Compute = Callable[[Evaluation], Any]
@@ -41,27 +42,26 @@ class Scope(Protocol):
     """What the names in a test mean."""
 
     def known(self, name: str) -> Compute | None:
-        """How to compute a name; None if it has no meaning here."""
+        """Return how to compute a name, or None if it means nothing here."""
 
     def module(self, name: str) -> Mapping[str, Any] | None:
-        """What there is here of a module that the test imported under `name`."""
+        """Return what can be used here of a module that the test imported as `name`."""
 
     def handed_back(self, node: ast.expr) -> Compute | None:
-        """How to get the value of `node` from the program's process; None if it is not its to compute."""
+        """Return how to get `node` from the program's process; None if that is not needed."""
 
     def local(self, names: Sequence[str]) -> AbstractContextManager[None]:
-        """A context in which `names` are variables of a comprehension or lambda."""
+        """Return a context in which `names` are variables of a comprehension or lambda."""
 
 
 def compiled(node: ast.expr, scope: Scope) -> Compute:
-    """How to compute `node`. Raises Unsplittable."""
-    found = scope.handed_back(node)
-    if found is None:
-        make = _MAKERS.get(type(node))
-        if make is None:
-            raise Unsplittable(type(node).__name__)
-        found = make(node, scope)
-    compute = found
+    """Return how to compute `node`. Raises Unsplittable."""
+    if (handed_back := scope.handed_back(node)) is not None:
+        compute = handed_back
+    elif type(node) in _MAKERS:
+        compute = _MAKERS[type(node)](node, scope)
+    else:
+        raise Unsplittable(type(node).__name__)
 
     def counted(run: Evaluation) -> Any:
         run.spend()
@@ -156,7 +156,7 @@ def _compare(node: ast.Compare, scope: Scope) -> Compute:
 
 
 def _same(left: Any, right: Any) -> bool:
-    """`is` for copies: None, True and False are themselves; others need the same type and value."""
+    """Compare copies as `is` does: by type and value, except for None, True and False."""
     if left is None or right is None or isinstance(left, bool) or isinstance(right, bool):
         return left is right
     return type(left) is type(right) and bool(left == right)
@@ -180,11 +180,9 @@ def _subscript(node: ast.Subscript, scope: Scope) -> Compute:
     if not isinstance(node.slice, ast.Slice):
         at = compiled(node.slice, scope)
         return lambda run: value(run)[at(run)]
-    bounds = [
-        compiled(bound, scope) if bound else None
-        for bound in (node.slice.lower, node.slice.upper, node.slice.step)
-    ]
-    return lambda run: value(run)[slice(*(bound(run) if bound else None for bound in bounds))]
+    parts = (node.slice.lower, node.slice.upper, node.slice.step)
+    bounds = _several([part or ast.Constant(None) for part in parts], scope)
+    return lambda run: value(run)[slice(*bounds(run))]
 
 
 def _attribute(node: ast.Attribute, scope: Scope) -> Compute:
@@ -201,9 +199,12 @@ def _call(node: ast.Call, scope: Scope) -> Compute:
         raise Unsplittable("**")
     keywords = _several([keyword.value for keyword in node.keywords], scope)
     function = _function(node.func, scope)
-    return lambda run: function(run)(
-        *arguments(run), **dict(zip(map(str, names), keywords(run), strict=True))
-    )
+
+    def call(run: Evaluation) -> Any:
+        given = dict(zip(map(str, names), keywords(run), strict=True))
+        return function(run)(*arguments(run), **given)
+
+    return call
 
 
 def _function(node: ast.expr, scope: Scope) -> Compute:
@@ -222,10 +223,8 @@ def _function(node: ast.expr, scope: Scope) -> Compute:
 
 def _lambda(node: ast.Lambda, scope: Scope) -> Compute:
     names = [each.arg for each in node.args.args]
-    if (
-        len(names) < sum(isinstance(each, ast.arg) for each in ast.walk(node.args))
-        or node.args.defaults
-    ):
+    every = sum(isinstance(each, ast.arg) for each in ast.walk(node.args))
+    if len(names) < every or node.args.defaults:
         raise Unsplittable("a function with other arguments than names")
     with scope.local(names):
         body = compiled(node.body, scope)
@@ -264,7 +263,7 @@ def _comprehension(kind: Callable[[Iterator[Any]], Any]) -> Callable[[Any, Scope
 
 
 def target_names(target: ast.expr) -> list[str]:
-    """The names that a loop or an assignment binds: one, or a flat tuple. Raises Unsplittable."""
+    """Return the names that a target binds: one, or a flat tuple. Raises Unsplittable."""
     parts = target.elts if isinstance(target, (ast.Tuple, ast.List)) else [target]
     names = [part.id for part in parts if isinstance(part, ast.Name)]
     if len(names) < len(parts):

@@ -1,9 +1,9 @@
-"""Split a test: the program's process computes what is the program's, the comparison is made here.
+"""Split a test: the program's process computes what calls the program, and we compare.
 
-`assert f(2) == 4` becomes a step that hands back `f(2)`, and a check here that the value is 4; the 4
-never goes where the program is. The statements of a test become, in their order, steps for the
-program's process and checks for ours. A test whose verdict only the program's process can give (with
-`try` or `while`, or a long helper of its own) is Unsplittable.
+`assert f(2) == 4` becomes a request for `f(2)`, and a check here that the value is 4; the 4 never
+reaches the program. The statements of a test become, in order, requests to the program's process
+and checks in ours. A test whose verdict only the program's process can give (with `try` or `while`,
+or a long helper of its own) is Unsplittable.
 """
 
 import ast
@@ -20,9 +20,9 @@ from estune.rewards.programs.bounded_functions import FUNCTIONS, METHODS, MODULE
 from estune.rewards.programs.exceptions import Failed, Unsplittable
 from estune.rewards.programs.expression import Compute, Evaluation, compiled, target_names
 from estune.rewards.programs.syntax import (
+    called_name,
     is_hashable,
     is_plain_call,
-    is_print,
     is_text,
     literal,
     loaded,
@@ -34,12 +34,13 @@ from estune.rewards.programs.values import decoded, plain
 _NAN = re.compile(r"\b(is)?nan\b", re.IGNORECASE)
 _DEFINED = re.compile(r"^(?:def|class) +(\w+)|^(\w+) *=(?!=)", re.MULTILINE)
 _STATEMENTS = 2000
+_DRAWS = ("choice", "randint", "random", "randrange", "uniform")  # of the module random
 _DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One thing for the program's process: run `source` or, with `hand_back`, return its value."""
+    """A request to the program's process: run `source` or, with `hand_back`, return its value."""
 
     source: str
     hand_back: bool
@@ -47,114 +48,103 @@ class Request:
 
 @dataclass(frozen=True)
 class Split:
-    """What a test asks of the program's process, and what is checked of its answers."""
+    """The requests of a test to the program's process, and the checks of what it hands back."""
 
-    steps: tuple[Request, ...]
+    requests: tuple[Request, ...]
     checks: tuple[Compute, ...]
 
     def passed(self, said: str) -> bool:
-        """Whether what the process `said` passes the test."""
+        """Return whether what the process `said` passes the test."""
         values = decoded(said)
-        if len(values) != sum(step.hand_back for step in self.steps):
+        if len(values) != sum(request.hand_back for request in self.requests):
             return False
         try:
             return all(check(Evaluation(values)) for check in self.checks)
-        except Exception:  # as where a test runs by itself, whatever an assert raises fails it
+        except Exception:  # whatever an assert raises fails the test
             return False
 
 
-@lru_cache(maxsize=4096)  # a population answers the same tests
+@lru_cache(maxsize=4096)  # all members get the same tests
 def split(test: str, redefined: frozenset[str] = frozenset()) -> Split | None:
-    """`test` as steps and checks, or None where it cannot be split.
+    """Return `test` as requests and checks, or None if it cannot be split.
 
-    redefined: Python's functions whose names the program gives to its own. They are the program's if a
-    test calls nothing else of it, as in `assert sum(10, 15) == 6`; redefining `abs` gains nothing.
+    redefined: names of Python's functions that the program gives to its own. They count as the
+    program's only if a test calls nothing else of it, as in `assert sum(10, 15) == 6`, so that a
+    program gains nothing by redefining `abs`.
     """
     try:
         tree = ast.parse(test)
-        made = _split(tree, test, frozenset())
-        return made or _split(
-            tree, test, _innermost(tree, redefined) or _innermost(tree, frozenset(vars(builtins)))
-        )
+        if made := _split(tree, test, frozenset()):
+            return made
+        programs = _innermost(tree, redefined) or _innermost(tree, frozenset(vars(builtins)))
+        return _split(tree, test, programs)
     except (Unsplittable, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
 def redefinitions(program: str) -> frozenset[str]:
-    """The names of Python's own functions that `program` seems to define for itself."""
+    """Return the names of Python's own functions that `program` seems to define itself."""
     names = {name for pair in _DEFINED.findall(program) for name in pair if name}
     return frozenset(name for name in names if hasattr(builtins, name))
 
 
 def _innermost(tree: ast.AST, redefined: frozenset[str]) -> frozenset[str]:
-    """Those of `redefined` that are called with nothing of `redefined` in their arguments."""
+    """Return those of `redefined` that are called with none of `redefined` in their arguments."""
 
-    def called(node: ast.AST) -> set[str]:
-        calls = (
-            each
-            for each in ast.walk(node)
-            if isinstance(each, ast.Call) and isinstance(each.func, ast.Name)
-        )
-        return {each.func.id for each in calls if isinstance(each.func, ast.Name)} & redefined
+    def called(node: ast.AST) -> frozenset[str]:
+        return redefined & {called_name(each) for each in ast.walk(node)}
 
     calls = [each for each in ast.walk(tree) if isinstance(each, ast.Call)]
-    innermost = (each for each in calls if not any(called(argument) for argument in each.args))
-    return (
-        frozenset(each.func.id for each in innermost if isinstance(each.func, ast.Name)) & redefined
-    )
+    innermost = (each for each in calls if not any(map(called, each.args)))
+    return redefined & frozenset(map(called_name, innermost))
 
 
 def _split(tree: ast.Module, test: str, programs: frozenset[str]) -> Split | None:
     splitter = _Splitter(programs, nan=_NAN.search(test) is not None)
     splitter.run(_inlined(tree.body))
-    if not splitter.checks or not any(step.hand_back for step in splitter.steps):
+    if not splitter.checks or not any(request.hand_back for request in splitter.requests):
         return None
-    return Split(tuple(splitter.steps), tuple(splitter.checks))
+    return Split(tuple(splitter.requests), tuple(splitter.checks))
 
 
 def _inlined(statements: Sequence[ast.stmt]) -> list[ast.stmt]:
-    """`statements`, with HumanEval's `check(f)` at their end replaced by the body of `check`."""
+    """Replace HumanEval's `check(f)` at the end of `statements` by the body of `check`."""
     last = statements[-1] if statements else None
     call = last.value if isinstance(last, ast.Expr) else None
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.keywords:
-        return list(statements)
+    name = called_name(call)
     for at, found in enumerate(statements):
-        if (
-            isinstance(found, ast.FunctionDef)
-            and found.name == call.func.id
-            and not found.decorator_list
-        ):
-            names = [ast.Name(each.arg, ast.Store()) for each in found.args.args]
-            if len(names) != len(call.args):
-                raise Unsplittable("a call of check that does not fit it")
-            given = [
-                ast.Assign([name], value, lineno=1)
-                for name, value in zip(names, call.args, strict=True)
-            ]
-            return [*statements[:at], *statements[at + 1 : -1], *given, *found.body]
+        if not isinstance(found, ast.FunctionDef) or found.name != name or found.decorator_list:
+            continue
+        if not isinstance(call, ast.Call) or call.keywords:
+            break
+        if len(found.args.args) != len(call.args):
+            raise Unsplittable("a call of check that does not fit it")
+        pairs = zip(found.args.args, call.args, strict=True)
+        given = [_assigned(parameter.arg, value) for parameter, value in pairs]
+        return [*statements[:at], *statements[at + 1 : -1], *given, *found.body]
     return list(statements)
 
 
 @dataclass
 class _Splitter:
-    """The statements of one test, one after the other. As a Scope it knows what each name means.
+    """Goes through the statements of one test. As a Scope it knows what each name means.
 
-    programs: names that are the program's although they are Python's, or that the test gave to what
-    the program returned.
+    programs: names that are the program's although Python has them too, and names that the test
+    gave to what the program returned.
     """
 
     programs: frozenset[str]
     nan: bool
-    steps: list[Request] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     checks: list[Compute] = field(default_factory=list)
-    _here: dict[str, Compute] = field(default_factory=dict)  # names whose values are computed here
+    _here: dict[str, Compute] = field(default_factory=dict)  # names that are computed here
     _there: dict[str, ast.stmt] = field(default_factory=dict)  # names that its process may need
-    _sent: set[str] = field(default_factory=set)  # those of them that it has
+    _sent: set[str] = field(default_factory=set)  # names that its process has
     _modules: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _locals: list[str] = field(default_factory=list)  # variables of comprehensions
     _mutable: set[str] = field(default_factory=set)  # names of lists and the like
     _given: set[str] = field(default_factory=set)  # that a statement may have changed
-    _written: int = 0  # statements, of loops in each round
+    _written: int = 0  # statements; those in a loop count in each round
     _random: Random = field(default_factory=lambda: Random(0))  # the same draws every time
 
     def run(self, statements: Sequence[ast.stmt]) -> None:
@@ -176,7 +166,7 @@ class _Splitter:
         if not changed and not self._is_programs(node):
             return None
         self._send(node, ast.unparse(node), hand_back=True)
-        at, nan = sum(step.hand_back for step in self.steps) - 1, self.nan
+        at, nan = sum(request.hand_back for request in self.requests) - 1, self.nan
         return lambda run: plain(run.handed_back[at], nan=nan)
 
     @contextmanager
@@ -211,20 +201,17 @@ class _Splitter:
 
     def _assert(self, statement: ast.Assert) -> None:
         if any(self._compares_objects(node) for node in ast.walk(statement.test)):
-            raise Unsplittable(
-                "objects of the program's own classes, which are compared as these say"
-            )
+            raise Unsplittable("a comparison by the program's own classes")
         check = compiled(self._unrolled(statement.test), self)
         self.checks.append(lambda run: bool(check(run)))
 
     def _unrolled(self, node: ast.expr) -> ast.expr:
-        unrolled: ast.expr = Unrolled(
-            self._is_programs, self._programs_in, self._known_value
-        ).visit(node)
+        unroller = Unrolled(self._is_programs, self._programs_in, self._known_value)
+        unrolled: ast.expr = unroller.visit(node)
         return unrolled
 
     def _known_value(self, node: ast.expr) -> Any:
-        """The value of what can be computed now, before the program has run."""
+        """Return the value of what can be computed before the program has run."""
         if self._programs_in(node):
             raise Unsplittable("a loop over what a program returned")
         try:
@@ -243,7 +230,7 @@ class _Splitter:
             self._name(target.id, statement)
         elif isinstance(target, ast.Tuple) and isinstance(statement.value, ast.Tuple):
             for name, part in list(bound(target, statement.value)):
-                self._statement(ast.Assign([ast.Name(name, ast.Store())], part, lineno=1))
+                self._statement(_assigned(name, part))
         elif self._programs_in(statement):
             raise Unsplittable("an assignment of what a program returned")
         else:
@@ -253,7 +240,7 @@ class _Splitter:
                 self._sent.add(name)
 
     def _name(self, name: str, statement: ast.Assign) -> None:
-        """Name a value here, if it can be computed here, and in the program's process, if it needs it."""
+        """Bind `name` here if its value can be computed here, and there if that needs it."""
         if self._programs_in(statement.value):
             return self._define(name, statement, compiled(statement.value, self))
         drawn_before = self._random.getstate()
@@ -271,19 +258,19 @@ class _Splitter:
 
     def _expression(self, statement: ast.Expr) -> None:
         value = statement.value
-        if is_text(statement) or is_print(value):
+        if is_text(statement) or called_name(value) == "print":
             return
         if not self._is_programs(value) and self._programs_in(value):
             raise Unsplittable("a call with the program in its arguments")
         self._send(statement, ast.unparse(statement), hand_back=False)
 
     def _loop(self, statement: ast.For) -> None:
-        """A loop over values that are known here is written out."""
+        """Write out a loop over values that are known here."""
         if statement.orelse:
             raise Unsplittable("a loop with an else")
         for value in literals(self._known_value(statement.iter)):
             for name, part in bound(statement.target, value):
-                self._statement(ast.Assign([ast.Name(name, ast.Store())], part, lineno=1))
+                self._statement(_assigned(name, part))
             self.run(statement.body)
 
     def _import(self, statement: ast.Import | ast.ImportFrom) -> None:
@@ -298,16 +285,13 @@ class _Splitter:
             self._send_definitions([name])  # the program may use it, too
 
     def _contents(self, module: str) -> Mapping[str, Any]:
-        """What there is of a module here."""
+        """Return what can be used here of a module."""
         if module == "random":
-            return {
-                name: getattr(self._random, name)
-                for name in ("choice", "randint", "random", "randrange", "uniform")
-            }
+            return {name: getattr(self._random, name) for name in _DRAWS}
         return MODULES.get(module, {})
 
     def _function(self, statement: ast.FunctionDef) -> None:
-        """A function of the test's own, which may be called here if it only returns an expression."""
+        """Define a function of the test's own; one that only returns an expression, here too."""
         self._define(statement.name, statement)
         last = statement.body[-1]
         if isinstance(last, ast.Return) and last.value and all(map(is_text, statement.body[:-1])):
@@ -329,29 +313,22 @@ class _Splitter:
     # What is the program's
 
     def _is_programs(self, node: ast.expr) -> bool:
-        """Whether `node` is a name of the program's, or a call or an attribute that begins with one."""
+        """Return whether `node` is, calls or reads an attribute of, something of the program's."""
         if isinstance(node, ast.Name):
             return self._is_programs_name(node.id)
         if isinstance(node, ast.Attribute):
             return self._begins_with_programs(node.value)
         if not isinstance(node, ast.Call):
             return False
-        if (
-            isinstance(node.func, ast.Attribute)
-            and node.func.attr in METHODS
-            and is_plain_call(node.func.value)
-        ):
-            return False  # a method of what a function returned, which is plain here
+        method = node.func if isinstance(node.func, ast.Attribute) else None
+        if method and method.attr in METHODS and is_plain_call(method.value):
+            return False  # a method of what a function returned, which is a plain value here
         return self._begins_with_programs(node.func)
 
     def _compares_objects(self, node: ast.AST) -> bool:
         operands = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
-        made = (
-            each
-            for each in operands
-            if isinstance(each, ast.Call) and isinstance(each.func, ast.Name)
-        )
-        return any(self._is_programs(each) and not is_plain_call(each) for each in made)
+        made = (each for each in operands if called_name(each) and not is_plain_call(each))
+        return any(map(self._is_programs, made))
 
     def _begins_with_programs(self, node: ast.expr) -> bool:
         while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
@@ -361,24 +338,22 @@ class _Splitter:
     def _is_programs_name(self, name: str) -> bool:
         if name in self.programs:
             return True
-        is_known = (
-            name in self._locals or name in self._here or name in self._there or name in FUNCTIONS
-        )
-        return not is_known and not hasattr(builtins, name)
+        known = (self._locals, self._here, self._there, FUNCTIONS, vars(builtins))
+        return not any(name in names for names in known)
 
     def _programs_in(self, node: ast.AST) -> bool:
         return any(self._is_programs_name(name) for name in loaded(node))
 
     def _send(self, node: ast.AST, source: str, *, hand_back: bool) -> None:
-        """Make a step of `source`, after the definitions of the test's own that it needs."""
+        """Request `source`, after the definitions of the test's own that it needs."""
         names = loaded(node)
         if set(names) & set(self._locals):
             raise Unsplittable("a call with the variable of a comprehension")
         self._send_definitions(names)
-        self.steps.append(Request(source, hand_back))
+        self.requests.append(Request(source, hand_back))
         lists = self._mutable & set(names) - self._given
         if hand_back:
-            self._sent -= lists  # an assert does not change its input: the next one gets it anew
+            self._sent -= lists  # an assert does not change its input: the next gets it again
         else:
             self._given |= lists
 
@@ -392,8 +367,12 @@ class _Splitter:
             if self._programs_in(statement) and not isinstance(statement, _DEFINITIONS):
                 raise Unsplittable("a value that was computed here of what the program returned")
             self._send_definitions(needed)
-            self.steps.append(Request(ast.unparse(statement), hand_back=False))
+            self.requests.append(Request(ast.unparse(statement), hand_back=False))
 
 
 def _first(value: Any, run: Evaluation) -> Any:
     return value
+
+
+def _assigned(name: str, value: ast.expr) -> ast.Assign:
+    return ast.Assign([ast.Name(name, ast.Store())], value, lineno=1)

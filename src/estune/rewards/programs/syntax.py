@@ -1,33 +1,27 @@
-"""Small questions about a test's syntax."""
+"""Questions about the syntax of a test."""
 
 import ast
 from typing import Any
 
 
 def loaded(node: ast.AST) -> list[str]:
-    """The names that `node` reads from around it, each once, in their order."""
+    """Return the names that `node` reads from around it, each once, in their order."""
     nodes = list(ast.walk(node))
-    own = {
-        name
-        for each in nodes
-        if isinstance(each, ast.comprehension)
-        for name in stored(each.target)
-    }
-    own |= {each.arg for each in nodes if isinstance(each, ast.arg)}
-    names = (
-        each.id
-        for each in nodes
-        if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load) and each.id not in own
-    )
-    return list(dict.fromkeys(names))
+    own = {each.arg for each in nodes if isinstance(each, ast.arg)}
+    for each in nodes:
+        if isinstance(each, ast.comprehension):
+            own.update(stored(each.target))
+    return [name for name in dict.fromkeys(_names(node, ast.Load)) if name not in own]
 
 
 def stored(node: ast.AST) -> list[str]:
-    return [
-        each.id
-        for each in ast.walk(node)
-        if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
-    ]
+    """Return the names that `node` assigns."""
+    return _names(node, ast.Store)
+
+
+def _names(node: ast.AST, context: type[ast.expr_context]) -> list[str]:
+    names = [each for each in ast.walk(node) if isinstance(each, ast.Name)]
+    return [name.id for name in names if isinstance(name.ctx, context)]
 
 
 def is_text(statement: ast.stmt) -> bool:
@@ -35,7 +29,7 @@ def is_text(statement: ast.stmt) -> bool:
 
 
 def literal(value: Any) -> ast.expr | None:
-    """`value` as Python writes it down, if that is all of it."""
+    """Return `value` as a literal, or None if no literal equals it."""
     try:
         written = ast.parse(repr(value), mode="eval").body
         return written if ast.literal_eval(written) == value else None
@@ -51,16 +45,14 @@ def is_hashable(value: Any) -> bool:
     return True
 
 
-def is_print(node: ast.expr) -> bool:
-    return (
-        isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
-    )
+def called_name(node: ast.AST | None) -> str:
+    """Return the name of the function that `node` calls; "" if it is no call of a name."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return node.func.id
+    return ""
 
 
-def is_plain_call(node: ast.expr) -> bool:
-    """Whether `node` calls a function rather than a class, whose name would have a capital."""
-    return (
-        isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Name)
-        and not node.func.id[:1].isupper()
-    )
+def is_plain_call(node: ast.AST) -> bool:
+    """Return whether `node` calls a function, and not a class, whose name has a capital."""
+    name = called_name(node)
+    return name != "" and not name[0].isupper()

@@ -1,4 +1,4 @@
-"""Comprehensions that call the program, written out, since each call has to be a step of its own.
+"""Write out comprehensions that call the program, because each call must be a request of its own.
 
 `all(f(x) == y for x, y in [(1, 2), (3, 4)])` becomes `all([f(1) == 2, f(3) == 4])`.
 """
@@ -14,10 +14,11 @@ _ROUNDS = 1000
 
 
 class Unrolled(ast.NodeTransformer):
-    """Writes out comprehensions whose elements are the program's.
+    """Writes out comprehensions whose elements the program computes.
 
-    is_programs: whether a node is the program's; programs_in: whether something in it is; value: the
-    value of a node that holds nothing of the program's.
+    is_programs: whether the program computes a node.
+    programs_in: whether it computes any part of a node.
+    value: returns the value of a node of which it computes no part.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Unrolled(ast.NodeTransformer):
 
     def visit(self, node: ast.AST) -> Any:
         if isinstance(node, ast.expr) and self._is_programs(node):
-            return node  # what it is given is its own affair
+            return node  # the program computes all of it
         return super().visit(node)
 
     def visit_GeneratorExp(self, node: ast.GeneratorExp) -> ast.expr:
@@ -63,7 +64,7 @@ class Unrolled(ast.NodeTransformer):
 
 
 def literals(values: object) -> list[ast.expr]:
-    """Values of a loop as literals. Raises Unsplittable for too many, or what is no literal."""
+    """Return a loop's values as literals. Raises Unsplittable for too many, or for other values."""
     try:
         listed = list(values)  # type: ignore[call-overload]
         written = [ast.parse(repr(value), mode="eval").body for value in listed[:_ROUNDS]]
@@ -76,7 +77,7 @@ def literals(values: object) -> list[ast.expr]:
 
 
 def bound(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
-    """The names in a loop's target, each with its part of the value."""
+    """Yield the names in a loop's target, each with its part of the value."""
     if isinstance(target, ast.Name):
         yield target.id, value
     elif isinstance(target, (ast.Tuple, ast.List)) and isinstance(value, (ast.Tuple, ast.List)):
@@ -87,7 +88,7 @@ def bound(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
 
 
 def _with(node: ast.expr, values: dict[str, ast.expr]) -> ast.expr:
-    """`node` with values in the place of names."""
+    """Return `node` with values in place of names."""
 
     class Place(ast.NodeTransformer):
         def visit_Name(self, name: ast.Name) -> ast.expr:

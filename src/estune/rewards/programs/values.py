@@ -1,7 +1,6 @@
-"""Values that a program's process handed back, made anew here from JSON as plain Python values.
+"""The values that a program's process handed back, rebuilt here from JSON as plain Python values.
 
-What an object of the program's does when it is compared, measured or printed stays in its process.
-The tags are those of `driver.py`.
+So no code of the program's objects ever runs here. The tags are those of `driver.py`.
 """
 
 import json
@@ -16,23 +15,23 @@ from typing import Any
 
 from estune.rewards.programs.exceptions import Failed
 
-_RARE = re.compile(r'\{"(?:int|fraction|decimal|complex)":')  # many of one hash are easily found
+_RARE = re.compile(r'\{"(?:int|fraction|decimal|complex)":')  # can be made to share one hash
 _MANY = 5000
 _DEPTH = 50
 _RANGE = 100_000  # numbers that a range may stand for
-_DIGITS = 20_000  # hexadecimal ones of an integer: arithmetic on longer ones takes its time
+_DIGITS = 20_000  # hexadecimal digits of an integer: arithmetic on longer ones is slow
 _EXPONENT = 1000  # of a Decimal
 
 
 class Opaque:
-    """An object of a class that has no plain form. It is not None and equals nothing but itself."""
+    """Stands for an object without a plain form. It is not None and equals nothing but itself."""
 
     def __bool__(self) -> bool:
-        raise Failed("whether an object of the program's own class is true is not known here")
+        raise Failed("whether an object of the program's own class is true is unknown here")
 
 
 def decoded(said: str) -> list[Any]:
-    """The values that a test's process handed back, each still JSON; none if it wrote anything else."""
+    """Return the values that a test's process handed back, still JSON; [] for anything else."""
     if len(_RARE.findall(said)) > _MANY:
         return []
     try:
@@ -43,10 +42,12 @@ def decoded(said: str) -> list[Any]:
 
 
 def plain(said: Any, *, nan: bool) -> Any:
-    """The value of one step, as new objects with every call. `nan`: whether the test allows nan.
+    """Return the value of one request, as new objects with every call.
+
+    nan: whether the test allows nan.
 
     Raises:
-        Failed: the step raised, or what was handed back is no value.
+        Failed: the program raised, or what was handed back is no value.
     """
     if not isinstance(said, dict) or "value" not in said:
         raise Failed("the program raised")
@@ -96,11 +97,8 @@ def _hexadecimal(text: str) -> int:
 
 def _range(bounds: list[int]) -> range:
     made = range(*bounds)
-    if (
-        not -sys.maxsize < made.start < sys.maxsize
-        or not -sys.maxsize < made.stop < sys.maxsize
-        or len(made) > _RANGE
-    ):
+    small = abs(made.start) < sys.maxsize and abs(made.stop) < sys.maxsize
+    if not small or len(made) > _RANGE:
         raise ValueError("a range of too many numbers")
     return made
 

@@ -1,8 +1,8 @@
-"""Run a program that a model wrote where it can neither harm nor learn anything.
+"""Run a program that a model wrote where it can neither do harm nor learn anything.
 
-Every sandbox is somebody else's well-kept software, tried in a fixed order behind one small
-interface; the first that is installed and passes its proof (`proof.py`) is used. Limits that no
-sandbox of Linux sets by itself are set or watched here.
+Every sandbox is well-kept software of others behind one small interface. They are tried in a fixed
+order; the first that is installed and passes its proof (proof.py) is used. Limits that no sandbox
+of Linux sets are set or watched here (supervise.py).
 """
 
 import contextlib
@@ -17,32 +17,34 @@ from estune.rewards.sandbox.proof import prove
 from estune.rewards.sandbox.sandlock import Sandlock
 from estune.rewards.sandbox.unlocked import Unlocked
 
-__all__ = ["PROVEN", "UNLOCKED", "Limits", "Outcome", "Sandbox", "prepare", "proven", "unlocked"]
+__all__ = [
+    "KINDS",
+    "PROVEN",
+    "UNLOCKED",
+    "Limits",
+    "Outcome",
+    "Sandbox",
+    "Unlocked",
+    "prepare",
+    "proven",
+]
 
-UNLOCKED = "ESTUNE_RUN_CODE_UNLOCKED"  # 1: run programs without any sandbox
-PROVEN = "ESTUNE_PROVEN_SANDBOX"  # the name of the one that passed, for the reward processes that this one starts
-_KINDS: dict[str, Callable[[], Sandbox]] = {
-    "bubblewrap": Bubblewrap,
-    "sandlock": Sandlock,
-}  # in the order of trial
-
-
-def unlocked() -> Sandbox:
-    """No sandbox at all: limits on time and amounts alone, for a machine that is itself a cage."""
-    return Unlocked()
+UNLOCKED = "ESTUNE_RUN_CODE_UNLOCKED"  # "1": run programs without any sandbox
+PROVEN = "ESTUNE_PROVEN_SANDBOX"  # names the sandbox that passed, for the reward processes
+KINDS: dict[str, Callable[[], Sandbox]] = {"bubblewrap": Bubblewrap, "sandlock": Sandlock}
 
 
 @functools.cache
 def proven() -> Sandbox:
-    """The first sandbox that is installed and passes its proof, which is made once per run.
+    """Return the first sandbox that is installed and passes its proof, which is made once per run.
 
     Raises:
         RewardError: none does; the message says why, and what to install or allow.
     """
-    if passed := _KINDS.get(os.environ.get(PROVEN, "")):
+    if passed := KINDS.get(os.environ.get(PROVEN, "")):
         return passed()
     reasons = []
-    for kind in _KINDS.values():
+    for kind in KINDS.values():
         try:
             sandbox = kind()
             prove(sandbox)
@@ -52,15 +54,14 @@ def proven() -> Sandbox:
             os.environ[PROVEN] = sandbox.name
             return sandbox
     raise RewardError(
-        f"code_reward: no sandbox on this machine can hold a program ({'; '.join(reasons)}), so nothing was run; install "
-        f"bubblewrap or pip install sandlock, or, in a container without a network, set {UNLOCKED}=1"
+        f"code_reward: no sandbox on this machine can hold a program ({'; '.join(reasons)}),"
+        " so nothing was run; install bubblewrap or pip install sandlock,"
+        f" or, in a container without a network, set {UNLOCKED}=1"
     )
 
 
 def prepare() -> None:
-    """Prove a sandbox for the processes that will need one. Where none passes, they say so, unless
-    they need none.
-    """
+    """Prove a sandbox for the reward processes. If none passes, they report it."""
     if os.environ.get(UNLOCKED) != "1":
         with contextlib.suppress(RewardError):
             proven()

@@ -1,9 +1,8 @@
-"""What a program must not get away with: run inside a sandbox by `proof.py`, which hands it the
-baits as JSON.
+"""What no program may do in a sandbox: `proof.py` runs this one inside, with the baits as JSON.
 
-Each attempt raises where it is stopped, and does no harm where it isn't. The names of those that
-got through are printed, one per line, then "done". This is a program by itself, for the standard
-library alone; nothing imports it.
+An attempt raises if the sandbox stops it, and does no harm if not. The names of those that succeed
+are printed, one per line, then "done". This program imports only the standard library, and nothing
+imports it.
 """
 
 import contextlib
@@ -18,20 +17,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_FSOPEN, _MOUNT_SETATTR, _NEW_USER, _NEW_MOUNTS, _PRIVATE, _ATTACH = (
-    430,
-    442,
-    0x10000000,
-    0x20000,
-    0x40000,
-    16,
-)
+_FSOPEN, _MOUNT_SETATTR = 430, 442  # system calls
+_NEW_USER, _NEW_MOUNTS, _PRIVATE, _ATTACH = 0x10000000, 0x20000, 0x40000, 16
+_DENIALS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ESRCH, errno.ENOSPC)
 Bait = dict[str, Any]
 _WITHIN = 0.2  # seconds for a connection
 
 
 class Denied(Exception):
-    """An attempt that failed without an error of its own."""
+    """An attempt failed without an error of its own."""
 
 
 def main() -> None:
@@ -90,20 +84,23 @@ def _connect(kind: int, how: int, address: Any) -> None:
 
 
 def _signal(bait: Bait) -> None:
-    if bait["process"] == os.getpid():
-        raise Denied
-    os.kill(bait["process"], 15)
-    raise Denied  # whether it arrived is seen outside: a number means another process in here
+    os.kill(_outside(bait), 15)
+    raise Denied  # the bait shows whether it arrived: in here the number may be another process's
 
 
 def _limit_outside(bait: Bait) -> None:
-    if bait["process"] == os.getpid():
+    resource.prlimit(_outside(bait), resource.RLIMIT_NOFILE, (16, 16))
+
+
+def _outside(bait: Bait) -> int:
+    number: int = bait["process"]
+    if number == os.getpid():
         raise Denied
-    resource.prlimit(bait["process"], resource.RLIMIT_NOFILE, (16, 16))
+    return number
 
 
 def _mount(bait: Bait) -> None:
-    """Calls that change nothing, but that only somebody who may mount gets past the first check of."""
+    """Make calls that change nothing, but that only a process allowed to mount can begin."""
     attributes = (ctypes.c_uint64 * 4)()
     calls = (
         lambda: _LIBC.mount(None, b".", None, _PRIVATE, None),
@@ -122,16 +119,8 @@ def _trace(bait: Bait) -> None:
 
 
 def _allowed(call: Callable[[], int]) -> None:
-    """Raises OSError where `call` was denied; another mistake in it shows that it would have been
-    allowed.
-    """
-    if call() < 0 and ctypes.get_errno() in (
-        errno.EPERM,
-        errno.EACCES,
-        errno.ENOSYS,
-        errno.ESRCH,
-        errno.ENOSPC,
-    ):
+    """Raise OSError if `call` was denied; any other error shows that it would have been allowed."""
+    if call() < 0 and ctypes.get_errno() in _DENIALS:
         raise OSError(ctypes.get_errno(), "denied")
 
 

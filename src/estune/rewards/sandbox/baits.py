@@ -1,6 +1,4 @@
-"""What a program in a sandbox must not reach: a file, sockets and a process, laid out by the proof
-and looked at afterwards.
-"""
+"""What a program in a sandbox must not reach: a file, sockets and a process outside it."""
 
 import contextlib
 import os
@@ -14,57 +12,55 @@ from typing import Any
 
 from estune.rewards.sandbox.launch import interpreter
 
-_HOME_FILES = 8  # files of the user's home that are tried
+_HOME_FILES = 8  # at most
 _CONTENT = "bait"
 
 
 @dataclass(frozen=True)
 class Baits:
-    """Where they are, as the attempts are told; and what became of them."""
+    """The baits of one proof. `given` tells the attempts where they are."""
 
-    told: dict[str, Any]
+    given: dict[str, Any]
     process: "subprocess.Popen[bytes]"
     sockets: dict[str, socket.socket]
 
     def taken(self) -> list[str]:
-        """The names of attempts that show outside."""
+        """Return the names of the attempts that left a mark outside."""
         found = [name for name, listener in self.sockets.items() if _heard(listener)]
         if self.process.poll() is not None:
             found.append("signal a process outside")
-        if Path(self.told["file"]).read_text() != _CONTENT:
+        if Path(self.given["file"]).read_text() != _CONTENT:
             found.append("write a file outside")
-        if Path(self.told["new"]).exists():
+        if Path(self.given["new"]).exists():
             found.append("make a file outside")
         return found
 
 
 @contextlib.contextmanager
 def baits() -> Iterator[Baits]:
+    """Lay out the baits, and remove them afterwards."""
     with (
         tempfile.TemporaryDirectory(prefix="estune-proof-") as folder,
         contextlib.ExitStack() as opened,
     ):
         file = Path(folder, "file")
         file.write_text(_CONTENT)
-        os.chmod(folder, 0o777)  # nothing but the sandbox stands in the way, whoever the program is
+        os.chmod(folder, 0o777)  # only the sandbox protects it, whichever user the program is
         os.chmod(file, 0o666)
         abstract = f"\0estune-proof-{os.urandom(8).hex()}"
+        unix, local = (socket.AF_UNIX, socket.SOCK_STREAM), ("127.0.0.1", 0)
         listeners = {
-            "connect by TCP": _listener(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
-            "send by UDP": _listener(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", 0)),
-            "connect to a unix socket": _listener(
-                socket.AF_UNIX, socket.SOCK_STREAM, f"{folder}/socket"
-            ),
-            "connect to an abstract unix socket": _listener(
-                socket.AF_UNIX, socket.SOCK_STREAM, abstract
-            ),
+            "connect by TCP": _listener(socket.AF_INET, socket.SOCK_STREAM, local),
+            "send by UDP": _listener(socket.AF_INET, socket.SOCK_DGRAM, local),
+            "connect to a unix socket": _listener(*unix, f"{folder}/socket"),
+            "connect to an abstract unix socket": _listener(*unix, abstract),
         }
         os.chmod(f"{folder}/socket", 0o777)
         for listener in listeners.values():
             opened.enter_context(listener)
         process = opened.enter_context(_sleeper())
         tcp, udp, _, _ = listeners.values()
-        told = {
+        given = {
             "file": str(file),
             "new": f"{folder}/new",
             "home": _home_files(),
@@ -74,7 +70,7 @@ def baits() -> Iterator[Baits]:
             "unix": f"{folder}/socket",
             "abstract": abstract,
         }
-        yield Baits(told, process, listeners)
+        yield Baits(given, process, listeners)
 
 
 def _listener(family: int, kind: int, address: Any) -> socket.socket:
@@ -96,9 +92,7 @@ def _heard(listener: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def _sleeper() -> "Iterator[subprocess.Popen[bytes]]":
-    """A process that waits for its input to end, which it does with this process, however that
-    ends.
-    """
+    """Start a process that ends with its input, and so with this process."""
     command = [interpreter(), "-I", "-S", "-c", "import sys; sys.stdin.read()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
         try:
@@ -108,7 +102,7 @@ def _sleeper() -> "Iterator[subprocess.Popen[bytes]]":
 
 
 def _home_files() -> list[str]:
-    """Some files of the user's home that this process may read."""
+    """Return some files in the user's home that this process may read."""
     home = os.path.expanduser("~")
     found: list[str] = []
     for folder in (home, f"{home}/.ssh", f"{home}/.cache/huggingface"):

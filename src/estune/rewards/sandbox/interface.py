@@ -1,4 +1,4 @@
-"""What every sandbox is given and what it gives back."""
+"""What every sandbox is given, and what it gives back."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,10 +10,14 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may take together with all that it starts.
+    """Limits on a program together with all processes that it starts.
 
-    seconds: wall clock; cpu_seconds: of all its processes; memory: bytes; processes: at a time,
-    threads included; disk: bytes written; output: bytes of standard output that are kept.
+    seconds: by the clock.
+    cpu_seconds: processor time of all processes.
+    memory: bytes.
+    processes: processes and threads at a time.
+    disk: bytes written.
+    output: bytes of standard output that are kept.
     """
 
     seconds: float = 5.0
@@ -26,8 +30,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended. status: 0 when it ended well, None when a limit ended it; errors: the
-    start of standard error.
+    """How a program ended.
+
+    status: the exit status, or None if a limit ended it.
+    errors: the start of standard error.
     """
 
     output: bytes
@@ -37,17 +43,16 @@ class Outcome:
 
 
 class Sandbox(Protocol):
-    """A place to run one program at a time, from any thread."""
+    """A place to run programs, one per call, from any thread."""
 
     name: str
 
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
-        """Run `source` with this interpreter and its standard library in an empty folder; `request`
-        is its standard input.
+        """Run `source` in an empty folder, with `request` as its standard input.
+
+        It runs in this interpreter with the standard library alone.
         """
 
 
 class Unusable(RewardError):
-    """A sandbox that is not installed, does not start, or lets something through; the message says
-    which.
-    """
+    """A sandbox is missing, does not start, or lets something through; the message says which."""

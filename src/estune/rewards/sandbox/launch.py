@@ -1,6 +1,4 @@
-"""What the launcher is told: the program, its limits and the rights that it gives up, in front of
-the program's own input.
-"""
+"""How a sandbox starts Python: the interpreter, its libraries, and the launcher's input."""
 
 import marshal
 import os
@@ -14,20 +12,18 @@ from estune.rewards.sandbox.interface import Limits
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
 LAUNCHER = str(Path(__file__).with_name("launcher.py"))
 _OPEN_FILES = 64
-_BASE = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}  # past a virtual environment
+_BASE = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}  # of a virtual environment
 _SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/etc/ld.so.cache")
 
 
 def interpreter() -> str:
-    """The executable of this interpreter, past the links of a virtual environment."""
+    """Return this interpreter's executable, past the links of a virtual environment."""
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
 @cache
 def readable() -> tuple[str, ...]:
-    """What a program needs to read: the interpreter, its libraries and the standard one, and the
-    system's shared libraries.
-    """
+    """Return the paths that a program must read: the interpreter and its libraries."""
     standard = [sysconfig.get_path(name, vars=_BASE) for name in ("stdlib", "platstdlib")]
     own = [interpreter(), str(Path(sys.base_prefix, "lib")), *standard]
     found = [path for path in dict.fromkeys([*_SYSTEM, *own]) if os.path.exists(path)]
@@ -40,16 +36,14 @@ def _within(path: str, folder: str) -> bool:
 
 @cache
 def hidden() -> tuple[str, ...]:
-    """What lies in `readable` folders and is no part of the standard library: installed packages."""
+    """Return the folders of installed packages, which lie inside `readable` ones."""
     installed = [sysconfig.get_path(name, vars=_BASE) for name in ("purelib", "platlib")]
     return tuple(path for path in dict.fromkeys(installed) if os.path.isdir(path))
 
 
 @cache
 def command() -> list[str]:
-    """The interpreter with the launcher in it: isolated, and without what is installed beside the
-    standard library.
-    """
+    """Return the command of the launcher, isolated and without installed packages."""
     return [interpreter(), "-I", "-S", "-c", Path(LAUNCHER).read_text()]
 
 
@@ -64,14 +58,15 @@ def launcher_input(
     counted_apart: bool = False,
     seccomp: bytes = b"",
 ) -> bytes:
-    """Standard input of the launcher.
+    """Return the launcher's standard input: its job, then the program's own input.
 
-    folder: where the program works, if the launcher has to go there; remount: options to mount the
-    working folder with anew; other_user: give up the user id; counted_apart: the kernel doesn't
-    count the user's other processes with the program's; seccomp: a filter, with which capabilities
-    are given up too.
+    folder: where the program works, if the launcher has to go there.
+    remount: options with which to mount the working folder again.
+    other_user: give up the user id.
+    counted_apart: the kernel does not count the user's other processes with the program's.
+    seccomp: a filter; with it, capabilities are given up too.
     """
-    told = {
+    job = {
         "source": source,
         "folder": folder,
         "remount": remount,
@@ -79,7 +74,7 @@ def launcher_input(
         "filter": seccomp,
         "rlimits": _resource_limits(limits, counted_apart),
     }
-    data = marshal.dumps(told)
+    data = marshal.dumps(job)
     return len(data).to_bytes(8, "little") + data + request
 
 

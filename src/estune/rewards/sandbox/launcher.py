@@ -1,8 +1,7 @@
-"""The first program inside every sandbox: it gives up what is left of its rights and then becomes
-the model's program.
+"""The first program inside every sandbox: gives up its last rights, then becomes the model's.
 
-It runs as `python -I -S -c <this text>`, so it imports nothing but the standard library, and little
-of that. The job comes first on standard input, in front of what the program reads there itself.
+It runs as `python -I -S -c <this text>`, so it imports only the standard library, and little of
+that. Its job comes first on standard input, in front of the program's own input.
 """
 
 import builtins
@@ -32,7 +31,7 @@ def main() -> None:
     if job["other_user"]:
         _become_nobody()
     if job["filter"]:
-        _give_up_capabilities()
+        give_up_capabilities()
         _install(job["filter"])
     _run(job["source"])
 
@@ -46,7 +45,7 @@ def _limit(name: str, value: int) -> None:
 
 
 def _exactly(size: int) -> bytes:
-    """Bytes from standard input, none of which is read ahead: the rest is the program's."""
+    """Read `size` bytes from standard input without reading ahead: the rest is the program's."""
     data = bytearray()
     while len(data) < size:
         more = os.read(0, size - len(data))
@@ -69,7 +68,8 @@ def _become_nobody() -> None:
     raise PermissionError("no other user id")
 
 
-def _give_up_capabilities() -> None:
+def give_up_capabilities() -> None:
+    """Give up the rights of root, for this process and all that it starts."""
     _LIBC.prctl(_PR_CAP_AMBIENT, _CLEAR_ALL, 0, 0, 0)
     for capability in range(64):
         _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import IO, Protocol
 
 _CHUNK = 1 << 16
-_LAST_READS = 16  # of what a process left in its pipes
+_LAST_READS = 16  # of what an ended process left in its pipes
 _ERRORS = 4096  # bytes of standard error that are kept
 
 
@@ -19,10 +19,9 @@ class Piped(Protocol):
 
 
 class Pipes:
-    """Feeds `given` to `process` and keeps the first `output` bytes that it prints; the rest is
-    read and forgotten.
+    """Writes `given` to `process`, and keeps the first `output` bytes that it prints.
 
-    Closes all its pipes in the end.
+    The rest is read and forgotten. Leaving the context closes the pipes.
     """
 
     def __init__(self, process: Piped, given: bytes, output: int) -> None:
@@ -36,11 +35,10 @@ class Pipes:
         self._streams = {stream.fileno(): stream for stream in streams}
         self._left = memoryview(given)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(process.stdin, selectors.EVENT_WRITE)
-        self._selector.register(process.stdout, selectors.EVENT_READ)
-        self._selector.register(process.stderr, selectors.EVENT_READ)
-        for key in self._selector.get_map().values():
-            os.set_blocking(key.fd, False)
+        for stream in streams:
+            event = selectors.EVENT_WRITE if stream is process.stdin else selectors.EVENT_READ
+            self._selector.register(stream, event)
+            os.set_blocking(stream.fileno(), False)
 
     def __enter__(self) -> "Pipes":
         return self
@@ -50,25 +48,21 @@ class Pipes:
         for stream in self._streams.values():
             stream.close()
 
-    def serve(self, seconds: float) -> int:
-        """Write and read what is possible within `seconds`; how many pipes were served, -1 once
-        none can be read any more.
-        """
-        if not self._kept:
-            return -1
-        ready = self._selector.select(seconds)
-        for key, events in ready:
-            self._write(key) if events & selectors.EVENT_WRITE else self._read(key)
-        return len(ready)
+    def serve(self, seconds: float) -> bool:
+        """Write and read what `seconds` allow; return False once nothing can be read."""
+        if self._kept:
+            for key, events in self._selector.select(seconds):
+                self._write(key) if events & selectors.EVENT_WRITE else self._read(key)
+            return True
+        return False
 
     def drain(self) -> None:
-        """Read what a process that has ended left behind."""
+        """Read what a process left behind when it ended."""
         for _ in range(_LAST_READS):
-            if self.serve(0) <= 0:
-                return
+            self.serve(0)
 
     def _write(self, pipe: selectors.SelectorKey) -> None:
-        with suppress(BrokenPipeError):  # a program need not read its input
+        with suppress(BrokenPipeError):  # the program may not read its input
             self._left = self._left[os.write(pipe.fd, self._left[:_CHUNK]) :]
             if self._left:
                 return

@@ -1,14 +1,15 @@
-"""A sandbox proves itself: a fixed list of attempts is made inside it, and all must fail.
+"""The proof of a sandbox: a fixed list of attempts is made inside it, and all must fail.
 
-Some are seen from outside: there are a file, a process and sockets as baits, which must stay as
-they were. Others are about amounts, and each is a program by itself, which must not come to the
-end. All run at the same time.
+Some attempts are detected from outside: a file, a process and sockets are laid out as baits, and
+must stay as they were. Others try to exceed an amount; each is a program of its own, which must not
+reach its end. All run at the same time.
 """
 
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from estune.common.visible import one_line
 from estune.rewards.sandbox.baits import baits
 from estune.rewards.sandbox.interface import Limits, Sandbox, Unusable
 
@@ -17,8 +18,7 @@ _LIMITS = Limits(seconds=10, cpu_seconds=10, memory=256 * _MIB, processes=16, di
 _ATTEMPTS = Path(__file__).with_name("attempts.py")
 _TOKEN = b"through"
 
-# Each prints "through" once it has more than it may have, and has kept it for longer than from
-# one look to the next.
+# Each prints "through" once it has exceeded a limit for longer than the time between two looks.
 _HOLDERS = """
 import mmap, os, time
 held, holds = os.pipe()
@@ -78,9 +78,7 @@ _AMOUNTS = {
 
 
 def prove(sandbox: Sandbox) -> None:
-    """Raises Unusable when `sandbox` doesn't work, or for the first thing that a program could do
-    in it.
-    """
+    """Raise Unusable, which says why, if `sandbox` doesn't work or lets a program do something."""
     with ThreadPoolExecutor(len(_AMOUNTS) + 1) as threads:
         rights = threads.submit(_prove_rights, sandbox)
         amounts = {
@@ -99,15 +97,17 @@ def _verdict(sandbox: Sandbox, name: str) -> str:
 
 def _prove_rights(sandbox: Sandbox) -> None:
     with baits() as laid:
-        outcome = sandbox.run(_ATTEMPTS.read_text(), json.dumps(laid.told).encode(), _LIMITS)
+        outcome = sandbox.run(_ATTEMPTS.read_text(), json.dumps(laid.given).encode(), _LIMITS)
         *through, last = outcome.output.decode(errors="replace").split("\n")[:-1] or [""]
         if last != "done":
-            raise Unusable(f"{sandbox.name}: programs don't run in it ({_reason(outcome.errors)})")
+            raise Unusable(
+                f"{sandbox.name}: programs don't run in it ({_last_line(outcome.errors)})"
+            )
         if through := [*through, *laid.taken()]:
             raise Unusable(_verdict(sandbox, through[0]))
 
 
-def _reason(errors: bytes) -> str:
+def _last_line(errors: bytes) -> str:
     lines = errors.decode(errors="replace").split("\n")
-    said = [line.strip()[:200] for line in lines if line.strip()]
+    said = [one_line(line, 200) for line in lines if line.strip()]
     return said[-1] if said else "without a message"

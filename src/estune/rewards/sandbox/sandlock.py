@@ -1,7 +1,7 @@
 """sandlock: Landlock and seccomp of Linux, for machines that give nobody namespaces.
 
-What it leaves open is closed by the launcher's filter: mounts for root, attributes of files, and
-calls about other processes; and by the supervisor, which bounds the folder on disk.
+What it leaves open is closed by the launcher's filter (mounts for root, attributes of files, calls
+about other processes) and by the supervisor, which limits the folder on disk.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ _DEVICES = ("/dev/zero", "/dev/random", "/dev/urandom")
 
 
 class Sandlock:
-    """Programs under the Python package `sandlock`."""
+    """Runs programs under the Python package `sandlock`."""
 
     name = "sandlock"
 
@@ -31,11 +31,10 @@ class Sandlock:
         self._host, self._seccomp = Host(str(Path(found.origin).parents[1])), seccomp
 
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
-        told = launch.launcher_input(source, request, limits, seccomp=self._seccomp)
+        given = launch.launcher_input(source, request, limits, seccomp=self._seccomp)
         with fresh_folder() as folder:
-            told_host = {"policy": _policy(folder, limits), "command": launch.command()}
-            process = self._host.start(told_host)
-            return supervise(process, told, limits, folder)
+            process = self._host.start(_policy(folder, limits), launch.command())
+            return supervise(process, given, limits, folder)
 
 
 def _policy(folder: str, limits: Limits) -> dict[str, object]:

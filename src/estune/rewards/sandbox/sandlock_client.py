@@ -1,6 +1,4 @@
-"""This process's end of `sandlock_host.py`: programs that it starts look like those of
-`subprocess.Popen`.
-"""
+"""This process's end of `sandlock_host.py`: programs in it look like a `subprocess.Popen`."""
 
 import contextlib
 import json
@@ -17,34 +15,32 @@ from estune.rewards.processes import keeper
 from estune.rewards.sandbox import launch, sandlock_host
 from estune.rewards.sandbox.interface import Unusable
 
-_START = 30.0  # seconds until a keeper must have reported
+_START = 30.0  # seconds within which a keeper must report
 
 
 class Host:
-    """The process that has sandlock loaded, started when it is first wanted. It ends when its
-    socket is closed.
-    """
+    """The process that has loaded sandlock. It starts on first use and ends with its socket."""
 
     def __init__(self, packages: str) -> None:
-        script = [sandlock_host.__file__, keeper.__file__, packages]
+        script = [sandlock_host.__file__, keeper.__file__, launch.LAUNCHER, packages]
         self._command = [launch.interpreter(), "-I", "-S", *script]
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
 
-    def start(self, told: dict[str, Any]) -> "Hosted":
-        """Have a program started."""
-        pipes = [os.pipe() for _ in range(4)]
-        theirs = [pipes[0][0], *(writes for _, writes in pipes[1:])]
+    def start(self, policy: dict[str, Any], command: list[str]) -> "Hosted":
+        """Start a program under sandlock's settings `policy`."""
+        stdin, stdout, stderr, report = (os.pipe() for _ in range(4))
+        theirs = [stdin[0], stdout[1], stderr[1], report[1]]
         try:
-            self._send(json.dumps(told).encode(), theirs)
+            self._send(json.dumps({"policy": policy, "command": command}).encode(), theirs)
         finally:
             for each in theirs:
                 os.close(each)
-        return Hosted(pipes[0][1], *(reads for reads, _ in pipes[1:]))
+        return Hosted(stdin[1], stdout[0], stderr[0], report[0])
 
     def _send(self, message: bytes, descriptors: list[int]) -> None:
         with self._lock:
-            with contextlib.suppress(OSError):  # it ended: another is started
+            with contextlib.suppress(OSError):  # the host has ended: start another
                 if self._socket is not None:
                     socket.send_fds(self._socket, [message], descriptors)
                     return
@@ -53,13 +49,12 @@ class Host:
 
     def _started(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        quiet = subprocess.DEVNULL
         with theirs:
             process = subprocess.Popen(
                 self._command,
                 stdin=theirs.fileno(),
-                stdout=quiet,
-                stderr=quiet,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
                 cwd="/",
                 env=launch.ENVIRONMENT,
                 start_new_session=True,
@@ -74,9 +69,7 @@ def _end(connection: socket.socket, process: "subprocess.Popen[bytes]") -> None:
 
 
 class Hosted:
-    """A program under its keeper, which reports its own number and, in the end, the program's exit
-    status.
-    """
+    """A program under its keeper, which reports its own number and then the exit status."""
 
     def __init__(self, stdin: int, stdout: int, stderr: int, report: int) -> None:
         self.stdin: IO[bytes] | None = os.fdopen(stdin, "wb", buffering=0)
@@ -101,7 +94,7 @@ class Hosted:
         return self._code
 
     def _line(self, timeout: float | None) -> bytes:
-        """A line of the report; nothing where the keeper ended without one."""
+        """Return a line of the report, or nothing if the keeper ended without one."""
         if not select.select([self._report], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired("keeper", timeout or 0)
         return self._report.readline()

@@ -1,7 +1,7 @@
-"""Feed a process, and end it with all that it started at the first limit that it meets.
+"""Run a program's process, and end it with all its descendants at the first limit that it exceeds.
 
-Linux limits memory and processor time by process; what a program and its children take together is
-watched here.
+Linux limits memory and processor time per process; their sum over a program's processes is watched
+here.
 """
 
 import os
@@ -18,13 +18,10 @@ from estune.rewards.sandbox.launch import ENVIRONMENT
 from estune.rewards.sandbox.pipes import Piped, Pipes
 from estune.rewards.sandbox.working_folder import MOST_FILES, size_of
 
-_LOOK = 0.02  # seconds between looks at what the processes take
-_PATIENCE = 15.0  # seconds for a process to end that was told to
-_OURS = 16  # threads of the sandbox itself, which are counted with the program's
-_CPU_LIMIT = (
-    128 + 24,
-    -24,
-)  # the status of a process that SIGXCPU ended, as a shell or the kernel gives it
+_LOOK = 0.02  # seconds between looks at what the processes use
+_PATIENCE = 15.0  # seconds for a process to end when asked to
+_OURS = 16  # threads of the sandbox itself, which count with the program's
+_CPU_LIMIT = (128 + signal.SIGXCPU, -signal.SIGXCPU)  # exit status from a shell, from the kernel
 
 
 class Process(Piped, Protocol):
@@ -38,9 +35,7 @@ class Process(Piped, Protocol):
 
 
 def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """Start `command` with pipes, in a session of its own, without this process's environment or
-    open files.
-    """
+    """Start `command` with pipes, in its own session, without our environment or open files."""
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command,
@@ -61,10 +56,10 @@ def supervise(
     folder: str = "",
     end: Callable[[int], None] = end_kept,
 ) -> Outcome:
-    """See `process` to its end, with `given` as its standard input.
+    """Give `process` its standard input, `given`, and wait until it ends or exceeds `limits`.
 
-    folder: where it writes, if nothing else bounds that; end: how to have it end before that, with
-    all that it started.
+    folder: where it writes, if nothing else limits that.
+    end: how to end it early, with all its descendants.
     """
     with Pipes(process, given, limits.output) as pipes:
         try:
@@ -76,7 +71,7 @@ def supervise(
 
 
 def _ended(process: Process, end: Callable[[int], None]) -> int:
-    """The process's exit status, after it was ended if it has not by itself."""
+    """Return the exit status, after ending the process if it still runs."""
     if process.poll() is None:
         end(process.pid)
     try:
@@ -89,9 +84,7 @@ def _ended(process: Process, end: Callable[[int], None]) -> int:
 
 
 def _watch(process: Process, pipes: Pipes, limits: Limits, folder: str) -> str:
-    """Serve the pipes until the process ends by itself (then ""), or takes too much: the name of
-    what it was.
-    """
+    """Serve the pipes until the process ends, or return the name of the limit that it exceeds."""
     until = time.monotonic() + limits.seconds
     look = time.monotonic() + _LOOK
     while process.poll() is None:
@@ -102,32 +95,30 @@ def _watch(process: Process, pipes: Pipes, limits: Limits, folder: str) -> str:
             if excess := _excess(process.pid, limits, folder):
                 return excess
             look = time.monotonic() + _LOOK
-        _serve(process, pipes, max(0.0, min(look, until) - now))
+        seconds = max(0.0, min(look, until) - now)
+        if not pipes.serve(seconds):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
     pipes.drain()
     return ""
 
 
-def _serve(process: Process, pipes: Pipes, seconds: float) -> None:
-    if pipes.serve(seconds) < 0:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-
-
 def _excess(pid: int, limits: Limits, folder: str) -> str:
-    """What of it all is too much, if anything is."""
-    taken = usage(pid, limits.memory)
-    if taken.memory > limits.memory:
+    """Return the name of an exceeded limit, or ""."""
+    used = usage(pid, limits.memory)
+    if used.memory > limits.memory:
         return "memory"
-    if taken.cpu_seconds > limits.cpu_seconds:
+    if used.cpu_seconds > limits.cpu_seconds:
         return "cpu"
-    if taken.threads > limits.processes + _OURS:
+    if used.threads > limits.processes + _OURS:
         return "processes"
-    return "disk" if folder and _overflows(folder, taken.written, limits) else ""
+    return "disk" if folder and _overflows(folder, used.written, limits) else ""
 
 
 def _overflows(folder: str, written: int, limits: Limits) -> bool:
-    """Whether `folder` is too full; a file that was removed is there as long as who wrote it keeps
-    it open.
+    """Return whether `folder` is too full.
+
+    `written` counts bytes in removed files, which take room as long as a process keeps them open.
     """
     found = size_of(folder)
     return found.entries > MOST_FILES or found.size + written > limits.disk

@@ -1,7 +1,6 @@
-"""No sandbox: a program with the user's own rights, and limits on its time, memory, processes and
-files alone.
+"""No sandbox: the program has the user's own rights, and only its amounts are limited.
 
-For a machine that is itself a cage, such as a container without a network.
+This is for a machine that is itself closed off, such as a container without a network.
 """
 
 import os
@@ -14,19 +13,13 @@ from estune.rewards.sandbox.working_folder import fresh_folder
 
 
 class Unlocked:
-    """Programs under the keeper alone."""
+    """Runs programs under their keeper (keeper.py), and nothing else."""
 
     name = "unlocked"
 
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
+        kept = [keeper.__file__, str(os.getpid()), launch.LAUNCHER]
         with fresh_folder() as folder:
-            told = launch.launcher_input(source, request, limits, folder=folder)
-            command = [
-                launch.interpreter(),
-                "-I",
-                "-S",
-                keeper.__file__,
-                str(os.getpid()),
-                launch.LAUNCHER,
-            ]
-            return supervise(start(command), told, limits, folder)
+            given = launch.launcher_input(source, request, limits, folder=folder)
+            process = start([launch.interpreter(), "-I", "-S", *kept])
+            return supervise(process, given, limits, folder)

@@ -1,6 +1,4 @@
-"""An empty folder on disk for one program, its size while the program runs, and its end whatever
-was put there.
-"""
+"""An empty folder on disk for one program: made, measured while the program runs, and removed."""
 
 import contextlib
 import os
@@ -13,14 +11,15 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-MOST_FILES = 4096  # that a program may have: each takes room that its size doesn't tell
+MOST_FILES = 4096  # of one program: each takes room that its size does not include
 _PREFIX = "estune-program-"
-_LONG = 3600.0  # seconds after which no program runs any more
-_LONGEST = 1024  # characters of a path: what lies deeper can soon not be looked at any more
+_LONG = 3600.0  # seconds after which no program can still be running
+_LONGEST = 1024  # characters of a path: what lies much deeper cannot be read any more
 
 
 @contextlib.contextmanager
 def fresh_folder() -> Iterator[str]:
+    """Yield the path of an empty folder, and remove it afterwards, whatever it holds."""
     _clear(tempfile.gettempdir())
     folder = tempfile.mkdtemp(prefix=_PREFIX)
     try:
@@ -31,7 +30,7 @@ def fresh_folder() -> Iterator[str]:
 
 @cache
 def _clear(parent: str) -> None:
-    """Remove the folders of programs whose trainer was killed, which is done once per process."""
+    """Remove, once per process, the folders of programs whose trainer was killed."""
     long_ago = time.time() - _LONG
     for path in Path(parent).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
@@ -49,8 +48,9 @@ class Size:
 
 
 def size_of(folder: str) -> Size:
-    """What lies in `folder`, as far as it may be read. Counting ends, with too many entries, where
-    there is no end.
+    """Measure what lies in `folder`, as far as it can be read.
+
+    In an endless folder, counting stops with more than MOST_FILES entries.
     """
     size, entries, folders = 0, 0, [folder]
     for each in folders:
@@ -69,6 +69,6 @@ def size_of(folder: str) -> Size:
 def _remove(folder: str) -> None:
     with contextlib.suppress(OSError, RecursionError):
         shutil.rmtree(folder)
-    if os.path.lexists(folder):  # deeper than Python can go, or with folders that may not be read
-        subprocess.run(["chmod", "-R", "u+rwx", folder], stderr=subprocess.DEVNULL, check=False)
-        subprocess.run(["rm", "-rf", folder], stderr=subprocess.DEVNULL, check=False)
+    if os.path.lexists(folder):  # deeper than Python can go, or with closed folders inside
+        for command in (["chmod", "-R", "u+rwx", folder], ["rm", "-rf", folder]):
+            subprocess.run(command, stderr=subprocess.DEVNULL, check=False)

@@ -1,0 +1,180 @@
+"""One step's members on their way from prompts to rewards.
+
+Engines generate for the next members while reward functions score earlier ones.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from estune.common.types import Row, Variant
+from estune.config import ESConfig
+from estune.errors import clean
+from estune.monitor.console import prompt_text
+from estune.monitor.held_out import records
+from estune.monitor.metrics import Scored, Tally
+from estune.monitor.timeline import Timeline
+from estune.rewards.call import Failure
+from estune.rewards.scoring import Pending, RewardFunctions, Scores
+from estune.workers.base import Evaluation, Workers
+
+_MOST_WAITING = 256  # members waiting for rewards, before engines have to wait too
+_TICK = 0.1  # seconds between two calls of `tick` while rewards are awaited
+
+
+@dataclass(frozen=True)
+class LostReward:
+    """The first reward of a step that was lost because a reward function failed."""
+
+    function: str
+    failure: Failure
+    prompt: str
+    completion: str
+
+    @property
+    def summary(self) -> str:
+        return f"{self.function} {self.failure.reason}"
+
+    def __str__(self) -> str:
+        return clean(
+            f"reward function {self.summary}\n\nprompt:\n{self.prompt}\n\n"
+            f"completion:\n{self.completion}\n\n{self.failure.details}"
+        )
+
+
+class StepEvaluation:
+    """Evaluates variants of θ on the rows of one step: call it, and it returns what they earned.
+
+    Args:
+        tick: called often while results are awaited; may raise to end the step.
+        first_step: a failing reward function ends the run on the first member, since it is a bug.
+        best_of: `best` keeps the completions of the best of this many first variants.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        reward_functions: RewardFunctions,
+        rows: Sequence[Row],
+        config: ESConfig,
+        state: Any,
+        timeline: Timeline,
+        tick: Callable[["StepEvaluation"], None],
+        *,
+        first_step: bool = False,
+        best_of: int = 0,
+    ) -> None:
+        self._workers = workers
+        self._reward_functions = reward_functions
+        self._rows = rows
+        self._prompts = [row["prompt"] for row in rows]
+        self._budget = config.max_completion_length
+        self._state = state
+        self._timeline = timeline
+        self._tick = tick
+        self._first_step = first_step
+        self._best_of = best_of
+        self._best_fitness = -math.inf
+        self._pending: dict[int, tuple[Pending, Evaluation]] = {}
+        self._scored: dict[int, Scored] = {}
+        self.started = time.perf_counter()
+        self.seconds = 0.0  # of evaluating, so far
+        self.best: list[dict[str, Any]] = []
+        self.lost: LostReward | None = None
+
+    def __call__(self, variants: Sequence[Variant]) -> list[Scored]:
+        """Evaluate `variants` and score their completions; returns their results in order.
+
+        Raises:
+            RewardError: a reward function failed, and the config does not tolerate that.
+        """
+        started = time.perf_counter()
+        before = self.done
+        with self._timeline.span("wait"):
+            self._generate(variants, before)
+        with self._timeline.span("score"):
+            self._await_scores()
+        self._tick(self)  # a signal may have arrived with the last scores
+        self.seconds += time.perf_counter() - started
+        return self.settled()[before:]
+
+    @property
+    def done(self) -> int:
+        """Variants that are scored."""
+        return len(self._scored)
+
+    def settled(self) -> list[Scored]:
+        """All results of the step so far, where lost rewards count what `on_reward_error` says."""
+        scored = [self._scored[index] for index in sorted(self._scored)]
+        settled = self._reward_functions.settle([one.scores for one in scored])
+        return [replace(one, scores=scores) for one, scores in zip(scored, settled, strict=True)]
+
+    def _generate(self, variants: Sequence[Variant], before: int) -> None:
+        for evaluation in self._workers.evaluate(
+            variants, self._prompts, max_completion_length=self._budget
+        ):
+            if evaluation is not None:
+                self._timeline.work(evaluation.work, self._workers.status().requested)
+                self._submit(replace(evaluation, index=before + evaluation.index))
+            self._tick(self)
+
+    def _submit(self, evaluation: Evaluation) -> None:
+        """Start to score a variant, unless its model computed NaN or infinity."""
+        if not _is_finite(evaluation):
+            self._take(self._reward_functions.none(len(self._rows)), evaluation)
+            return
+        first = self._first_step and evaluation.index == 0
+        started = time.perf_counter()
+        pending = self._reward_functions.submit(
+            self._rows, evaluation.completions, self._state, first=first
+        )
+        pending.on_done(lambda: self._timeline.scored(started))
+        self._pending[evaluation.index] = pending, evaluation
+        if first:
+            pending.wait()
+        self._collect()
+        while len(self._pending) >= _MOST_WAITING:
+            time.sleep(_TICK / 2)
+            self._collect()
+
+    def _await_scores(self) -> None:
+        while self._pending:
+            self._tick(self)
+            pending, _ = next(iter(self._pending.values()))
+            pending.wait(_TICK)
+            self._collect()
+
+    def _collect(self) -> None:
+        """Take the scores that are ready."""
+        for index, (pending, evaluation) in list(self._pending.items()):
+            if pending.done():
+                self._take(pending.result(), evaluation)
+                del self._pending[index]
+
+    def _take(self, scores: Scores, evaluation: Evaluation) -> None:
+        """Keep what a variant earned, but not its completions, which would fill the memory."""
+        if evaluation.index < self._best_of and scores.fitness > self._best_fitness:
+            self._best_fitness = scores.fitness
+            self.best = records(self._rows, evaluation.completions, scores)
+        self.lost = self.lost or self._first_lost(scores, evaluation)
+        scores.extra.clear()
+        self._scored[evaluation.index] = Scored(
+            scores,
+            Tally.of(evaluation.completions),
+            evaluation.load_seconds,
+            evaluation.generate_seconds,
+            _is_finite(evaluation),
+        )
+
+    def _first_lost(self, scores: Scores, evaluation: Evaluation) -> LostReward | None:
+        for name, failures in scores.failures.items():
+            index, failure = next(iter(failures.items()))
+            prompt = prompt_text(self._rows[index].get("prompt") or "")
+            return LostReward(name, failure, prompt, evaluation.completions[index].text)
+        return None
+
+
+def _is_finite(evaluation: Evaluation) -> bool:
+    return all(completion.finite for completion in evaluation.completions)
