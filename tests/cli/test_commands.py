@@ -29,7 +29,7 @@ def test_a_second_run_in_the_same_folder_is_refused_with_the_way_to_go_on(
     before = contents(Path("out/checkpoint-2"))
     message = refused(*train_on(mini, data))
     assert (
-        "output_dir: out holds a run already; add --resume_from_checkpoint true to go on with it, or choose another"
+        "output_dir: out holds a run already; add --resume_from_checkpoint true to continue it, or choose another"
         in message
     )
     assert contents(Path("out/checkpoint-2")) == before

@@ -1,4 +1,4 @@
-"""The check at the start: usual models pass; models that change as they run are refused or run alone."""
+"""The check at the start: usual models pass, others are refused or complete prompts singly."""
 
 import logging
 

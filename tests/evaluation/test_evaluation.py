@@ -284,7 +284,7 @@ def test_rewards_of_drawn_answers_that_are_lost_are_counted_too(judged, capsys):
 def test_answers_that_met_a_graders_time_limit_are_told(judged, capsys):
     graded = "from estune.rewards.marks import Grades; return Grades([0.0] * len(target), overran=len(target))"
     assert judged(graded, "--num_generations", 3) == 0
-    assert "data.jsonl: 16 completions met the grader's time limit" in " ".join(
+    assert "data.jsonl: 16 completions exceeded the grader's time limit" in " ".join(
         capsys.readouterr().out.split()
     )
     assert all(row["reward"] == 0 for row in read("a.jsonl"))

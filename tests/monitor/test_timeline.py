@@ -1,4 +1,4 @@
-"""A run tells where its time went: a line at the end, and with `profile` a trace that Chrome and Perfetto show."""
+"""A run says where its time went: in a line at its end, and with `profile` in a trace."""
 
 import json
 import re

@@ -22,7 +22,7 @@ from estune.rewards.marks import Grades, bounds_itself, own_limit
 from estune.rewards.processes.limited import Limited, OverLimitError, graded
 from estune.rewards.processes.pool import RewardLimits
 from estune.rewards.scoring import RewardFunctions
-from estune.run.mixture import ForTask
+from estune.run.task_reward import TaskReward
 
 SPINS = "while True: pass"
 RIGHT = "def f(x): return x"
@@ -124,7 +124,7 @@ def test_a_grader_says_how_long_its_calls_may_take():
     columns = {"completions": ["a", "b"]}
     assert own_limit(bounded, columns) == 2
     assert own_limit(functools.partial(bounded, seconds=3.0), columns) == 6
-    assert own_limit(ForTask(bounded, "one"), columns) == 2
+    assert own_limit(TaskReward(bounded, "one"), columns) == 2
     assert own_limit(bounded, {}) is None  # it will be refused by name when it is called
     assert own_limit(len, columns) is None
     tests = {
@@ -171,7 +171,7 @@ def test_a_mixture_counts_completions_that_met_a_limit(rewards):
     ]
     answers = [Completion(SPINS, [1], False)] * 2
     scores = rewards(
-        ForTask(functools.partial(code_reward, seconds=0.5), "code"), timeout=0.2
+        TaskReward(functools.partial(code_reward, seconds=0.5), "code"), timeout=0.2
     ).score(rows, answers)
     assert scores.total[0] == 0
     assert math.isnan(scores.total[1])
@@ -244,4 +244,4 @@ def test_score_reports_how_many_met_the_limit(tmp_path, capsys):
         sys.path.remove(str(tmp_path))
     out, err = capsys.readouterr()
     assert out == "0.0\n"
-    assert err.startswith("1 completion met the grader's time limit and got its lowest grade (es/")
+    assert err.startswith("1 completion exceeded the grader's time limit and got its lowest grade")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from estune.cli.main import main
 from estune.config import ESConfig, RunConfig
 from estune.errors import ConfigError, DataError, RewardError
-from estune.run.mixture import ForTask, Mixture, Part, shares
+from estune.run.mixture import Mixture, Part, shares
+from estune.run.task_reward import TaskReward
 
 
 def rows(name, count, **columns):
@@ -157,13 +158,13 @@ def call(function, **more):
 
 
 def test_a_tasks_reward_sees_its_rows_alone_and_the_others_get_none():
-    assert call(ForTask(short, "a")) == [-1, None, -8]
-    assert call(ForTask(longest, "b")) == [None, 5.0, None]
-    assert call(ForTask(longest, "c")) == [None, None, None]
+    assert call(TaskReward(short, "a")) == [-1, None, -8]
+    assert call(TaskReward(longest, "b")) == [None, 5.0, None]
+    assert call(TaskReward(longest, "c")) == [None, None, None]
 
 
 def test_a_wrapped_reward_is_named_after_its_task_and_can_be_sent_to_another_process():
-    sent = pickle.loads(pickle.dumps(ForTask(short, "a")))
+    sent = pickle.loads(pickle.dumps(TaskReward(short, "a")))
     assert sent.__name__ == "a/short"
     assert call(sent) == [-1, None, -8]
 
@@ -172,7 +173,7 @@ def test_an_async_reward_is_awaited():
     async def judged(completions, **columns):
         return [1.0] * len(completions)
 
-    returned = call(ForTask(judged, "a"))
+    returned = call(TaskReward(judged, "a"))
     assert asyncio.run(returned) == [1.0, None, 1.0]
 
 
@@ -184,7 +185,7 @@ def test_what_a_tasks_reward_logs_has_its_name_and_its_place():
 
     logged = {}
     call(
-        ForTask(logging, "a"),
+        TaskReward(logging, "a"),
         log_extra=logged.__setitem__,
         log_metric=logged.__setitem__,
         trainer_state=0.5,
@@ -216,12 +217,12 @@ def test_a_wrong_number_of_rewards_names_the_task(make_trainer):
         (
             lambda: Mixture([Part("a", rows("a", 1)), Part("a", rows("a", 1))]),
             ConfigError,
-            "each another name .*they are a, a",
+            "each a name .* of its own; they are a, a",
         ),
         (
             lambda: two(easy={"from_reward": 0.5}),
             ConfigError,
-            "easy: from_reward looks at the one before it",
+            "easy: is the first, so from_reward",
         ),
         (lambda: two(easy={"weight": 0.0}), ConfigError, "easy: weight must be greater than 0"),
         (
@@ -257,17 +258,17 @@ def test_a_mixture_that_cannot_be_is_refused_in_one_line(make, error, says):
         (
             {"easy": {"until_step": 2}, "hard": {"from_step": 4}},
             {},
-            "datasets: none of them is in at step 3",
+            "datasets: no dataset covers step 3",
         ),
         (
             {"easy": {"from_step": 2}, "hard": {"from_step": 2}},
             {},
-            "datasets: none of them is in at step 1",
+            "datasets: no dataset covers step 1",
         ),
         (
             {"easy": {"until_step": 2}, "hard": {"from_reward": 0.5}},
             {},
-            "datasets: none of them is in at step 3",
+            "datasets: no dataset covers step 3",
         ),
     ],
 )
@@ -454,11 +455,11 @@ def test_a_mixture_can_be_given_as_a_flag(mini, tmp_path, monkeypatch):
         ),
         (
             [{"task": "conciseness", "from_step": 3, "until_step": 2}],
-            "from_step must be from 1 on and not after until_step",
+            "from_step must be at least 1 and not after until_step",
         ),
         (
             [{"task": "conciseness"}, {"task": "conciseness"}],
-            "each another name (label); they are conciseness, conciseness",
+            "each a name (label) of its own; they are conciseness, conciseness",
         ),
         ("conciseness", "datasets: must be"),
         ([], "task: give one"),

@@ -21,8 +21,9 @@ from estune.rewards.marks import Grades
 from estune.rewards.processes.limited import Limited
 from estune.tasks import get_task, gym_scoring
 from estune.tasks.gym import gym_names
+from estune.tasks.gym_entries import decode, encode
 from estune.tasks.gym_rows import gym_rows
-from estune.tasks.gym_scoring import datasets, decode, encode, gym_reward
+from estune.tasks.gym_scoring import datasets, gym_reward
 
 pytest.importorskip("reasoning_gym")
 

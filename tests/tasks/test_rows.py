@@ -424,7 +424,7 @@ def test_a_run_of_an_earlier_version_can_be_resumed_and_other_data_not(make_trai
     other = [rows[0] | {"day": datetime.date(2024, 1, 6)}]
     with pytest.raises(
         ConfigError,
-        match="train_data: the rows differ from those that the run in .* was started with",
+        match="train_data: the rows differ from those that the run in .* began with",
     ):
         make_trainer(train_dataset=other, max_steps=2).train(resume_from_checkpoint=True)
 

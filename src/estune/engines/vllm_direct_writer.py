@@ -2,7 +2,8 @@
 
 vLLM's reloading accepts tensors in any order: it takes every layer apart, buffers what arrives
 until a layer is whole, fuses, copies, packs and reassembles. Once it is known which part of which
-parameter a tensor fills, a member's weights can be written there directly. Several tensors may share a parameter, as in fused layers. What a CPU build packs is packed again by vLLM's own
+parameter a tensor fills, a member's weights can be written there directly. Several tensors may
+share a parameter, as in fused layers. What a CPU build packs is packed again by vLLM's own
 function. Only layers of known kinds are written to; for any other model `learn` returns None, and
 the engine continues to use vLLM's reloading.
 """

@@ -1,19 +1,21 @@
-"""A run's folder: one process at a time, checkpoints that load anywhere, fp32 snapshots to resume from, metrics.
+"""The folder of a run: its journal, metrics, checkpoints and snapshots of θ.
 
-journal.jsonl     the record of the run (journal.py)
-metrics.jsonl     one line a step, TRL's metric names (metrics_file.py)
-checkpoint-K/     θ in the base checkpoint's own dtypes and names: transformers and vLLM load it as it is
-theta/            θ in fp32 at the last save, from which a resume replays the journal's last steps
-completions/      what the evaluations answered
-profile-K.json    with `profile`: what was done when, from step K on (timeline.py)
-reward_error.txt  the first reward that was lost, with its traceback
+journal.jsonl     the record of the run (theta/journal.py)
+metrics.jsonl     one line per step, with TRL's names (metrics_file.py)
+checkpoint-K/     θ with the base checkpoint's dtypes and names: transformers and vLLM load it
+theta/            θ in fp32 at the last save; a resume replays the journal's last steps from it
+completions/      the completions of evaluations
+profile-K.json    with `profile`: a trace from step K on (monitor/timeline.py)
+reward_error.txt  the first reward that failed, with its traceback
 config.yaml, README.md
 
-What a run left there is data: a checkpoint or snapshot counts if it says that it is the journal's θ, and holds what it says.
+Only one process at a time may use it. What a run left there is data: a checkpoint or snapshot
+counts only if it names the journal's θ and its content matches.
 """
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,10 +49,10 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep the folder for this process, and notice from then on when it is renamed, deleted or replaced.
+        """Lock the folder for this process; later writes fail if it is renamed or replaced.
 
         Raises:
-            ConfigError: another process has it.
+            ConfigError: another process has locked it.
         """
         with locked(self.path, "output_dir"):
             self._anchor, self._journal = Anchor(self.path), None
@@ -58,7 +60,11 @@ class RunFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Around whatever is written in the folder. Raises LostFolderError when it is no longer this run's."""
+        """Check the folder around a write.
+
+        Raises:
+            LostFolderError: the folder is no longer this run's.
+        """
         self.check_own()
         try:
             yield
@@ -67,7 +73,7 @@ class RunFolder:
             raise
 
     def check_own(self) -> None:
-        """Raises LostFolderError when the folder or the journal in it is no longer this run's."""
+        """Raise LostFolderError if the folder or its journal is no longer this run's."""
         if self._anchor:
             self._anchor.check()
         if self._journal:
@@ -79,7 +85,7 @@ class RunFolder:
         return self._journal
 
     def reopen(self) -> Journal:
-        """The journal that is there, to be gone on with. Raises JournalError."""
+        """Return the existing journal, to continue it. Raises JournalError."""
         self._journal = Journal.open(self.path, repair=True)
         return self._journal
 
@@ -89,22 +95,23 @@ class RunFolder:
         Raises:
             ConfigError: it does.
         """
+        where = f"output_dir: {self.path}"
         if exists(self.path):
             raise ConfigError(
-                f"output_dir: {self.path} holds a run already; add --resume_from_checkpoint true to go on with it, or choose another"
+                f"{where} holds a run already; "
+                "add --resume_from_checkpoint true to continue it, or choose another"
             )
-        if there := self.checkpoints():
+        if existing := self.checkpoints():
             raise ConfigError(
-                f"output_dir: {self.path} holds checkpoint-{there[-1]}, but no journal of its run; move it away, or choose another"
+                f"{where} holds checkpoint-{existing[-1]}, but no journal of its run; "
+                "move it away, or choose another"
             )
         if other := self._in_the_way():
             raise ConfigError(
-                f"output_dir: {self.path} holds {other}, which a run would replace; move it away, or choose another"
+                f"{where} holds {other}, which a run would replace; move it away, or choose another"
             )
         if self.path.resolve() == base:
-            raise ConfigError(
-                f"output_dir: {self.path} is the folder of the base model; choose another"
-            )
+            raise ConfigError(f"{where} is the folder of the base model; choose another")
 
     def model_folder(self, wanted: str | None) -> Path:
         """Return where `save_model` writes: `wanted`, which must be new or empty, or `final`.
@@ -114,11 +121,9 @@ class RunFolder:
         """
         final = self.path / "final"
         target = Path(wanted) if wanted else final
-        if (
-            target.resolve() == self.path.resolve()
-        ):  # as scripts for TRL do: there it lies beside the logs
+        if target.resolve() == self.path.resolve():  # as TRL's scripts ask
             target = final
-        ours = target.resolve() in self._models or target.resolve() == final.resolve()
+        ours = target.resolve() in self._models | {final.resolve()}
         if target.exists() and not ours and (not target.is_dir() or any(target.iterdir())):
             raise ConfigError(f"output_dir: {target} exists already; give save_model a new folder")
         self._models.add(target.resolve())
@@ -128,7 +133,7 @@ class RunFolder:
         return self.path / f"checkpoint-{step}"
 
     def checkpoints(self) -> list[int]:
-        """Steps of the checkpoints that are there, ascending."""
+        """Return the steps of the existing checkpoints, ascending."""
         return _numbered(self.path, "checkpoint-", "")
 
     def append(self, step: Step) -> None:
@@ -143,9 +148,9 @@ class RunFolder:
             self.metrics.append(record)
 
     def save(self, step: int, model: Model, state: dict[str, Any], best: int | None) -> None:
-        """Write what is missing of the snapshot and the checkpoint of `step`, then delete what is no longer kept.
+        """Write the snapshot and the checkpoint of `step`, then delete those no longer kept.
 
-        What is there of an earlier life of the run, and is not θ as it is now, is written again.
+        Either is left alone if it exists and holds θ as it is now.
         """
         with self.writing():
             identity = self.identity(model)
@@ -160,12 +165,11 @@ class RunFolder:
             self._rotate(step, best)
 
     def save_checkpoint(self, step: int, model: Model, state: dict[str, Any]) -> None:
-        """Write the checkpoint of `step`, which θ is at, unless it is there."""
+        """Write θ as the checkpoint of `step`, unless an undamaged one exists."""
 
         def write_state(folder: Path) -> None:
-            (folder / "trainer_state.json").write_text(
-                json.dumps(state, indent=2, sort_keys=True) + "\n"
-            )
+            text = json.dumps(state, indent=2, sort_keys=True)
+            (folder / "trainer_state.json").write_text(text + "\n")
 
         identity, target = self.identity(model), self.checkpoint(step)
         if target.exists():
@@ -181,7 +185,7 @@ class RunFolder:
         model.write(target, identity, write_state)
 
     def identity(self, model: Model) -> Identity | None:
-        """Which θ the model has now; None where no run was begun yet."""
+        """Return which run and step the model's θ belongs to; None before the run has begun."""
         if self._journal is None:
             return None
         version = model.theta.version
@@ -189,39 +193,42 @@ class RunFolder:
         return Identity(run_digest(self._journal.header), version, known or model.theta.digest())
 
     def unverified(self, best: int | None) -> list[int]:
-        """Of the newest checkpoint and the best: the steps at which they are not known to be what the journal says."""
+        """Return which of the newest and the best checkpoint differ from the journal, by step."""
         assert self._journal is not None
-        journal, there = self._journal, self.checkpoints()
-        if beyond := [step for step in there if step > journal.last]:
+        existing = self.checkpoints()
+        within = [step for step in existing if step <= self._journal.last]
+        if len(within) < len(existing):
             logger.warning(
-                "%s is of a step that the journal does not have; it is checked when the run gets there",
-                self.checkpoint(beyond[-1]),
+                "%s is of a step that the journal does not have; it is checked when the run "
+                "reaches that step",
+                self.checkpoint(existing[-1]),
             )
-        within = [step for step in there if step <= journal.last]
         wanted = {*within[-1:], *(step for step in within if step == best)}
-        return sorted(step for step in wanted if not self._vouched(step, journal))
+        return sorted(step for step in wanted if not self._is_as_recorded(step, self._journal))
 
-    def _vouched(self, step: int, journal: Journal) -> bool:
+    def _is_as_recorded(self, step: int, journal: Journal) -> bool:
         digest = journal.digest(step)
+        if digest is None:
+            return False
         return (
-            digest is not None
-            and fault(self.checkpoint(step), Identity(run_digest(journal.header), step, digest))
-            is None
+            fault(self.checkpoint(step), Identity(run_digest(journal.header), step, digest)) is None
         )
 
     def needs(self, model: Model) -> int:
-        """Bytes that the run will have on disk at once, beyond what is there: checkpoints, and two snapshots while one is replaced."""
+        """Return the bytes of disk that the run needs at most, beyond what it uses already.
+
+        A snapshot is replaced after the new one is written, so there are two for a moment.
+        """
         config = self._config
-        saves = -(-config.max_steps // config.save_steps)
+        saves = math.ceil(config.max_steps / config.save_steps)
         kept = min(saves, config.save_total_limit + 2) if config.save_total_limit else saves
-        return (
-            max(1, kept - len(self.checkpoints())) * model.saved_bytes() + 2 * model.theta_bytes()
-        )
+        new = max(1, kept - len(self.checkpoints()))
+        return new * model.saved_bytes() + 2 * model.theta_bytes()
 
     def restore_near(self, model: Model, until: int) -> None:
-        """Bring θ to the newest state at or before step `until` that the journal vouches for: a snapshot, θ as it is, or the base.
+        """Bring θ to the newest state up to step `until` whose digest the journal has.
 
-        Damaged snapshots are passed over.
+        That is a snapshot, θ as it is, or the base model. Damaged snapshots are deleted.
         """
         assert self._journal is not None
         here = model.theta.version
@@ -241,13 +248,13 @@ class RunFolder:
             model.theta.reset(model.checkpoint)
 
     def write_completions(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """Keep what an evaluation answered, one JSON a line."""
+        """Write the completions of an evaluation, one JSON object per line."""
         with self.writing():
             (self.path / "completions").mkdir(exist_ok=True)
             write_text(self._completions(step), json_lines(rows))
 
     def keep_reward_error(self, text: str) -> Path:
-        """Keep what is said of the first lost reward of the run; returns the file's path."""
+        """Write the report of the run's first failed reward; return the file's path."""
         path = self.path / "reward_error.txt"
         with self.writing():
             if not path.exists():
@@ -259,22 +266,17 @@ class RunFolder:
         return self._completions(step).is_file()
 
     def completions(self, step: int) -> list[dict[str, Any]] | None:
-        """What the evaluation of `step` answered; None where there was none, or its file is damaged."""
+        """Return the records of the evaluation after `step`; None if missing or damaged."""
         try:
             rows = [json.loads(line) for line in self._completions(step).read_bytes().splitlines()]
         except (OSError, ValueError, RecursionError):
             return None
-        return (
-            rows
-            if all(
-                isinstance(row, dict) and {"prompt", "completion", "reward"} <= set(row)
-                for row in rows
-            )
-            else None
-        )
+        wanted = {"prompt", "completion", "reward"}
+        whole = all(isinstance(row, dict) and wanted <= set(row) for row in rows)
+        return rows if whole else None
 
     def _in_the_way(self) -> str | None:
-        """Return what is there under a name that a run uses, if no run of this trainer left it."""
+        """Return a file with a name that runs use, unless this trainer wrote it."""
         if self.metrics.has_foreign_lines():
             return "metrics.jsonl"
         patterns = ["theta/step-*.safetensors", "completions/step-*.jsonl"]
@@ -294,17 +296,21 @@ class RunFolder:
 
     def _rotate(self, newest: int, best: int | None) -> None:
         for scratch in self.path.glob(".checkpoint-*.tmp"):
-            shutil.rmtree(scratch)  # what a kill left
+            shutil.rmtree(scratch)  # left by a kill
         limit = self._config.save_total_limit
-        if limit is not None:
-            for step in [step for step in self.checkpoints() if step <= newest][:-limit]:
-                if step != best:
-                    remove_folder(self.checkpoint(step))
-            sync(self.path)
+        if limit is None:
+            return
+        for step in [step for step in self.checkpoints() if step <= newest][:-limit]:
+            if step != best:
+                remove_folder(self.checkpoint(step))
+        sync(self.path)
 
 
 def json_lines(rows: list[dict[str, Any]]) -> str:
-    """One JSON object per line. NaN and infinity become null; what JSON cannot express becomes its text."""
+    """Return one JSON object per line.
+
+    NaN and infinity become null; a value that JSON cannot hold becomes its text.
+    """
     plain = [{str(name): _plain(value) for name, value in row.items()} for row in rows]
     return "".join(json.dumps(row) + "\n" for row in plain)
 
@@ -312,13 +318,12 @@ def json_lines(rows: list[dict[str, Any]]) -> str:
 def _plain(value: Any) -> Any:
     try:
         return json.loads(json.dumps(value, default=str), parse_constant=lambda word: None)
-    except (
-        Exception
-    ):  # a dictionary with tuples as keys, an int of 5,000 digits, a __str__ that fails
+    except Exception:  # tuples as keys, an int of 5,000 digits, a __str__ that fails
         return one_line(value)
 
 
 def _numbered(folder: Path, prefix: str, suffix: str) -> list[int]:
-    names = [path.name for path in folder.glob(f"{prefix}*{suffix}")] if folder.is_dir() else []
-    middles = [name[len(prefix) : len(name) - len(suffix)] for name in names]
+    """Return the numbers between prefix and suffix in the folder's file names, ascending."""
+    names = [path.name for path in folder.glob(f"{prefix}*{suffix}")]
+    middles = [name.removeprefix(prefix).removesuffix(suffix) for name in names]
     return sorted(int(middle) for middle in middles if middle.isdecimal())

@@ -1,6 +1,6 @@
-"""Is this the run that the folder holds? What may differ on resume is listed; all else would change θ in silence.
+"""Check that a run may be resumed with these settings and data, then restore its θ.
 
-Then θ is brought to the journal's last step, and checkpoints that are not what the journal says are written again.
+A list names the settings that may change on resume. Any other change is refused: it would change θ.
 """
 
 import dataclasses
@@ -19,68 +19,78 @@ from estune.theta.journal import FORMAT, Header, Journal
 
 
 def header(config: ESConfig, model: Model, rewards: list[str], data: str) -> Header:
-    """The journal's first line for a run; `data` is the fingerprint of the training rows."""
+    """Return the journal's first line; `data` is the fingerprint of the training rows."""
     settings = without_tokens(vars(config)) | {"reward_functions": rewards, "train_data": data}
     return Header(FORMAT, model.name, model.theta.digest(), settings, run=secrets.token_hex(16))
 
 
 def as_recorded(now: Header, before: Header, rows: Rows) -> Header:
-    """`now` with the fingerprint that an earlier version of estune gave to the same `rows`, if `before` has that."""
+    """Return `now`, with the fingerprint in `before` if an earlier version gave it to `rows`."""
     data = recorded_or_new(before.config.get("train_data"), rows, now.config["train_data"])
     return dataclasses.replace(now, config=now.config | {"train_data": data})
 
 
 def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
-    """Compare what a run was started with and what it is to be resumed with; a setting that it knew nothing of had its default.
+    """Compare the settings, data and weights that a run began with and those given now.
+
+    A setting that the run's version did not know had its default.
 
     Raises:
-        ConfigError: something differs that may not.
-        JournalError: a line lacks what a resume needs and a replay does not.
+        ConfigError: something differs that may not change.
+        JournalError: a line lacks what a resume needs, although a replay does not.
     """
     for step in journal.steps:
         if not isinstance(step.notes.get("metrics"), dict):
             raise JournalError(
-                f"{journal.path}: line {step.step + 1} lacks its notes of metrics, from which a resume goes on"
+                f"{journal.path}: line {step.step + 1} has no metrics in its notes; "
+                "a resume needs them"
             )
     before = journal.header
-    defaults = recorded({field.name: field.default for field in dataclasses.fields(RunConfig)})
-    began = defaults | recorded(before.config)
-    given = defaults | recorded(now.config)
-    for name in sorted(given.keys() - {"fitness"}):  # pass_k says the same
-        had, has = began.get(name), given[name]
-        if name == "train_data" and had != has:
-            raise ConfigError(
-                f"train_data: the rows differ from those that the run in {journal.path.parent} was started with "
-                f"(fingerprint {had}, now {has}); give the same data again, or choose another output_dir. "
-                "Earlier versions read numbers in CSV files and dates in JSON otherwise: finish such runs with them"
-            )
-        if name not in MAY_CHANGE_ON_RESUME and had != has:
-            raise ConfigError(
-                f"{name}: the run in {journal.path.parent} has {had!r}, not {has!r}; give the same again, or choose another output_dir"
-            )
-    schedule, had = spans_max_steps(config), before.config.get("max_steps")
-    if schedule and had != config.max_steps:
+    run = f"the run in {journal.path.parent}"
+    _check_settings(before.config, now.config, run)
+    began, schedule = before.config.get("max_steps"), spans_max_steps(config)
+    if schedule and began != config.max_steps:
         raise ConfigError(
-            f"max_steps: {schedule} spans the {had} steps of the run in {journal.path.parent}, so they cannot be {config.max_steps}; "
-            "give the same again, or choose another output_dir"
+            f"max_steps: {schedule} spans the {began} steps of {run}, so they cannot be "
+            f"{config.max_steps}; give the same again, or choose another output_dir"
         )
     if before.digest != now.digest:
-        raise ConfigError(
-            f"model: {now.model} does not have the weights that the run in {journal.path.parent} began with"
-        )
+        raise ConfigError(f"model: {now.model} does not have the weights that {run} began with")
     if journal.last > now.config["max_steps"]:
         raise ConfigError(
-            f"max_steps: the run in {journal.path.parent} has {journal.last} steps already; give at least that many"
+            f"max_steps: {run} has {journal.last} steps already; give at least that many"
+        )
+
+
+def _check_settings(before: dict[str, Any], now: dict[str, Any], run: str) -> None:
+    defaults = recorded({field.name: field.default for field in dataclasses.fields(RunConfig)})
+    began = defaults | recorded(before)
+    given = defaults | recorded(now)
+    for name in sorted(given.keys() - {"fitness"} - MAY_CHANGE_ON_RESUME):  # pass_k implies fitness
+        old, new = began.get(name), given[name]
+        if old == new:
+            continue
+        if name == "train_data":
+            raise ConfigError(
+                f"train_data: the rows differ from those that {run} began with (fingerprint {old}, "
+                f"now {new}); give the same data again, or choose another output_dir. Earlier "
+                "versions read numbers in CSV files and dates in JSON differently: finish such "
+                "runs with them"
+            )
+        raise ConfigError(
+            f"{name}: {run} has {old!r}, not {new!r}; "
+            "give the same again, or choose another output_dir"
         )
 
 
 def restore(
     folder: RunFolder, model: Model, journal: Journal, config: ESConfig, say: Callable[[str], None]
 ) -> None:
-    """Bring θ to the journal's last step; write the newest and the best checkpoint again unless they are what the journal says.
+    """Bring θ to the journal's last step; rewrite the newest and the best checkpoint if damaged.
 
     Raises:
-        JournalError: a line of metrics that decides the best checkpoint is damaged, or θ is not what the journal says.
+        JournalError: a line of metrics that decides the best checkpoint is damaged, or θ does not
+            match the journal's digest.
     """
     folder.metrics.repair(journal, config, folder.evaluated)
     logged = {record["step"]: record for record in folder.metrics.read()}
@@ -96,7 +106,7 @@ def restore(
 
 
 def without_tokens(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings that may be written down: access tokens inside nested ones are left out."""
+    """Return the settings without the access tokens in them, at any depth."""
     return {
         name: without_tokens(value) if isinstance(value, dict) else value
         for name, value in settings.items()
