@@ -64,13 +64,8 @@ def told(caplog):
 
 def test_replay_does_not_run_code_because_the_journal_says_so(sent, ran, told, refused):
     message = refused("replay", sent, "--output", "again")
-    assert (
-        "comes with code of its own; read it, and add --trust_remote_code true if it may run"
-        in message
-    )
-    assert told() == [
-        f"base model, from the journal of sent: {sent.absolute() / 'base'}"
-    ]
+    assert "has its own code; read it, and add --trust_remote_code true if it may run" in message
+    assert told() == [f"base model, from the journal of sent: {sent.absolute() / 'base'}"]
     assert not ran.exists()
 
 
@@ -101,7 +96,7 @@ def test_a_model_with_code_is_refused_by_eval_and_train(sent, ran, refused, data
         ["eval", "--model", model, *task],
         ["train", "--model_name_or_path", model, *task, "--output_dir", "out"],
     ):
-        assert "comes with code of its own" in refused(*command)
+        assert "has its own code; read it" in refused(*command)
     assert not ran.exists()
 
 
@@ -112,7 +107,7 @@ def test_diagnose_does_not_run_code_because_the_journal_says_so(sent, ran):
     )
     assert ended.returncode == 2
     assert "base model, from the journal" in ended.stderr
-    assert "comes with code of its own" in ended.stderr
+    assert "has its own code; read it" in ended.stderr
     assert not ran.exists()
 
 

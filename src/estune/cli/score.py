@@ -3,7 +3,7 @@
   estune score --task countdown --completions answers.jsonl
 
 Each line of the file is a JSON object with `completion` (text, or a list of messages) and the
-task's columns, such as `numbers` and `target`. The output is one JSON number per line, in the same order.
+task's columns, such as `numbers` and `target`. The output is one JSON number per line, in order.
 """
 
 import argparse

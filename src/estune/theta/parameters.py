@@ -152,7 +152,7 @@ def _check_shapes(checkpoint: Checkpoint, found: dict[str, str], inside: dict[st
         stored, wanted = checkpoint.tensors[name], tuple(inside[inside_name].shape)
         if stored.shape != wanted:
             raise ModelError(
-                f"{checkpoint.folder}: {name} has shape {stored.shape}, but its config says {wanted}"
+                f"{checkpoint.folder}: {name} has shape {stored.shape}, its config says {wanted}"
             )
         if stored.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ModelError(
