@@ -211,7 +211,7 @@ def from_host(shapes: Shapes, device: torch.device) -> Figures:
 
 def in_host_memory(shapes: Shapes) -> Theta:
     """Return a random θ in memory that can be page-locked."""
-    shared = SharedTensors(shapes)
+    shared = SharedTensors.create(shapes)
     return Theta(filled(shared.tensors), shared=shared)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: checkpoints, the best one, a config, a card; and who may write there."""
+"""What a run leaves in its folder: checkpoints, the best one, a config, a card."""
 
 import errno
 import fcntl
@@ -91,7 +91,7 @@ def test_save_total_limit_keeps_the_newest(make_trainer):
 
 
 def scheduled(values):
-    """A reward that gives the population usual rewards and the k-th evaluation the k-th of `values`."""
+    """A reward that is usual for the population, and the k-th of `values` for evaluation k."""
     left = list(values)
 
     def reward(completions, target, **columns):

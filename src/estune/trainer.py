@@ -98,7 +98,7 @@ class ESTrainer:
         self._trained = False
 
     def train(self, resume_from_checkpoint: bool | None = None) -> TrainOutput:
-        """Train to `max_steps` updates; a resume continues after the last whole step in the journal.
+        """Train to `max_steps` updates; a resume continues after the journal's last whole step.
 
         Raises:
             InputError: the folder holds a run and this is no resume, or another run, or a reward

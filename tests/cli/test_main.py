@@ -90,7 +90,7 @@ WRONG = [
     ({"reward_funcs": "no_such_module.f"}, "cannot import no_such_module.f"),
     ({"reward_funcs": "rewards_of_mine.none"}, "rewards_of_mine.none"),
     ({"reward_funcs": "rewards_of_mine.number"}, "not a function"),
-    ({"reward_funcs": "shorrt"}, "no built-in reward is named 'shorrt'"),
+    ({"reward_funcs": "shorrt"}, "there is no built-in reward 'shorrt'"),
     ({"reward_funcs": "rewards_of_mine.needs"}, "nothing provides its parameter 'answer'"),
     ({"reward_funcs": "rewards_of_mine.blind"}, "takes no 'completions'"),
     ({"reward_funcs": "rewards_of_mine.breaks"}, "breaks raised KeyError"),

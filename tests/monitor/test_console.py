@@ -1,4 +1,4 @@
-"""What is shown of a model's output is text: no markup, no control codes, and nothing in it ends a run."""
+"""Model output is shown as text: no markup, no control codes, and nothing in it ends a run."""
 
 import io
 import sys

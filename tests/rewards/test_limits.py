@@ -244,4 +244,4 @@ def test_score_reports_how_many_met_the_limit(tmp_path, capsys):
         sys.path.remove(str(tmp_path))
     out, err = capsys.readouterr()
     assert out == "0.0\n"
-    assert err.startswith("1 completion met the grader's time limit and got its lowest grade (es/")
+    assert err.startswith("1 completion exceeded the grader's time limit and got its lowest grade")

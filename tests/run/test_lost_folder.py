@@ -108,7 +108,7 @@ def test_a_journal_that_somebody_else_changes_is_not_written_to(make_trainer, ru
         new.append(path.read_bytes())
 
     new = []
-    assert "was changed by somebody else" in stopped(make_trainer, meddle)
+    assert "another program changed it" in stopped(make_trainer, meddle)
     assert (run / "journal.jsonl").read_bytes() == new[0]
 
 

@@ -65,7 +65,7 @@ def told(caplog):
 def test_replay_does_not_run_code_because_the_journal_says_so(sent, ran, told, refused):
     message = refused("replay", sent, "--output", "again")
     assert (
-        "comes with code of its own; read it, and add --trust_remote_code true if it may run"
+        "has its own code; read it, and add --trust_remote_code true if it may run"
         in message
     )
     assert told() == [
@@ -101,7 +101,7 @@ def test_a_model_with_code_is_refused_by_eval_and_train(sent, ran, refused, data
         ["eval", "--model", model, *task],
         ["train", "--model_name_or_path", model, *task, "--output_dir", "out"],
     ):
-        assert "comes with code of its own" in refused(*command)
+        assert "has its own code; read it" in refused(*command)
     assert not ran.exists()
 
 
@@ -112,7 +112,7 @@ def test_diagnose_does_not_run_code_because_the_journal_says_so(sent, ran):
     )
     assert ended.returncode == 2
     assert "base model, from the journal" in ended.stderr
-    assert "comes with code of its own" in ended.stderr
+    assert "has its own code; read it" in ended.stderr
     assert not ran.exists()
 
 
@@ -282,7 +282,9 @@ def test_a_file_of_settings_that_turns_trust_on_is_said_once(mini, told):
 
 @pytest.mark.parametrize("name", ["model_init_kwargs", "engine_kwargs"])
 def test_trust_cannot_be_slipped_in_with_other_settings(name):
-    with pytest.raises(ConfigError, match=f"{name}: trust_remote_code is a setting; give that instead"):
+    with pytest.raises(
+        ConfigError, match=f"{name}: trust_remote_code is a setting; give that instead"
+    ):
         ESConfig(**{name: {"trust_remote_code": True}})
 
 

@@ -1,4 +1,4 @@
-"""Fitness: from the rewards of all members (N, B) to one number a member, against brute force where there is a formula."""
+"""Fitness: one number per member from the rewards (N, B), compared with brute force."""
 
 import itertools
 import math
@@ -137,7 +137,7 @@ def test_with_k_above_1_who_alone_solves_a_prompt_earns_more_than_who_solves_wha
 
 
 def test_in_expectation_over_independent_members_it_points_along_the_gradient_of_pass_at_k():
-    """Members pass with chance p; Σ fitness·score over all outcomes is the derivative of 1 − (1−p)^k, exactly."""
+    """Σ fitness·score over all outcomes is exactly the derivative of 1 − (1−p)^k."""
     n, k, p = 5, 3, 0.3
     total = 0.0
     for outcome in itertools.product([0.0, 1.0], repeat=n):

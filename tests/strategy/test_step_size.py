@@ -1,4 +1,4 @@
-"""`learning_rate: auto`: sizes that are tried, one that is made, none that loses more than chance explains."""
+"""`learning_rate: auto` tries sizes and never makes an update that loses more than chance."""
 
 import json
 import math
@@ -90,7 +90,7 @@ def quadratic(curvature=1.0, noise=0.0):
 @pytest.mark.parametrize("curvature", [0.01, 1, 100])
 @pytest.mark.parametrize("sigma", [0.05, 0.1, 0.2])
 def test_it_climbs_a_quadratic_of_any_curvature_with_sigma_halved_and_doubled(sigma, curvature):
-    """In 300 dimensions the best that 16 members can do is to lose about a twentieth of what is missing each step."""
+    """In 300 dimensions 16 members can remove about a twentieth of the distance per step."""
     found = Landscape(quadratic(curvature), auto(sigma=sigma), np.zeros(DIMENSIONS))
     before = found.value
     assert found.run(30).value > 0.35 * before

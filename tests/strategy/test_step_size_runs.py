@@ -1,4 +1,4 @@
-"""Runs with `learning_rate: auto`: what they record and show, that resume and replay give the same bits, what is refused."""
+"""Runs with `learning_rate: auto`: records, screen, resume and replay, refused settings."""
 
 import itertools
 

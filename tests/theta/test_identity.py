@@ -231,7 +231,9 @@ def test_the_best_is_checked_as_the_newest_is(make_trainer, caplog, tmp_path, ha
         shutil.copytree(
             tmp_path / "other" / "checkpoint-2" if "run" in harm else run / "checkpoint-4", best
         )
-    text = resumed_log(make_trainer, caplog, reward_funcs=falling, load_best_model_at_end=True, **CHOOSES)
+    text = resumed_log(
+        make_trainer, caplog, reward_funcs=falling, load_best_model_at_end=True, **CHOOSES
+    )
     assert f"{best} is not what the journal says of step 2" in text
     assert_as_replayed(run, [2, 4, 6], tmp_path)
 
@@ -251,7 +253,9 @@ def test_a_checkpoint_of_a_step_whose_digest_the_journal_lacks_is_compared_with_
     assert Journal.open(run).digest(3) is None
     if flipped:
         flip(run / "checkpoint-3" / "model.safetensors", -9)
-    assert ("checkpoint-3 is not what the journal says" in resumed_log(make_trainer, caplog)) == flipped
+    assert (
+        "checkpoint-3 is not what the journal says" in resumed_log(make_trainer, caplog)
+    ) == flipped
     assert_as_replayed(run, [3, 4, 6], tmp_path)
 
 

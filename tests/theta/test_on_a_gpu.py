@@ -67,7 +67,7 @@ def members_on(device: str, theta: Theta) -> dict[str, str]:
 def large(device: str, *, share: bool = False) -> Theta:
     generator = torch.Generator().manual_seed(3)
     theta = {name: torch.randn(shape, generator=generator) for name, shape in LARGE.items()}
-    shared = SharedTensors(LARGE) if share else None
+    shared = SharedTensors.create(LARGE) if share else None
     if shared:
         for name, values in theta.items():
             shared.tensors[name].copy_(values)
@@ -147,7 +147,7 @@ def test_a_member_that_is_streamed_while_another_is_written_has_its_own_bits(dev
 def test_theta_in_host_memory_is_page_locked(device):
     if device == "cpu":
         pytest.skip("nothing is page-locked for a CPU")
-    shared = SharedTensors(LARGE)
+    shared = SharedTensors.create(LARGE)
     Staging(torch.device(device), 1 << 12, shared)
     assert shared.tensors["odd"].is_pinned()
 

@@ -355,7 +355,7 @@ def test_two_runs_that_begin_at_once_convert_a_gguf_once(tmp_path, monkeypatch):
         converted.append(folder)
         (folder / "config.json").write_text("{}")
 
-    monkeypatch.setattr("estune.theta.checkpoint._convert", convert)
+    monkeypatch.setattr("estune.theta.gguf_conversion._convert", convert)
     with ThreadPoolExecutor() as pool:
         first, second = pool.map(resolve, [str(tmp_path / "m.gguf")] * 2)
     assert first == second

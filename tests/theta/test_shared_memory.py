@@ -33,12 +33,12 @@ def theta(tiny) -> Theta:
 
 
 def test_every_shape_has_a_place_of_its_own():
-    shared = SharedTensors(SHAPES)
+    shared = SharedTensors.create(SHAPES)
     for number, tensor in enumerate(shared.tensors.values()):
         tensor.fill_(number)
     assert {
         name: (tuple(t.shape), t.unique().tolist())
-        for name, t in SharedTensors.attach(shared.address).tensors.items()
+        for name, t in SharedTensors(shared.address).tensors.items()
     } == {
         "a": ((3, 5), [0.0]),
         "empty": ((0, 2), []),
@@ -84,15 +84,18 @@ def test_memory_that_is_gone_or_somebody_elses_is_refused(theta):
     address = theta.address
     with pytest.raises(EngineError, match="another θ"):
         Theta.attach(dataclasses.replace(address, token=address.token + 1))
-    with pytest.raises(EngineError, match="not to be found on this machine"):
+    with pytest.raises(EngineError, match="is not on this machine"):
         Theta.attach(dataclasses.replace(address, path="/proc/1/fd/999999"))
-    with pytest.raises(EngineError, match="not to be found on this machine"):
+    with pytest.raises(EngineError, match="is not on this machine"):
         Theta.attach(dataclasses.replace(address, shapes={"other": (1,)}))
 
 
-def test_the_memory_outlives_its_owners_name_for_who_attached(theta):
-    other = Theta.attach(theta.address)
-    before = theta.digest()
-    theta._shared.__del__()
-    theta._shared._descriptor = -1
-    assert other.digest() == before
+def test_the_memory_outlives_its_owner_for_those_that_attached():
+    shared = SharedTensors.create(SHAPES)
+    shared.tensors["b"].fill_(7.0)
+    address = shared.address
+    other = SharedTensors(address)
+    del shared
+    assert other.tensors["b"].unique().tolist() == [7.0]
+    with pytest.raises(EngineError):
+        SharedTensors(address)

@@ -202,7 +202,7 @@ def cudart(monkeypatch) -> SimpleNamespace:
 
 
 def test_shared_theta_is_page_locked_in_one_piece_while_it_lives(cudart):
-    shared = SharedTensors({"a": (3, 5), "b": (100_000,)})
+    shared = SharedTensors.create({"a": (3, 5), "b": (100_000,)})
     assert lock(shared, torch.device("cpu"))
     ((address, size),) = cudart.locked.items()
     assert all(
@@ -216,7 +216,7 @@ def test_shared_theta_is_page_locked_in_one_piece_while_it_lives(cudart):
 
 def test_memory_that_cannot_be_locked_is_no_error_but_a_line(cudart, caplog):
     cudart.status = 2
-    assert not lock(SharedTensors({"a": (3,)}), torch.device("cpu"))
+    assert not lock(SharedTensors.create({"a": (3,)}), torch.device("cpu"))
     assert [record.getMessage() for record in caplog.records] == [
         "θ could not be page-locked (CUDA error 2), so that loading a member takes longer"
     ]

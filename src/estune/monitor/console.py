@@ -58,7 +58,7 @@ class Screen:
     def member(self, step: int, done: int, workers: "Status") -> None:
         """Move the bar: `done` members of `step` are evaluated and scored.
 
-        With several workers it also shows members in flight and workers alive: (7+2/30) 3/4 workers.
+        Several workers also show members in flight and workers alive: (7+2/30) 3/4 workers.
         """
         if self._progress is None:
             return

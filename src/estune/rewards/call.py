@@ -32,8 +32,8 @@ class Call:
 
     columns: lists with one value for each of the `count` completions.
     shared: arguments that all completions share.
-    loggers: the names, among log_extra and log_metric, of those that the function takes.
-    seconds: for a function that bounds itself, the time within which it returns.
+    loggers: which of log_extra and log_metric the function takes.
+    seconds: the longest time that the call can take, if the function limits itself.
     """
 
     columns: dict[str, list[Any]]
@@ -56,7 +56,7 @@ class Call:
 class Returned:
     """One number per completion, NaN for None, and what the function logged.
 
-    overran: how many completions met a time limit of the function's own.
+    overran: how many completions exceeded the function's own time limit.
     """
 
     values: list[float]
@@ -74,7 +74,7 @@ class Failure:
     timed_out: bool = False
 
     def as_error(self, function: str) -> RewardError:
-        """Return the error that ends a run because of this failure of the function so named."""
+        """Return this failure of `function` as the error that ends the run."""
         return RewardError(f"reward function {function} {self.reason}; fix it and resume the run")
 
 
@@ -84,7 +84,7 @@ CallResult = Returned | Failure
 def seconds_for(calls: Sequence[Call], timeout: float, concurrency: int) -> float:
     """Return the seconds that `calls` may take together, `concurrency` at a time.
 
-    `timeout` is `reward_timeout`, which a function that bounds itself may exceed.
+    `timeout` is `reward_timeout`, which a function that limits itself may exceed.
     """
     longest = max(max(timeout, call.seconds or 0) for call in calls)
     return longest * math.ceil(len(calls) / concurrency)
@@ -157,7 +157,7 @@ def timed_out(timeout: float) -> Failure:
 
 
 def failure_of(function: Callable[..., Any], error: BaseException) -> Failure:
-    """Describe what `function` raised, and the line of its own file at which that happened."""
+    """Describe what `function` raised, and the line of its source file that raised it."""
     frames = traceback.walk_tb(error.__traceback__)
     lines = [(frame.f_code.co_filename, number) for frame, number in frames]
     own = [(file, number) for file, number in lines if file == source(function)]
@@ -169,7 +169,7 @@ def failure_of(function: Callable[..., Any], error: BaseException) -> Failure:
 
 
 def described(error: BaseException) -> str:
-    """Return an exception of the user's code as one line: its type and what it says."""
+    """Return an exception of the user's code as one line: its type and its message."""
     return f"{clean(type(error).__name__)}: {one_line(error, 300)}"
 
 
@@ -182,7 +182,7 @@ def _traceback(error: BaseException) -> str:
 
 def _needs_alarm(error: BaseException) -> bool:
     """Return whether a function tried to set an alarm signal in a thread."""
-    said = one_line(error, 300)  # in the words of Python, or of math-verify
+    said = one_line(error, 300)  # the message of Python, or of math-verify
     tried = "signal only works in main thread" in said or "usage of signal.alarm" in said
     return tried and isinstance(error, ValueError)
 

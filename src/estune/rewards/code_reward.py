@@ -20,7 +20,7 @@ from estune.rewards.programs.grade import Grade, grade, most_seconds
 
 _BLOCK = re.compile(r"```(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _SECONDS = 5.0  # per test
-_PROOF = 30.0  # seconds in which a sandbox proves itself, even on a busy machine
+_PROOF = 30.0  # seconds that the proof of a sandbox can take, on a busy machine
 
 
 def _most_seconds(tests: Sequence[Any], seconds: float = _SECONDS, **columns: Any) -> float:
@@ -85,7 +85,7 @@ def _tests(given: Any, row: int) -> list[str | Mapping[str, Any]]:
     try:
         tests = _listed(given)
     except (ValueError, RecursionError) as error:
-        raise RewardError(f"{where}: its tests are no JSON ({error}); give a list") from None
+        raise RewardError(f"{where}: its tests are not JSON ({error}); give a list") from None
     if not tests:
         raise RewardError(f"{where} has no tests; give a list of asserts, or of inputs and outputs")
     is_list = isinstance(tests, Sequence) and not isinstance(tests, str)

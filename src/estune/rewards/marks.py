@@ -1,4 +1,4 @@
-"""What a reward function can say about itself: how long its calls take, and what it needs first.
+"""Marks on a reward function: the longest time of its calls, and what must be prepared first.
 
 `reward_timeout` guards against reward functions that hang. A built-in grader instead ends each
 completion that takes too long, gives it the lowest grade, and counts it. Such a function is marked
@@ -14,7 +14,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Grades(list[float]):
-    """Rewards, one per completion; `overran` counts those that met the grader's own time limit."""
+    """Rewards, one per completion; `overran` counts those that exceeded the grader's own limit."""
 
     def __init__(self, grades: Iterable[float], overran: int = 0) -> None:
         super().__init__(grades)
@@ -22,10 +22,10 @@ class Grades(list[float]):
 
 
 def overran_line(count: int) -> str:
-    """Return the line that reports `count` completions which met a grader's time limit."""
+    """Return the line that reports `count` completions that exceeded a grader's time limit."""
     plural = "s" * (count > 1)
     return (
-        f"{count} completion{plural} met the grader's time limit"
+        f"{count} completion{plural} exceeded the grader's time limit"
         " and got its lowest grade (es/reward_timeouts)"
     )
 
@@ -58,7 +58,7 @@ def own_limit(function: Callable[..., Any], columns: dict[str, Any]) -> float | 
 
 
 def prepare(function: Callable[..., Any]) -> None:
-    """Do what `prepared_by` asks for, if `function` or one inside it is marked."""
+    """Prepare `function`, if it or a function inside it is marked with `prepared_by`."""
     for layer in layers(function):
         if work := getattr(layer, "estune_prepare", None):
             work()

@@ -10,16 +10,16 @@ from estune.errors import clean
 
 
 class NotRewards(Exception):
-    """The message shows what was returned instead of rewards."""
+    """A function returned something other than rewards; the message shows it."""
 
 
 def numbers(values: Any, count: int) -> list[float]:
-    """Return `count` values, by position, as numbers; NaN for None. Raises NotRewards."""
+    """Return the `count` values as numbers, in their order; NaN for None. Raises NotRewards."""
     if not is_list(values):
         raise NotRewards(shown(values))
     if len(values) != count:
         raise NotRewards(f"{len(values)} rewards for {count} completion{'s' * (count != 1)}")
-    # pandas indexes by label, and iterates over a table by column; its array does neither
+    # pandas indexes by label and iterates over a table's columns, so its array is used
     by_position = values.to_numpy() if hasattr(values, "to_numpy") else values
     listed = list(islice(iter(by_position), count))
     if len(listed) != count:
@@ -29,7 +29,7 @@ def numbers(values: Any, count: int) -> list[float]:
 
 
 def is_list(values: Any) -> bool:
-    """Return whether `values` is a list, an array or the like, but no text and no scalar."""
+    """Return whether `values` is a list, an array or the like, but not a text or a scalar."""
     if isinstance(values, (str, bytes, Mapping)) or getattr(values, "ndim", 1) == 0:
         return False
     return hasattr(values, "__len__") and hasattr(values, "__getitem__")

@@ -14,9 +14,9 @@ _BATCH = 16  # sequences at a time
 
 
 class RewardModel:
-    """Scores prompt and completion together.
+    """Scores each prompt with its completion.
 
-    Texts are joined; conversations go through the model's chat template.
+    Texts are concatenated; conversations go through the model's chat template.
 
     Args:
         source: hub id or local folder of a sequence classifier with one label, and its tokenizer.

@@ -8,7 +8,7 @@ room processes/ calls the functions and limits their time and memory.
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 _LOGGERS = ("log_extra", "log_metric")
 OnError = Literal["lowest", "zero", "drop", "raise"]
 
-_MOST_FAILED = 0.5  # fraction of a member's completions that may fail; above, it is left out
+_MOST_FAILED = 0.5  # a member is left out if more than this fraction of its completions failed
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Scores:
     by_function: function's name → its rewards (B,), NaN for None, and for failures until `settle`.
     metrics, extra: what the functions logged through log_metric and log_extra.
     failures: function's name → completion → what went wrong.
-    overran: how many completions met a time limit of a function's own, and got its lowest grade.
+    overran: how many completions exceeded a function's own time limit, and got its lowest grade.
     """
 
     total: NDArray[np.float64]
@@ -92,21 +92,21 @@ class Pending:
         Raises:
             RewardError: a function failed, and the scoring is strict.
         """
-        found = dict(zip(self.rewards.names, (one.result() for one in self.outcomes), strict=True))
-        returned = {name: np.array(one.values, np.float64) for name, one in found.items()}
-        by_function, too_large = weighted_sum.within_range(returned, self.rewards.weights)
-        failures = {name: one.failures | too_large[name] for name, one in found.items()}
-        failures = {name: failed for name, failed in failures.items() if failed}
+        names, weights = self.rewards.names, self.rewards.weights
+        scores = dict(zip(names, (one.result() for one in self.outcomes), strict=True))
+        returned = {name: np.array(one.values, np.float64) for name, one in scores.items()}
+        by_function, too_large = weighted_sum.within_range(returned, weights)
+        failures = _failures(scores, too_large)
         if self.strict and failures:
             name, failed = next(iter(failures.items()))
             raise failed[min(failed)].as_error(name)
         return Scores(
-            total=self.rewards.weighted(by_function),
+            total=weighted_sum.weighted(by_function, weights),
             by_function=by_function,
-            metrics={k: v for one in found.values() for k, v in one.metrics.items()},
-            extra={k: v for one in found.values() for k, v in one.extra.items()},
+            metrics={k: v for one in scores.values() for k, v in one.metrics.items()},
+            extra={k: v for one in scores.values() for k, v in one.extra.items()},
             failures=failures,
-            overran=sum(one.overran for one in found.values()),
+            overran=sum(one.overran for one in scores.values()),
         )
 
 
@@ -117,9 +117,8 @@ class RewardFunctions:
         functions: callables with TRL's calling convention.
         weights: one per function; default 1 each.
         limits: limits on their time, memory and processes.
-        on_error: the reward of a completion at which a function failed: `lowest`, that function's
-            lowest reward among all that are settled together; `zero`; `drop`, none; or `raise`,
-            which ends the run.
+        on_error: what counts as the reward if a function fails: `lowest`, the function's lowest
+            reward among all members of the step; `zero`; `drop`, none; `raise` ends the run.
 
     Raises:
         ConfigError: the number of weights is not the number of functions.
@@ -138,7 +137,7 @@ class RewardFunctions:
             )
         self.functions = list(functions)
         self.weights = list(weights) if weights is not None else [1.0] * len(functions)
-        self.names = _unlike([reward_name(function) for function in functions])
+        self.names = _distinct([reward_name(function) for function in functions])
         self._on_error = on_error
         self._pool = Pool(self.functions, self.names, limits or RewardLimits())
 
@@ -172,7 +171,7 @@ class RewardFunctions:
         *,
         first: bool = False,
     ) -> Pending:
-        """Start to score `completions`, which answer `rows`.
+        """Start to score `completions` of the prompts in `rows`.
 
         In the `first` batch of a run a failure is a bug of the function, and raised.
         """
@@ -204,17 +203,13 @@ class RewardFunctions:
         return self.settle([self.submit(rows, completions, state, first=first).result()])[0]
 
     def settle(self, scores: Sequence[Scores]) -> list[Scores]:
-        """Give failed completions their rewards, which depend on all that are scored together."""
+        """Replace failed rewards as `on_error` says; `lowest` looks at all of `scores`."""
         if not any(score.failures for score in scores):
             return list(scores)
         lowest = {
             name: _lowest([score.by_function[name] for score in scores]) for name in self.names
         }
         return [self._settled(score, lowest) for score in scores]
-
-    def weighted(self, by_function: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Return the weighted sum (B,) of the functions' rewards, NaN where there is none."""
-        return weighted_sum.weighted(by_function, self.weights)
 
     def close(self) -> None:
         """End the reward processes; the next call starts new ones."""
@@ -225,13 +220,20 @@ class RewardFunctions:
         for name, failures in scores.failures.items():
             counts = {"lowest": lowest[name], "zero": 0.0}.get(self._on_error, math.nan)
             by_function[name][list(failures)] = counts
-        total = self.weighted(by_function)
+        total = weighted_sum.weighted(by_function, self.weights)
         lost = sorted({i for failures in scores.failures.values() for i in failures})
         if self._on_error == "drop":
             total[lost] = np.nan
         if len(lost) > _MOST_FAILED * total.size:
             total[:] = np.nan
         return replace(scores, total=total, by_function=by_function)
+
+
+def _failures(
+    scores: Mapping[str, FunctionScores], too_large: Mapping[str, dict[int, Failure]]
+) -> dict[str, dict[int, Failure]]:
+    found = {name: one.failures | too_large[name] for name, one in scores.items()}
+    return {name: failed for name, failed in found.items() if failed}
 
 
 def _lowest(values: Sequence[NDArray[np.float64]]) -> float:
@@ -264,10 +266,10 @@ def _call(function: RewardFunc, columns: dict[str, list[Any]], count: int, state
     return Call(given, shared, loggers, count, own_limit(function, given))
 
 
-def _unlike(names: list[str]) -> list[str]:
+def _distinct(names: list[str]) -> list[str]:
     """Make all names different: the second function called "f" becomes "f_2"."""
-    unlike: list[str] = []
+    distinct: list[str] = []
     for name in names:
         candidates = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))
-        unlike.append(next(candidate for candidate in candidates if candidate not in unlike))
-    return unlike
+        distinct.append(next(candidate for candidate in candidates if candidate not in distinct))
+    return distinct

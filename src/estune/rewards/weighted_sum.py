@@ -21,7 +21,7 @@ _TOO_LARGE = (
 
 
 def weighted(by_function: ByFunction, weights: Sequence[float]) -> Array:
-    """Return the sums (B,), NaN where no function gave a number or a double is too small."""
+    """Return the sums (B,), NaN without any number, or beyond the range of a double."""
     total = _sums(by_function, weights)
     total[~np.isfinite(total)] = np.nan
     return total
@@ -42,12 +42,12 @@ def within_range(
 
 
 def _sums(by_function: ByFunction, weights: Sequence[float]) -> Array:
-    """Return the sums (B,): NaN of nothing, ±∞ where the sum or a part of it is too large."""
+    """Return the sums (B,): NaN without any number, ±∞ where the sum or a term overflows."""
     stacked = np.stack(list(by_function.values()))  # (functions, B)
     with np.errstate(over="ignore", invalid="ignore"):
         parts = stacked * np.array(weights)[:, None]
         total: Array = np.nansum(parts, axis=0)
-    total[np.isinf(parts).any(axis=0)] = np.inf  # ∞ − ∞ would pass for no number
+    total[np.isinf(parts).any(axis=0)] = np.inf  # ∞ − ∞ = NaN would look like a missing reward
     total[np.isnan(stacked).all(axis=0)] = np.nan
     return total
 

@@ -1,6 +1,6 @@
-"""What a config names, loaded: training rows, held-out rows and reward functions.
+"""Load what a config names: training rows, held-out rows and reward functions.
 
-`datasets:` is a list as in TRL, with a weight each; all entries with their rewards become one mixture.
+`datasets` is a list as in TRL, with a weight for each entry; the entries become one mixture.
 """
 
 from dataclasses import dataclass, field, fields
@@ -8,6 +8,7 @@ from typing import Any
 
 from estune.common.fields import checked
 from estune.common.other_names import nearest
+from estune.common.types import Row
 from estune.config import RunConfig
 from estune.errors import ConfigError, InputError
 from estune.run.mixture import Mixture, Part
@@ -17,10 +18,10 @@ from estune.tasks.rows import has_split, load_rows
 
 
 def data_and_rewards(config: RunConfig) -> tuple[Any, Any, Any]:
-    """Training rows, held-out rows or None, and reward functions, from the task or from what is named.
+    """Return training rows, held-out rows or None, and reward functions.
 
     Raises:
-        ConfigError: neither a task nor a dataset with rewards is named.
+        ConfigError: the config names neither a task nor a dataset with reward functions.
     """
     if config.datasets:
         return mixtures(config, evaluating=_evaluating(config))
@@ -32,45 +33,30 @@ def data_and_rewards(config: RunConfig) -> tuple[Any, Any, Any]:
         raise ConfigError(
             "reward_funcs: give a built-in name or a dotted path such as my_rewards.short"
         )
-    if config.dataset_name:
-        return *_named_datasets(config, task.adapt if task else None), rewards
-    assert task is not None
-    held_out = _named_held_out(config, task.adapt) if config.eval_dataset_name else None
-    if held_out is None and _evaluating(config):
-        held_out = task.test(config.max_eval_samples)
-    return task.train(config.max_train_samples), held_out, rewards
-
-
-def _named_datasets(config: RunConfig, adapt: Any = None) -> tuple[Any, Any]:
-    assert config.dataset_name is not None
-    train_rows = load_rows(
-        config.dataset_name, config.dataset_train_split, config.dataset_config, adapt
-    )
-    if (
-        not config.eval_dataset_name
-        and _evaluating(config)
-        and has_split(config.dataset_name, config.dataset_test_split)
-    ):
-        held_out = load_rows(
-            config.dataset_name, config.dataset_test_split, config.dataset_config, adapt
-        )[: config.max_eval_samples]
+    if config.dataset_name or task is None:
+        train = _dataset_rows(config, config.dataset_name or "", config.dataset_train_split, task)
     else:
-        held_out = _named_held_out(config, adapt)
-    return train_rows[: config.max_train_samples], held_out
+        train = task.train(config.max_train_samples)
+    return train[: config.max_train_samples], _held_out_rows(config, task), rewards
 
 
-def _named_held_out(config: RunConfig, adapt: Any) -> Any:
-    """The rows of eval_dataset_name, None where there is none."""
-    if not (name := config.eval_dataset_name):
+def _held_out_rows(config: RunConfig, task: Task | None) -> list[Row] | None:
+    """Return the rows of eval_dataset_name, else of the training data's test split, if wanted."""
+    most = config.max_eval_samples
+    if name := config.eval_dataset_name:
+        split = config.dataset_test_split
+        split = split if has_split(name, split) else "train"  # a single file has only "train"
+        return _dataset_rows(config, name, split, task)[:most]
+    if not _evaluating(config):
         return None
-    return load_rows(name, _split_of(name, config), config.dataset_config, adapt)[
-        : config.max_eval_samples
-    ]
+    if name := config.dataset_name:
+        split = config.dataset_test_split
+        return _dataset_rows(config, name, split, task)[:most] if has_split(name, split) else None
+    return task.test(most) if task else None
 
 
-def _split_of(name: str, config: RunConfig) -> str:
-    """The split to read held-out data from: a single file has only one."""
-    return config.dataset_test_split if has_split(name, config.dataset_test_split) else "train"
+def _dataset_rows(config: RunConfig, name: str, split: str, task: Task | None) -> list[Row]:
+    return load_rows(name, split, config.dataset_config, task.adapt if task else None)
 
 
 def _evaluating(config: RunConfig) -> bool:
@@ -83,10 +69,11 @@ def _key(default: Any, **limits: Any) -> Any:
 
 @dataclass(frozen=True)
 class Entry:
-    """One mapping of `datasets:`: a `task`, or data by `path`, `name` and `split` as in TRL.
+    """One mapping in `datasets`: a `task`, or data by `path`, `name` and `split` as in TRL.
 
     Raises:
-        ConfigError: a value has the wrong type or is out of range, or it names neither or both of task and path.
+        ConfigError: a value has the wrong type or is out of range, or not exactly one of task and
+            path is given.
     """
 
     task: str | None = _key(None)
@@ -109,38 +96,32 @@ class Entry:
 
 
 def mixtures(config: RunConfig, *, evaluating: bool) -> tuple[Mixture, Mixture | None, list[Any]]:
-    """What `config.datasets` names: the mixture to train on, the held-out rows of those that have some, the reward functions.
+    """Return the training mixture of `config.datasets`, the held-out one or None, and the rewards.
+
+    Entries without held-out rows are left out of the held-out mixture.
 
     Raises:
-        InputError: an entry is wrong, or its data or rewards cannot be had.
+        InputError: an entry is wrong, or its data or reward functions cannot be loaded.
     """
-    train, test = [], []
+    train: list[Part] = []
+    test: list[Part] = []
     for number, values in enumerate(config.datasets or [], 1):
         try:
-            part, held_out = _parts(_entry(values), config, evaluating)
+            entry = _entry(values)
+            part = _part(entry, config)
+            held_out = _held_out(entry, config) if evaluating else None
         except InputError as error:
             raise type(error)(f"datasets: entry {number}: {error}") from None
         train.append(part)
-        test += [Part(part.name, held_out)] if held_out else []
+        if held_out:
+            test.append(Part(part.name, held_out))
     if evaluating and not test:
         raise ConfigError(
-            "datasets: none of them has held-out rows to evaluate on; give one a test_split that it has"
+            "datasets: none of them has held-out rows to evaluate on; "
+            "give one a test_split that it has"
         )
     mixture = Mixture(train)
     return mixture, Mixture(test) if test else None, mixture.reward_funcs
-
-
-def _parts(entry: Entry, config: RunConfig, evaluating: bool) -> tuple[Part, list[Any] | None]:
-    """What the entry trains on, and its held-out rows where they are wanted and there are some."""
-    task = get_task(entry.task) if entry.task else None
-    rewards = resolve_rewards(
-        entry.reward_funcs or (task.reward_funcs if task else config.reward_funcs)
-    )
-    name = entry.label or entry.task or entry.path or ""
-    when = entry.from_step, entry.until_step, entry.from_reward
-    return Part(name, _rows(entry, task, config), rewards, entry.weight, *when), _held_out(
-        entry, task, config
-    ) if evaluating else None
 
 
 def _entry(values: dict[str, Any]) -> Entry:
@@ -151,15 +132,30 @@ def _entry(values: dict[str, Any]) -> Entry:
     return Entry(**values)
 
 
-def _rows(entry: Entry, task: Task | None, config: RunConfig) -> list[Any]:
+def _part(entry: Entry, config: RunConfig) -> Part:
+    task = get_task(entry.task) if entry.task else None
+    usual = task.reward_funcs if task else config.reward_funcs
+    rewards = resolve_rewards(entry.reward_funcs or usual)
     if task:
-        return task.train(config.max_train_samples)
-    return load_rows(entry.path or "", entry.split, entry.name)[: config.max_train_samples]
+        rows = task.train(config.max_train_samples)
+    else:
+        rows = load_rows(entry.path or "", entry.split, entry.name)[: config.max_train_samples]
+    return Part(
+        name=entry.label or entry.task or entry.path or "",
+        rows=rows,
+        reward_funcs=rewards,
+        weight=entry.weight,
+        from_step=entry.from_step,
+        until_step=entry.until_step,
+        from_reward=entry.from_reward,
+    )
 
 
-def _held_out(entry: Entry, task: Task | None, config: RunConfig) -> list[Any] | None:
-    if task:
-        return task.test(config.max_eval_samples)
-    if not has_split(entry.path or "", entry.test_split):
+def _held_out(entry: Entry, config: RunConfig) -> list[Row] | None:
+    most = config.max_eval_samples
+    if entry.task:
+        return get_task(entry.task).test(most)
+    path = entry.path or ""
+    if not has_split(path, entry.test_split):
         return None
-    return load_rows(entry.path or "", entry.test_split, entry.name)[: config.max_eval_samples]
+    return load_rows(path, entry.test_split, entry.name)[:most]

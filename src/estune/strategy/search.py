@@ -1,8 +1,9 @@
 """`learning_rate: auto`: find α for one update by trying sizes before θ moves.
 
 To first order an update of size α gains (α/σ)·mean(R̃ₙRₙ), which for z-scores is (α/σ)·s, where s
-is the standard deviation of the members' fitness. Its random part costs about (α/σ)²/N·D, where D is
-the mean loss of the members compared with θ. So the best α is near σ·N·s/(2D), if members are alike.
+is the standard deviation of the members' fitness. Its random part costs about (α/σ)²/N·D, where D
+is the mean loss of the members compared with θ. So the best α is near σ·N·s/(2D), if members are
+alike.
 
 No formula says how alike they are, so a size is tried: θ after the update is evaluated like a
 member. As in a trust region, half the size is tried too if it gains less than a quarter of what the
@@ -311,7 +312,7 @@ def _mean(rewards: PromptRewards) -> float:
 
 
 def _score(differences: PromptRewards) -> float:
-    """The mean of differences (B,) in standard errors: ±∞ if all are equal, −∞ if there are none."""
+    """The mean of differences (B,) in standard errors; ±∞ if all are equal, −∞ for none."""
     present = _present(differences)
     if not present.size:
         return -math.inf

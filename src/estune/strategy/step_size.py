@@ -73,7 +73,7 @@ class LearnedSize:
         return (self.gains[self.tried.index(self.alpha)] or 0.0) if self.alpha else 0.0
 
     def record(self, reference: PromptRewards | None) -> dict[str, Any]:
-        """The journal's `control`; `reference` are the new θ's rewards, if the next step needs them."""
+        """The journal's `control`, with the new θ's rewards if the next step can use them."""
         fields = asdict(self)
         if reference is not None:
             fields["center"] = [None if math.isnan(r) else float(r) for r in reference]

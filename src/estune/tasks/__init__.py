@@ -1,4 +1,4 @@
-"""The built-in tasks by name, so that a first run needs neither a dataset nor a reward function."""
+"""The built-in tasks by name; a first run then needs no dataset or reward function."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """Return the task called `name`, `reasoning_gym:NAME`, or your own by its dotted path, such as my_task.TASK.
+    """Return a built-in task, `reasoning_gym:NAME`, or your own by its path, such as my_task.TASK.
 
     Raises:
-        ConfigError: there is none; the message says which name was near.
+        ConfigError: there is none; the message suggests the nearest name.
     """
     if name in TASKS:
         return TASKS[name]
@@ -41,8 +41,9 @@ def get_task(name: str) -> Task:
         return gym_task(name.removeprefix(PREFIX))
     if "." in name:
         return imported_task(name)
-    # With no cutoff there is always a nearest name, however far off the given one is.
+    # Without a cutoff there is always a nearest name.
     nearest = difflib.get_close_matches(name, [*TASKS, PREFIX + "NAME"], n=1, cutoff=0.0)[0]
     raise ConfigError(
-        f"there is no task {name!r}; did you mean {nearest!r}? The tasks are {', '.join(TASKS)}, {PREFIX}NAME"
+        f"there is no task {name!r}; did you mean {nearest!r}? "
+        f"The tasks are {', '.join(TASKS)}, {PREFIX}NAME"
     )

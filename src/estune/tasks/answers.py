@@ -1,6 +1,7 @@
-r"""Where in a completion the answer stands: the last `<answer>` block, or the last `\boxed{}`.
+r"""Find the answer in a completion: the last `<answer>` block, or the last `\boxed{}`.
 
-By position only, so that any text takes linear time: a regular expression would go back over it for every tag that opens.
+Text is searched by position, in linear time; a regular expression would scan it again from every
+opening tag.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ _FORMULA_END = re.compile(r"\$|\\\)|\\\]|[.;](?=\s)")
 
 
 def last_block(text: str) -> tuple[int, int] | None:
-    """Return where the inside of the last answer block starts and ends; it holds neither of the two tags."""
+    """Return where the content of the last answer block starts and ends; None without a block."""
     opened = text.rfind(OPEN, 0, max(text.rfind(CLOSE), 0))
     if opened < 0:
         return None
@@ -23,11 +24,12 @@ def last_block(text: str) -> tuple[int, int] | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return what stands between the braces of the last \boxed{}; None where there is none or it never closes."""
+    r"""Return the content of the last \boxed{}; None if there is none or it never closes."""
     _, found, rest = text.rpartition(r"\boxed{")
-    depth, escaped = 1, False
+    depth = 1
+    escaped = False
     for end, letter in enumerate(rest if found else ""):
-        # An escaped brace is a letter of the answer, as in \{1, 2\}, and may stand alone.
+        # An escaped brace belongs to the answer, as in \{1, 2\}, and need not be closed.
         if not escaped:
             depth += (letter == "{") - (letter == "}")
         escaped = letter == "\\" and not escaped
@@ -37,7 +39,10 @@ def last_boxed(text: str) -> str | None:
 
 
 def boxed_argument(text: str) -> str | None:
-    r"""Return what the last \boxed holds: in braces, or without them what follows, as in `$\boxed 2$` or `$\boxed\frac{1}{3}$`."""
+    r"""Return the argument of the last \boxed: in braces, or what follows it without them.
+
+    `$\boxed 2$` and `$\boxed\frac{1}{3}$` have an argument without braces.
+    """
     text = _SPACED.sub(r"\\boxed{", text)
     _, found, rest = text.rpartition(r"\boxed")
     if not found or rest.startswith("{"):

@@ -1,8 +1,8 @@
-"""Exact values of the arithmetic a model writes, safe on anything it can print.
+"""The exact value of an arithmetic expression that a model wrote, safe for any text.
 
-`eval` would run whatever stands there, overflow the stack on brackets and round on division. This reader
-takes one symbol at a time and stops at the first that cannot stand where it is, or at the first number that
-was not given; so its work is bounded by the given numbers and not by the length of the text.
+`eval` would run code, overflow the stack on nested brackets, and round divisions. This reader takes
+one symbol at a time. It stops at the first misplaced one, and at the first number that was not
+given, so its work is bounded by the given numbers rather than by the length of the text.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _BINARY: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "*": operator.mul,
     "/": operator.truediv,
 }
-# A sign waits on the stack under a name of its own, and binds tighter than every binary operator.
+# A sign has its own name on the stack; it binds tighter than every binary operator.
 _SIGNS = {"+": "plus", "-": "minus"}
 _RANK = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "plus": 3, "minus": 3}
 
 
 def value_of(text: str, numbers: Iterable[int]) -> Fraction | None:
-    """Return the value of `text` as an expression that uses each of `numbers` exactly once, else None.
+    """Return the value of `text` if it is an expression that uses each number exactly once.
 
-    An expression is made of ASCII digits, + - * / ( ) and spaces. One sign may stand before a number or a
-    bracket; a number has no leading zero; two values side by side are no product. None, too, where a
-    division by zero leaves no value and where brackets nest deeper than MAX_DEPTH.
+    Otherwise, after a division by zero, and if brackets nest deeper than MAX_DEPTH, return None.
+    An expression consists of ASCII digits, + - * / ( ) and spaces. A number or a bracket may have
+    one sign; a number has no leading zero; two adjacent values are no product.
     """
     reader = _Reader(numbers)
     try:
@@ -48,7 +48,8 @@ class _Refused(Exception):
 
 
 def _tokens(text: str) -> Iterator[str]:
-    position, end = 0, len(text.rstrip(" "))
+    position = 0
+    end = len(text.rstrip(" "))
     while position < end:
         match = _TOKEN.match(text, position)
         if match is None:
@@ -58,13 +59,13 @@ def _tokens(text: str) -> Iterator[str]:
 
 
 class _Reader:
-    """Dijkstra's two stacks: values, and the operators that still wait for their right-hand side.
+    """Dijkstra's two stacks: values, and the operators that wait for their right-hand side.
 
-    Stacks of its own, because recursion would make the answer depend on how deep the caller already is.
+    Recursion instead would make the result depend on the depth of the caller's stack.
     """
 
     def __init__(self, numbers: Iterable[int]) -> None:
-        # As text: a number of 100,000 digits is then refused without ever being converted.
+        # As text, so that a number of 100,000 digits is refused without a conversion.
         self._unused = Counter(str(number) for number in numbers)
         self._values: list[Fraction] = []
         self._waiting: list[str] = []
@@ -113,7 +114,7 @@ class _Reader:
         self._depth -= 1
 
     def _apply_waiting(self, rank: int) -> None:
-        """Apply what waits on top of the stack, as long as it binds at least as tightly as `rank`."""
+        """Apply the waiting operators that bind at least as tightly as `rank`."""
         while self._waiting and _RANK[self._waiting[-1]] >= rank:
             self._apply(self._waiting.pop())
 

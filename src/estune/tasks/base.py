@@ -1,7 +1,4 @@
-"""What a built-in task consists of, so that the command line, the trainer and the tests treat all alike.
-
-A task is data and reward functions only; it knows nothing of models, and importing it costs milliseconds.
-"""
+"""The class of tasks, and helpers for them. A task is data and reward functions, without a model."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from estune.common.types import Row
 from estune.errors import DataError
 
 RewardFunc = Callable[..., Any]
-TextOrMessages = str | Sequence[Mapping[str, Any]]
+TextOrMessages = str | Sequence[Mapping[str, Any]]  # what TRL passes as a completion
 LogMetric = Callable[[str, float], None]
 
 
@@ -21,10 +18,12 @@ LogMetric = Callable[[str, float], None]
 class Task:
     """A named dataset with the reward functions that score it.
 
-    `train` and `test` take the number of rows wanted (None: the task's own size) and always return the same
-    rows, in fresh objects. `defaults` are config fields that suit the task; the user's own settings win.
-    `source` says where rows that are not made here come from. `adapt` turns the rows of a user's own dataset into the
-    task's columns; if it has a parameter `what`, that is the dataset's name for messages.
+    train, test: take the number of rows wanted (None: the task's own size) and always return the
+        same rows, as new objects.
+    defaults: settings that suit the task; the user's own take precedence.
+    source: where rows that are not made here come from.
+    adapt: turns the rows of a user's own dataset into the task's columns. If it has a parameter
+        `what`, it gets the dataset's name, for messages.
     """
 
     name: str
@@ -38,19 +37,24 @@ class Task:
 
 
 def completion_text(completion: TextOrMessages) -> str:
-    """Return what the model wrote: a plain completion itself, or a conversation's last message."""
+    """Return what the model wrote: the text itself, or the content of the last message."""
     if isinstance(completion, str):
         return completion
     return str(completion[-1]["content"] or "")
 
 
 def first_rows(rows: Sequence[Row], count: int | None, what: str) -> list[Row]:
-    """Return the first `count` rows (None: all); `what` names the rows in the error when there are fewer."""
+    """Return the first `count` rows (None: all).
+
+    Raises:
+        DataError: there are fewer; the message names the rows by `what`.
+    """
     if count is None:
         return list(rows)
     if not 0 <= count <= len(rows):
+        size = len(rows)
         raise DataError(
-            f"{what} has {len(rows)} rows, so it cannot give {count}; ask for at most {len(rows)}"
+            f"{what} has {size} rows, so it cannot give {count}; ask for at most {size}"
         )
     return list(rows[:count])
 
@@ -58,18 +62,21 @@ def first_rows(rows: Sequence[Row], count: int | None, what: str) -> list[Row]:
 def hub_rows(
     task: str, hub: str, split: str, config: str | None, adapt: Callable[..., Any]
 ) -> list[Row]:
-    """Return a hub dataset's rows in a task's columns; where it cannot be had, a DataError that tells the way without a network."""
+    """Return a hub dataset's rows in a task's columns.
+
+    Raises:
+        DataError: it cannot be loaded; the message says how to do without a network.
+    """
     from estune.tasks.rows import load_rows
 
     try:
         return load_rows(hub, split, config, adapt=adapt)
     except DataError as error:
-        raise DataError(
-            f"{task}: {error}; without a network: --task {task} --dataset_name FILE, of the same columns"
-        ) from None
+        advice = f"without a network: --task {task} --dataset_name FILE, with the same columns"
+        raise DataError(f"{task}: {error}; {advice}") from None
 
 
 def log_mean(log_metric: LogMetric | None, name: str, values: Sequence[float]) -> None:
-    """Log the mean of `values` where the trainer offers a log and there is something to average."""
+    """Log the mean of `values`, if there is a log and there are values."""
     if log_metric is not None and values:
         log_metric(name, sum(values) / len(values))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -36,12 +37,8 @@ def test_rows(count: int | None = None) -> list[Row]:
 
 
 def _rows() -> list[Row]:
-    text = (
-        resources.files("estune.tasks")
-        .joinpath("data/conciseness.jsonl")
-        .read_text(encoding="utf-8")
-    )
-    facts = [json.loads(line) for line in text.splitlines()]
+    file = resources.files("estune.tasks") / "data/conciseness.jsonl"
+    facts = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return [
         {"prompt": [{"role": "user", "content": fact["question"]}], "target": fact["target"]}
         for fact in facts
@@ -84,6 +81,16 @@ def conciseness_correct_reward(
     ]
 
 
+def correct_reward(
+    completions: Sequence[TextOrMessages], target: Sequence[str], **columns: Any
+) -> list[float]:
+    """Score each response 1 if it contains the target as words of their own, else 0."""
+    responses = [completion_text(completion) for completion in completions]
+    return [
+        float(_holds(response, answer)) for response, answer in zip(responses, target, strict=True)
+    ]
+
+
 def _log(log_metric: LogMetric | None, pairs: list[tuple[str, str]]) -> None:
     """Log the share of right responses and the mean length of all responses."""
     log_mean(log_metric, "correct", [float(_holds(response, answer)) for response, answer in pairs])
@@ -109,12 +116,9 @@ CONCISENESS = Task(
     source="packed, 152",
 )
 
-CONCISENESS_CORRECT = Task(
+CONCISENESS_CORRECT = replace(
+    CONCISENESS,
     name="conciseness_correct",
     summary="answer easy questions correctly, and the shorter the better",
-    train=train_rows,
-    test=test_rows,
     reward_funcs=(conciseness_correct_reward,),
-    defaults={"max_completion_length": 32},
-    source="packed, 152",
 )

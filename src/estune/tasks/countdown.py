@@ -1,13 +1,13 @@
-"""The countdown task: reach a target from given numbers, a reward that only right arithmetic earns.
+"""The countdown task: reach a target from given numbers by right arithmetic.
 
-The prompt ends in `<think>`, so a completion is the rest of a thought and then an answer. The grader reads
-text by position only, and so takes linear time over whatever a model prints.
+The prompt ends in `<think>`, so a completion is the rest of a thought and then an answer. The
+grader searches text by position only, so it takes linear time on any completion.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from itertools import islice
@@ -28,12 +28,12 @@ _THINK_END = "</think>"
 
 
 def train_rows(count: int | None = None) -> list[Row]:
-    """Return the first `count` training puzzles (None: 200); there is no end to them."""
+    """Return the first `count` training puzzles (None: 200); there are endlessly many."""
     return _rows("train", TRAIN_SIZE if count is None else count)
 
 
 def test_rows(count: int | None = None) -> list[Row]:
-    """Return the first `count` test puzzles (None: 2000); none of them is ever a training puzzle."""
+    """Return the first `count` test puzzles (None: 2000); none is a training puzzle."""
     return _rows("test", TEST_SIZE if count is None else count)
 
 
@@ -49,10 +49,12 @@ def _rows(split: str, count: int) -> list[Row]:
 def _prompt(puzzle: Puzzle) -> str:
     numbers = ", ".join(map(str, puzzle.numbers))
     return (
-        f"Here are some numbers: {numbers}. Write an arithmetic expression that equals {puzzle.target}. "
-        "It must use every one of these numbers exactly once; the operators are +, -, * and /, and brackets "
-        "are allowed. Reason first, inside <think> </think>. Then, on the next line, write only the finished "
-        "expression inside <answer> </answer>, for example <answer>(9 - 4) * 6</answer>.\n<think>"
+        f"Here are some numbers: {numbers}. "
+        f"Write an arithmetic expression that equals {puzzle.target}. "
+        "It must use every one of these numbers exactly once; the operators are +, -, * and /, "
+        "and brackets are allowed. Reason first, inside <think> </think>. "
+        "Then, on the next line, write only the finished expression inside <answer> </answer>, "
+        "for example <answer>(9 - 4) * 6</answer>.\n<think>"
     )
 
 
@@ -94,8 +96,8 @@ class Grade:
 def grade_completion(completion: str, numbers: Iterable[int], target: Fraction) -> Grade:
     """Grade `completion`, the text that follows a prompt's `<think>`.
 
-    Format is 1 for one thought, a newline and one answer block with nothing after it; otherwise 0.1 for a
-    thought that ends plus 0.5 for an answer block. The answer that counts is the last block's.
+    Format is 1 for one thought, a newline and one answer block with nothing after it; otherwise
+    0.1 for a thought that ends plus 0.5 for an answer block. The last block's answer counts.
     """
     block = last_block(completion)
     if block is None:
@@ -129,7 +131,7 @@ def _grades(
 
 
 def _read_numbers(given: Any, row: int) -> list[int]:
-    # A text is iterable too, and its characters would pass for numbers.
+    # Text is iterable too, and its characters would pass for numbers.
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
         raise DataError(f"row {row}: numbers is {_shown(given)}, not a list of integers")
     values = [_read_number(number, row, "number") for number in given]
@@ -139,12 +141,12 @@ def _read_numbers(given: Any, row: int) -> list[int]:
 
 
 def _read_number(value: Any, row: int, what: str) -> Fraction:
-    """Read a number or its text exactly; a float counts as the decimal that it prints as."""
+    """Return the exact value of a number or its text; of a float, that of its decimal text."""
     try:
         number = Decimal(str(value))
     except InvalidOperation:
         raise DataError(f"row {row}: the {what} {_shown(value)} is not a number") from None
-    # Also out: 1e999999999, which as a fraction would fill the memory.
+    # As a fraction, 1e999999999 would fill the memory.
     if not number.is_finite() or abs(number.adjusted()) > 300:
         raise DataError(
             f"row {row}: the {what} {_shown(value)} is not a finite number of ordinary size"
@@ -167,12 +169,9 @@ COUNTDOWN = Task(
     source="generated",
 )
 
-COUNTDOWN_BINARY = Task(
+COUNTDOWN_BINARY = replace(
+    COUNTDOWN,
     name="countdown_binary",
     summary="reach a target with given numbers; rewards the right answer alone",
-    train=train_rows,
-    test=test_rows,
     reward_funcs=(countdown_answer_reward,),
-    defaults={"max_completion_length": 1024},
-    source="generated",
 )

@@ -1,7 +1,7 @@
-"""Endless countdown puzzles that all have a solution, in two streams that never share one.
+"""Endless countdown puzzles with a solution, in two splits that never share one.
 
-Each puzzle is built backwards from an expression over its numbers. Which stream it belongs to is a matter of
-its own hash, so that the streams stay apart however many puzzles are asked of either.
+Each puzzle is built backwards from an expression over its numbers. Its own hash decides its split,
+so the splits stay disjoint however many puzzles either gives.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Puzzle:
 
 
 def puzzles(split: str) -> Iterator[Puzzle]:
-    """Yield the puzzles of `split` ("train" or "test") without end or repetition, always the same ones."""
+    """Yield the puzzles of "train" or "test" without end or repetition, in a fixed order."""
     rng = random.Random(_SEED)
     seen = set()
     while True:
@@ -63,7 +63,7 @@ def _build(rng: random.Random) -> Puzzle:
 def _join(rng: random.Random, left: _Term, right: _Term) -> _Term:
     (left_text, a), (right_text, b) = left, right
     values = {"+": a + b, "-": a - b, "*": a * b}
-    # Whole quotients only: every step of the solution is then one that a person could take.
+    # Only whole quotients, so that a person could follow every step of the solution.
     if b and a % b == 0:
         values["/"] = a // b
     sign = list(values)[_below(rng, len(values))]
@@ -71,5 +71,5 @@ def _join(rng: random.Random, left: _Term, right: _Term) -> _Term:
 
 
 def _below(rng: random.Random, limit: int) -> int:
-    # From random() alone, the one method whose stream Python promises to keep from version to version.
+    # Only random(): Python keeps its stream the same from version to version.
     return int(rng.random() * limit)

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: one of them does not refuse a file of thousands, but is always named."""
+"""Leave out rows that cannot be used, with a warning: one must not stop a file of thousands."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -11,12 +11,12 @@ logger = logging.getLogger(__name__)
 
 
 def usable(rows: Iterable[Any], make: Callable[[Any], Row], what: str) -> list[Row]:
-    """Return what `make` makes of each row, without the rows that it refuses.
+    """Return `make` of each row, without the rows for which it raises DataError.
 
-    A line in the log counts those and names the first.
+    A line in the log counts those and names the first; `what` names the data.
 
     Raises:
-        DataError: it refuses more than half of the rows, so the fault is probably elsewhere.
+        DataError: more than half of the rows are refused, so the fault is probably elsewhere.
     """
     made: list[Row] = []
     refused: list[str] = []

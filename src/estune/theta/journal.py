@@ -1,9 +1,9 @@
-"""The record of a run: a text file from which, with the base model, θ can be had again at any step, bit for bit.
+"""The record of a run: a text file that, with the base model, gives θ at any step, bit for bit.
 
-`journal.jsonl` begins with a line about the run, then has one line a step (records.py). A step counts once its line is on the
-disk, so a run that was killed at any moment is resumed by applying the lines that are there. Each line carries a
-checksum, and a digest that chains it to the line before. A torn last line is what a kill leaves behind, and is dropped;
-damage anywhere else, or a line that does not follow from the one before, is an error.
+`journal.jsonl` has a line about the run, then one per step (records.py). A step counts once its
+line is on the disk, so a run that was killed at any moment resumes by applying the lines that it
+left. A torn last line is what a kill leaves behind, and is dropped; damage anywhere else is an
+error.
 """
 
 import os
@@ -23,7 +23,10 @@ __all__ = ["FORMAT", "Header", "Journal", "Step", "exists"]
 
 @dataclass
 class Journal:
-    """A journal on disk and what it holds. Only one that was created, or opened to go on with it, is appended to."""
+    """A journal on disk and what it holds.
+
+    Only one that was created, or opened with `repair`, can be appended to.
+    """
 
     path: Path
     header: Header
@@ -34,7 +37,7 @@ class Journal:
 
     @classmethod
     def create(cls, folder: Path, header: Header) -> "Journal":
-        """Start a journal in `folder`; it is there, whole, when this returns."""
+        """Start a journal in `folder`; it is on the disk, whole, when this returns."""
         path, line = folder / FILE, header_line(header).encode()
         scratch = path.with_name(f".{FILE}.tmp")
         scratch.write_bytes(line)
@@ -45,10 +48,14 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path, *, repair: bool = False) -> "Journal":
-        """Read the journal in `folder`, without a torn last line; `repair` cuts that off the file too, to go on with it.
+        """Return the journal in `folder`, without a torn last line.
+
+        Args:
+            repair: also cut the torn line off the file, so that the journal can be continued.
 
         Raises:
-            JournalError: there is none, a line is damaged, out of order or of another run, or holds a field this version doesn't know.
+            JournalError: there is no journal, or a line is damaged, out of order, of another run,
+                or has an unknown field.
         """
         path = folder / FILE
         anchor = _anchored(path) if repair and path.is_file() else None
@@ -66,50 +73,52 @@ class Journal:
 
     @property
     def last(self) -> int:
-        """The number of whole steps."""
+        """The number of steps."""
         return len(self.steps)
 
     @property
     def control(self) -> dict[str, Any] | None:
-        """That of the last step."""
+        """The last step's `control`."""
         return self.steps[-1].control if self.steps else None
 
     def append(self, step: Step) -> None:
-        """Add a step, on disk when this returns.
+        """Add a step; it is on the disk when this returns.
 
         Raises:
-            LostFolderError: the file is no longer this journal, or somebody else wrote to it.
+            LostFolderError: the file is no longer this journal, or another program wrote to it.
         """
         line = step_line(step, self.header, self._last_line).encode()
-        self.check_own()
-        assert self._anchor is not None
+        descriptor = self.check_own()
         try:
-            _write(self._anchor.descriptor, line)
-            os.fsync(self._anchor.descriptor)
-        except OSError:
-            os.ftruncate(
-                self._anchor.descriptor, self._size
-            )  # the disk is full: no part of a line stays
+            _write(descriptor, line)
+            os.fsync(descriptor)
+        except OSError:  # the disk is full: keep no part of the line
+            os.ftruncate(descriptor, self._size)
             raise
         self._last_line = line
         self._size += len(line)
         self.steps.append(step)
 
-    def check_own(self) -> None:
-        """Raises LostFolderError when the path leads to another file, or the file has other lines than this run wrote."""
+    def check_own(self) -> int:
+        """Return the file's descriptor, having checked that it is still this journal.
+
+        Raises:
+            LostFolderError: the path leads to another file, or another program wrote to it.
+        """
         if self._anchor is None:
-            raise JournalError(f"{self.path}: was opened to be read, not to go on with it")
+            raise JournalError(f"{self.path}: was opened for reading, not to continue the run")
         self._anchor.check()
         if os.fstat(self._anchor.descriptor).st_size != self._size:
             raise LostFolderError(
-                f"{self.path}: was changed by somebody else while the run wrote there; it stops here"
+                f"{self.path}: another program changed it while the run wrote there; it stops here"
             )
+        return self._anchor.descriptor
 
     def replay(self, theta: Theta, until: int) -> Iterator[int]:
-        """Apply the steps after θ's version up to `until`, yielding each one's number; digests on the way are checked.
+        """Apply the steps after θ's version up to `until`; yield the number of each.
 
         Raises:
-            JournalError: the run has fewer steps, or θ is not what a line says.
+            JournalError: the run has fewer steps, or θ's digest is not the recorded one.
         """
         if until > self.last:
             raise JournalError(
@@ -128,27 +137,29 @@ class Journal:
             yield step.step
 
     def check(self, theta: Theta) -> None:
-        """Compare θ's digest with the one that the journal has for its version, if it has one; raises JournalError."""
-        if not 0 <= theta.version <= self.last:
+        """Compare θ's digest with the recorded one of its version, if there is one.
+
+        Raises:
+            JournalError: they differ, or the run has no such step.
+        """
+        version = theta.version
+        if not 0 <= version <= self.last:
             raise JournalError(
-                f"{self.path}: has {self.last} steps, but θ is said to be at step {theta.version}"
+                f"{self.path}: has {self.last} steps, but θ is said to be at step {version}"
             )
-        wanted = self.digest(theta.version)
+        wanted = self.digest(version)
         if wanted and theta.digest() != wanted:
-            whose = (
-                "the base model is not the one that"
-                if theta.version == 0
-                else f"θ at step {theta.version} is not what"
-            )
+            base = "the base model is not the one that"
+            whose = f"θ at step {version} is not what" if version else base
             raise JournalError(f"{self.path}: {whose} this run had (digest {wanted})")
 
     def digest(self, step: int) -> str | None:
-        """θ's digest after `step`, where the journal has it."""
+        """Return θ's digest after `step`, if the journal has it."""
         return self.header.digest if step == 0 else self.steps[step - 1].digest
 
 
 def exists(folder: Path) -> bool:
-    """Whether `folder` holds a run from which something can be resumed."""
+    """Return whether `folder` holds a run that can be resumed."""
     path = folder / FILE
     return path.is_file() and whole(path.read_bytes()) > 0
 
@@ -158,6 +169,6 @@ def _anchored(path: Path) -> Anchor:
 
 
 def _write(descriptor: int, data: bytes) -> None:
-    """All of it: a system call may take a part only."""
+    """Write all of `data`; one system call may write only a part."""
     while data:
         data = data[os.write(descriptor, data) :]

@@ -79,7 +79,7 @@ class Theta:
             ModelError: a weight is infinite or not a number.
         """
         shapes = {name: checkpoint.tensors[name].shape for name in names}
-        shared = SharedTensors(shapes) if share else None
+        shared = SharedTensors.create(shapes) if share else None
         if shared:
             tensors = shared.tensors
         else:
@@ -95,7 +95,7 @@ class Theta:
         Raises:
             EngineError: there is no such θ on this machine.
         """
-        shared = SharedTensors.attach(address)
+        shared = SharedTensors(address)
         return cls(shared.tensors, threads=threads, shared=shared)
 
     @property

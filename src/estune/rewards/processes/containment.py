@@ -1,6 +1,6 @@
 """Limits that a process sets on itself before it calls code that may never end.
 
-They hold where the system has them: Windows has none.
+On Windows they do nothing.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def allow_cpu(seconds: float) -> None:
 
 
 def end_with_parent() -> None:
-    """Have this process killed when the thread that started it ends."""
+    """Let the kernel kill this process when the thread that started it ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -60,14 +60,14 @@ def family(root: int) -> list[int]:
 
 
 def end_kept(keeper: int) -> None:
-    """Have a keeper end all that it keeps, and then itself.
+    """Let a keeper end the processes that it keeps, and then itself.
 
     Only Linux has keepers; elsewhere the process and its descendants are killed.
     """
     if sys.platform != "linux":
         end_descendants(keeper)
         _signal(keeper, signal.SIGKILL)
-    else:  # it must run to do its work, even if this process is killed meanwhile
+    else:  # SIGCONT, because a stopped keeper would not handle SIGTERM
         _signal(keeper, signal.SIGTERM)
         _signal(keeper, signal.SIGCONT)
 

@@ -23,7 +23,7 @@ from estune.rewards.processes.containment import allow_cpu, end_with_parent, lim
 
 MOST = 5.0  # seconds of processor time that built-in graders give a completion
 _START = 30.0  # seconds in which the process starts, even on a busy machine
-_PATIENCE = 6  # the clock may pass this many times the limit, on a busy machine
+_PATIENCE = 6  # wall time may be this many times the limit, on a busy machine
 _MEMORY = 4 << 30  # bytes
 _PROGRAM = (
     "import sys; sys.path[:] = {path!r}; "
@@ -37,17 +37,18 @@ class OverLimitError(Exception):
 
 
 class Limited:
-    """Calls the function that `made_by` ("module:name") returns, for `seconds` of processor time.
+    """Calls the function that the factory `made_by` ("module:name") returns.
 
-    Arguments and results are JSON. The process starts with the first call, and again after a call
-    that had to be ended. Calls from several threads take turns.
+    Each call gets `seconds` of processor time. Arguments and results are JSON. The process starts
+    with the first call, and again after a call that was ended. Calls from several threads take
+    turns.
     """
 
     def __init__(self, made_by: str, seconds: float) -> None:
         self._made_by, self._seconds = made_by, seconds
         self._process: subprocess.Popen[str] | None = None
         self._turn = threading.Lock()
-        self._remembered = lru_cache(maxsize=4096)(self._result)  # a population repeats itself
+        self._remembered = lru_cache(maxsize=4096)(self._result)  # members repeat completions
 
     def __call__(self, *arguments: Any) -> Any:
         """Return the function's result.
@@ -116,7 +117,7 @@ class Limited:
         process.kill()
         process.wait()
         for stream in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):  # bytes that were not written yet
+            with contextlib.suppress(OSError):  # it flushes bytes to a process that has ended
                 assert stream is not None
                 stream.close()
 

@@ -1,9 +1,8 @@
 """Wait for a limited time, not counting the time during which this process was stopped.
 
-After Ctrl-Z and fg, a breakpoint or a suspended container, the clock has moved on, but the reward
-function did not run, or its result was not read. So time is counted in short ticks. A tick that
-took far too long is time spent stopped, unless this process was computing: then another of its
-threads kept this one waiting.
+After Ctrl-Z and fg, a breakpoint or a suspended container, the clock shows time in which nothing
+ran. So time is counted in short ticks. If a tick took far too long, the process was stopped, and
+only the processor time that it used meanwhile counts, since another thread used it.
 """
 
 import asyncio
@@ -11,7 +10,7 @@ import time
 from typing import Any
 
 _TICK = 0.1  # seconds
-_LATE = 0.5  # seconds after which a tick is late; on a busy machine it takes longer than it should
+_LATE = 0.5  # seconds up to which a tick counts in full, as a busy machine delays it
 
 
 async def done_within(future: "asyncio.Future[Any]", seconds: float) -> bool:

@@ -53,7 +53,7 @@ class RewardLimits:
 
     @property
     def scorers(self) -> int:
-        """Processes at most: several even on few cores, since many rewards wait for something."""
+        """The maximum number of processes: several even on few cores, since many rewards wait."""
         return min(16, max(4, cores())) if self.workers is None else self.workers
 
     def setup(self) -> Setup:
@@ -69,7 +69,7 @@ class FunctionScores:
 
     values: (B,) numbers, NaN for None and where the function failed.
     failures: completion → what went wrong.
-    overran: how many completions met a time limit of the function's own.
+    overran: how many completions exceeded the function's own time limit.
     """
 
     values: list[float]
@@ -80,7 +80,7 @@ class FunctionScores:
 
 
 class Pool:
-    """Calls `functions`, known by their index, under `limits`."""
+    """Calls `functions` by their index, within `limits`."""
 
     def __init__(
         self, functions: Sequence[Callable[..., Any]], names: Sequence[str], limits: RewardLimits
@@ -95,7 +95,7 @@ class Pool:
     def submit(self, index: int, call: Call, *, strict: bool) -> "Future[FunctionScores]":
         """Score a member's completions with function `index`.
 
-        With `strict`, a failure is a RewardError at once.
+        With `strict`, the future raises RewardError if the function fails.
         """
         if self._loop is None:
             self._loop = _Loop(self, self._limits.scorers)
@@ -131,10 +131,10 @@ class Pool:
         self._singly.add(index)
 
     async def _one_by_one(self, loop: "_Loop", index: int, calls: list[Call]) -> list[CallResult]:
-        if is_async(self._functions[index]):  # they wait together, unless one ends the process
-            results = await self._call(loop, index, calls)
+        if is_async(self._functions[index]):
+            results = await self._call(loop, index, calls)  # concurrently, in one process
             if any(isinstance(one, Returned) for one in results):
-                return results
+                return results  # otherwise one of them may have ended the process for all
         each = await asyncio.gather(*(self._call(loop, index, [call]) for call in calls))
         return [one for results in each for one in results]
 
@@ -147,19 +147,19 @@ class Pool:
             try:
                 return await self._call_elsewhere(loop, index, calls)
             except Refused as error:
-                self._keep(index, str(error))
+                self._stay_in_process(index, str(error))
         return await self._in_process[index].call(calls)
 
     def _place(self, index: int) -> None:
         if self._limits.scorers == 0:
-            self._keep(index)
+            self._stay_in_process(index)
         elif isinstance(found := portable(self._functions[index]), bytes):
             self._portable[index] = found
         else:
-            self._keep(index, found)
+            self._stay_in_process(index, found)
 
-    def _keep(self, index: int, why: str = "") -> None:
-        """Call function `index` in this process, and say `why` unless it was wanted."""
+    def _stay_in_process(self, index: int, why: str = "") -> None:
+        """Call function `index` in this process from now on; log `why`, if there is a reason."""
         self._portable.pop(index, None)
         if index in self._in_process:
             return

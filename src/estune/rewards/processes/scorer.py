@@ -64,7 +64,7 @@ class Scorer:
     async def call(self, index: int, function: bytes, calls: Sequence[Call]) -> list[CallResult]:
         """Return the results of `calls` of function `index`.
 
-        If the process dies, hangs or grows too large, it is ended and each call has failed.
+        If the process dies, hangs or takes too much memory, it is ended, and all calls fail.
 
         Raises:
             Refused: the function cannot be loaded there, or its arguments cannot be sent.
@@ -87,7 +87,7 @@ class Scorer:
         """End the process and all its descendants."""
         if self.alive:
             self.alive = False
-            if self._process.returncode is None:  # otherwise another process may have its number
+            if self._process.returncode is None:  # once it has ended, its number may be another's
                 end_kept(self._process.pid)
         await self._process.wait()
         self._output.cancel()
@@ -102,44 +102,50 @@ class Scorer:
         self._loaded.add(index)
 
     async def _exchange(self, frame: bytes, seconds: float) -> ScorerResponse | Failure:
+        """Return the response to `frame`, or a Failure."""
         response = asyncio.ensure_future(self._response(frame))
         try:
-            failure = await self._watch(response, seconds)
+            return await self._watched(response, seconds)
         finally:
             response.cancel()
-        if failure is None and not response.cancelled() and response.exception() is None:
-            return response.result()
-        if failure is None:  # the process died; wait a moment for its exit status
-            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                await asyncio.wait_for(self._process.wait(), 1)
-        status = _status(self._process.returncode)
-        await self.end()
-        return failure or Failure(f"ended the process that it was called in ({status})")
 
-    async def _watch(
+    async def _watched(
         self, response: "asyncio.Future[ScorerResponse | Failure]", seconds: float
-    ) -> Failure | None:
-        """Wait for `response`; return a Failure if it takes too long or too much memory."""
+    ) -> ScorerResponse | Failure:
+        """Wait for `response`; end the process if it takes too long or too much memory."""
         most = self._setup.memory
+        failure = timed_out(self._setup.timeout)
         while seconds > 0:
             if await done_within(response, min(seconds, _LOOK)):
-                return None
+                return await response
             if usage(self._process.pid, most).memory > most:
                 size = f"{most / 2**30:.3g} GiB of memory"
-                return Failure(f"took more than {size} with its children (reward_memory)")
+                failure = Failure(f"took more than {size} with its children (reward_memory)")
+                break
             seconds -= _LOOK
-        return timed_out(self._setup.timeout)
+        await self.end()
+        return failure
 
     async def _response(self, frame: bytes) -> ScorerResponse | Failure:
         await self._send(frame)
         assert self._process.stdout is not None
-        head = await self._process.stdout.readexactly(FRAME.size)
-        data = await self._process.stdout.readexactly(*FRAME.unpack(head))
+        try:
+            head = await self._process.stdout.readexactly(FRAME.size)
+            data = await self._process.stdout.readexactly(*FRAME.unpack(head))
+        except (EOFError, OSError):
+            return await self._died()
         try:
             response: ScorerResponse = pickle.loads(data)
         except BaseException as error:  # raised by the code of what the function logged
             return Failure(f"logged something that cannot be received ({described(error)})")
         return response
+
+    async def _died(self) -> Failure:
+        with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+            await asyncio.wait_for(self._process.wait(), 1)  # for its exit status
+        status = _status(self._process.returncode)
+        await self.end()
+        return Failure(f"ended the process that it was called in ({status})")
 
     async def _send(self, frame: bytes) -> None:
         assert self._process.stdin is not None

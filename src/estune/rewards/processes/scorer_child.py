@@ -47,7 +47,10 @@ class ScorerRequest:
 
 @dataclass(frozen=True)
 class ScorerResponse:
-    """The results, or why the function cannot be loaded; `worn`: replace this process."""
+    """The results, or why the function cannot be loaded.
+
+    worn: this process left threads or children behind and must be replaced.
+    """
 
     results: list[CallResult]
     refused: str = ""

@@ -3,7 +3,7 @@
 import pytest
 from helpers import make_tokenizer
 
-from estune.theta.gguf_tokens import adds, honour
+from estune.theta.gguf_conversion import adds, set_special_tokens
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_prompt_gets_the_tokens_that_the_file_asks_for(gguf, tmp_path, added, 
     from transformers import AutoTokenizer
 
     made = tokenizer()
-    honour(gguf(**added), made)
+    set_special_tokens(gguf(**added), made)
     made.save_pretrained(tmp_path / "saved")
     for one in (made, AutoTokenizer.from_pretrained(tmp_path / "saved")):
         assert one("cat")["input_ids"] == ids
@@ -63,7 +63,7 @@ def test_a_prompt_gets_the_tokens_that_the_file_asks_for(gguf, tmp_path, added, 
 
 def test_special_tokens_are_those_that_the_file_names_by_their_numbers(gguf):
     made = tokenizer()
-    honour(gguf(special={"eos": 3, "padding": 1, "bos": 10_000}), made)
+    set_special_tokens(gguf(special={"eos": 3, "padding": 1, "bos": 10_000}), made)
     assert (made.eos_token_id, made.pad_token_id, made.bos_token) == (3, 1, "<unk>"), (
         "a token beyond the vocabulary is passed over"
     )
@@ -71,8 +71,8 @@ def test_special_tokens_are_those_that_the_file_names_by_their_numbers(gguf):
 
 def test_a_token_that_transformers_adds_and_the_file_does_not_want_goes(gguf):
     made = tokenizer()
-    honour(gguf(bos=True), made)
-    honour(gguf(bos=False), made)
+    set_special_tokens(gguf(bos=True), made)
+    set_special_tokens(gguf(bos=False), made)
     assert made("cat")["input_ids"] == CAT
 
 
