@@ -265,25 +265,6 @@ def test_the_metric_correct_counts_full_scores_only() -> None:
     assert logged == {"correct": 0.5}
 
 
-def test_an_entry_comes_back_as_it_was_with_its_tuples_and_keys() -> None:
-    entry = {
-        "question": "?",
-        "answer": "1",
-        "metadata": {"a": (1, [2, (3,)]), "b": {1: "x", (2, 3): None}, "c": {}},
-    }
-    assert decode(encode(entry)) == entry
-
-
-@pytest.mark.parametrize(
-    "entry",
-    ["", "no JSON", "[]", "{}", '{"question": 1, "answer": 2, "metadata": 3}', None, "[" * 100_000],
-)
-def test_an_entry_that_is_none_is_named_by_its_row(entry: Any) -> None:
-    good = first("basic_arithmetic")
-    with pytest.raises(DataError, match="row 1: the entry is no entry"):
-        gym_reward(["", ""], entry=[good["entry"], entry], dataset=["basic_arithmetic"] * 2)
-
-
 def test_the_task_is_found_by_its_prefix_and_its_rows_do_not_depend_on_the_process() -> None:
     task = get_task("reasoning_gym:ransom_note")
     assert task.name == "reasoning_gym:ransom_note" and task.reward_funcs == (gym_reward,)
