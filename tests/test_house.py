@@ -1,4 +1,4 @@
-"""The source stays a house: few entries, imports that run down, files that can be read in one sitting."""
+"""The source keeps its structure: few entries, imports that run down, and short files."""
 
 import ast
 from collections import defaultdict
@@ -6,7 +6,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "estune"
 
-# From the ground floor up: a room imports from those before it alone. `estune` itself stands above all of them.
+# From the ground up: a room imports only rooms before it. `estune` itself comes last.
 FLOORS = [
     *("errors", "common", "config", "noise", "strategy", "theta", "engines", "workers", "rewards"),
     *("tasks", "monitor", "run", "trainer", "evaluation", "cli", "__main__"),
