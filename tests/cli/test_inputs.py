@@ -78,7 +78,7 @@ def test_a_damaged_model_file_is_named(name, content, says, mini, data, refused)
 
 
 def test_a_bad_regular_expression_is_named(mini, data, refused):
-    assert "target_parameters: '(' is no regular expression" in refused(
+    assert "target_parameters: '(' is not a regular expression" in refused(
         *train_on(mini, data, "--target_parameters", "(")
     )
 

@@ -1,7 +1,6 @@
-"""The vLLM engine, on vLLM itself on the CPU: it answers as the transformers engine, and notices weights that it lacks."""
+"""The vLLM engine on a CPU completes as the transformers engine, and notices missing weights."""
 
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -38,7 +37,7 @@ def tied(tmp_path_factory) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def untied(tmp_path_factory) -> SimpleNamespace:
-    """With several tokens that end a completion, one of them named by the config alone, and words that are special tokens."""
+    """A model with several end tokens, one named by its config only, and with special words."""
     folder = make_model(tmp_path_factory.mktemp("untied"), tied=False, seed=1, **SHAPE)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
@@ -167,7 +166,7 @@ def test_parameters_that_are_not_tuned_stay_as_in_the_files_also_within_a_fused_
 
 @pytest.fixture(scope="module")
 def real() -> SimpleNamespace:
-    """Kept as long as the other engines of this process: vLLM takes what they share away with the first that goes."""
+    """Kept like the other engines of this process: with the first, vLLM deletes what they share."""
     from helpers import GGUF
 
     assert GGUF.exists(), "run `make model` first"
@@ -195,7 +194,7 @@ def test_an_engine_that_takes_all_weights_passes_its_check(both, member):
 
 
 def given(monkeypatch, change) -> None:
-    """Let the engine be given other weights, by reloading: `change` maps name → tensor to the same or fewer."""
+    """Let the engine reload what `change` makes of name → tensor."""
     whole = VariantLoader.weights
     monkeypatch.setattr(DirectWriter, "learn", lambda *_: None)
     monkeypatch.setattr(
@@ -309,97 +308,6 @@ def test_a_token_that_the_model_does_not_know_is_one_error_and_the_next_prompts_
     load_both(tied, BASE)
     with pytest.raises(DataError, match="row 1: token 6000 of .* is none of the model's 64"):
         tied.engine.generate([[5, 6], [5, 6_000]], max_completion_length=4)
-    load_both(tied, MEMBERS[1])
-    same_answers(tied)
-
-
-# the prefix cache
-
-
-LONG = "what is the color of the sky " * 40  # more than two blocks of the cache
-
-
-@pytest.fixture
-def long(tied) -> list[list[int]]:
-    start = tied.engine._tokenizer.encode([LONG])[0]
-    return [[*start, word] for word in range(5, 11)]
-
-
-@pytest.fixture(scope="module")
-def uncached(tied) -> VLLMEngine:
-    """A second engine of the same model, built after the noise kernels were compiled."""
-    for _ in tied.theta.perturbed(
-        MEMBERS[1], lambda name: torch.empty(tied.theta.tensors[name].shape)
-    ):
-        pass
-    config = ESConfig(
-        **SETTINGS | {"engine_kwargs": SETTINGS["engine_kwargs"] | {"enable_prefix_caching": False}}
-    )
-    return VLLMEngine(tied.checkpoint, tied.layout, config, "cpu", torch.float32)
-
-
-def cached(engine: VLLMEngine, prompts) -> list[int]:
-    """How many tokens of each prompt came from the cache."""
-    return [
-        answer.num_cached_tokens or 0
-        for answer in engine._answers(
-            prompts, [{"temperature": 0.0, "max_tokens": 1}] * len(prompts)
-        )
-    ]
-
-
-def test_a_second_engine_can_be_built_after_noise_was_made(uncached, tied):
-    assert "llvmlite.binding.ffi" in sys.modules
-    uncached.load(tied.theta, MEMBERS[1])
-    load_both(tied, MEMBERS[1])
-    assert uncached.generate(TEXT, max_completion_length=12) == same_answers(tied)
-
-
-def test_within_a_member_prompts_share_their_beginnings(tied, long):
-    load_both(tied, BASE)
-    first = cached(tied.engine, long)
-    assert first[0] == 0 and max(first) >= 256
-    assert min(cached(tied.engine, long)) >= 256
-
-
-def test_no_member_sees_what_another_left_in_the_cache(tied, uncached, long):
-    for member in MEMBERS[1:]:
-        tied.engine.load(tied.theta, member)
-        uncached.load(tied.theta, member)
-        assert cached(uncached, long) == [0] * len(long)
-        answers = tied.engine.generate(long, max_completion_length=8)
-        assert answers == uncached.generate(long, max_completion_length=8)
-        assert min(cached(tied.engine, long)) > 0  # the cache was in use
-
-
-def test_without_the_reset_another_members_cache_would_be_seen(tied, uncached, long, monkeypatch):
-    tied.engine.load(tied.theta, MEMBERS[1])
-    tied.engine.generate(long, max_completion_length=8)
-    with monkeypatch.context() as changed:
-        changed.setattr(tied.engine, "_reset_cache", lambda: None)
-        tied.engine.load(tied.theta, MEMBERS[3])
-    uncached.load(tied.theta, MEMBERS[3])
-    assert tied.engine.generate(long, max_completion_length=8) != uncached.generate(
-        long, max_completion_length=8
-    )
-    tied.engine._reset_cache()
-    assert cached(tied.engine, long)[0] == 0
-
-
-def test_a_cache_that_a_running_request_holds_is_an_error(tied, long):
-    from vllm import SamplingParams
-
-    inner = tied.engine._llm.llm_engine
-    inner.add_request(
-        "under way",
-        {"prompt_token_ids": long[0]},
-        SamplingParams(temperature=0.0, max_tokens=50, ignore_eos=True),
-    )
-    inner.step()
-    with pytest.raises(EngineError, match="kept its prefix cache"):
-        tied.engine.load(tied.theta, MEMBERS[1])
-    inner.abort_request(["under way"])
-    inner.step()
     load_both(tied, MEMBERS[1])
     same_answers(tied)
 

@@ -10,14 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from helpers import FLAGS, lines, make_model
+from helpers import FLAGS, lines
 
-from estune import ESConfig
 from estune.cli.main import main
-from estune.common.types import Completion, Sampling
-from estune.evaluation.divergence import Likelihood, estimate
-from estune.monitor.metrics import Tally, completion_metrics, repetition
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 FAKE = ["--engine", "fake", "--max_eval_samples", "4"]
@@ -205,18 +200,18 @@ def test_workers_on_ray_draw_the_same_answers_as_one_engine_here(mini):
         (["--kl"], "kl: name the model to measure from with --base"),
         (
             ["--kl", "--base", "b", "--num_generations", 2, "--top_p", 0.9],
-            "kl: it is about what the model itself would say",
+            "kl: needs temperature and top_p of 1",
         ),
         (["--threshold", "nan"], "threshold: must be a number; it is nan"),
         (["--figures", "f.xlsx"], "figures: f.xlsx must end in .csv or .json"),
         (["--tasks", "cowntdown"], "did you mean 'countdown'?"),
         (
             ["--tasks", "countdown", "--dataset_name", "d.jsonl"],
-            "tasks: dataset_name stands in for a task's own data",
+            "tasks: dataset_name replaces a task's data",
         ),
         (
             ["--tasks", "countdown", "--eval_dataset_name", "d.jsonl"],
-            "tasks: eval_dataset_name stands in for a task's own data",
+            "tasks: eval_dataset_name replaces a task's data",
         ),
     ],
 )
@@ -304,9 +299,9 @@ def test_where_most_rewards_are_lost_there_is_no_figure_of_the_rest(judged, caps
         (
             "raise KeyError('level')",
             [],
-            "failed at all 4 answers of {model} to data.jsonl; first: it raised KeyError: 'level'",
+            "failed at all 4 completions of {model} for data.jsonl; first: it raised KeyError: 'level'",
         ),
-        ("raise KeyError('level')", ["--on_reward_error", "zero"], "failed at all 4 answers"),
+        ("raise KeyError('level')", ["--on_reward_error", "zero"], "failed at all 4 completions"),
         (FAILS_AT_ONE, ["--on_reward_error", "raise"], "raised ZeroDivisionError"),
     ],
 )
@@ -371,156 +366,3 @@ def test_help_teaches_by_examples(capsys):
             "--lm-eval hellaswag gsm8k",
         )
     )
-
-
-# the frontier
-
-
-def likelihood(folder) -> Likelihood:
-    return Likelihood(folder, ESConfig(dtype="float32"))
-
-
-def test_the_likelihood_of_a_completion_is_the_product_of_its_tokens_and_its_end(tiny):
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    prompt, new = [5, 6, 7], [8, 9]
-    logits = model(input_ids=torch.tensor([[*prompt, *new]])).logits[0].log_softmax(-1)
-    wanted = [logits[2, 8].item(), logits[3, 9].item(), logits[4, 1].item()]
-    reader = likelihood(tiny)
-    whole, cut, empty = reader.of(
-        [
-            (prompt, Completion("", ids, clipped))
-            for ids, clipped in ((new, False), (new, True), ([], False))
-        ],
-        [],
-    )
-    assert whole == pytest.approx(wanted, abs=1e-5)
-    assert cut == pytest.approx(wanted[:2], abs=1e-5)  # the budget ended it, so no end was chosen
-    assert len(empty) == 1
-
-
-def test_the_estimate_agrees_with_the_kl_divergence_summed_over_the_whole_vocabulary(
-    tiny, tmp_path
-):
-    from helpers import transformers_engine
-
-    other = make_model(tmp_path / "other", seed=1)
-    samples, prompt = 2000, [5, 6]
-    drawn = transformers_engine(tiny).generate(
-        [prompt], max_completion_length=1, sampling=Sampling(n=samples)
-    )
-    pairs = [(prompt, one) for one in drawn]
-    moved = estimate(likelihood(tiny).of(pairs, []), likelihood(other).of(pairs, []), 1)
-    own, base = (
-        likelihood(folder)._model(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
-        for folder in (tiny, other)
-    )
-    exact = float((own.exp() * (own - base)).sum())
-    assert moved.per_completion == pytest.approx(exact, abs=4 * moved.error)
-    assert moved.per_token == pytest.approx(moved.per_completion)
-    assert 0 < moved.error < 0.2 * exact
-
-
-def test_the_error_is_over_prompts_not_over_their_samples():
-    own = [np.array([value]) for value in (1.0, 1.0, 3.0, 3.0)]
-    moved = estimate(own, [np.zeros(1)] * 4, 2)
-    assert (moved.per_completion, moved.error) == (2.0, 1.0)
-
-
-def test_the_frontier_has_a_row_a_checkpoint_and_the_base_has_not_moved(tiny, tmp_path, capsys):
-    tuned = make_model(tmp_path / "checkpoint-2", seed=1)
-    rows = lines(
-        tmp_path / "d.jsonl",
-        [{"prompt": f"what is {word}", "target": "x"} for word in ("red", "cat", "dog")],
-    )
-    flags = [
-        "--dataset_name",
-        rows,
-        "--dataset_test_split",
-        "train",
-        "--reward_funcs",
-        "conciseness_reward",
-        "--dtype",
-        "float32",
-    ]
-    drawn = ["--max_completion_length", 6, "--num_generations", 3, "--kl", "--figures", "f.json"]
-    assert evaluate("--model", tuned, "--base", tiny, *flags, *drawn) == 0
-    base, moved = json.loads(Path("f.json").read_text())
-    assert (base["kl"], base["kl error"]) == (0.0, 0.0)
-    assert moved["kl"] > 0 < moved["kl error"]
-    assert f"reward against KL to {tiny}"[:20] in capsys.readouterr().out
-
-
-def test_kl_between_models_of_unlike_tokenizers_is_refused(tiny, tmp_path, capsys):
-    other = shutil.copytree(tiny, tmp_path / "other")
-    path = other / "tokenizer.json"
-    path.write_text(path.read_text().replace('"cat"', '"cow"'))
-    assert evaluate("--model", other, "--base", tiny, "--task", "conciseness", *FAKE, "--kl") == 2
-    assert "has another tokenizer than" in capsys.readouterr().err
-
-
-# what answers look like
-
-
-def test_repetition_is_the_part_of_four_grams_that_were_there_before():
-    assert repetition([1, 2, 3]) == 0
-    assert repetition([1, 2, 3, 4, 5]) == 0
-    assert repetition([7] * 13) == pytest.approx(0.9)
-    ids = np.random.default_rng(0).integers(0, 3, 200).tolist()
-    grams = list(zip(ids, ids[1:], ids[2:], ids[3:], strict=False))
-    assert repetition(ids) == pytest.approx(1 - len(set(grams)) / len(grams))
-
-
-def test_metrics_show_answers_that_are_all_the_same_or_repeat_themselves():
-    same = Tally.of([Completion("a", [7] * 13, False)] * 4)
-    unlike = Tally.of([Completion(text, [1, 2, 3, 4, 5], False) for text in "abcd"])
-    metrics = completion_metrics([same, unlike])
-    assert metrics["completions/repetition"] == pytest.approx(0.45)
-    assert metrics["completions/distinct"] == pytest.approx((0.25 + 1) / 2)
-
-
-# lm-evaluation-harness
-
-HARNESS = """task: estune_words
-dataset_path: json
-dataset_kwargs: {data_files: {test: DATA}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: ["red", "blue"]
-doc_to_target: label
-metric_list: [{metric: acc}]
-"""
-
-
-def test_without_the_harness_the_line_names_the_pip_command(mini, refused, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    assert 'lm-eval: it is not installed; pip install "estune[lm-eval]"' in refused(
-        "eval", "--model", mini, "--lm-eval", "arc"
-    )
-
-
-@pytest.mark.slow
-def test_the_harness_runs_a_task_of_ones_own_without_a_network(tiny, tmp_path, capsys):
-    rows = lines(
-        tmp_path / "words.jsonl",
-        [{"question": "the sky is", "label": 1}, {"question": "the cat is", "label": 0}],
-    )
-    (tmp_path / "words.yaml").write_text(HARNESS.replace("DATA", str(rows)))
-    flags = ["--dtype", "float32", "--lm-eval-include-path", str(tmp_path)]
-    assert evaluate("--model", tiny, "--lm-eval", "estune_words", *flags) == 0
-    out = capsys.readouterr().out
-    assert "estune_words" in out and "acc" in out
-    assert evaluate("--model", tiny, "--lm-eval", "estune_wrods", *flags) == 2
-    assert "it has no task 'estune_wrods'" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_harness_task_whose_data_are_elsewhere_is_one_line(tiny, tmp_path, refused):
-    (tmp_path / "words.yaml").write_text(HARNESS.replace("DATA", "/nowhere/words.jsonl"))
-    flags = ["--dtype", "float32", "--lm-eval-include-path", tmp_path, "--lm-eval", "estune_words"]
-    assert "lm-eval: estune_words cannot be run" in refused("eval", "--model", tiny, *flags)

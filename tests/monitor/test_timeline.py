@@ -1,4 +1,7 @@
-"""A run says where its time went: in a line at its end, and with `profile` in a trace."""
+"""A run reports where its time went: in a line at the end, and with `profile` in a trace.
+
+Chrome and Perfetto show the trace.
+"""
 
 import json
 import re
@@ -22,6 +25,7 @@ def run(model, out: Path, rows, **settings) -> ESTrainer:
         output_dir=str(out),
         engine="fake",
         population_size=MEMBERS,
+        reward_workers=0,
         **{"max_steps": STEPS} | settings,
     )
     trainer = ESTrainer(str(model), short, config, rows[:2], rows[2:])
@@ -36,11 +40,9 @@ def events(path: Path) -> list[dict]:
 def test_a_run_ends_with_a_line_of_all_its_time_in_parts(mini, tmp_path, rows, capsys):
     run(mini, tmp_path / "out", rows)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("time: "))
-    parts = {
-        what: float(share)
-        for what, share in re.findall(r"([a-z -]+?) ([\d.]+)%", line.split(",", 1)[1])
-    }
-    assert {what.strip() for what in parts} >= {"update", "save"}
+    found = re.findall(r"([a-z -]+?) ([\d.]+)%", line.split(",", 1)[1])
+    parts = {what.strip(): float(share) for what, share in found}
+    assert "other" in parts
     assert sum(parts.values()) == pytest.approx(100, abs=1)
     assert not list((tmp_path / "out").glob("profile*"))
 
@@ -102,11 +104,11 @@ def test_profiling_changes_nothing_that_a_run_computes(mini, tmp_path, rows):
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_a_kill_leaves_a_profile_that_lacks_but_its_bracket(tmp_path):
+def test_a_kill_leaves_a_profile_that_lacks_only_its_closing_bracket(tmp_path):
     timeline = Timeline(tmp_path / "profile.json")
     with timeline.span("update"):
         pass
-    text = (tmp_path / "profile.json").read_text()  # on disk at once, though nobody closed it
+    text = (tmp_path / "profile.json").read_text()  # on disk at once, before it is closed
     assert [event["name"] for event in json.loads(text + "]")] == [
         "process_name",
         "thread_name",

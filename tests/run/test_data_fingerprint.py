@@ -159,5 +159,5 @@ def test_a_value_that_holds_itself_is_refused():
 def test_a_picture_that_cannot_be_read_is_refused(tmp_path):
     Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1000])
-    with pytest.raises(DataError, match="column 'value' holds what cannot be read"):
+    with pytest.raises(DataError, match="column 'value' holds an unreadable value"):
         digest(rows(Image.open(tmp_path / "torn.png")))

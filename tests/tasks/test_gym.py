@@ -21,8 +21,9 @@ from estune.rewards.marks import Grades
 from estune.rewards.processes.limited import Limited
 from estune.tasks import get_task, gym_scoring
 from estune.tasks.gym import gym_names
+from estune.tasks.gym_entries import decode, encode
 from estune.tasks.gym_rows import gym_rows
-from estune.tasks.gym_scoring import datasets, decode, encode, gym_reward
+from estune.tasks.gym_scoring import datasets, gym_reward
 
 pytest.importorskip("reasoning_gym")
 
@@ -262,25 +263,6 @@ def test_the_metric_correct_counts_full_scores_only() -> None:
         texts, entry=[row["entry"]] * 2, dataset=[row["dataset"]] * 2, log_metric=logged.__setitem__
     )
     assert logged == {"correct": 0.5}
-
-
-def test_an_entry_comes_back_as_it_was_with_its_tuples_and_keys() -> None:
-    entry = {
-        "question": "?",
-        "answer": "1",
-        "metadata": {"a": (1, [2, (3,)]), "b": {1: "x", (2, 3): None}, "c": {}},
-    }
-    assert decode(encode(entry)) == entry
-
-
-@pytest.mark.parametrize(
-    "entry",
-    ["", "no JSON", "[]", "{}", '{"question": 1, "answer": 2, "metadata": 3}', None, "[" * 100_000],
-)
-def test_an_entry_that_is_none_is_named_by_its_row(entry: Any) -> None:
-    good = first("basic_arithmetic")
-    with pytest.raises(DataError, match="row 1: the entry is no entry"):
-        gym_reward(["", ""], entry=[good["entry"], entry], dataset=["basic_arithmetic"] * 2)
 
 
 def test_the_task_is_found_by_its_prefix_and_its_rows_do_not_depend_on_the_process() -> None:

@@ -1,4 +1,4 @@
-"""One vocabulary for what travels between the trainer, the workers and the engines."""
+"""The data types that the trainer, workers and engines exchange."""
 
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -19,7 +19,7 @@ def is_token_ids(prompt: Any) -> TypeGuard[list[int]]:
 
 @dataclass(frozen=True)
 class Member:
-    """A member of a population, by address: θ + sign·σ·ε(seed), where θ has had `version` updates."""
+    """A member of a population, by address: θ + sign·σ·ε(seed) of θ after `version` updates."""
 
     seed: int
     sign: int  # +1 or −1
@@ -45,7 +45,7 @@ class Candidate:
     version: int
 
 
-Variant = Member | Unperturbed | Candidate  # what an engine can hold: weights that follow from θ
+Variant = Member | Unperturbed | Candidate  # the weights that an engine can hold, computed from θ
 
 
 def variant_to_json(variant: Variant) -> dict[str, Any]:
@@ -64,25 +64,23 @@ def variant_from_json(record: dict[str, Any]) -> Variant:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw several completions of each prompt; names are TRL's and vLLM's.
+    """How to draw several completions of each prompt; the names are TRL's and vLLM's.
 
-    A completion depends on `seed`, its prompt's tokens and its own number among `n` alone, up to the engine's rounding,
-    so that batches, workers and other prompts don't change it. Rows with the same prompt get the same completions.
+    A completion depends only on `seed`, the prompt's tokens and its index below `n`, up to the
+    engine's rounding; batches, workers and other prompts don't change it.
     """
 
     temperature: float = 1.0  # above 0; 1 is the model itself
     top_p: float = 1.0  # part of the probability to draw from, likeliest tokens first
-    n: int = 1  # completions a prompt
+    n: int = 1  # completions per prompt
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model answered to one prompt; `ids` are the new tokens, without padding or the end token."""
+    """One completion of a prompt; `ids` are its new tokens, without padding and end token."""
 
     text: str
     ids: list[int]
     clipped: bool  # ended by the token budget rather than by the model or a stop string
-    finite: bool = (
-        True  # False where the model computed NaN or infinity, so that this is no answer of it
-    )
+    finite: bool = True  # False if the model computed NaN or ∞; then the text is meaningless

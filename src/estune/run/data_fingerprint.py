@@ -1,9 +1,8 @@
-"""A fingerprint of training rows, by which a resumed run knows that its data are the same.
+"""A fingerprint of training rows, by which a resumed run checks that its data are the same.
 
-It depends on what the rows hold and on nothing else: no memory address, no order of a set, no
-abbreviated array. Rows of plain JSON have the fingerprint that earlier versions gave them, so that
-their runs can be resumed. What has no content to compare, such as a lambda, is refused before a run
-begins.
+It depends only on the content of the rows, not on memory addresses, the order of a set or how an
+array prints. Rows of plain JSON keep the fingerprint of earlier versions, so that their runs can be
+resumed. Values without comparable content, such as a lambda, are refused before a run begins.
 """
 
 import hashlib
@@ -26,31 +25,32 @@ from uuid import UUID
 import numpy as np
 from pydantic import BaseModel
 
+from estune.common.guard import reason
 from estune.errors import DataError
 
 Rows = Sequence[Mapping[str, Any]]
-_MARK = "\0"  # begins a key that stands for a kind that JSON does not have
-_LONG = 10_000  # bits; Python refuses to write much longer integers in decimal
+_MARK = "\0"  # begins the key that names a type JSON does not have
+_LONG = 10_000  # bits; Python refuses to print much longer integers in decimal
 
 
 def digest(rows: Rows, what: str = "train_dataset") -> str:
-    """The fingerprint of `rows`; `what` names the data in errors.
+    """Return the fingerprint of `rows`; `what` names the data in errors.
 
     Raises:
-        DataError: a value has no content that could be compared.
+        DataError: a value has no comparable content.
     """
     return _hashed(_text(row, f"{what}: row {index}") for index, row in enumerate(rows))
 
 
 def recorded_or_new(recorded: Any, rows: Rows, new: str) -> str:
-    """Return `recorded`, a run's fingerprint, if an earlier version gave it to `rows`; else `new`."""
+    """Return a run's `recorded` fingerprint if an earlier version gave it to `rows`, else `new`."""
     return str(recorded) if recorded and recorded == _earlier(rows) else new
 
 
 def _earlier(rows: Rows) -> str | None:
-    """Return what earlier versions computed. They used `str` for values that are not JSON.
+    """Return the fingerprint of earlier versions, which used `str` for values that are not JSON.
 
-    That is stable for dates, say, but not for pictures, whose `str` holds an address.
+    It is stable for dates, for example, but not for pictures, whose `str` contains an address.
     """
     try:
         return _hashed(json.dumps(row, sort_keys=True, default=str) for row in rows)
@@ -63,10 +63,10 @@ def _hashed(texts: Any) -> str:
 
 
 def _text(row: Mapping[str, Any], where: str) -> str:
-    """The row as canonical JSON."""
+    """Return the row as canonical JSON."""
     try:
         text = json.dumps(row, sort_keys=True, allow_nan=False)
-        if json.loads(text) == row:  # so it holds nothing but JSON's own kinds
+        if json.loads(text) == row:  # so it holds only JSON's own types
             return text
     except (TypeError, ValueError, RecursionError):
         pass
@@ -79,10 +79,13 @@ def _column(value: Any, where: str) -> Any:
         return _plain(value)
     except RecursionError:
         raise DataError(f"{where} is nested too deeply, or in itself") from None
-    except Exception as error:  # also what a picture or another library's object raises when read
+    except Exception as error:  # reading another library's object may raise anything
+        what = (
+            str(error) if isinstance(error, _Unknown) else f"an unreadable value ({reason(error)})"
+        )
         raise DataError(
-            f"{where} holds {_reason(error)}; a resumed run could not tell that the data are the "
-            "same. Make it text, numbers, lists or mappings, or drop the column"
+            f"{where} holds {what}; a resumed run could not check that the data are the same. "
+            "Make it text, numbers, lists or mappings, or drop the column"
         ) from None
 
 
@@ -90,15 +93,9 @@ class _Unknown(Exception):
     """A value whose content cannot be compared."""
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, _Unknown):
-        return str(error)
-    return f"what cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
-
-
 @singledispatch
 def _plain(value: Any) -> Any:
-    """`value` in JSON's kinds, others as a mapping with one marked key."""
+    """Return `value` in JSON's types; another type becomes a mapping with one marked key."""
     if is_dataclass(value) and not isinstance(value, type):
         return _object(value, {each.name: getattr(value, each.name) for each in fields(value)})
     if _is_a(value, "pandas._libs.missing", "NAType"):
@@ -222,7 +219,7 @@ def _object(value: Any, content: Mapping[str, Any]) -> Any:
 
 
 def _is_a(value: Any, module: str, name: str) -> bool:
-    """Whether `value` is an instance of a class whose library may not be imported here."""
+    """Whether `value` is an instance of a class from a library that may not be imported yet."""
     return module in sys.modules and isinstance(value, getattr(sys.modules[module], name))
 
 

@@ -135,6 +135,7 @@ def _entry(values: dict[str, Any]) -> Entry:
 def _part(entry: Entry, config: RunConfig) -> Part:
     task = get_task(entry.task) if entry.task else None
     usual = task.reward_funcs if task else config.reward_funcs
+    rewards = resolve_rewards(entry.reward_funcs or usual)
     if task:
         rows = task.train(config.max_train_samples)
     else:
@@ -142,7 +143,7 @@ def _part(entry: Entry, config: RunConfig) -> Part:
     return Part(
         name=entry.label or entry.task or entry.path or "",
         rows=rows,
-        reward_funcs=resolve_rewards(entry.reward_funcs or usual),
+        reward_funcs=rewards,
         weight=entry.weight,
         from_step=entry.from_step,
         until_step=entry.until_step,

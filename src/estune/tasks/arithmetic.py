@@ -28,11 +28,11 @@ _RANK = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "plus": 3, "minus": 3}
 
 
 def value_of(text: str, numbers: Iterable[int]) -> Fraction | None:
-    """Return the value of `text` as an expression that uses each of `numbers` exactly once, else None.
+    """Return the value of `text` if it is an expression that uses each number exactly once.
 
-    An expression consists of ASCII digits, + - * / ( ) and spaces. A number or a bracket may have one
-    sign; a number has no leading zero; two adjacent values are no product. The result is also None
-    after a division by zero, and if brackets nest deeper than MAX_DEPTH.
+    Otherwise, after a division by zero, and if brackets nest deeper than MAX_DEPTH, return None.
+    An expression consists of ASCII digits, + - * / ( ) and spaces. A number or a bracket may have
+    one sign; a number has no leading zero; two adjacent values are no product.
     """
     reader = _Reader(numbers)
     try:

@@ -1,4 +1,4 @@
-"""What a task consists of. A task is data and reward functions; it knows nothing of models."""
+"""The class of tasks, and helpers for them. A task is data and reward functions, without a model."""
 
 from __future__ import annotations
 

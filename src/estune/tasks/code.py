@@ -1,4 +1,4 @@
-"""Programs that have to pass tests: MBPP and HumanEval, from the hub or from local files of their columns."""
+"""Programs that must pass tests: MBPP and HumanEval, from the hub or from local files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _HUMANEVAL = "openai/openai_humaneval"
 
 
 def program_rows(rows: Iterable[Mapping[str, Any]], what: str = "the data") -> list[Row]:
-    """Return rows of `prompt` and `tests`, from these or from the columns of MBPP (text or prompt, test_list) or HumanEval.
+    """Return rows of `prompt` and `tests`.
 
-    Rows without a problem or without tests are left out, which a line says.
+    They are made from these columns, from MBPP's (text or prompt, test_list) or from HumanEval's.
+    Rows without a problem or without tests are left out, with a warning.
 
     Raises:
         DataError: most rows have no problem or no tests.
@@ -31,7 +32,10 @@ def _program_row(row: Mapping[str, Any]) -> Row:
     if {"prompt", "tests"} <= set(row):
         return {"prompt": row["prompt"], "tests": row["tests"]}
     if {"prompt", "test", "entry_point"} <= set(row):
-        asked = f"Complete this function. Answer with all of it in a block of Python.\n\n```python\n{row['prompt']}```"
+        asked = (
+            "Complete this function. Answer with all of it in a block of Python.\n\n"
+            f"```python\n{row['prompt']}```"
+        )
         return _asked(asked, [f"{row['test']}\ncheck({row['entry_point']})"])
     problem, tests = row.get("text") or row.get("prompt"), row.get("test_list")
     if not problem or not tests:

@@ -81,6 +81,16 @@ def conciseness_correct_reward(
     ]
 
 
+def correct_reward(
+    completions: Sequence[TextOrMessages], target: Sequence[str], **columns: Any
+) -> list[float]:
+    """Score each response 1 if it contains the target as words of their own, else 0."""
+    responses = [completion_text(completion) for completion in completions]
+    return [
+        float(_holds(response, answer)) for response, answer in zip(responses, target, strict=True)
+    ]
+
+
 def _log(log_metric: LogMetric | None, pairs: list[tuple[str, str]]) -> None:
     """Log the share of right responses and the mean length of all responses."""
     log_mean(log_metric, "correct", [float(_holds(response, answer)) for response, answer in pairs])

@@ -1,7 +1,7 @@
 """The countdown task: reach a target from given numbers by right arithmetic.
 
-The prompt ends in `<think>`, so a completion is the rest of a thought and then an answer. The grader
-searches text by position only, so it takes linear time on any completion.
+The prompt ends in `<think>`, so a completion is the rest of a thought and then an answer. The
+grader searches text by position only, so it takes linear time on any completion.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _read_numbers(given: Any, row: int) -> list[int]:
 
 
 def _read_number(value: Any, row: int, what: str) -> Fraction:
-    """Return the exact value of a number or its text; a float counts as the decimal it prints as."""
+    """Return the exact value of a number or its text; of a float, that of its decimal text."""
     try:
         number = Decimal(str(value))
     except InvalidOperation:

@@ -1,8 +1,8 @@
-"""Local data files, read as they are written: what the file says is what a reward function gets.
+"""Read local data files without changing their values.
 
-Text stays text, in CSV all of it, and JSON's numbers stay JSON's. No type is inferred, no path
-expanded, nothing cached. Parquet has types of its own; its rows are read through datasets, which
-knows pictures and class labels.
+Everything in CSV stays text, and JSON's numbers stay JSON's. No type is inferred, no path expanded,
+nothing cached. Parquet has types of its own; its rows are read through datasets, which knows
+pictures and class labels.
 """
 
 import csv
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from estune.common.guard import reason
 from estune.errors import DataError
 
 ENDINGS = (".json", ".jsonl", ".parquet", ".csv")
@@ -32,17 +33,17 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def is_data_file(path: Path) -> bool:
-    """Whether the name ends as that of a file which `read` reads."""
+    """Whether the name's ending is one that `read` knows."""
     return _ending(path) in ENDINGS
 
 
 def read(path: Path, name: str) -> list[Any]:
-    """Return the rows of a file as mappings, and anything else that it has in their place.
+    """Return the rows of a file: mappings, or whatever else it has in their place.
 
     `name` names the file in errors.
 
     Raises:
-        DataError: the file is damaged, or of a kind that is not known.
+        DataError: the file is damaged, or of an unknown kind.
     """
     if not is_data_file(path):
         endings = ", ".join(ENDINGS)
@@ -55,7 +56,7 @@ def read(path: Path, name: str) -> list[Any]:
 
 
 def decoded(data: bytes, name: str) -> str:
-    """The text of a file in UTF-8, or in the encoding that its byte order mark declares.
+    """Return the text of a file in UTF-8, or in the encoding of its byte order mark.
 
     Raises:
         DataError: it is in another encoding.
@@ -71,9 +72,9 @@ def decoded(data: bytes, name: str) -> str:
 
 
 def without_added_keys(rows: Iterable[Any]) -> list[Any]:
-    """Return rows that come from Arrow without the keys that it added to mappings in them.
+    """Return rows from Arrow without the keys that it added to mappings in them.
 
-    Arrow gives every mapping in a column the keys of all of them, with None where a key was missing.
+    Arrow gives every mapping in a column the keys of all of them; added keys have the value None.
     """
     return [_row(row) if isinstance(row, Mapping) else row for row in undecoded(rows)]
 
@@ -81,7 +82,7 @@ def without_added_keys(rows: Iterable[Any]) -> list[Any]:
 def undecoded(dataset: Any) -> Any:
     """Return the dataset with sound and videos as bytes.
 
-    Decoders have no content to compare, and need packages that training does not.
+    Decoders have no content to compare, and need further packages.
     """
     for name, feature in (getattr(dataset, "features", None) or {}).items():
         if type(feature).__name__ in ("Audio", "Video") and feature.decode:
@@ -93,7 +94,7 @@ def parsed(text: str, name: str) -> Iterator[Any]:
     """Yield the JSON values that follow one another in `text`.
 
     Raises:
-        DataError: something is not JSON, names a key twice, or is a number that a float cannot hold.
+        DataError: it is not JSON, repeats a key, or has a number that a float cannot hold.
     """
     decoder = json.JSONDecoder(object_pairs_hook=_mapping, parse_float=_number)
     position = _SPACE.match(text).end()  # type: ignore[union-attr]
@@ -105,8 +106,8 @@ def parsed(text: str, name: str) -> Iterator[Any]:
             raise DataError(f"{name}: cannot be read ({where})") from None
         except (ValueError, RecursionError) as error:  # ValueError: also an integer of 5,000 digits
             where = f"the JSON from line {text.count(chr(10), 0, position) + 1} on"
-            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise DataError(f"{name}: cannot be read ({where}: {reason})") from None
+            why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise DataError(f"{name}: cannot be read ({where}: {why})") from None
         yield value
         position = _SPACE.match(text, end).end()  # type: ignore[union-attr]
 
@@ -124,8 +125,8 @@ def _bytes(path: Path, name: str) -> bytes:
         data = path.read_bytes()
         return gzip.decompress(data) if _is_packed(path) else data
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"{name}: cannot be read ({reason})") from None
+        why = getattr(error, "strerror", None) or reason(error)
+        raise DataError(f"{name}: cannot be read ({why})") from None
 
 
 def _json(text: str, name: str) -> list[Any]:
@@ -172,7 +173,7 @@ def _csv(text: str, name: str) -> Iterator[Any]:
 
 
 def _fields(text: str, name: str) -> Iterator[list[str]]:
-    """The fields of each line that is not empty."""
+    """Yield the fields of each line that is not empty."""
     limit = csv.field_size_limit(sys.maxsize)  # a prompt may be longer than csv's 128 KiB
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
@@ -191,8 +192,7 @@ def _parquet(data: bytes, name: str) -> list[Any]:
     try:
         return without_added_keys(Dataset(pyarrow.parquet.read_table(pyarrow.BufferReader(data))))
     except Exception as error:  # pyarrow and datasets raise many kinds on a damaged file
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{name}: cannot be read ({type(error).__name__}: {reason})") from None
+        raise DataError(f"{name}: cannot be read ({reason(error)})") from None
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:

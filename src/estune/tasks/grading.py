@@ -1,8 +1,9 @@
-r"""Whether two mathematical answers are the same, by math-verify, kept from the texts on which it would work for hours.
+r"""Compare two mathematical answers by math-verify, without the texts on which it runs for hours.
 
-math-verify stops itself by an alarm signal, which only a process's main thread can set, and whose moment depends on the
-machine's load. It is switched off here. What is known to run away is refused by its looks; whatever else does is ended with
-the process that it runs in, after seconds of processor time, so that the same text gets the same grade everywhere.
+math-verify limits itself by an alarm signal, which works only in a main thread and depends on the
+machine's load, so it is switched off here. Texts known to run away are refused by a pattern. All
+others run in a process that is ended after some seconds of processor time, so that a text gets the
+same grade on every machine.
 """
 
 from __future__ import annotations
@@ -19,18 +20,19 @@ from estune.errors import ConfigError
 from estune.rewards.processes.limited import MOST, Limited
 
 MAX_LENGTH = 400  # the longest answers of MATH and OlympiadBench have some 200 characters
-MAX_DEPTH = 8  # the parser's time grows by the power of the brackets' depth
+MAX_DEPTH = 8  # the parser's time grows exponentially with the depth of brackets
 
-# What has no bound on its value or on the time to find it, or no one meaning: large exponents, towers of them, large or nested factorials.
+# Texts without a bound on their value or evaluation time, or with two meanings: large exponents,
+# towers of exponents, large or nested factorials.
 _RUNAWAY = re.compile(
     r"\^\s*[{(]?\s*[-+]?\s*\d{5}"
     r"|\d[\s})]*\^[\s{(]*[-+]?\d+[\s})]*\^"
     r"|\^[^^]*\^[^^]*\^[\s{(]*\d[^^]*\^"
     r"|\d{4}[\s})]*!|![\s})]*!"
     r"|binom[^!]*\d{4}"
-    r"|(?<!frac)(?<!frac )(?<!binom )\d \d"  # which the parser would add up
-    r"|\\(?:sum|prod|i*int|lim)"  # work that is left undone
-    r"|[-+][^()]*[-+][^()]*\)\s*\^\s*\{?\s*\d\d"  # three terms, which are multiplied out
+    r"|(?<!frac)(?<!frac )(?<!binom )\d \d"  # which the parser would add
+    r"|\\(?:sum|prod|i*int|lim)"  # which are not evaluated
+    r"|[-+][^()]*[-+][^()]*\)\s*\^\s*\{?\s*\d\d"  # three terms, which are expanded
     r"|\)\s*\^\s*\{?\s*\d{3}.*[a-z]|[a-z].*\)\s*\^\s*\{?\s*\d{3}"
 )
 _THOUSANDS = re.compile(r"(?<=\d)(\\[,;: ]| )(?=\d{3}(?!\d))")
@@ -40,17 +42,17 @@ _SPACES = re.compile(r"(?<!\w) | (?!\w)")
 
 
 def same_answer(given: str, reference: str) -> bool:
-    """Whether `given` is as an answer what `reference` is: as text, or in value by math-verify.
+    """Whether the two answers agree: as text, or in value by math-verify.
 
     Raises:
         ConfigError: math-verify is not installed.
-        OverLimitError: it keeps sympy busy.
+        OverLimitError: sympy takes too long.
     """
     if find_spec("math_verify") is None:
         raise ConfigError('math-verify is needed to grade mathematics; pip install "estune[math]"')
     given, reference = _plain(given), _plain(reference)
     if _NAN.fullmatch(given) or _NAN.fullmatch(reference):
-        return False  # not a number is no answer
+        return False
     if _SPACES.sub("", given) == _SPACES.sub("", reference):
         return bool(given)
     return _is_tame(given) and _is_tame(reference) and bool(_SAME_VALUE(given, reference))
@@ -60,19 +62,18 @@ _SAME_VALUE = Limited("estune.tasks.grading:same_value", MOST)
 
 
 def same_value() -> Callable[[str, str], bool]:
-    """What compares two tame answers by value, for a process that may be ended in the middle of it."""
+    """Return the comparison of two tame answers by value, for a process that may be ended."""
     try:
         from math_verify import LatexExtractionConfig, parse, verify
-    except Exception as error:  # it, or one of the packages that it needs, may be there and not fit
+    except Exception as error:  # it or one of its dependencies may be missing or not fit
         raise ConfigError(
             f'math-verify is needed to grade mathematics ({error}); pip install "estune[math]"'
         ) from error
-    logging.getLogger("math_verify").setLevel(
-        logging.ERROR
-    )  # it warns that it has no time limit: on purpose
+    # It warns that it has no time limit, which is intended.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     config = LatexExtractionConfig()
 
-    @lru_cache(maxsize=4096)  # a population answers the same problems, often alike
+    @lru_cache(maxsize=4096)  # members often give the same answers
     def parsed(text: str) -> tuple[Any, ...]:
         return tuple(parse(f"${text}$", [config], parsing_timeout=None))
 
@@ -81,17 +82,15 @@ def same_value() -> Callable[[str, str], bool]:
             return bool(verify(list(parsed(reference)), list(parsed(given)), timeout_seconds=None))
         except MemoryError:
             raise
-        except Exception:  # sympy raises a little of everything, RecursionError among it
+        except Exception:  # sympy raises many types, even RecursionError
             return False
 
     return same
 
 
 def _plain(text: str) -> str:
-    """In the digits that the parser knows, without the signs of math mode, thousands' spaces and a full stop."""
-    text = "".join(
-        str(unicodedata.decimal(letter, letter)) for letter in text[: 10 * MAX_LENGTH]
-    )  # the digits of any script
+    """Return the text with ASCII digits, without math mode, thousands' spaces and a full stop."""
+    text = "".join(str(unicodedata.decimal(letter, letter)) for letter in text[: 10 * MAX_LENGTH])
     text = " ".join(re.sub(r"(\\)?\$", " ", text).split())
     text = _THOUSANDS.sub("", text).replace("°", r"^\circ").rstrip(".")
     return _MIXED.sub(r"\1\\frac{\2}{\3}", text)

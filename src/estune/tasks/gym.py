@@ -1,7 +1,7 @@
-"""Every dataset of reasoning-gym as a task `reasoning_gym:NAME`: puzzles without end, each with its own verifier.
+"""Every dataset of reasoning-gym as a task `reasoning_gym:NAME`: endless puzzles with a verifier.
 
-The library is imported only when one of them is asked for. Rows are made by a process of their own (see gym_rows) and
-scored with what guards the scorers from the model's text (see gym_scoring).
+The library is imported only when such a task is used. A separate process makes the rows
+(gym_rows.py); gym_scoring.py protects the verifiers from the model's text.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from estune.tasks.base import Task
 from estune.tasks.gym_scoring import datasets, gym_reward
 
 PREFIX = "reasoning_gym:"
-SIZE = 200  # rows of a split unless another number is asked for
+SIZE = 200  # default number of rows of a split
 
 
 def gym_task(name: str) -> Task:
     """Return the task of reasoning-gym's dataset `name`.
 
     Raises:
-        ConfigError: there is no such dataset (the message names the nearest), or reasoning-gym is not installed.
+        ConfigError: there is no such dataset (the message suggests the nearest), or reasoning-gym
+            is not installed.
     """
     if name not in (names := gym_names()):
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
         raise ConfigError(
-            f"reasoning_gym has no dataset {name!r}; did you mean {nearest!r}? estune tasks reasoning_gym lists them"
+            f"reasoning_gym has no dataset {name!r}; did you mean {nearest!r}? "
+            "estune tasks reasoning_gym lists them"
         )
     return Task(
         name=PREFIX + name,
@@ -45,25 +47,19 @@ def gym_task(name: str) -> Task:
 
 
 def gym_names() -> list[str]:
-    """Return the names of the datasets; `composite` is none, it mixes others as its user says."""
+    """Return the names of the datasets, without `composite`, which mixes others."""
     return sorted(set(datasets()) - {"composite"})
 
 
 def _rows(name: str, split: str, count: int | None) -> list[Row]:
-    """Rows as `estune.tasks.gym_rows` prints them, in a process whose sets of strings have a fixed order."""
+    """Return rows from a process in which sets of strings have a fixed order."""
     if count is not None and count < 0:
         raise DataError(f"{PREFIX}{name} cannot give {count} rows; ask for 0 or more")
-    command = [
-        sys.executable,
-        "-m",
-        "estune.tasks.gym_rows",
-        name,
-        split,
-        str(SIZE if count is None else count),
-    ]
+    program = [sys.executable, "-m", "estune.tasks.gym_rows"]
+    command = [*program, name, split, str(SIZE if count is None else count)]
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)
     env = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": paths}
-    # Not from the working folder, which -m would put first on the import path.
+    # -m puts the working folder first on the import path, so it must not be the user's.
     done = subprocess.run(
         command, env=env, cwd=os.path.abspath(os.sep), capture_output=True, text=True
     )

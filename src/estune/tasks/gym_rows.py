@@ -1,7 +1,7 @@
-"""The rows of reasoning-gym's datasets: the same ones every time, and none of them in both splits.
+"""The rows of reasoning-gym's datasets: always the same ones, and none of them in both splits.
 
-Some datasets walk through sets of strings or ask a random generator of the whole process, so their rows change from process to process.
-This is therefore run as a program with PYTHONHASHSEED=0:
+Some datasets iterate over sets of strings or use the process's random generator, so their rows
+differ between processes. Therefore this runs as a program with PYTHONHASHSEED=0:
 
   PYTHONHASHSEED=0 python -m estune.tasks.gym_rows sudoku train 200
 """
@@ -21,17 +21,17 @@ import numpy as np
 
 from estune.common.types import Row
 from estune.errors import DataError
-from estune.tasks.gym_scoring import encode
+from estune.tasks.gym_entries import encode
 
 SEEDS = {"train": 1_000_000, "test": 2_000_000_000}  # numpy takes no more than 32 bits
-CHUNK = 500  # a dataset of reasoning-gym has a size; many of them in a row have none
-PATIENCE = 200  # entries of the other split that may come between two rows
+CHUNK = 500  # entries per dataset object; many objects make an endless stream
+PATIENCE = 200  # most entries in succession that belong to the other split
 
 
 def gym_rows(name: str, split: str, count: int) -> list[Row]:
-    """Return the first `count` rows of `prompt` (messages), `dataset` and `entry` (JSON, for the scorer).
+    """Return the first `count` rows of `prompt` (messages), `dataset` and `entry` (JSON).
 
-    Which split a question belongs to is in its own hash, so no question is in both, however many are asked for.
+    A question's hash decides its split, so no question is in both, however many rows are used.
 
     Raises:
         DataError: the dataset has too few different questions.
@@ -42,13 +42,14 @@ def gym_rows(name: str, split: str, count: int) -> list[Row]:
 def _rows(name: str, split: str) -> Iterator[Row]:
     from reasoning_gym.utils import SYSTEM_PROMPTS
 
-    waiting, given = 0, 0
+    waiting = given = 0
     for entry in _entries(name, SEEDS[split]):
         if _split_of(entry["question"]) != split or _is_unsolved(entry):
             waiting += 1
             if waiting > PATIENCE:
                 raise DataError(
-                    f"reasoning_gym:{name}: its {split} split ends after {given} rows; ask for fewer"
+                    f"reasoning_gym:{name}: its {split} split ends after {given} rows; "
+                    "ask for fewer"
                 )
             continue
         waiting, given = 0, given + 1
@@ -75,13 +76,13 @@ def _split_of(question: str) -> str:
 
 
 def _is_unsolved(entry: dict[str, Any]) -> bool:
-    # Some integrals stay as they are in the dataset's own answer; repeating the question is no answer (see gym_scoring).
+    # The dataset could not solve some integrals: its own answer repeats the question.
     return "Integral(" in str(entry["answer"])
 
 
 def _main(name: str, split: str, count: str) -> None:
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what a library prints is no row
+        with contextlib.redirect_stdout(sys.stderr):  # keep a library's prints out of the rows
             rows = gym_rows(name, split, int(count))
     except DataError as error:
         sys.exit(str(error))

@@ -1,18 +1,18 @@
-"""Scores of reasoning-gym's own verifiers, on text that nobody vouches for.
+"""Scores by reasoning-gym's own verifiers, protected from what a model may write.
 
-Some verifiers hand the model's answer to `eval`, openly or inside sympy's parser. InProcess the first read it as a literal
-instead, and the others see it only when it looks like a formula and nothing else: without `Integral`, too, whose
-derivative is the question itself. What takes a verifier too long is ended with the process that it runs in, and earns 0.
+Some verifiers pass the model's answer to `eval`, directly or inside sympy's parser. The former read
+a literal here instead. The latter get the answer only if it looks like a formula, without
+`Integral`, whose derivative is the question itself. A verifier that takes too long is ended with
+the process that runs it, and the score is 0.
 
-Other verifiers skip what they do not know, so that they would pay for anything around a right answer. These see only answers
-in the form that the question asks for, or the score shrinks with what is too much.
+Other verifiers skip what they do not know, so they would pay for any text around a right answer.
+They get an answer only in the form that the question asks for, or excess length lowers the score.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +24,11 @@ from estune.rewards.marks import bounds_itself
 from estune.rewards.processes.limited import MOST, Limited, graded, most_seconds
 from estune.tasks.answers import last_block
 from estune.tasks.base import LogMetric, TextOrMessages, completion_text, log_mean
+from estune.tasks.gym_entries import decode
 
 MAX_LENGTH = 20_000  # characters of an answer; the longest right ones have some 2,000
 
-# Verifiers that call `eval` on the answer (bitwise_arithmetic: on the entry).
+# Verifiers that call `eval` on the answer.
 _EVALUATING = (
     "algorithmic.string_insertion",
     "algorithmic.spiral_matrix",
@@ -36,16 +37,17 @@ _EVALUATING = (
 )
 _EVALUATING_ENTRY = ("algorithmic.number_sorting",)
 
-# Verifiers that give the answer to sympy's parser, which evaluates it as Python after adding some names.
-# One character a round, so that matching takes linear time.
+# Verifiers that pass the answer to sympy's parser, which evaluates it as Python. The patterns take
+# one character per repetition, so that matching takes linear time.
 _SUM = re.compile(r"(?:[0-9](?![0-9]{12})|[-+/() .]|\*(?!\*)){1,500}")
 _NAMES = (
     "exp|log|ln|sqrt|sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|asinh|acosh|atanh|pi|Abs"
 )
 _FORMULA = re.compile(
-    rf"(?:(?<![\w.])(?:(?:{_NAMES})(?=\()|pi\b|[a-zA-Z]\b(?!\())|[0-9](?![0-9]{{12}})|[-+/() .*^]){{1,2000}}"
+    rf"(?:(?<![\w.])(?:(?:{_NAMES})(?=\()|pi\b|[a-zA-Z]\b(?!\())"
+    r"|[0-9](?![0-9]{12})|[-+/() .*^]){1,2000}"
 )
-# Powers that may not end: of powers, and with an exponent of four digits.
+# Powers that may run forever: powers of powers, and exponents of four digits.
 _POWER = re.compile(r"(?:\*\*|\^)[\s(+-]*(?:[0-9]{4}|\w+[\s)]*(?:\*\*|\^))")
 _REAL = r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*"
 _LOOKS = {
@@ -54,7 +56,7 @@ _LOOKS = {
     "simple_integration": _FORMULA,
     "intermediate_integration": _FORMULA,
     "polynomial_multiplication": _FORMULA,
-    # Verifiers that read the beginning of an answer, or the characters in it that they know.
+    # Verifiers that read only the beginning of an answer, or only the characters they know.
     "advanced_geometry": re.compile(r"[^,]*(?:,[^,]*)?"),
     "fraction_simplification": re.compile(
         r"[\s$]*(?:\\d?frac\s*\{\s*\d+\s*\}\s*\{\s*\d+\s*\}|\d+\s*/\s*\d+)[\s$]*"
@@ -70,7 +72,8 @@ _LOOKS = {
         r"(?:[-*\d.) \t]*Move disk \d+ from Peg \d+ to Peg \d+[ \t.,;]*(?:[\r\n]+|\Z))+"
     ),
 }
-# Verifiers that compare as much as the right answer has: what is longer earns in proportion, as in reasoning-gym's own default.
+# Verifiers that compare only as many characters as the right answer has. A longer answer scores in
+# proportion, as in reasoning-gym's default.
 _PREFIX = {
     "figlet_font",
     "knights_knaves",
@@ -79,14 +82,11 @@ _PREFIX = {
     "time_intervals",
     "word_sorting",
 }
-_NUMBERS = {"gsm_symbolic"}  # its verifier takes the first digits of any text, without their sign
-_BROKEN = {
-    "game_of_life_halting"
-}  # its verifier takes any text for the right one; compared as text here
+_NUMBERS = {"gsm_symbolic"}  # its verifier reads the first digits of any text, without a sign
+_BROKEN = {"game_of_life_halting"}  # its verifier accepts any text, so texts are compared here
 _BITWISE = re.compile(r"[0-9a-fA-Fx\s()<>&|^~+*-]{1,10000}")
 
-
-# What is no finite number where it is read as one: nan and inf, also as parts of a complex number, and numbers too large.
+# Not finite when read as a number: nan and inf, also as parts of a complex number.
 _NOT_FINITE = re.compile(r"(?<![\w.])(?:s?nan\d*|inf|infinity)[ij]?(?!\w)", re.IGNORECASE)
 _NUMBER = re.compile(r"\d[\d_]*\.?[\d_]*(?:e[+-]?[\d_]+)?", re.IGNORECASE)
 
@@ -99,13 +99,14 @@ def gym_reward(
     log_metric: LogMetric | None = None,
     **columns: Any,
 ) -> list[float]:
-    """Score the last `<answer>` of each completion from 0 to 1 by the verifier of its dataset.
+    """Score the last `<answer>` of each completion from 0 to 1 by its dataset's verifier.
 
-    The metric `correct` is the share of full scores. A verifier that raises on an answer or takes too long over it scores it 0.
+    The metric `correct` is the share of full scores. An answer on which the verifier raises or
+    takes too long scores 0.
 
     Raises:
         ConfigError: reasoning-gym is not installed.
-        DataError: an entry is not what the dataset made, or there is no such dataset.
+        DataError: an entry was not made by the dataset, or there is no such dataset.
     """
     rows = [
         (completion_text(text), one, name, row)
@@ -120,7 +121,8 @@ def _score(completion: str, text: str, name: str, row: int) -> float:
     entry, block = decode(text, row), last_block(completion)
     if not _VERIFIED(name, None, None):
         raise DataError(
-            f"row {row}: reasoning_gym has no dataset {name!r}; estune tasks reasoning_gym lists them"
+            f"row {row}: reasoning_gym has no dataset {name!r}; "
+            "estune tasks reasoning_gym lists them"
         )
     if block is None:
         return 0.0
@@ -136,9 +138,9 @@ def _score(completion: str, text: str, name: str, row: int) -> float:
 
 
 def verified() -> Callable[[str, str | None, str | None], float]:
-    """What scores an answer to an entry by its dataset's verifier, for a process that may be ended in the middle of it.
+    """Return the scoring of an answer to an entry; it runs in a process that may be ended.
 
-    Without an answer it says whether there is such a dataset.
+    Without an answer, it returns whether there is such a dataset.
     """
     known = datasets()
 
@@ -149,7 +151,7 @@ def verified() -> Callable[[str, str | None, str | None], float]:
             given = float(_verifier(name).score_answer(answer, decode(entry)))
         except MemoryError:
             raise
-        except Exception:  # each verifier has its own ideas of what an answer may be
+        except Exception:  # a verifier may raise anything on an answer
             return 0.0
         return given if math.isfinite(given) else 0.0
 
@@ -160,12 +162,12 @@ _VERIFIED = Limited("estune.tasks.gym_scoring:verified", MOST)
 
 
 def _share(answer: str, right: str) -> float:
-    """How much of an answer there would be if it were as long as the right one, without spaces."""
+    """Return the right answer's length divided by this one's, at most 1, without spaces."""
     return min(1.0, len("".join(right.split())) / len("".join(answer.split())))
 
 
 def _real(text: str) -> float | None:
-    """The number that a text is, with `$` and commas between thousands; None where it is no number."""
+    """Return the value of a number, which may have `$` and thousands' commas, else None."""
     plain = re.sub(r"(?<=\d),(?=\d{3})", "", text.strip().removeprefix("$").removesuffix("."))
     return float(plain) if re.fullmatch(_REAL, plain) else None
 
@@ -178,13 +180,13 @@ def _is_tame(answer: str, name: str, entry: dict[str, Any]) -> bool:
     if name == "bitwise_arithmetic":
         return _BITWISE.fullmatch(str(entry["metadata"]["problem"])) is not None
     looks = _LOOKS.get(name)
-    return looks is None or (
-        looks.fullmatch(answer) is not None and (looks is _SUM or not _POWER.search(answer))
-    )
+    if looks is None:
+        return True
+    return bool(looks.fullmatch(answer)) and (looks is _SUM or not _POWER.search(answer))
 
 
 def _is_finite(answer: str, right: str) -> bool:
-    """Whether all that could be read as a number is finite; a word of the right answer is a word, such as a name."""
+    """Whether all numbers in the answer are finite; words of the right answer are not numbers."""
     if _NOT_FINITE.search(answer) and not _NOT_FINITE.search(right):
         return False
     return all(
@@ -201,7 +203,7 @@ def _read(number: str) -> float:
 
 @cache
 def datasets() -> Mapping[str, Any]:
-    """Return reasoning-gym's registry, with `eval` in its verifiers turned into the reading of a literal.
+    """Return reasoning-gym's registry; `eval` in its verifiers reads only literals from now on.
 
     Raises:
         ConfigError: reasoning-gym is not installed.
@@ -221,51 +223,3 @@ def datasets() -> Mapping[str, Any]:
 def _verifier(name: str) -> Any:
     kind, config = datasets()[name]
     return kind(config=config(seed=1, size=1))
-
-
-def encode(entry: Mapping[str, Any]) -> str:
-    """Write an entry as JSON from which `decode` gets it back, with tuples and keys that are no text."""
-    return json.dumps(
-        _plain(entry), default=str
-    )  # a Fraction of gsm_symbolic, which its verifier does not read
-
-
-def decode(text: str, row: int = 0) -> dict[str, Any]:
-    """Read an entry; raises DataError where it is no JSON object with question, answer and metadata."""
-    try:
-        entry = _restored(json.loads(text))
-    except (TypeError, ValueError, KeyError, RecursionError):
-        entry = None
-    if (
-        not isinstance(entry, dict)
-        or not {"question", "answer", "metadata"} <= set(entry)
-        or not isinstance(entry["metadata"], dict)
-    ):
-        raise DataError(
-            f"row {row}: the entry is no entry of reasoning_gym; use the task's own rows"
-        )
-    return entry
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        if all(isinstance(key, str) for key in value):
-            return {str(key): _plain(one) for key, one in value.items()}
-        return {"__pairs__": [[_plain(key), _plain(one)] for key, one in value.items()]}
-    if isinstance(value, tuple):
-        return {"__tuple__": [_plain(one) for one in value]}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return value.item() if hasattr(value, "item") else value  # a number of numpy's
-
-
-def _restored(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_restored(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    if "__tuple__" in value:
-        return tuple(_restored(one) for one in value["__tuple__"])
-    if "__pairs__" in value:
-        return {_restored(key): _restored(one) for key, one in value["__pairs__"]}
-    return {key: _restored(one) for key, one in value.items()}

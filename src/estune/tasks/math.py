@@ -1,7 +1,7 @@
-r"""Mathematics with one answer in \boxed{}: GSM8K and MATH to learn from, and the usual benchmarks to be measured by.
+r"""Mathematics with an answer in \boxed{}: GSM8K and MATH to train on, and the usual benchmarks.
 
-The problems come from the hub, or from a local file with the hub's columns or with `prompt` and `answer`. The benchmarks
-have no training problems of their own: their task trains on MATH's, so that no one learns what is asked later.
+The problems come from the hub, or from a local file with the hub's columns or with `prompt` and
+`answer`. The benchmarks have no training problems: their tasks train on those of MATH.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from estune.tasks.base import (
 from estune.tasks.grading import same_answer
 from estune.tasks.usable_rows import usable
 
-INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."  # what Qwen2.5-Math was trained with
-HARD = 3  # the paper learns from MATH's levels 3 to 5
+# The instruction that Qwen2.5-Math was trained with.
+INSTRUCTION = r"Please reason step by step, and put your final answer within \boxed{}."
+HARD = 3  # the paper trains on MATH's levels 3 to 5
 
 
 @bounds_itself(most_seconds)
@@ -40,14 +41,16 @@ def math_reward(
     log_metric: LogMetric | None = None,
     **columns: Any,
 ) -> list[float]:
-    r"""Score each completion 1 where its last \boxed{} holds the answer, else 0, also where sympy would take too long over it.
+    r"""Score each completion 1 if its last \boxed{} holds the answer, else 0.
+
+    An answer on which sympy takes too long scores 0.
 
     Raises:
         ConfigError: math-verify is not installed.
     """
     pairs = [
-        (completion_text(one), answer_text(right))
-        for one, right in zip(completions, answer, strict=True)
+        (completion_text(completion), answer_text(right))
+        for completion, right in zip(completions, answer, strict=True)
     ]
     grades = graded(pairs, _is_right)
     log_mean(log_metric, "correct", grades)
@@ -61,23 +64,23 @@ def _is_right(completion: str, right: str) -> bool:
 
 @dataclass(frozen=True)
 class MathDataset:
-    """Where a split lies on the hub."""
+    """A split of a dataset on the hub."""
 
     hub: str
-    config: str | None
     split: str
+    config: str | None = None
 
 
-_MATH_TRAIN = MathDataset(
-    "nlile/hendrycks-MATH-benchmark", None, "train"
-)  # the 12,000 problems that are not in MATH-500
+# The 12,000 problems that are not in MATH-500.
+_MATH_TRAIN = MathDataset("nlile/hendrycks-MATH-benchmark", "train")
 
 
 def problem_rows(rows: Iterable[Mapping[str, Any]], what: str = "the data") -> list[Row]:
-    r"""Return rows of `prompt`, `answer` and, where there are any, `level` and `subject`.
+    r"""Return rows of `prompt`, `answer` and, if they exist, `level` and `subject`.
 
-    The problem may be called prompt, problem or question. The answer is in answer or final_answer, after GSM8K's `####`,
-    or in the last \boxed{} of the solution. Rows without a problem or an answer are left out, which a line says.
+    The problem is in prompt, problem or question. The answer is in answer or final_answer, after
+    GSM8K's `####`, or in the last \boxed{} of the solution. Rows without a problem or an answer are
+    left out, with a warning.
 
     Raises:
         DataError: most rows have no problem or no answer.
@@ -87,30 +90,25 @@ def problem_rows(rows: Iterable[Mapping[str, Any]], what: str = "the data") -> l
 
 def _problem_row(row: Mapping[str, Any]) -> Row:
     problem = next((row[name] for name in ("prompt", "problem", "question") if row.get(name)), None)
-    answer = next(
-        (
-            answer_text(row[name])
-            for name in ("answer", "final_answer")
-            if row.get(name) is not None
-        ),
-        None,
-    )
-    answer = answer or boxed_argument(str(row.get("solution") or ""))
+    answers = (row[name] for name in ("answer", "final_answer") if row.get(name) is not None)
+    answer = answer_text(next(answers, "")) or boxed_argument(str(row.get("solution") or ""))
     if not problem or not answer:
         raise DataError(
-            f"needs a problem (prompt, problem or question) and its answer; its columns are {', '.join(row)}"
+            "needs a problem (prompt, problem or question) and its answer; "
+            f"its columns are {', '.join(row)}"
         )
-    prompt = (
-        problem
-        if "prompt" in row
-        else [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": problem}]
-    )
+    instruction = {"role": "system", "content": INSTRUCTION}
+    messages = [instruction, {"role": "user", "content": problem}]
     extra = {name: row[name] for name in ("level", "subject") if name in row}
-    return {"prompt": prompt, "answer": answer, **extra}
+    return {"prompt": problem if "prompt" in row else messages, "answer": answer, **extra}
 
 
 def answer_text(answer: Any) -> str:
-    """Return an answer as text: a list's members with commas, a whole float as an integer, of GSM8K what follows `####`."""
+    """Return an answer as text.
+
+    A list becomes its members separated by commas, a whole float an integer, and a solution of
+    GSM8K what follows its `####`.
+    """
     if isinstance(answer, (list, tuple)):
         return ", ".join(map(answer_text, answer))
     if isinstance(answer, float) and answer.is_integer():
@@ -120,11 +118,9 @@ def answer_text(answer: Any) -> str:
 
 def _rows(name: str, source: MathDataset, hard: bool, count: int | None) -> list[Row]:
     rows = hub_rows(name, source.hub, source.split, source.config, problem_rows)
-    return first_rows(
-        [row for row in rows if not hard or _level(row) >= HARD],
-        count,
-        f"the {source.split} split of {source.hub}",
-    )
+    if hard:
+        rows = [row for row in rows if _level(row) >= HARD]
+    return first_rows(rows, count, f"the {source.split} split of {source.hub}")
 
 
 def _level(row: Row) -> int:
@@ -150,37 +146,37 @@ MATH_TASKS = (
     _task(
         "gsm8k",
         "word problems of grade school",
-        MathDataset(_GSM8K, "main", "test"),
-        MathDataset(_GSM8K, "main", "train"),
+        test=MathDataset(_GSM8K, "test", "main"),
+        train=MathDataset(_GSM8K, "train", "main"),
     ),
     _task(
         "math",
         "MATH: competition problems, levels 3 to 5 to learn from",
-        MathDataset(_MATH_TRAIN.hub, None, "test"),
+        MathDataset(_MATH_TRAIN.hub, "test"),
     ),
     _task(
         "math500",
         "500 problems of MATH, all levels; learns from math",
-        MathDataset("HuggingFaceH4/MATH-500", None, "test"),
+        MathDataset("HuggingFaceH4/MATH-500", "test"),
     ),
     _task(
         "minerva",
         "272 problems of university courses; learns from math",
-        MathDataset("math-ai/minervamath", None, "test"),
+        MathDataset("math-ai/minervamath", "test"),
     ),
     _task(
         "olympiadbench",
         "674 problems of olympiads, in English, text alone; learns from math",
-        MathDataset("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train"),
+        MathDataset("Hothan/OlympiadBench", "train", "OE_TO_maths_en_COMP"),
     ),
     _task(
         "amc",
         "40 problems of the AMC 2023; learns from math",
-        MathDataset("math-ai/amc23", None, "test"),
+        MathDataset("math-ai/amc23", "test"),
     ),
     _task(
         "aime",
         "30 problems of the AIME 2024; learns from math",
-        MathDataset("HuggingFaceH4/aime_2024", None, "train"),
+        MathDataset("HuggingFaceH4/aime_2024", "train"),
     ),
 )

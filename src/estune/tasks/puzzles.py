@@ -33,7 +33,7 @@ class Puzzle:
 
 
 def puzzles(split: str) -> Iterator[Puzzle]:
-    """Yield the puzzles of `split` ("train" or "test") without end or repetition, in a fixed order."""
+    """Yield the puzzles of "train" or "test" without end or repetition, in a fixed order."""
     rng = random.Random(_SEED)
     seen = set()
     while True:

@@ -1,4 +1,4 @@
-"""Datasets: rows with a `prompt` and any further columns, from the hub, a folder, a file, or Python."""
+"""Datasets: rows with a `prompt` and other columns, from the hub, a folder, a file, or Python."""
 
 import inspect
 import itertools
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from estune.common.guard import reason
 from estune.common.types import Row, is_token_ids
 from estune.errors import DataError
 from estune.tasks import data_files
@@ -30,8 +31,8 @@ def rows_of(dataset: Any, what: str) -> list[Row]:
     `what` names the data in errors.
 
     Raises:
-        DataError: there are no rows, no column `prompt`, rows with other columns, or a prompt that
-            is neither text, token ids nor messages.
+        DataError: there are no rows, no column `prompt`, rows with different columns, or a prompt
+            that is neither text, token ids nor messages.
     """
     rows = _listed(dataset, what)
     if strange := next((row for row in rows if not isinstance(row, Mapping)), None):
@@ -49,8 +50,8 @@ def load_rows(
 ) -> list[Row]:
     """Return the rows of a split of the dataset that `dataset_name` names.
 
-    `adapt` makes a task's columns of the dataset's own. Rows that cannot be used are left out, and
-    a line in the log says so.
+    `adapt` turns the dataset's columns into a task's. Rows that cannot be used are left out, with a
+    warning.
 
     Raises:
         DataError: there is no such dataset or split, it cannot be read, or most rows are unusable.
@@ -63,7 +64,7 @@ def load_rows(
         return usable(rows, _checked, name)
     except DataError:
         raise
-    except Exception as error:  # offline, gated, unknown split, damaged: each has its own kind
+    except Exception as error:  # offline, gated, unknown split, damaged: all raise different types
         raise _not_loaded(name, split, error) from None
 
 
@@ -76,12 +77,12 @@ def has_split(name: str, split: str) -> bool:
         return (path / split).is_dir()
     try:
         return split in _splits(name, path)
-    except Exception:  # whatever is wrong shows when the training split is loaded
+    except Exception:  # loading the training split will report it
         return False
 
 
 def warn_of_columns_not_shown(rows: Sequence[Row]) -> None:
-    """Log a line for each column that TRL's trainers would give to the model, but estune does not."""
+    """Warn of each column that TRL's trainers show to the model, but estune does not."""
     for name in _NOT_SHOWN:
         if any(row.get(name) is not None for row in rows):
             logger.warning(
@@ -92,23 +93,23 @@ def warn_of_columns_not_shown(rows: Sequence[Row]) -> None:
 
 
 def _listed(dataset: Any, what: str) -> list[Any]:
-    """All rows; a stream is read up to a limit, since it may have no end."""
+    """Return all rows; a stream is read up to a limit, since it may be endless."""
     try:
         dataset = data_files.undecoded(dataset)
         endless = not hasattr(dataset, "__len__")
         rows = list(itertools.islice(dataset, _MOST + 1) if endless else dataset)
     except Exception as error:  # a stream may raise anything, and so may a picture
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"
-        raise DataError(f"{what}: its rows cannot be read ({reason})") from error
+        raise DataError(f"{what}: its rows cannot be read ({reason(error)})") from error
     if endless and len(rows) > _MOST:
         raise DataError(
-            f"{what}: a stream of more than {_MOST:,} rows, which are all kept in memory; give its first ones, for example with .take(n)",
+            f"{what}: a stream of more than {_MOST:,} rows, which are all kept in memory; "
+            "give its first ones, for example with .take(n)"
         )
     return data_files.without_added_keys(rows) if getattr(dataset, "features", None) else rows
 
 
 def _check_columns(rows: Sequence[Mapping[str, Any]], what: str) -> None:
-    """Raises DataError where there are no rows, no column `prompt`, or rows of unlike columns."""
+    """Raise DataError without rows or a column `prompt`, or if the columns of rows differ."""
     if not rows:
         raise DataError(f"{what}: has no rows")
     for index, row in enumerate(rows):
@@ -136,14 +137,15 @@ def _checked_at(row: Mapping[str, Any], where: str) -> Row:
 
 
 def _checked(row: Mapping[str, Any]) -> Row:
-    """A copy of the row with its prompt in plain Python; raises DataError where that is none."""
+    """Return a copy of the row with its prompt in plain Python. Raises DataError."""
     prompt = row["prompt"]
     prompt = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # of numpy, torch and others
     if isinstance(prompt, list):
         prompt = [each.item() if hasattr(each, "item") else each for each in prompt]
     if not _is_prompt(prompt):
         raise DataError(
-            "the prompt is neither text nor a list of messages with role and content, nor one of token ids",
+            "the prompt is neither text nor a list of messages with role and content, "
+            "nor one of token ids"
         )
     if not all(map(_is_unicode, _texts(prompt))):
         half = "half of a character, an unpaired surrogate such as \\ud800"
@@ -154,13 +156,11 @@ def _checked(row: Mapping[str, Any]) -> Row:
 def _is_prompt(prompt: Any) -> bool:
     if isinstance(prompt, str) or is_token_ids(prompt):
         return True
-    return (
-        isinstance(prompt, list)
-        and len(prompt) > 0
-        and all(
-            isinstance(message, dict) and {"role", "content"} <= set(message) for message in prompt
-        )
-    )
+    return isinstance(prompt, list) and len(prompt) > 0 and all(map(_is_message, prompt))
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and {"role", "content"} <= set(message)
 
 
 def _texts(prompt: Any) -> list[str]:
@@ -179,7 +179,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _mapping(row: Any) -> Row:
-    if isinstance(row, DataError):  # what a file has in a row's place
+    if isinstance(row, DataError):  # data_files.read puts it in a bad row's place
         raise row
     if not isinstance(row, Mapping):
         raise DataError(f"is not an object with columns, but {_shown(row)}")
@@ -191,7 +191,7 @@ def _shown(value: Any) -> str:
 
 
 def _same_columns(rows: Sequence[Row]) -> list[Row]:
-    """The rows with each other's columns, None where they had none."""
+    """Return the rows with all columns; missing values become None."""
     columns = dict.fromkeys(name for row in rows for name in row)
     return [{name: row.get(name) for name in columns} for row in rows]
 
@@ -204,7 +204,7 @@ def _adapted(adapt: Adapt | None, rows: list[Row], name: str) -> list[Any]:
 
 
 def _load(name: str, split: str, config: str | None) -> list[Any]:
-    """The rows as they are; a DataError in the place of one that a file does not have whole."""
+    """Return the rows; in place of an incomplete row of a file, a DataError."""
     from datasets import load_dataset
 
     path = Path(name).expanduser()
@@ -235,7 +235,7 @@ def _of_folder(folder: Path, name: str, split: str, config: str | None) -> list[
 
 
 def _data_files(folder: Path, config: str | None = None) -> dict[str, list[str]]:
-    """Return split → its files, as datasets finds them: by name, or as the folder's README.md says."""
+    """Return split → files, as datasets finds them: by name, or from the folder's README.md."""
     from datasets import load_dataset_builder
 
     found = load_dataset_builder(str(folder), config).config.data_files or {}
@@ -253,7 +253,7 @@ def _splits(name: str, path: Path) -> Iterable[str]:
 
 @contextmanager
 def _plainly_named(folder: Path) -> Iterator[Path]:
-    """The folder, or where datasets would misread its path, another one with links to its files."""
+    """Yield the folder, or links to its files in another if datasets would misread its path."""
     whole = folder.resolve()
     if not _EXPANDED & set(str(whole)):
         yield whole
@@ -266,16 +266,15 @@ def _not_loaded(name: str, split: str, error: Exception) -> DataError:
     from datasets.exceptions import DatasetGenerationError
 
     cause = (error.__cause__ or error) if isinstance(error, DatasetGenerationError) else error
-    reason = " ".join(str(cause).split())[:240]
-    if "corresponds to no data" in reason:
+    if "corresponds to no data" in str(cause):
         return DataError(f"{name}: has no rows")
-    why = f"the split {split!r} cannot be loaded ({type(cause).__name__}: {reason})"
+    why = f"the split {split!r} cannot be loaded ({reason(cause)})"
     return DataError(f"{name}: {why}; check the name and the split")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the bars and log lines of datasets: what is wrong is said once, by the error."""
+    """Silence the progress bars and log lines of datasets; errors are reported by exceptions."""
     import datasets
     from datasets.utils import logging
 

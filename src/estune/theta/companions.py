@@ -1,7 +1,7 @@
-"""The files that go along with a model's weights: config, tokenizer, code, licence, anything else.
+"""All files of a model other than its weights: config, tokenizer, code, licence and others.
 
-Weights are recognised and left out, rather than the others listed: nobody can list the files that a
-tokenizer with code of its own reads.
+Weights are excluded by name, instead of listing the other files, because a tokenizer's own code may
+read any file.
 """
 
 import os
@@ -13,14 +13,14 @@ from pathlib import Path
 from estune.theta import identity
 
 INDEX = "model.safetensors.index.json"
-FORMATS = (  # endings of weights, and of what other trainers keep of theirs
+FORMATS = (  # endings of weights, and of other trainers' states
     *("safetensors", "bin", "pt", "pth", "ckpt", "h5", "hdf5", "msgpack", "ot", "distcp", "nemo"),
     *("gguf", "ggml", "llamafile", "onnx", "onnx_data", "onnx.data", "tflite", "mlmodel", "engine"),
     *("pkl", "pickle", "npz", "npy", "dduf"),
 )
 _WEIGHTS = re.compile(rf".*\.({'|'.join(map(re.escape, FORMATS))})(\.index\.json)?", re.IGNORECASE)
 _VOCABULARY = re.compile(r"(?!.*safetensors).*(vocab|token|merges)", re.IGNORECASE)
-# Useless without the files that are left out, or true of the base alone.
+# Useless without the excluded files, or valid for the base model only.
 _USELESS = ("trainer_state.json", "adapter_config.json", identity.NAME)
 _OF_A_RUN = re.compile(
     r"(journal|metrics)\.jsonl|profile-\d+\.json|reward_error\.txt|completions|theta|final|base"
@@ -29,12 +29,12 @@ _OF_A_RUN = re.compile(
 
 
 def companions(folder: Path) -> list[Path]:
-    """The files that go along with the weights in `folder`, relative to it, in order."""
+    """Return the companions of the weights in `folder`, relative to it, in order."""
     return sorted(_files(folder, folder))
 
 
 def copy_companions(source: Path, target: Path, but: str = "") -> None:
-    """Copy them to `target`, except what is there already, and except the file `but`."""
+    """Copy the companions in `source` to `target`; skip `but`, and files that exist there."""
     for path in companions(source):
         if path != Path(but) and not (target / path).exists():
             (target / path).parent.mkdir(parents=True, exist_ok=True)

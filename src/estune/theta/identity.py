@@ -1,8 +1,8 @@
 """Which θ a checkpoint holds, and whether its weights are still the ones that were written.
 
-θ cannot be had from a checkpoint's bf16, so the folder says it: `estune.json` names the run, the step and θ's digest, and has
-a digest of each file of weights. Whoever reads the checkpoint compares those; a resume compares θ's with the journal too.
-Snapshots of θ carry the same three facts; their tensors are θ itself, so θ's digest is their own.
+θ cannot be recovered from bf16 weights, so `estune.json` in the folder names the run, the step and
+θ's digest, and has a digest of each file of weights. Opening a checkpoint compares the files'
+digests; a resume also compares θ's with the journal. Snapshots of θ carry the same three facts.
 """
 
 import dataclasses
@@ -35,7 +35,10 @@ class Identity:
 
 
 def run_digest(header: Header) -> str:
-    """A name for the run that two undisturbed runs share: a digest of θ₀'s and of the settings on which θ depends."""
+    """Return a digest of θ₀ and of the settings that determine θ.
+
+    Runs that must give the same θ share it.
+    """
     defaults = recorded({field.name: field.default for field in dataclasses.fields(RunConfig)})
     config = recorded(json.loads(json.dumps(header.config)))  # tuples become lists, as in the file
     fixed = {
@@ -62,14 +65,17 @@ def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def seal(folder: Path, identity: Identity) -> None:
-    """Write down in `folder` which θ it holds and what its weights' files are."""
+    """Write `estune.json`: which θ `folder` holds, and the digests of its files of weights."""
     (folder / NAME).write_text(
         signed(json.dumps(asdict(identity) | {"files": _digests(folder)})), encoding="utf-8"
     )
 
 
 def fault(folder: Path, identity: Identity | None = None) -> str | None:
-    """What is wrong with a checkpoint, None if nothing is: it should be sealed, have the sealed weights and be that of `identity`."""
+    """Return what is wrong with a sealed checkpoint, or None.
+
+    The seal must be whole, the weights those that it names, and θ that of `identity`, if given.
+    """
     record = _sealed(folder)
     if record is None:
         return f"{NAME} is missing or damaged"
@@ -79,26 +85,27 @@ def fault(folder: Path, identity: Identity | None = None) -> str | None:
 
 
 def check_sealed(folder: Path) -> None:
-    """Compare a checkpoint with what it says of itself, if it does, and with the journal beside it, if there is one.
+    """Compare a checkpoint with its estune.json and the run's journal, if they exist.
 
     Raises:
-        ModelError: it has other weights, or is another θ than the journal has for its step.
+        ModelError: it has other weights, or the journal has another θ for its step.
     """
     if (folder / NAME).is_file() and (wrong := _checked(folder, _stamps(folder))):
         raise ModelError(
-            f"{folder}: it is not the checkpoint that was written there ({wrong}); resume its run or estune replay to have it again, "
-            f"or delete {folder / NAME} to use the weights as they are"
+            f"{folder}: it is not the checkpoint that was written there ({wrong}); resume its run "
+            "or use estune replay to write it again, or delete "
+            f"{folder / NAME} to use the weights as they are"
         )
 
 
 @lru_cache(maxsize=64)
 def _checked(folder: Path, stamps: tuple[Stamp, ...]) -> str | None:
-    """What is wrong, found out once for files that stay as they are."""
+    """Return what is wrong; cached until a file changes."""
     return fault(folder) or _disowned(folder)
 
 
 def _disowned(folder: Path) -> str | None:
-    """Why the journal beside a sealed checkpoint does not have its θ; None where it does, or does not tell."""
+    """Return how the journal contradicts a sealed checkpoint; None if it does not."""
     path, record = folder.parent / FILE, _sealed(folder)
     try:
         journal = read(path, path.read_bytes())
@@ -147,7 +154,7 @@ def _changed(folder: Path, files: dict[str, str]) -> str | None:
 
 
 def _weights(folder: Path) -> list[Path]:
-    """The files that hold weights, or say which file holds which."""
+    """Return the files that hold weights, or say which file holds which."""
     return sorted([*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")])
 
 

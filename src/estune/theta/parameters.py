@@ -1,8 +1,8 @@
-"""Which tensors of a checkpoint are the model's parameters, and what each is called inside the model.
+"""Which tensors of a checkpoint are parameters, and the name of each inside the model.
 
-The files' names are the ones that count: noise is addressed by them. transformers may rename a tensor on loading, or
-leave out one that is tied to another, so the model is built once without memory (torch's meta device) and asked.
-A model whose layout in memory differs from its files by more than names is refused, rather than tuned wrongly.
+Noise is addressed by the names in the files. transformers may rename a tensor on loading, or drop a
+tied one, so the model is built on torch's meta device, which takes no memory, to find out. A model
+whose layout in memory differs from its files by more than names is refused.
 """
 
 import re
@@ -22,22 +22,23 @@ class Layout:
     """The parameters of a checkpoint.
 
     in_model: name in the files → name inside the transformers model, each parameter once.
-    aliases: further names that the files hold for a tied parameter → the name under which it is kept.
+    aliases: other names of a tied parameter in the files → its name in `in_model`.
     """
 
     in_model: dict[str, str]
     aliases: dict[str, str]
 
     def targets(self, patterns: list[str] | None) -> list[str]:
-        """The names that ES tunes: those in which some pattern is found, or all."""
+        """Return the names that some pattern matches, or all names."""
         return [name for name in self.in_model if patterns is None or matches(patterns, name)]
 
 
 def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout:
-    """Work out the parameters of `checkpoint`.
+    """Return the parameters of `checkpoint`.
 
     Raises:
-        ModelError: no causal LM, quantised, unknown to transformers, incomplete, or laid out otherwise in memory.
+        ModelError: the model is no causal LM, is quantised, unknown to transformers, incomplete, or
+            laid out differently in memory.
     """
     model = _checkpoint_model(checkpoint, trust_remote_code)
     with guarded(
@@ -53,20 +54,24 @@ def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout
     covered = {id(inside[name]) for name in in_model.values()}
     if missing := [name for name, parameter in inside.items() if id(parameter) not in covered]:
         raise ModelError(
-            f"{checkpoint.folder}: its files lack {len(missing)} parameters, {missing[0]} among them"
+            f"{checkpoint.folder}: its files lack {len(missing)} parameters, such as {missing[0]}"
         )
     return Layout(in_model, aliases)
 
 
 def matches(patterns: list[str], name: str) -> bool:
-    """Whether some pattern is found in the name. Raises ConfigError for one that is no regular expression."""
+    """Return whether some pattern is found in the name.
+
+    Raises:
+        ConfigError: a pattern is not a regular expression.
+    """
     for pattern in patterns:
         try:
             if re.search(pattern, name):
                 return True
         except re.error as error:
             raise ConfigError(
-                f"target_parameters: {pattern!r} is no regular expression ({error})"
+                f"target_parameters: {pattern!r} is not a regular expression ({error})"
             ) from None
     return False
 
@@ -92,7 +97,7 @@ def _checkpoint_model(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
             return empty_model(config, trust_remote_code=trust_remote_code)
     except ModelError as error:
         if "trust_remote_code" in str(error.__cause__) and not trust_remote_code:
-            why = "comes with code of its own; read it, and add --trust_remote_code true if it may run"
+            why = "has its own code; read it, and add --trust_remote_code true if it may run"
             raise ModelError(f"{folder}: {why}") from error.__cause__
         raise
 
@@ -109,12 +114,16 @@ def _check_config(checkpoint: Checkpoint, config: Any) -> None:
     remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
     if not remote and architectures and not known & set(architectures):
         raise ModelError(
-            f"{checkpoint.folder}: {architectures[0]} is no causal language model; give one that generates text, such as a LlamaForCausalLM"
+            f"{checkpoint.folder}: {architectures[0]} is no causal language model; "
+            "give one that generates text, such as a LlamaForCausalLM"
         )
 
 
 def _renaming(model: Any) -> Callable[[str], str]:
-    """The library's own map from names in files to names in the model; refuses tensors that it would convert."""
+    """Return transformers' map from names in files to names in the model.
+
+    It raises ModelError for a tensor that transformers would convert.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
@@ -131,7 +140,7 @@ def _renaming(model: Any) -> Callable[[str], str]:
         )
         if converter is not None:
             raise ModelError(
-                f"{name}: transformers keeps it fused with others in memory, which cannot be tuned yet"
+                f"{name}: transformers fuses it with others in memory, which cannot be tuned yet"
             )
         return str(inside)
 
@@ -143,7 +152,7 @@ def _check_shapes(checkpoint: Checkpoint, found: dict[str, str], inside: dict[st
         stored, wanted = checkpoint.tensors[name], tuple(inside[inside_name].shape)
         if stored.shape != wanted:
             raise ModelError(
-                f"{checkpoint.folder}: {name} has shape {stored.shape}, its config asks for {wanted}"
+                f"{checkpoint.folder}: {name} has shape {stored.shape}, its config says {wanted}"
             )
         if stored.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ModelError(
@@ -154,7 +163,11 @@ def _check_shapes(checkpoint: Checkpoint, found: dict[str, str], inside: dict[st
 def _once_each(
     checkpoint: Checkpoint, found: dict[str, str], inside: dict[str, Any], embedding: str
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Drop the second name of a tied parameter: equal tensors go by the input embedding's, different are refused."""
+    """Keep one name per parameter: for tied tensors, the input embedding's.
+
+    Raises:
+        ModelError: tied tensors have different values.
+    """
     groups: dict[int, list[str]] = {}
     for name, inside_name in found.items():
         groups.setdefault(id(inside[inside_name]), []).append(name)
@@ -167,13 +180,14 @@ def _once_each(
                 continue
             if not torch.equal(checkpoint.read(kept).float(), checkpoint.read(other).float()):
                 raise ModelError(
-                    f"{checkpoint.folder}: {kept} and {other} are tied in the config but differ in the files"
+                    f"{checkpoint.folder}: {kept} and {other} are tied in the config but differ "
+                    "in the files"
                 )
             aliases[other] = kept
     return in_model, aliases
 
 
 def _embedding(model: Any) -> str:
-    """The name, inside the model, of the input embedding's weight."""
+    """Return the name, inside the model, of the input embedding's weight."""
     module = model.get_input_embeddings()
     return next(f"{name}.weight" for name, other in model.named_modules() if other is module)

@@ -1,7 +1,7 @@
-"""θ on its way from host memory to the device of an engine: while a kernel reads one part there, the next is being copied.
+"""Copy θ in parts from host memory to an engine's device, one part ahead of the kernels.
 
-The device holds two parts of θ at a time and nothing else of it. Copies have a stream of their own and come from
-page-locked memory, where CUDA lets it be locked, so that neither the processor nor the kernels wait for one another.
+Only two parts of θ are on the device at a time. Copies have their own stream and come from
+page-locked memory, if CUDA can lock it, so that neither the processor nor the kernels wait.
 """
 
 import logging
@@ -38,13 +38,16 @@ class Staging:
         self._turn = 0
         self._copies.wait_stream(
             self._module.current_stream(device)
-        )  # which may still use what memory the buffers got
+        )  # earlier kernels may still use this memory
         if shared and device.type == "cuda":
             lock(shared, device)
 
     @contextmanager
     def copied(self, theta: torch.Tensor) -> Iterator[torch.Tensor]:
-        """A part of θ on the device, (B,), for work that is queued in the current stream before the block ends."""
+        """Yield `theta` copied to the device, as fp32 (B,).
+
+        The block must queue its work in the current stream.
+        """
         slot, self._turn = self._turn, 1 - self._turn
         current = self._module.current_stream(self._device)
         with self._module.stream(self._copies):
@@ -56,7 +59,10 @@ class Staging:
 
 
 def lock(shared: SharedTensors, device: torch.device) -> bool:
-    """Page-lock what `shared` maps, for as long as it lives. Without that copies are right too, but slower, which a line says."""
+    """Page-lock the memory of `shared` for as long as it lives; return whether that worked.
+
+    If it fails, copies still work, only slower; a warning says so.
+    """
     memory, cudart = shared.state.untyped_storage(), torch.cuda.cudart()  # type: ignore[no-untyped-call]
     status = int(cudart.cudaHostRegister(memory.data_ptr(), memory.nbytes(), 0))
     if status:

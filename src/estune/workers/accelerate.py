@@ -40,10 +40,10 @@ class AccelerateWorkers:
         self._theta = theta
         self._worker = worker
         self._ranks = ranks
-        self._commands = 0  # so far
+        self._commands = 0  # sent or followed so far
         self._waiting: set[int] = set()  # members of the step that are not finished
         self._version = theta.version  # of θ on the other nodes
-        ranks.meet("built")  # θ stays at θ₀ until every engine was compared with it
+        ranks.meet("built")  # no update before every engine was checked against θ₀
 
     def evaluate(
         self,
@@ -137,7 +137,7 @@ class AccelerateWorkers:
         if what == "evaluate":
             return self._evaluate_for_leader(number, **settings)
         if not ranks.keeps or ranks.leads:
-            return  # the rest is for the process that keeps another node's θ
+            return  # only the process that keeps another node's θ follows the rest
         if what == "update":
             self._theta.update(**settings)
             ranks.say(f"updated/{number}/{ranks.node}", True)
@@ -182,7 +182,7 @@ class AccelerateWorkers:
                 yield Evaluation(index, completions, (work,))
 
     def _catch_up(self) -> None:
-        """Send the leader's θ to the other nodes if theirs differs: after a resume, or damage."""
+        """Send the leader's θ to the other nodes if their version differs."""
         if self._version != self._theta.version:
             number = self._command("spread")
             if self._ranks.nodes > 1:

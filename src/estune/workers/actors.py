@@ -1,7 +1,7 @@
 """What runs on a Ray cluster: engines that read θ, and one keeper of θ per node.
 
-On the trainer's node, the trainer's process keeps θ. A keeper is a small process of its own,
-because engines die more often than memory does: a restarted engine only attaches to θ again.
+On the trainer's node, the trainer's process keeps θ. A keeper is a separate process, so that θ
+survives when an engine dies; the restarted engine only attaches to it again.
 """
 
 import os
@@ -36,7 +36,7 @@ class Location:
 
 
 class EngineActor:
-    """One engine. It starts empty, so that it can say where it is; `build` then names its θ."""
+    """One engine, which `build` makes once `location` has named its node."""
 
     def __init__(self, source: ModelSource, config: ESConfig, threads: int) -> None:
         self._source = source

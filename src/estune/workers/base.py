@@ -172,6 +172,7 @@ class Worker:
             self._engine.check(self._theta, Unperturbed(0))
             give_back()
         except EstuneError:
-            # Otherwise the run updated θ meanwhile, and the first member is checked instead.
+            # If θ was updated during the check, the mismatch means nothing: the first member is
+            # checked instead.
             if self._theta.at(0):
                 raise

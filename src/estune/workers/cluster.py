@@ -20,8 +20,8 @@ _STORE_BYTES = 512 << 20  # shared memory for prompts and completions in progres
 def prepare(config: ESConfig) -> None:
     """Set the variables that Ray reads when it is imported, except those that the user set.
 
-    A cluster that is started for this run listens on the loopback interface only, and needs a
-    random token. A cluster that is joined is joined with its token, if there is one
+    A cluster started for this run listens on the loopback interface only, and requires a random
+    token. To join a cluster, its token is used, if there is one
     (https://docs.ray.io/en/latest/ray-security/token-auth.html).
     """
     settings = {
@@ -74,7 +74,7 @@ def resources(config: ESConfig) -> dict[str, Any]:
 
 
 def threads(config: ESConfig) -> int:
-    """Return how many cores one engine may keep busy: its share of a node's."""
+    """Return how many threads one engine may use: its share of its node's cores."""
     needed = _needed(config)
     if "GPU" not in needed:
         return max(1, int(needed["CPU"]))

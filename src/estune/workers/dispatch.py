@@ -14,10 +14,10 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-_SHARES = 0.25  # more shares: smaller pieces, and more loads
+_SHARES = 0.25  # more: smaller pieces and more loads; see `_share`
 _MOST_PIECES = 8  # per member
 _LATE = 3.0  # times its expected duration after which a piece goes to a second worker, too
-_FADE = 1 - 1e-4  # weight of older pieces per new one, because completions change with θ
+_FADE = 1 - 1e-4  # factor on older pieces at each new one: completions change with θ
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Piece:
 class Pace:
     """A fit of seconds ≈ start + each · size over the finished pieces, kept from step to step.
 
-    It is a least-squares fit of seconds per prompt, whose spread does not depend on the size.
+    The fit is by least squares on seconds per prompt, because their spread does not depend on size.
     """
 
     _count: float = 0.0
@@ -66,7 +66,7 @@ class Pace:
         return start, max(0.0, (self._y - start * self._x) / self._count)
 
     def fixed(self, prompts: int) -> float:
-        """Return which part of a member's time each of its pieces costs whatever its size."""
+        """Return the part of a member's time that every piece costs, however small it is."""
         start, each = self.fit()
         return start / (start + each * prompts) if start else 0.0
 
@@ -86,7 +86,7 @@ class Dispatch:
     Args:
         members: N.
         prompts: how many each member completes.
-        pace: what earlier populations taught.
+        pace: the durations of pieces in earlier populations.
     """
 
     members: int

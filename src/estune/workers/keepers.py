@@ -30,7 +30,7 @@ class Keepers:
         theta: the trainer's.
         source: the base model, which each keeper loads.
         stop_engines: called with the id of a node whose θ was lost. Its engines must stop, because
-            nobody updates the θ that they read.
+            nothing updates the θ that they read.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Keepers:
         self._version = self._theta.version
 
     def verify(self, digest: str) -> None:
-        """Send θ to each keeper whose digest is another."""
+        """Send θ to each keeper whose digest differs."""
         for node, keeper in list(self.actors.items()):
             with self._forgotten_if_lost(node):
                 if self._get(keeper.digest.remote()) != digest:
@@ -91,7 +91,7 @@ class Keepers:
                     self._send(keeper)
 
     def catch_up(self) -> None:
-        """Send θ to the keepers if it changed without them: after a resume, or the best step's."""
+        """Send θ to the keepers if it changed without them, as in a resume."""
         if self._version == self._theta.version:
             return
         for node, keeper in list(self.actors.items()):

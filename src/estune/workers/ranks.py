@@ -82,7 +82,7 @@ class Ranks:
         self.store.set(key, json.dumps(value))
 
     def hear(self, key: str) -> Any:
-        """Wait until some process said `key`, and return its value."""
+        """Wait until a process has said `key`, and return its value."""
         return json.loads(self.store.get(key))
 
     def heard(self, key: str) -> bool:
@@ -96,7 +96,7 @@ class Ranks:
         return int(self.store.add(key, 1)) - 1
 
     def take_gpus(self, each: int) -> None:
-        """Show this process only its own `each` of the machine's GPUs; engines take the first."""
+        """Restrict this process to its own `each` GPUs, because an engine takes the first ones."""
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.set_device(self.local)
             return
@@ -128,7 +128,7 @@ class Ranks:
         """Send the leader's θ to every node; each process that keeps a θ calls this.
 
         Args:
-            name: another one each time.
+            name: different at each call.
         """
         group = self._group(name)
         version = torch.tensor([theta.version if self.leads else 0])
@@ -142,7 +142,7 @@ class Ranks:
             theta.became(int(version))
 
     def _group(self, name: str) -> Any:
-        """Return a group of one process per node, on the interface that was set at the start."""
+        """Return a group of one process per node, on the interface configured at the start."""
         for_engines = os.environ.pop("GLOO_SOCKET_IFNAME", None)
         if self._interface:
             os.environ["GLOO_SOCKET_IFNAME"] = self._interface

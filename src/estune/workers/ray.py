@@ -30,9 +30,9 @@ from estune.workers.model_source import ModelSource
 
 logger = logging.getLogger(__name__)
 
-_TRIES = 3  # failures in a row after which a worker is given up, or a piece ends the run
-_TICK = 0.5  # seconds between looks at who is late
-_LAST_TICK = 0.02  # the same once everything was completed, and the step waits for nothing else
+_TRIES = 3  # failures in a row that end a worker; failures of one piece that end the run
+_TICK = 0.5  # seconds between checks for late workers
+_LAST_TICK = 0.02  # the same when all pieces are done, so that the step ends at once
 
 
 @dataclass
@@ -126,7 +126,7 @@ class RayWorkers:
         self._calls: dict[Any, _Call] = {}  # by Ray's reference
         self._request: _Request | None = None
         self._pace = Pace()
-        self._unchecked: Mapping[str, Sequence[Prompt]] | None = prompts  # lengths
+        self._unchecked: Mapping[str, Sequence[Prompt]] | None = prompts  # by any engine
         self._grow()
         while not any(slot.state == "idle" for slot in self._slots.values()):
             self._turn(None)
@@ -188,7 +188,7 @@ class RayWorkers:
         return [slot.location for slot in ready if slot.location]
 
     def _run(self, request: _Request) -> None:
-        """Drive the workers until the last member was scored; runs in a thread."""
+        """Drive the workers until `evaluate` has all results; runs in a thread."""
         try:
             self._grow()
             while not request.over.is_set():
@@ -290,7 +290,7 @@ class RayWorkers:
         logger.info("%s is ready", slot)
 
     def _failed(self, call: _Call, cause: Exception) -> None:
-        """Replace a live actor whose call raised `cause`, unless no other would do better."""
+        """Restart the slot; raise `cause` instead if another worker would fail too."""
         request, piece = call.request, call.piece
         if isinstance(cause, InputError) and (request or self._unchecked is not None):
             raise cause
