@@ -66,6 +66,9 @@ test: ## check style and types, and run all tests but those that need a GPU, in 
 	$(MAKE) --jobs 3 model $(BIN)/.triton setup-vllm setup-oldest
 	$(MAKE) check test-newest test-ray test-vllm test-oldest canary
 
+settings: setup ## write docs/settings.md from the config's fields
+	$(BIN)/python docs/settings_page.py > docs/settings.md
+
 check: setup ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -107,4 +110,4 @@ lock: ## write requirements/newest.txt, the newest releases of today, and requir
 clean: ## remove the environments, runs and the model's link
 	rm -rf .venv .venv-vllm .venv-oldest .venv-lock runs models
 
-.PHONY: help setup setup-vllm setup-oldest model quickstart test check test-newest test-ray test-vllm test-oldest fast canary bench lock clean
+.PHONY: help settings setup setup-vllm setup-oldest model quickstart test check test-newest test-ray test-vllm test-oldest fast canary bench lock clean

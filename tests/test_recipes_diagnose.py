@@ -68,7 +68,7 @@ def run(tiny, tmp_path_factory) -> Path:
         "population_size": 4,
         "sigma": 0.05,
         "learning_rate": "auto",
-        "max_steps": 3,
+        "max_steps": 2,
     }
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     assert main(["train", *flags]) == 0
@@ -91,7 +91,7 @@ def test_a_run_is_shown_step_by_step(run, tiny):
     assert columns == [name for name in diagnose.COLUMNS if name in columns]
     assert set(columns) >= {"promised", "gained", "slope", "distance", "KL"}
     base = load_file(tiny / "model.safetensors")
-    tuned = load_file(run / "checkpoint-3" / "model.safetensors")
+    tuned = load_file(run / "checkpoint-2" / "model.safetensors")
     moved = np.concatenate([(tuned[name] - base[name]).ravel() for name in base])
     size = np.concatenate([tensor.ravel() for tensor in base.values()])
     distance = np.sqrt((moved**2).mean() / (size**2).mean())

@@ -2,7 +2,7 @@
 
 import sys
 
-# Python puts the working folder first with -m; last, as for the command, nothing in it can shadow a package.
+# Python -m puts the working folder first. Put it last, so that nothing in it shadows a package.
 sys.path.append(sys.path.pop(0))
 
 from estune.cli.main import main

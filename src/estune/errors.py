@@ -1,13 +1,13 @@
-"""Every error that estune raises on purpose, under one root, so that a caller can catch them together.
+"""Every error that estune raises on purpose, under one root, so that a caller can catch them all.
 
-Each is also the standard library's kind, so that code which knows nothing of estune still catches it.
-`InputError` is the user's to mend: the command line prints it as one line and exits with status 2.
+Each is also of a standard type, so that code unaware of estune can catch it. The user can fix an
+`InputError`: the command line prints it as one line and exits with status 2.
 """
 
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]  # C0 without \n and \t, DEL, C1
 _DIRECTIONS = [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x2070)]
 _SEPARATORS = [0x2028, 0x2029]  # of lines and paragraphs
-_SURROGATES = range(0xD800, 0xE000)  # half a character, or a byte of a file name that is no text
+_SURROGATES = range(0xD800, 0xE000)  # half a character, or an undecodable byte of a file name
 _TABLE: dict[int, str] = {
     **dict.fromkeys([*_CONTROLS, *_DIRECTIONS], ""),
     **dict.fromkeys(_SEPARATORS, " "),
@@ -18,19 +18,19 @@ _TABLE: dict[int, str] = {
 
 
 def clean(text: str) -> str:
-    """`text` without what a terminal would obey; line ends, tabs and all that is visible stay."""
+    """Return `text` without terminal commands; line ends, tabs and visible characters stay."""
     return text.translate(_TABLE)
 
 
 class EstuneError(Exception):
-    """The root of estune's own errors. The message is clean, whatever names and values it quotes."""
+    """The root of estune's own errors. Its message is clean, whatever it quotes."""
 
     def __str__(self) -> str:
         return clean(super().__str__())
 
 
 class InputError(EstuneError, ValueError):
-    """What the user gave cannot work; the message says what, where and how to mend it."""
+    """The input cannot work; the message says what is wrong, where, and how to fix it."""
 
 
 class ConfigError(InputError):
@@ -42,11 +42,11 @@ class DataError(InputError):
 
 
 class ModelError(InputError):
-    """The base model cannot be fine-tuned as it is."""
+    """The base model cannot be fine-tuned."""
 
 
 class RewardError(InputError):
-    """A reward function raised, or returned something that is not one number (or None) a completion."""
+    """A reward function raised, or did not return one number (or None) per completion."""
 
 
 class JournalError(InputError):
@@ -58,7 +58,7 @@ class ResourceError(InputError, OSError):
 
 
 class EngineError(EstuneError, RuntimeError):
-    """An engine did not take the weights it was given, or failed to generate."""
+    """An engine refused its weights, or failed to generate."""
 
 
 class LostFolderError(EstuneError, RuntimeError):

@@ -63,7 +63,7 @@ def test_nothing_is_overwritten(there, here, capsys):
     assert main(["new-task", "my_task"]) == 2
     assert (
         capsys.readouterr().err
-        == f"estune: {there}: is there already; choose another name or move it away\n"
+        == f"estune: {there}: already exists; choose another name or move it away\n"
     )
     assert [path.name for path in here.iterdir()] == [there] and (
         here / there
@@ -78,8 +78,8 @@ def test_nothing_is_overwritten(there, here, capsys):
         ("", "no name of a Python module"),
         ("class", "no name of a Python module"),
         ("café", "no name of a Python module"),
-        ("json", "there is a Python module 'json' already"),
-        ("numpy", "there is a Python module 'numpy' already"),
+        ("json", "a Python module 'json' exists"),
+        ("numpy", "a Python module 'numpy' exists"),
     ],
 )
 def test_a_name_that_could_not_be_imported_is_refused(name, why, here, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from helpers import FLAGS, config_file, journal, settings_of, train_on
 
+import estune
 from estune import __version__
 from estune.cli.main import main
 from estune.config import RunConfig
@@ -383,3 +384,11 @@ def test_the_runs_own_config_file_reruns_it(length, mini):
     assert [step["rewards"] for step in journal("second")[1:]] == [
         step["rewards"] for step in journal("first")[1:]
     ]
+
+
+def test_the_reference_page_of_settings_is_up_to_date():
+    docs = Path(estune.__file__).parents[2] / "docs"
+    page = subprocess.run(
+        [sys.executable, docs / "settings_page.py"], capture_output=True, check=True
+    )
+    assert page.stdout == (docs / "settings.md").read_bytes(), "run `make settings`"

@@ -18,7 +18,7 @@ from estune.cli.main import main
 from estune.common.visible import CleanStream, clean, clean_streams, one_line
 from estune.errors import DataError
 from estune.evaluation.compare.table import _line
-from estune.evaluation.examine import _csv
+from estune.evaluation.report import _csv
 from estune.rewards.call import Failure, failure_of
 from estune.run.publish import write_card, write_config
 from estune.run.step_evaluation import LostReward

@@ -1,4 +1,4 @@
-"""Conversations go through any chat template, or are refused in one line that says what the template said."""
+"""Conversations go through any chat template, or the error repeats what the template said."""
 
 import logging
 
@@ -13,13 +13,14 @@ USER = {"role": "user", "content": "what is red"}
 SYSTEM = {"role": "system", "content": "be blue"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
 NO_SYSTEM = (
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    + TEMPLATE
+    "{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
 )
 SILENT = TEMPLATE.replace("%}{{ m['role']", "if m['role'] != 'system' %}{{ m['role']")
 ALTERNATING = (
     "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate user/assistant') }}{% endif %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+    "{{ raise_exception('roles must alternate user/assistant') }}{% endif %}"
+    "{{ m['role'] }} {{ m['content'] }} {% endfor %}"
 )
 BROKEN = {
     "a syntax error": "{% for m in",
@@ -49,14 +50,13 @@ def test_a_system_message_stays_where_the_template_takes_it(caplog):
 
 
 @pytest.mark.parametrize("template", [NO_SYSTEM, SILENT, ALTERNATING])
-def test_where_the_template_takes_no_system_message_its_text_goes_before_the_users_and_that_is_said_once(
-    template, caplog
-):
+def test_a_refused_system_message_goes_before_the_users_and_that_is_logged_once(template, caplog):
     one = chat(template)
     for _ in range(2):
         assert one.render([SYSTEM, USER]).startswith("user be blue\n\nwhat is red ")
     assert [record.message for record in caplog.records] == [
-        "the model's chat template takes no system message, so its text goes before that of the first user message"
+        "the model's chat template takes no system message, "
+        "so its text goes before that of the first user message"
     ]
 
 
@@ -153,7 +153,7 @@ def test_empty_fields_that_a_table_added_do_not_reach_the_template():
     assert chat(template).render([USER | {"tool_calls": None, "name": None}]) == "what is red"
 
 
-def test_tool_calls_that_a_template_does_not_show_are_spoken_of_once(caplog):
+def test_tool_calls_that_a_template_ignores_are_logged_once(caplog):
     one = chat()
     messages = [
         USER,
@@ -163,7 +163,7 @@ def test_tool_calls_that_a_template_does_not_show_are_spoken_of_once(caplog):
     for _ in range(2):
         assert one.render(messages) == "user what is red assistant  tool 4 assistant "
     assert [record.message for record in caplog.records] == [
-        "the model's chat template shows no tool_calls, so the prompts lack those of their messages"
+        "the model's chat template ignores tool_calls, so the prompts lack them"
     ]
 
 

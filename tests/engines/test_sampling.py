@@ -1,4 +1,4 @@
-"""Drawn completions: as often as the model says, the same for a seed, whatever the batch, the order and the workers."""
+"""Drawn tokens follow the model's probabilities, and depend on the seed alone, not on the batch."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The check at the start asks the model: ordinary ones pass in every dtype, one that changes as it runs is refused or asked alone."""
+"""The check at the start: usual models pass, others are refused or complete prompts singly."""
 
 import logging
 
@@ -77,7 +77,7 @@ def test_a_model_that_remembers_what_it_was_asked_is_refused(tiny):
         return output + len(seen) * torch.linspace(-1, 1, output.shape[-1])
 
     engine._model.model.layers[0].mlp.register_forward_hook(grown)
-    with pytest.raises(ModelError, match="changes how it completes the same prompt"):
+    with pytest.raises(ModelError, match="changes its completion of the same prompt"):
         engine.check(theta, CENTER)
 
 

@@ -1,4 +1,4 @@
-"""Tokens that stand for text or for a role: stop strings, end tokens, padding, and what goes around a prompt."""
+"""Stop strings, end tokens, padding, and the tokens around a prompt."""
 
 import json
 import logging
@@ -170,7 +170,7 @@ def answers(folder):
 # prompts
 
 
-def test_what_the_tokenizer_puts_behind_a_plain_prompt_is_said_once_and_stays(tmp_path, caplog):
+def test_tokens_that_are_appended_to_a_plain_prompt_are_logged_once_and_stay(tmp_path, caplog):
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = make_tokenizer()
@@ -181,12 +181,12 @@ def test_what_the_tokenizer_puts_behind_a_plain_prompt_is_said_once_and_stays(tm
     assert one.encode(["cat", "dog"]) == [
         [2, *ids(make_tokenizer(), word), 1] for word in ("cat", "dog")
     ]
-    assert [record.message.split(" behind")[0] for record in caplog.records] == [
-        "the model's tokenizer puts <eos>"
+    assert [record.message.split(" to every")[0] for record in caplog.records] == [
+        "the model's tokenizer appends <eos>"
     ]
 
 
-def test_what_stands_before_a_plain_prompt_is_usual_and_not_spoken_of(tmp_path, caplog):
+def test_tokens_before_a_plain_prompt_are_usual_and_not_logged(tmp_path, caplog):
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = make_tokenizer()

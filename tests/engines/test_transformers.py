@@ -1,4 +1,4 @@
-"""The transformers engine: greedy, in order, whatever the batch; and it holds exactly the weights that it was given."""
+"""The transformers engine is greedy, keeps the order, and holds exactly the member's weights."""
 
 import pytest
 import torch
@@ -94,7 +94,8 @@ class Cramped:
         self.sizes.append(len(input_ids))
         if len(input_ids) > self.room:
             raise RuntimeError(
-                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: "
+                "you tried to allocate 9 bytes"
             )
         return self.generate(input_ids=input_ids, **settings)
 

@@ -1,4 +1,4 @@
-"""What the transformers engine leaves out: beginnings computed twice, and rows that have ended. The answers stay."""
+"""The common prefix is computed once and ended sequences leave; the completions stay the same."""
 
 import pytest
 import torch
@@ -38,16 +38,24 @@ GROUPED = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2, "head_dim
 CONFIGS = {
     "llama": transformers.LlamaConfig(**GROUPED),
     "a sliding window": transformers.MistralConfig(**GROUPED, sliding_window=6),
-    "both kinds of layers": transformers.Gemma2Config(**GROUPED, sliding_window=6, query_pre_attn_scalar=8),
+    "both kinds of layers": transformers.Gemma2Config(
+        **GROUPED, sliding_window=6, query_pre_attn_scalar=8
+    ),
     "positions by length": transformers.Phi3Config(
         **GROUPED, max_position_embeddings=64, original_max_position_embeddings=20,
-        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4},
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 1e4,
+            "short_factor": [1.0] * 4, "long_factor": [3.0] * 4,
+        },
     ),
-    "learned positions": transformers.OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=32, init_std=0.3),
+    "learned positions": transformers.OPTConfig(
+        **SIZES, ffn_dim=48, word_embed_proj_dim=32, init_std=0.3
+    ),
     "no positions": transformers.BloomConfig(**TOKENS, hidden_size=32, n_layer=2, n_head=4),
     "a state": transformers.MambaConfig(**TOKENS, hidden_size=32, num_hidden_layers=2),
     "a state beside the cache": transformers.Qwen3NextConfig(
-        **GROUPED, linear_num_value_heads=2, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, num_experts=2,
+        **GROUPED, linear_num_value_heads=2, linear_num_key_heads=2,
+        linear_key_head_dim=8, linear_value_head_dim=8, num_experts=2,
         num_experts_per_tok=1, moe_intermediate_size=16, shared_expert_intermediate_size=16,
         layer_types=["linear_attention", "full_attention"],
     ),
@@ -212,11 +220,13 @@ def test_attention_in_groups_is_not_written_into_a_checkpoint(tiny, tmp_path):
     [
         (
             "llama",
-            "the prompts' common prefix is computed once, and completions that have ended leave the batch",
+            "the prompts' common prefix is computed once, "
+            "and completions that have ended leave the batch",
         ),
         (
             "a sliding window",
-            "common prefix is computed once per prompt: its cache forgets tokens (DynamicSlidingWindowLayer)",
+            "common prefix is computed once per prompt: "
+            "its cache forgets tokens (DynamicSlidingWindowLayer)",
         ),
         (
             "positions by length",
@@ -258,7 +268,7 @@ def test_a_cache_is_found_under_every_name_that_transformers_has_had_for_it():
     none = Reuse.of(
         type("None_", (), {"forward": lambda self, input_ids: None, "config": model.config})()
     )
-    assert newest.whole and old.whole and old.argument == "past_key_values"
+    assert newest.saves_all and old.saves_all and old.argument == "past_key_values"
     assert "its forward has no argument cache or past_key_values" in none.describe()
 
 

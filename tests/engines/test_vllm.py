@@ -1,4 +1,4 @@
-"""The vLLM engine, on vLLM itself on the CPU: it answers as the transformers engine, and notices weights that it lacks."""
+"""The vLLM engine on a CPU completes as the transformers engine, and notices missing weights."""
 
 import json
 from types import SimpleNamespace
@@ -37,7 +37,7 @@ def tied(tmp_path_factory) -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def untied(tmp_path_factory) -> SimpleNamespace:
-    """With several tokens that end a completion, one of them named by the config alone, and words that are special tokens."""
+    """A model with several end tokens, one named by its config only, and with special words."""
     folder = make_model(tmp_path_factory.mktemp("untied"), tied=False, seed=1, **SHAPE)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
@@ -166,7 +166,7 @@ def test_parameters_that_are_not_tuned_stay_as_in_the_files_also_within_a_fused_
 
 @pytest.fixture(scope="module")
 def real() -> SimpleNamespace:
-    """Kept as long as the other engines of this process: vLLM takes what they share away with the first that goes."""
+    """Kept like the other engines of this process: with the first, vLLM deletes what they share."""
     from helpers import GGUF
 
     assert GGUF.exists(), "run `make model` first"
@@ -194,7 +194,7 @@ def test_an_engine_that_takes_all_weights_passes_its_check(both, member):
 
 
 def given(monkeypatch, change) -> None:
-    """Let the engine be given other weights, by reloading: `change` maps name → tensor to the same or fewer."""
+    """Let the engine reload what `change` makes of name → tensor."""
     whole = VariantLoader.weights
     monkeypatch.setattr(DirectWriter, "learn", lambda *_: None)
     monkeypatch.setattr(

@@ -47,13 +47,13 @@ def uncached(tied) -> VLLMEngine:
 
 
 def cached(engine: VLLMEngine, prompts) -> list[int]:
-    """How many tokens of each prompt came from the cache."""
-    return [
-        answer.num_cached_tokens or 0
-        for answer in engine._answers(
-            prompts, [{"temperature": 0.0, "max_tokens": 1}] * len(prompts)
-        )
-    ]
+    """Return how many tokens of each prompt came from the cache."""
+    from vllm import SamplingParams
+
+    requests = [{"prompt_token_ids": ids} for ids in prompts]
+    settings = SamplingParams(temperature=0.0, max_tokens=1)
+    outputs = engine._llm.generate(requests, settings, use_tqdm=False)
+    return [output.num_cached_tokens or 0 for output in outputs]
 
 
 def test_a_second_engine_can_be_built_after_noise_was_made(uncached, tied):

@@ -1,4 +1,4 @@
-"""A member whose logits on vLLM are NaN or infinite is left out, counted, and does not move θ; the others are as ever."""
+"""On vLLM a member with NaN or infinite logits is counted, and affects neither θ nor others."""
 
 from dataclasses import replace
 

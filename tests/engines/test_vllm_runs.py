@@ -1,4 +1,4 @@
-"""vLLM in processes of its own: other models, tensors split over two ranks, whole runs, and what is refused before one."""
+"""vLLM in other processes: further models, two ranks, whole runs, and what is refused before."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def expected(folder: Path, members: list[Member], prompts=TEXT) -> tuple[list, s
     [("Qwen2", "vllm"), ("Qwen2", "transformers"), ("Gemma2", "vllm"), ("GPTNeoX", "auto")],
 )
 def test_other_models_answer_as_on_the_transformers_engine(tmp_path, kind, implementation):
-    """With biases, with norms that add one, and in transformers' implementation; vLLM lacks GPT-NeoX of its own."""
+    """With biases, with norms that add one, and GPT-NeoX, for which vLLM uses transformers."""
     torch.manual_seed(0)
     shape = SHAPE | {
         "vocab_size": 64,

@@ -1,8 +1,9 @@
-"""A vLLM engine in a process of its own, which says what it answered. Run by tests/engines/test_vllm_runs.py.
+"""A vLLM engine in its own process, which prints completions. Run by test_vllm_runs.py.
 
     python tests/engines/vllm_child.py FOLDER SETTINGS PROMPTS MEMBERS
 
-The centre makes one update before the members are loaded, as `updated` does. Arguments are JSON, the last line is.
+θ makes one update before the members are loaded, as in `updated`. The arguments and the last line
+of the output are JSON.
 """
 
 import json

@@ -75,7 +75,7 @@ def test_prompts_of_token_ids_are_not_for_trl(refused):
         "--methods",
         "grpo",
     )
-    assert "TRL takes no prompts of token ids" in told
+    assert "TRL does not accept prompts of token ids" in told
 
 
 def test_without_trl_a_line_says_how_to_have_it(refused, monkeypatch):

@@ -200,18 +200,18 @@ def test_workers_on_ray_draw_the_same_answers_as_one_engine_here(mini):
         (["--kl"], "kl: name the model to measure from with --base"),
         (
             ["--kl", "--base", "b", "--num_generations", 2, "--top_p", 0.9],
-            "kl: it is about what the model itself would say",
+            "kl: needs temperature and top_p of 1",
         ),
         (["--threshold", "nan"], "threshold: must be a number; it is nan"),
         (["--figures", "f.xlsx"], "figures: f.xlsx must end in .csv or .json"),
         (["--tasks", "cowntdown"], "did you mean 'countdown'?"),
         (
             ["--tasks", "countdown", "--dataset_name", "d.jsonl"],
-            "tasks: dataset_name stands in for a task's own data",
+            "tasks: dataset_name replaces a task's data",
         ),
         (
             ["--tasks", "countdown", "--eval_dataset_name", "d.jsonl"],
-            "tasks: eval_dataset_name stands in for a task's own data",
+            "tasks: eval_dataset_name replaces a task's data",
         ),
     ],
 )
@@ -299,9 +299,9 @@ def test_where_most_rewards_are_lost_there_is_no_figure_of_the_rest(judged, caps
         (
             "raise KeyError('level')",
             [],
-            "failed at all 4 answers of {model} to data.jsonl; first: it raised KeyError: 'level'",
+            "failed at all 4 completions of {model} for data.jsonl; first: it raised KeyError: 'level'",
         ),
-        ("raise KeyError('level')", ["--on_reward_error", "zero"], "failed at all 4 answers"),
+        ("raise KeyError('level')", ["--on_reward_error", "zero"], "failed at all 4 completions"),
         (FAILS_AT_ONE, ["--on_reward_error", "raise"], "raised ZeroDivisionError"),
     ],
 )

@@ -93,11 +93,13 @@ def test_every_backend_equals_the_reference(backend, seed, shape):
 
 @pytest.mark.parametrize("start", [0, 1, 5, 8, 4095, 4096, 4099, 8 * 2**32 - 3, 8 * 2**33 + 13])
 @pytest.mark.parametrize("size", [0, 1, 3, 8, 4093, 9000])
-def test_any_part_of_a_stream_can_be_had_by_itself(start, size):
+def test_any_part_of_a_stream_can_be_made_alone(start, size):
     t = 2**64 - 3
     wanted, compiled = np.empty(size, np.float32), np.empty(size, np.float32)
     reference.fill(2**63 + 5, t, start, wanted)
-    numba_kernels.fill(np.uint64(2**63 + 5), np.uint64(t), start, table(), compiled)
+    zeros = np.zeros(size, np.float32)
+    place = (np.uint64(2**63 + 5), np.uint64(t), start, table())
+    numba_kernels.perturb_float32(zeros, np.float32(1), *place, compiled)
     assert compiled.tobytes() == wanted.tobytes()
     assert torch_backend.noise(2**63 + 5, t, start, size, CPU).numpy().tobytes() == wanted.tobytes()
 
@@ -193,7 +195,7 @@ def test_no_product_and_sum_are_fused(on_device):
 
 @pytest.mark.parametrize("on_device", [False, True], ids=["numba", "torch"])
 def test_no_product_and_sum_of_an_update_are_fused(on_device):
-    """θ is zero, so that it ends as the sum over the seeds, in which a fused multiply-add would round otherwise."""
+    """θ is zero, so it ends as the sum over seeds, which a fused multiply-add would change."""
     move, size, seeds = torch_backend.update if on_device else kernels.update, 20_000, [5, 6]
     first, second, theta = np.empty(size, np.float32), np.empty(size, np.float32), torch.zeros(size)
     coefficients = np.array([0.3, -0.7], np.float32)

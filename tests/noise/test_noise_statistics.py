@@ -1,4 +1,7 @@
-"""The stream looks like independent standard normal numbers; bounds are some five standard errors, for fixed seeds."""
+"""The stream looks like independent standard normal numbers.
+
+Bounds are about five standard errors, for fixed seeds.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The Triton kernels compute the reference's bits: under Triton's interpreter on any machine, for real where there is a GPU."""
+"""The Triton kernels compute the reference's bits: in Triton's interpreter, and on a GPU if any."""
 
 import json
 import os
@@ -87,7 +87,12 @@ def test_no_product_is_fused_with_a_sum_in_what_is_compiled_for_a_gpu():
 
 
 def test_the_backend_can_be_asked_for_by_name(tmp_path):
-    code = "import sys, numpy as np; from estune.noise import gaussian; np.save(sys.argv[1], gaussian(7, 'a.b', (3, 1001), backend='triton'))"
+    code = """
+import sys
+import numpy as np
+from estune.noise import gaussian
+np.save(sys.argv[1], gaussian(7, "a.b", (3, 1001), backend="triton"))
+"""
     command = [sys.executable, "-c", code, str(tmp_path / "a.npy")]
     subprocess.run(command, env=triton_environment(interpret=True), check=True, timeout=100)
     assert np.load(tmp_path / "a.npy").tobytes() == gaussian(7, "a.b", (3, 1001)).tobytes()

@@ -1,7 +1,8 @@
-"""The Triton kernels in a process of their own, since Triton chooses where they run when it is imported.
+"""The Triton kernels in a process of their own, since Triton decides on import where they run.
 
-Run by tests/noise/test_noise_triton.py. `bits FILE` writes what they compute, under TRITON_INTERPRET=1 on a CPU and else on the GPU;
-`assembly` prints how many fused multiply-adds there are in them compiled for an H100, which takes no GPU.
+Run by tests/noise/test_noise_triton.py. `bits FILE` writes their results, on a CPU under
+TRITON_INTERPRET=1, otherwise on the GPU. `assembly` prints how many fused multiply-adds they
+contain when compiled for an H100, which needs no GPU.
 """
 
 import json

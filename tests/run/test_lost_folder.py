@@ -44,7 +44,7 @@ def test_a_folder_that_was_moved_is_named_where_it_is_and_resumed_there(
 ):
     said = stopped(make_trainer, lambda: run.rename(tmp_path / "away"))
     assert said.startswith(
-        f"{run}: was moved to {tmp_path / 'away'} while the run was going on, and the run can be resumed there"
+        f"{run}: was moved to {tmp_path / 'away'} during the run, which can be resumed there"
     )
     assert not run.exists()
     make_trainer(output_dir=str(tmp_path / "away")).train(resume_from_checkpoint=True)
@@ -68,7 +68,7 @@ def test_a_new_run_at_the_old_path_keeps_its_files_to_itself(make_trainer, run, 
 
 def test_a_deleted_folder_is_not_made_again(make_trainer, run):
     assert stopped(make_trainer, lambda: shutil.rmtree(run)).startswith(
-        f"{run}: was deleted while the run was going on"
+        f"{run}: was deleted during the run"
     )
     assert not run.exists()
 
@@ -178,7 +178,7 @@ def test_the_command_ends_with_status_1_and_one_line(
     err = capsys.readouterr().err
     assert (
         err
-        == f"estune: out: was moved to {tmp_path / 'away'} while the run was going on, and the run can be resumed there; "
+        == f"estune: out: was moved to {tmp_path / 'away'} during the run, which can be resumed there; "
         + ("the run stops before it writes there again\n")
     )
     assert [

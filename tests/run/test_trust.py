@@ -64,13 +64,8 @@ def told(caplog):
 
 def test_replay_does_not_run_code_because_the_journal_says_so(sent, ran, told, refused):
     message = refused("replay", sent, "--output", "again")
-    assert (
-        "has its own code; read it, and add --trust_remote_code true if it may run"
-        in message
-    )
-    assert told() == [
-        f"the base model, as the journal of sent names it: {sent.absolute() / 'base'}"
-    ]
+    assert "has its own code; read it, and add --trust_remote_code true if it may run" in message
+    assert told() == [f"base model, from the journal of sent: {sent.absolute() / 'base'}"]
     assert not ran.exists()
 
 
@@ -92,7 +87,7 @@ def test_what_a_journal_names_is_shown_without_control_characters(sent, told):
     del record["checksum"]
     (sent / "journal.jsonl").write_text(signed(record | {"model": "no\x1b[2Jsuch\nmodel/here"}))
     assert main(["replay", str(sent), "--output", "again"]) == 2
-    assert told() == ["the base model, as the journal of sent names it: no[2Jsuch model/here"]
+    assert told() == ["base model, from the journal of sent: no[2Jsuch model/here"]
 
 
 def test_a_model_with_code_is_refused_by_eval_and_train(sent, ran, refused, data):
@@ -105,6 +100,7 @@ def test_a_model_with_code_is_refused_by_eval_and_train(sent, ran, refused, data
     assert not ran.exists()
 
 
+@pytest.mark.slow
 def test_diagnose_does_not_run_code_because_the_journal_says_so(sent, ran):
     script = ROOT / "recipes" / "learning" / "diagnose.py"
     ended = subprocess.run(
@@ -282,9 +278,7 @@ def test_a_file_of_settings_that_turns_trust_on_is_said_once(mini, told):
 
 @pytest.mark.parametrize("name", ["model_init_kwargs", "engine_kwargs"])
 def test_trust_cannot_be_slipped_in_with_other_settings(name):
-    with pytest.raises(
-        ConfigError, match=f"{name}: trust_remote_code is a setting; give that instead"
-    ):
+    with pytest.raises(ConfigError, match=f"{name}: trust_remote_code is a setting"):
         ESConfig(**{name: {"trust_remote_code": True}})
 
 

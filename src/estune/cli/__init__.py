@@ -1,1 +1,1 @@
-"""The command line, one module a command; each imports what it needs when it runs, so that `--help` is quick."""
+"""The command line, one module per command; each imports its needs late, for a fast `--help`."""

@@ -1,14 +1,15 @@
-"""Compare ES with RL: the same model, prompts, reward functions, tokens and seeds, ES by estune, RL by TRL.
+"""Compare ES with RL on the same model, prompts, reward functions, tokens and seeds.
 
-  estune compare --config recipes/quickstart.yaml --methods es,es-paper,mezo,grpo,dr_grpo,dapo --seeds 3 --tokens 80000
+  estune compare --config recipes/quickstart.yaml --methods es,es-paper,grpo --seeds 3
   estune compare --config run.yaml --methods es-paper dr_grpo --learning_rates 1e-5 2e-5 mezo=1e-6
   estune compare --config run.yaml --methods dapo --rl_kwargs '{mask_truncated_completions: false}'
   estune compare --config run.yaml --dry_run
   estune compare --redraw estune-compare
 
-Every method is run with each of its learning rates and each seed, in a process of its own. A table, curves and all figures
-come out; the table shows a method at its best rate. Killed, the same command goes on: what is finished is not done again.
-RL needs TRL, and plots need matplotlib: pip install 'estune[rl]'. docs/compare.md says what is fair here and what is not.
+ES runs in estune, RL in TRL. Each method runs with each of its learning rates and each seed, in
+separate processes. The results are a table (each method at its best rate), curves and all figures.
+After a kill, repeat the command: finished runs are skipped. RL needs TRL, and plots need
+matplotlib: pip install 'estune[rl]'. docs/compare.md says what makes the comparison fair.
 """
 
 import argparse
@@ -24,72 +25,35 @@ from estune.config import RunConfig
 from estune.errors import ConfigError, DataError
 
 SUMMARY = "compare ES with RL at equal tokens"
-USAGE = "estune compare [--config FILE ...] [--methods METHOD ...] [--seeds N] [--tokens N] [--output DIR] [--SETTING VALUE ...]"
+USAGE = """estune compare [--config FILE ...] [--methods METHOD ...] [--seeds N] [--tokens N]
+                      [--output DIR] [--SETTING VALUE ...]"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     from estune.evaluation.compare.methods import DEFAULT, METHODS
 
-    add = parser.add_argument
+    def number(name: str, default: int | None, help: str) -> None:
+        parser.add_argument(f"--{name}", metavar="N", type=int, default=default, help=help)
+
+    def text(name: str, metavar: str, help: str, **more: Any) -> None:
+        parser.add_argument(f"--{name}", metavar=metavar, help=help, **more)
+
     known = "; ".join(f"{method.name}: {method.summary}" for method in METHODS.values())
-    add(
-        "--methods",
-        metavar="METHOD",
-        nargs="+",
-        default=list(DEFAULT),
-        help=f"which, with spaces or commas between; {known} [all]",
-    )
-    add(
-        "--seeds",
-        metavar="N",
-        type=int,
-        default=3,
-        help="seeds of each method, from the config's on [3]",
-    )
-    add(
-        "--tokens",
-        metavar="N",
-        type=int,
-        default=80_000,
-        help="tokens of training completions after which a run ends [80000]",
-    )
-    add(
-        "--eval_tokens",
-        metavar="N",
-        type=int,
-        help="tokens between evaluations [a tenth of tokens]",
-    )
-    add(
-        "--eval_prompts",
-        metavar="N",
-        type=int,
-        default=128,
-        help="prompts that each of them asks, of a set, at most [128]",
-    )
-    rates = "for all RL methods, or METHOD=1e-6,1e-5 for one"
-    add(
-        "--learning_rates",
-        metavar="RATE",
-        nargs="+",
-        help=f"{rates} [RL 1e-5 2e-5 5e-5, mezo 1e-7 1e-6 1e-5]",
-    )
-    add(
-        "--rl_kwargs",
-        metavar="KWARGS",
-        help="more settings of TRL's GRPOConfig as YAML, such as '{use_vllm: true}'",
-    )
-    add(
-        "--output",
-        metavar="DIR",
-        default="estune-compare",
-        help="folder of all runs [estune-compare]",
-    )
-    add("--dry_run", action="store_true", help="list the runs and their settings, and do nothing")
-    add("--redraw", metavar="DIR", help="table and plots again of a comparison that is there")
-    add(
-        "--run", metavar="DIR", help=argparse.SUPPRESS
-    )  # one run, in the process that is made for it
-    add("--prepare", action="store_true", help=argparse.SUPPRESS)
+    methods = f"methods, separated by spaces or commas; {known} [all]"
+    rates = "learning rates of all RL methods, or METHOD=1e-6,1e-5 of one"
+    text("methods", "METHOD", methods, nargs="+", default=list(DEFAULT))
+    number("seeds", 3, "number of seeds, starting at the config's [3]")
+    number("tokens", 80_000, "tokens of training completions per run [80000]")
+    number("eval_tokens", None, "tokens between evaluations [a tenth of tokens]")
+    number("eval_prompts", 128, "most prompts per evaluation set [128]")
+    text("learning_rates", "RATE", f"{rates} [RL 1e-5 2e-5 5e-5, mezo 1e-7 1e-6 1e-5]", nargs="+")
+    text("rl_kwargs", "KWARGS", "further settings of TRL's GRPOConfig, such as '{use_vllm: true}'")
+    text("output", "DIR", "folder of all runs [estune-compare]", default="estune-compare")
+    dry = "list the runs and their settings, and stop"
+    parser.add_argument("--dry_run", action="store_true", help=dry)
+    text("redraw", "DIR", "redraw table and plots of an existing comparison")
+    text("run", "DIR", argparse.SUPPRESS)  # one run, in the process that was started for it
+    parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     add_flags(parser)
 
 
@@ -130,7 +94,7 @@ def _compare(options: argparse.Namespace, config: RunConfig, output: Path) -> in
 
 
 def _runs(options: argparse.Namespace, config: RunConfig) -> list[Any]:
-    """The runs that are asked for, with what can be known to be wrong said before any of them begins."""
+    """Return the requested runs, after checking the input."""
     from estune.cli.settings import parsed
     from estune.common.types import is_token_ids
     from estune.evaluation.compare.methods import chosen, grids
@@ -140,7 +104,9 @@ def _runs(options: argparse.Namespace, config: RunConfig) -> list[Any]:
 
     methods = chosen(options.methods)
     rates = grids(methods, options.learning_rates)
-    every = options.eval_tokens if options.eval_tokens is not None else max(1, options.tokens // 10)
+    every = options.eval_tokens
+    if every is None:
+        every = max(1, options.tokens // 10)
     budget = Budget(options.tokens, every, options.eval_prompts)
     more = parsed(options.rl_kwargs, "--rl_kwargs") if options.rl_kwargs else {}
     if not isinstance(more, dict):
@@ -153,7 +119,8 @@ def _runs(options: argparse.Namespace, config: RunConfig) -> list[Any]:
         is_token_ids(row["prompt"]) for row in rows
     ):
         raise DataError(
-            "train_dataset: TRL takes no prompts of token ids; give text or messages, or compare ES methods alone"
+            "train_dataset: TRL does not accept prompts of token ids; "
+            "give text or messages, or compare only ES methods"
         )
     return runs(config, methods, rates, options.seeds, budget, len(rows), more)
 
@@ -172,9 +139,9 @@ def _redraw(folder: Path) -> int:
     try:
         comparison = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"redraw: {folder / 'compare.json'} cannot be read ({getattr(error, 'strerror', None) or error})"
-        ) from None
+        why = getattr(error, "strerror", None) or error
+        path = folder / "compare.json"
+        raise ConfigError(f"redraw: {path} cannot be read ({why})") from None
     _write(comparison, folder)
     _show(comparison, folder)
     return 0
@@ -209,7 +176,7 @@ def _show(comparison: dict[str, Any], folder: Path) -> None:
 
     screen = Screen(RunConfig())
     screen.table(title(comparison), *results_table(comparison))
-    screen.table("answers in the end", *answers_table(comparison))
+    screen.table("completions at the end", *answers_table(comparison))
     for line in [*notes(comparison), *differences(comparison)]:
         screen.say(f"- {line}")
     files = [folder / "compare.json", folder / "compare.md"]
@@ -227,8 +194,6 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _stopped(by: str, status: int) -> int:
-    print(
-        f"estune: stopped by {by}; what is finished stays, and the same command goes on",
-        file=sys.stderr,
-    )
+    kept = "finished runs are kept, repeat the command to continue"
+    print(f"estune: stopped by {by}; {kept}", file=sys.stderr)
     return status

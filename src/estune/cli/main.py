@@ -1,6 +1,6 @@
-"""`estune`: choose a command, run it, and turn whatever ends it into an exit status.
+"""`estune`: choose a command, run it, and turn its result or error into an exit status.
 
-0 done; 1 failed, and can be resumed; 2 the input is wrong, one line says what; 130 Ctrl-C; 143 SIGTERM.
+0 done; 1 failed, can be resumed; 2 wrong input, explained in one line; 130 Ctrl-C; 143 SIGTERM.
 `--debug`, or ESTUNE_TRACEBACK=1 in the environment, adds the traceback with all causes.
 """
 
@@ -29,8 +29,12 @@ _COMMANDS = {
     "new-task": new_task,
 }
 _EPILOG = """first run:
-  estune train --task conciseness --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct --sigma 0.005
+  estune train --task conciseness --sigma 0.005 \\
+    --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct
 each command explains itself: estune train --help"""
+
+
+_RESUME = "the run can be resumed with --resume_from_checkpoint true"
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     with clean_streams():
         return _logged(sys.argv[1:] if arguments is None else list(arguments))
 
@@ -58,37 +62,25 @@ def _logged(arguments: list[str]) -> int:
 
 
 def _status(error: BaseException) -> int:
-    """Say in one line why the command ended; the exit status."""
+    """Print in one line why the command ended; return the exit status."""
     if isinstance(error, EstuneError):
         return _ended(error, 2 if isinstance(error, InputError) else 1)
     if isinstance(error, KeyboardInterrupt):
-        return _ended(
-            "stopped by Ctrl-C; the run can be resumed with --resume_from_checkpoint true", 130
-        )
-    if isinstance(error, BrokenPipeError):  # the reader of a pipe, such as head, went away
+        return _ended(f"stopped by Ctrl-C; {_RESUME}", 130)
+    if isinstance(error, BrokenPipeError):  # the reader of a pipe, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, SystemExit):
         if error.code == 143:
-            return _ended(
-                "stopped by SIGTERM; the run can be resumed with --resume_from_checkpoint true", 143
-            )
-        return (
-            error.code
-            if isinstance(error.code, int)
-            else _ended(error.code, 1)
-            if error.code
-            else 0
-        )
+            return _ended(f"stopped by SIGTERM; {_RESUME}", 143)
+        if isinstance(error.code, int):
+            return error.code
+        return _ended(error.code, 1) if error.code else 0
     if isinstance(error, OSError):
-        return _ended(
-            f"{error.filename or 'system'}: {error.strerror or error}; free what is short and resume the run",
-            1,
-        )
-    return _ended(
-        f"unexpected {type(error).__name__} at {_origin(error)} ({reason(error)}); --debug shows the traceback",
-        1,
-    )
+        where = error.filename or "system"
+        return _ended(f"{where}: {error.strerror or error}; fix that and resume the run", 1)
+    what = f"{type(error).__name__} at {_origin(error)}"
+    return _ended(f"unexpected {what} ({reason(error)}); --debug shows the traceback", 1)
 
 
 def _debugging(arguments: Sequence[str]) -> bool:
@@ -96,7 +88,7 @@ def _debugging(arguments: Sequence[str]) -> bool:
 
 
 def _show(error: BaseException) -> None:
-    """Print the traceback with every cause, those too that were left out of the one-line message."""
+    """Print the traceback with all causes, including those that the one line omits."""
     link: BaseException | None = error
     seen: set[int] = set()
     while link is not None and id(link) not in seen:
@@ -107,25 +99,23 @@ def _show(error: BaseException) -> None:
 
 
 def _origin(error: BaseException) -> str:
-    """Where an error that nothing foresaw was raised."""
+    """Return the file and line of an unexpected error."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{frame.filename}:{frame.lineno}"
 
 
 class _ToStderr(logging.Handler):
-    """Writes to whatever standard error is by then: a progress bar takes its place, to print above itself."""
+    """Writes to the current sys.stderr, which a progress bar replaces to print above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
         lines = self.format(record).splitlines() or [""]
-        print(
-            "\n  ".join(lines), file=sys.stderr
-        )  # a message cannot forge the beginning of another
+        print("\n  ".join(lines), file=sys.stderr)  # no message can forge the start of another
 
 
 def _run(arguments: list[str]) -> int:
     parser = Parser(
         prog="estune",
-        description="Fine-tune all parameters of an LLM by evolution strategies, with forward passes only.",
+        description="Fine-tune all parameters of an LLM by evolution strategies, no gradients.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -151,7 +141,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
-    """`--debug`, which may stand before the command or among its options."""
+    """Add `--debug`, which may stand before the command or among its options."""
     parser.add_argument(
         "--debug",
         action="store_true",

@@ -1,10 +1,10 @@
-"""Write a task of your own, to be changed: data, prompt and reward in NAME.py, and its test in test_NAME.py.
+"""Write a template for a task: data, prompt and reward in NAME.py, its test in test_NAME.py.
 
   estune new-task my_task
   pytest test_my_task.py
   estune train --task my_task.TASK --model_name_or_path MODEL
 
-Both files are written to the working folder, and none that is there already is overwritten.
+Both files are written to the working folder. Existing files are never overwritten.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from estune.errors import ConfigError
 
-SUMMARY = "write a template of a task of your own, with its test"
+SUMMARY = "write a template for your own task, with a test"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -28,34 +28,27 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     name = _checked(options.name)
     files = {Path(f"{name}.py"): "new_task.py.txt", Path(f"test_{name}.py"): "new_task_test.py.txt"}
     if there := next((path for path in files if path.exists()), None):
-        raise ConfigError(f"{there}: is there already; choose another name or move it away")
+        raise ConfigError(f"{there}: already exists; choose another name or move it away")
+    templates = resources.files("estune.tasks") / "data"
     for path, template in files.items():
-        _write(
-            path,
-            resources.files("estune.tasks")
-            .joinpath(f"data/{template}")
-            .read_text(encoding="utf-8")
-            .replace("NAME", name),
-        )
+        text = (templates / template).read_text(encoding="utf-8")
+        _write(path, text.replace("NAME", name))
     print(f"wrote {' and '.join(map(str, files))}; change them, then\n")
     print(f"  pytest test_{name}.py")
-    print(
-        f"  estune train --task {name}.TASK --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct --output_dir runs/{name}"
-    )
+    model = "--model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct"
+    print(f"  estune train --task {name}.TASK {model} --output_dir runs/{name}")
     return 0
 
 
 def _checked(name: str) -> str:
     if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
         raise ConfigError(
-            f"NAME: {name!r} is no name of a Python module; use letters, digits and _, such as my_task"
+            f"NAME: {name!r} is not a valid module name; use letters, digits and _, such as my_task"
         )
-    found = importlib.util.find_spec(name)
-    if (
-        found is not None and not Path(f"{name}.py").exists()
-    ):  # the working folder comes last on the import path
+    # The working folder comes last on the import path.
+    if importlib.util.find_spec(name) is not None and not Path(f"{name}.py").exists():
         raise ConfigError(
-            f"NAME: there is a Python module {name!r} already, which would be found first; choose another name"
+            f"NAME: a Python module {name!r} exists and would be imported instead; choose another"
         )
     return name
 
@@ -66,5 +59,5 @@ def _write(path: Path, text: str) -> None:
             file.write(text)
     except OSError as error:
         raise ConfigError(
-            f"{path}: cannot be written ({error.strerror}); go to a folder of your own"
+            f"{path}: cannot be written ({error.strerror}); change to a folder where you can write"
         ) from None

@@ -1,12 +1,13 @@
-"""Tell what a run will take before it is begun: memory by part, and with a speed its hours and its price. RL stands beside it.
+"""Estimate a run before it starts: memory by part and, given a speed, its hours and its price.
 
   estune plan --config run.yaml
   estune plan --config run.yaml --measured runs/quickstart
-  estune plan --model_name_or_path Qwen/Qwen2.5-7B-Instruct --gpus 4 --gpu_memory 80 --tokens_per_second 9000 --price 3
+  estune plan --model_name_or_path Qwen/Qwen2.5-7B-Instruct --gpus 4 --tokens_per_second 9000
   estune plan --parameters 70e9 --gpus 16 --vllm_tensor_parallel_size 4
 
-Of a model no more than its config is read. Without --gpus it is about a run on this machine's processor. --measured takes the
-speed and the length of completions from a run's metrics. Any setting of `estune train` may be given too.
+RL's memory is shown for comparison. Only the model's config is read. Without --gpus the estimate is
+for this machine's processor. --measured takes the speed and the length of completions from a run's
+metrics. Any setting of `estune train` may be given too.
 """
 
 import argparse
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from estune.monitor.console import Screen
     from estune.run.estimate import Memory, Shape, Speed, Workload
 
-SUMMARY = "tell a run's memory, time and price before it is begun"
-USAGE = "estune plan [--config FILE ...] [--parameters P] [--gpus N] [--tokens_per_second R | --measured RUN] [--SETTING VALUE ...]"
+SUMMARY = "estimate a run's memory, time and price"
+USAGE = """estune plan [--config FILE ...] [--parameters P] [--gpus N]
+                   [--tokens_per_second R | --measured RUN] [--SETTING VALUE ...]"""
 _PROMPTS, _PROMPT_TOKENS = 200, 128
 
 
@@ -33,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--parameters",
         metavar="P",
         type=float,
-        help="plan for a model of so many parameters instead of one by name, such as 70e9",
+        help="plan for a model with this many parameters, such as 70e9",
     )
     add(
         "--gpus",
@@ -47,28 +49,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--prompts",
         metavar="N",
         type=int,
-        help=f"prompts a member and step [batch_size, max_train_samples, or {_PROMPTS}]",
+        help=f"prompts per member and step [batch_size, max_train_samples, or {_PROMPTS}]",
     )
     add(
         "--prompt_tokens",
         metavar="N",
         type=int,
         default=_PROMPT_TOKENS,
-        help=f"of each [{_PROMPT_TOKENS}]",
+        help=f"tokens of each prompt [{_PROMPT_TOKENS}]",
     )
     add(
         "--completion_tokens",
         metavar="N",
         type=float,
-        help="of each completion, on the average [max_completion_length]",
+        help="mean tokens of a completion [max_completion_length]",
     )
-    add("--tokens_per_second", metavar="R", type=float, help="that one engine generates")
-    add("--measured", metavar="RUN", help="a run's folder, whose speed to reckon with")
+    add("--tokens_per_second", metavar="R", type=float, help="speed of one engine")
+    add("--measured", metavar="RUN", help="folder of a run whose speed to use")
     add(
         "--price",
         metavar="PRICE",
         type=float,
-        help="of a GPU's hour, or of this machine's, in your currency",
+        help="price per GPU hour, or per hour of this machine",
     )
     add_flags(parser)
 
@@ -117,15 +119,16 @@ def _check(options: argparse.Namespace, config: RunConfig) -> None:
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name}: must be a number above 0; it is {value}")
     if options.gpus < 0 or options.gpus % config.vllm_tensor_parallel_size:
+        size = config.vllm_tensor_parallel_size
         raise ConfigError(
-            f"gpus: must be a multiple of vllm_tensor_parallel_size, {config.vllm_tensor_parallel_size}; it is {options.gpus}"
+            f"gpus: must be a multiple of vllm_tensor_parallel_size, {size}; it is {options.gpus}"
         )
     if options.tokens_per_second and options.measured:
-        raise ConfigError("measured: it has a speed of its own, so leave tokens_per_second out")
+        raise ConfigError("measured: it already gives the speed, so leave tokens_per_second out")
 
 
 def _speed(options: argparse.Namespace, config: RunConfig) -> "tuple[Speed | None, float]":
-    """The speed, where one is known, and the length of a completion."""
+    """Return the speed, None if unknown, and the mean length of a completion."""
     from estune.run.estimate import Speed, measured_speed
     from estune.run.metrics_file import MetricsFile
 
@@ -134,7 +137,8 @@ def _speed(options: argparse.Namespace, config: RunConfig) -> "tuple[Speed | Non
         records = MetricsFile(Path(options.measured) / "metrics.jsonl").read()
         if not records:
             raise ConfigError(
-                f"measured: {options.measured} has no metrics.jsonl with a step in it; give a run's folder"
+                f"measured: {options.measured} has no metrics.jsonl with a step; "
+                "give a run's folder"
             )
         speed, seen = measured_speed(records)
         return speed, given or seen
@@ -143,14 +147,15 @@ def _speed(options: argparse.Namespace, config: RunConfig) -> "tuple[Speed | Non
 
 
 def _about(options: argparse.Namespace, config: RunConfig, shape: "Shape") -> str:
-    name = "a model of such a size" if options.parameters else config.model_name_or_path
+    name = "a model of this size" if options.parameters else config.model_name_or_path
     part = "all tuned" if shape.tuned == shape.parameters else f"{shape.tuned:,} tuned"
     where = (
         f"{options.gpus} GPUs of {options.gpu_memory:g} GB"
         if options.gpus
         else "this machine's processor"
     )
-    return f"{name}: {shape.parameters:,} parameters, {part}; engine {config.engine} in {_dtype(options, config)}, on {where}"
+    engine = f"engine {config.engine} in {_dtype(options, config)}"
+    return f"{name}: {shape.parameters:,} parameters, {part}; {engine}, on {where}"
 
 
 def _dtype(options: argparse.Namespace, config: RunConfig) -> str:
@@ -184,16 +189,14 @@ def _show_memory(
         screen.say(_place_theta(config, device, host, int(memory)))
     _table(screen, "memory of each GPU for ES, in all for RL", device, rival)
     screen.say(_verdict("ES", sum(device.values()), memory, "a GPU has"))
-    screen.say(
-        f"RL: takes at least {math.ceil(sum(rival.values()) / memory)} such GPUs, weights and optimizer spread over them"
-    )
-    screen.say(
-        f"in the machine's memory: {', '.join(f'{what} {_size(size)}' for what, size in host.items())}"
-    )
+    gpus = math.ceil(sum(rival.values()) / memory)
+    screen.say(f"RL: takes at least {gpus} such GPUs, weights and optimizer sharded over them")
+    parts = ", ".join(f"{what} {_size(size)}" for what, size in host.items())
+    screen.say(f"in the machine's memory: {parts}")
 
 
 def _place_theta(config: RunConfig, device: "Memory", host: "Memory", memory: int) -> str:
-    """Move θ to the part of the GPU where a run would have it there; the reason."""
+    """Move θ into `device` if a run would keep it on the GPU; return the reason."""
     from estune.run import placement
 
     engine = (
@@ -236,26 +239,23 @@ def _show_time(
     from estune.run import estimate
 
     tokens = estimate.tokens_a_step(config, work)
-    screen.say(
-        f"a step: {config.population_size} members × {work.prompts} prompts, {tokens:,.0f} tokens at {work.completion_tokens:.0f} each"
-    )
+    each = f"{tokens:,.0f} tokens at {work.completion_tokens:.0f} each"
+    screen.say(f"a step: {config.population_size} members × {work.prompts} prompts, {each}")
     if speed is None:
-        screen.say(
-            "for hours and price: --tokens_per_second R, or --measured RUN after a few steps, and --price"
-        )
+        screen.say("for hours and price add --tokens_per_second R or --measured RUN, and --price")
         return
-    engines = (
-        max(1, options.gpus // config.vllm_tensor_parallel_size)
-        if options.gpus
-        else config.num_workers or 1
-    )
+    engines = config.num_workers or 1
+    if options.gpus:
+        engines = max(1, options.gpus // config.vllm_tensor_parallel_size)
     seconds = estimate.seconds_a_step(config, work, speed, engines)
     hours = seconds * config.max_steps / 3600
-    price = f", {hours * max(1, options.gpus) * options.price:,.2f} in all" if options.price else ""
+    cost = hours * max(1, options.gpus) * (options.price or 0)
+    price = f", {cost:,.2f} in all" if cost else ""
     own = f", {speed.fixed:,.2f} s for the trainer's own work" if speed.fixed else ""
-    beside = f"{speed.tokens:,.0f} tokens/s each, {speed.overhead:.1%} beside generating{own}"
     screen.say(
-        f"{seconds:,.1f} s a step on {engines} engine{'s' * (engines > 1)} ({beside}); {config.max_steps} steps: {hours:,.2f} hours{price}"
+        f"{seconds:,.1f} s per step on {engines} engine{'s' * (engines > 1)} "
+        f"({speed.tokens:,.0f} tokens/s each, {speed.overhead:.1%} beyond generating{own}); "
+        f"{config.max_steps} steps: {hours:,.2f} hours{price}"
     )
 
 

@@ -3,16 +3,16 @@
   estune replay out --step 40 --output out-40
   estune replay out --step 40 --output out-40 --model /elsewhere/base-model
 
-A run is its base model and its journal: seeds and coefficients, some kilobytes a step. No prompt is generated.
-The journal may be somebody else's: the base model that it names is shown before it is fetched, and code that comes with that
-model runs only with --trust_remote_code.
+A run is its base model and its journal: a few kilobytes of seeds and coefficients per step. Nothing
+is generated. A journal from someone else may name any base model, so its name is shown before it is
+downloaded, and code that comes with it runs only with --trust_remote_code.
 """
 
 import argparse
 import logging
 from pathlib import Path
 
-from estune.common.other_names import nearest
+from estune.cli.settings import refuse_unknown
 from estune.common.visible import one_line
 from estune.config import RunConfig, build
 from estune.errors import ConfigError
@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="where to write the checkpoint; must not exist",
     )
     parser.add_argument(
-        "--model", metavar="MODEL", help="where the base model is now, if it has moved"
+        "--model", metavar="MODEL", help="the base model's new location, if it moved"
     )
     parser.add_argument(
         "--trust_remote_code",
@@ -47,10 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, unknown: list[str]) -> int:
     from estune.theta.journal import Journal
 
-    if unknown:
-        raise ConfigError(
-            f"unknown option {unknown[0]!r}{nearest(unknown[0], ['step', 'output', 'model', 'trust_remote_code'])}"
-        )
+    refuse_unknown(unknown, ["step", "output", "model", "trust_remote_code"])
     journal = Journal.open(Path(options.run))
     step = _step(options.step, journal.last)
     output = Path(options.output)
@@ -68,9 +65,7 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
         revision = f" at revision {config.model_revision}" if config.model_revision else ""
         logger.info(
             "%s",
-            one_line(
-                f"the base model, as the journal of {options.run} names it: {model_name}{revision}"
-            ),
+            one_line(f"base model, from the journal of {options.run}: {model_name}{revision}"),
         )
 
     from rich.progress import track

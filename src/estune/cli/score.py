@@ -1,9 +1,9 @@
-"""Grade completions that exist already: no model is loaded.
+"""Score existing completions, without a model.
 
   estune score --task countdown --completions answers.jsonl
 
-Each line of the file is a JSON object with `completion` (text, or a list of messages) and the task's columns, such as
-`numbers` and `target`. One JSON number a line comes out, in the same order, and nothing else.
+Each line of the file is a JSON object with `completion` (text, or a list of messages) and the
+task's columns, such as `numbers` and `target`. The output is one JSON number per line, in order.
 """
 
 import argparse
@@ -13,22 +13,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from estune.common.other_names import nearest
+from estune.cli.settings import refuse_unknown
 from estune.errors import ConfigError, DataError
 from estune.tasks.data_files import decoded
 
-SUMMARY = "grade completions from a file"
+SUMMARY = "score completions from a file"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--task", metavar="TASK", help="whose reward to use; estune tasks lists them"
+        "--task", metavar="TASK", help="task whose reward to use; estune tasks lists them"
     )
     parser.add_argument(
         "--reward_funcs",
         metavar="NAME",
         nargs="+",
-        help="reward functions to use instead of a task's",
+        help="reward functions, instead of a task's",
     )
     parser.add_argument(
         "--completions",
@@ -42,13 +42,10 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     from estune.tasks import get_task
     from estune.tasks.reward_functions import resolve_rewards
 
-    if unknown:
-        raise ConfigError(
-            f"unknown option {unknown[0]!r}{nearest(unknown[0], ['task', 'reward_funcs', 'completions'])}"
-        )
+    refuse_unknown(unknown, ["task", "reward_funcs", "completions"])
     if not options.task and not options.reward_funcs:
         raise ConfigError("task: give one (see estune tasks), or reward_funcs")
-    with contextlib.redirect_stdout(sys.stderr):  # what a reward function prints is no reward
+    with contextlib.redirect_stdout(sys.stderr):  # keeps what functions print apart from rewards
         functions = resolve_rewards(
             options.reward_funcs or list(get_task(options.task).reward_funcs)
         )
@@ -92,9 +89,8 @@ def _rows(path: str) -> list[dict[str, Any]]:
     ]
     for number, row in enumerate(rows, 1):
         if set(row) != set(rows[0]):
-            raise DataError(
-                f"{path}: row {number} has the columns {', '.join(sorted(row))}, row 1 has {', '.join(sorted(rows[0]))}"
-            )
+            here, first = (", ".join(sorted(columns)) for columns in (row, rows[0]))
+            raise DataError(f"{path}: row {number} has the columns {here}, row 1 has {first}")
     return rows
 
 

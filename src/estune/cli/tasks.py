@@ -3,7 +3,7 @@
   estune tasks                  # all, those of reasoning-gym in one line
   estune tasks reasoning_gym    # the names of reasoning-gym's datasets
 
-Beside each name stands where its data come from: made on the spot, packed with estune, or a dataset of the hub.
+After each name stands where its data come from: generated, packed with estune, or from the hub.
 """
 
 import argparse

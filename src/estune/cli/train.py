@@ -5,13 +5,13 @@
   estune train --model_name_or_path MODEL --task countdown --output_dir out
   estune train --model_name_or_path MODEL --dataset_name data.jsonl --reward_funcs my_rewards.short
 
-The model is a hub id, a local folder or a .gguf file. The data have a column `prompt` (text, or a list of chat
-messages) and any others, which the reward functions get by name:
+The model is a hub id, a local folder or a .gguf file. The data have a column `prompt` (text, or a
+list of chat messages) and any others, which the reward functions get by name:
 
   def short(completions, target, **columns):
       return [-abs(len(c) - len(t)) for c, t in zip(completions, target)]
 
-Whatever stops a run, the same command with --resume_from_checkpoint true goes on from its last whole step.
+Whatever stops a run, the same command with --resume_from_checkpoint true continues it.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""A run notices that its folder was renamed, deleted or replaced under it, before it writes there again.
+"""Detect that a run's folder was renamed, deleted or replaced, before the run writes there again.
 
-Paths lead to whatever lies there now; what a process has open stays what it was. Comparing the two tells.
+A path leads to whatever is there now, but an open file stays the same; so the two are compared.
 """
 
 import os
@@ -19,29 +19,26 @@ class Anchor:
         weakref.finalize(self, os.close, self.descriptor)
 
     def check(self) -> None:
-        """Raises LostFolderError when the path leads elsewhere, or nowhere."""
-        if not self._is_there():
+        """Raise LostFolderError if the path no longer leads to it."""
+        if not self._is_in_place():
             raise LostFolderError(
                 f"{self.path}: {self._fate()}; the run stops before it writes there again"
             )
 
-    def _is_there(self) -> bool:
+    def _is_in_place(self) -> bool:
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))
         except OSError:
             return False
 
     def _fate(self) -> str:
-        """What happened, as far as the system tells."""
-        now = self._now()
-        if now:
-            return (
-                f"was moved to {now} while the run was going on, and the run can be resumed there"
-            )
-        return f"was {'replaced' if os.path.lexists(self.path) else 'deleted'} while the run was going on"
+        """Describe what happened to it."""
+        if now := self._current_path():
+            return f"was moved to {now} during the run, which can be resumed there"
+        return f"was {'replaced' if os.path.lexists(self.path) else 'deleted'} during the run"
 
-    def _now(self) -> str | None:
-        """Where the file or folder lies now; None where it is gone, or only Linux could tell."""
+    def _current_path(self) -> str | None:
+        """Return its path now; None if it was deleted, or if this system is not Linux."""
         try:
             path = os.readlink(f"/proc/self/fd/{self.descriptor}")
             return path if os.path.samestat(os.stat(path), os.fstat(self.descriptor)) else None

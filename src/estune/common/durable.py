@@ -1,4 +1,4 @@
-"""Writes that survive a kill or a power cut: a file or folder is there whole, or not at all; and one writer at a time."""
+"""Writes that survive a kill or a power cut whole or not at all, and locks for one writer."""
 
 import fcntl
 import os
@@ -13,10 +13,10 @@ from estune.errors import ConfigError
 
 @contextmanager
 def locked(folder: Path, setting: str) -> Iterator[None]:
-    """Hold `folder`, which `setting` gave, for this process; the system lets go of it however the process ends.
+    """Lock `folder`, the value of `setting`, for this process. The lock ends with the process.
 
     Raises:
-        ConfigError: another process has it.
+        ConfigError: another process has locked it, or its disk cannot lock files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as file:
@@ -30,7 +30,8 @@ def locked(folder: Path, setting: str) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise ConfigError(
-                f"{setting}: {folder} is on a disk that cannot lock files ({error.strerror}); choose another"
+                f"{setting}: {folder} is on a disk that cannot lock files ({error.strerror}); "
+                "choose another"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -40,17 +41,17 @@ def locked(folder: Path, setting: str) -> Iterator[None]:
 
 @contextmanager
 def in_turn(folder: Path) -> Iterator[None]:
-    """Wait while another process is in such a block for the same folder, which is made if need be."""
+    """Let one process at a time into the block, per folder; create the folder if necessary."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
-        with suppress(OSError):  # some network disks lock no files: there nobody waits
+        with suppress(OSError):  # some network disks cannot lock files; then nobody waits
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 @contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
-    """A scratch folder beside `target` that takes its place when the block ends without an error."""
+    """Yield a new folder that replaces `target` if the block ends without an error."""
     scratch = target.with_name(f".{target.name}.tmp")
     if scratch.exists():
         shutil.rmtree(scratch)
@@ -68,7 +69,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_folder(target: Path) -> None:
-    """Delete `target`, which is gone at once: a kill leaves no half of it under its name."""
+    """Delete `target`. It is renamed first, so that a kill never leaves half of it."""
     scratch = target.with_name(f".{target.name}.tmp")
     if scratch.exists():
         shutil.rmtree(scratch)
@@ -78,7 +79,7 @@ def remove_folder(target: Path) -> None:
 
 @contextmanager
 def replaced_file(target: Path) -> Iterator[Path]:
-    """A scratch file's path beside `target`; what the block writes there replaces `target` when it ends well."""
+    """Yield the path of a new file that replaces `target` if the block ends without an error."""
     scratch = target.with_name(f".{target.name}.tmp")
     try:
         with disk_errors(target):
@@ -92,13 +93,13 @@ def replaced_file(target: Path) -> Iterator[Path]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Replace `target` by `text`, durably."""
+    """Replace the content of `target` by `text`, durably."""
     with replaced_file(target) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
 
 def sync(path: Path) -> None:
-    """Ask the disk to have what `path`, a file or a folder, holds now."""
+    """Flush a file or folder to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -107,7 +108,7 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """`sync` a folder and all that is in it."""
+    """Flush a folder and everything in it to the disk."""
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)
@@ -115,7 +116,7 @@ def sync_tree(folder: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Raise the OSError that libraries written in Rust wrap in kinds of their own when a disk is full, say."""
+    """Turn errors of Rust libraries, such as for a full disk, back into OSError."""
     try:
         yield
     except OSError:

@@ -1,4 +1,4 @@
-"""Settings as fields of a dataclass: what a field knows of its setting, and how it is checked.
+"""Settings as fields of a dataclass: their metadata, and how their values are checked.
 
 sigma: float = setting(1e-3, "σ: standard deviation of the noise", group="strategy", above=0)
 """

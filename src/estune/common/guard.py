@@ -1,6 +1,7 @@
-"""The guard that stands at every seam to another library, so that its exceptions reach the user as one line of ours.
+"""Turn exceptions of other libraries into one-line errors of ours.
 
-Libraries raise whatever they like, and more kinds with every version, so a list of types to catch is never complete.
+Libraries raise many types of exceptions, and new ones with each version, so no list of types is
+complete.
 
     with guarded(ModelError, f"{folder}: transformers cannot load this model"):
         AutoModelForCausalLM.from_pretrained(folder)
@@ -12,33 +13,28 @@ from contextlib import contextmanager
 
 from estune.errors import EstuneError
 
-_FULL = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EIO,
-    errno.EROFS,
-)  # the disk's state, which every command reports alike
+# Errors of the disk, which the command line reports in the same way for every command.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 @contextmanager
 def guarded(kind: type[EstuneError], what: str, advice: str = "") -> Iterator[None]:
-    """Turn whatever a library raises in here into `kind`: what failed, why, and what to do about it.
+    """Turn any exception in the block into `kind`, with what failed, why, and what to do.
 
-    The exception stays as the cause, which --debug shows. Errors of our own and a full disk pass as they are.
+    The original is its cause, which --debug shows. Our own errors and disk errors pass unchanged.
     """
     try:
         yield
     except EstuneError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             raise
         raise kind(f"{what} ({reason(error)}){advice and '; '}{advice}") from error
 
 
 def reason(error: BaseException, length: int = 240) -> str:
-    """The error as part of a line: its type where its own words do not explain themselves."""
+    """Return the error as part of a line: its message, after its type if it is unclear."""
     said = " ".join(str(error).split())[:length].rstrip(" .")
     name = type(error).__name__
     if isinstance(error, (OSError, RuntimeError, ValueError)) and len(said.split()) > 3:

@@ -1,4 +1,4 @@
-"""Means and deviations of finite numbers of any size: 1e308 or 5e-324 is a reward like another.
+"""Means and deviations of finite numbers of any size, since 1e308 and 5e-324 are valid rewards.
 
 Squares and sums of such numbers overflow or vanish. Where that can happen the numbers are first
 divided by a power of two, which changes no digit, and the result is multiplied by it again.
@@ -19,14 +19,14 @@ LARGEST = float(np.finfo(np.float64).max)
 
 
 def exponent(*arrays: ArrayLike) -> int:
-    """The power of two by which to divide `arrays`, 0 for ordinary ones; NaN and ∞ don't count."""
+    """Return p such that `arrays` ÷ 2**p are safe, 0 if they are already; NaN and ∞ are ignored."""
     largest = max((_largest(np.asarray(array, np.float64)) for array in arrays), default=0.0)
     power = math.frexp(largest)[1] if largest else 0
     return power if abs(power) > _ORDINARY else 0
 
 
 def divided(array: ArrayLike, power: int) -> Array:
-    """`array` ÷ 2**power, ∞ or 0 where a double holds no such number; unchanged if power is 0."""
+    """Return `array` ÷ 2**power, ∞ or 0 where it over- or underflows."""
     numbers = np.asarray(array, np.float64)
     if not power:
         return numbers
@@ -36,20 +36,26 @@ def divided(array: ArrayLike, power: int) -> Array:
 
 
 def scaled(statistic: Callable[[Array], Any], values: ArrayLike) -> float:
-    """`statistic(values)`, which must scale as the values do: a mean, a standard deviation."""
+    """Return `statistic(values)`, which must scale like the values: a mean or a deviation."""
     power = exponent(values)
     return float(divided(statistic(divided(values, power)), -power))
 
 
+def known(values: ArrayLike) -> Array:
+    """Return the numbers of `values` that are not NaN, (K,)."""
+    numbers = np.asarray(values, np.float64)
+    return numbers[~np.isnan(numbers)]
+
+
 def mean(values: ArrayLike, count: int | None = None) -> float:
-    """The exact sum, rounded once, over `count` (default: how many there are); NaN for none."""
+    """Return the exact sum, rounded once, over `count` (default: their number); NaN for none."""
     numbers = np.asarray(values, np.float64)
     count = numbers.size if count is None else count
     if not count:
         return math.nan
     try:
         return math.fsum(numbers) / count
-    except OverflowError:  # of the sum, or on the way to it
+    except OverflowError:  # in the sum or an intermediate one
         power = exponent(numbers)
         return float(divided(math.fsum(divided(numbers, power)) / count, -power))
 

@@ -1,4 +1,4 @@
-"""Names that are no settings here but that users try: TRL's, and those of earlier versions."""
+"""Names that users try although they are not settings: TRL's, and those of earlier versions."""
 
 import difflib
 
@@ -82,8 +82,8 @@ def advice(name: str) -> str | None:
 
 
 def nearest(word: str, words: list[str]) -> str:
-    """Return the end of a message about the unknown `word`: its advice, or the nearest of `words`."""
+    """Return the end of a message on an unknown `word`: its advice, or the nearest of `words`."""
     if found := advice(word):
         return f"; {found}"
     close = difflib.get_close_matches(word.lstrip("-"), words, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else "; see --help for the settings there are"
+    return f"; did you mean {close[0]!r}?" if close else "; see --help for all settings"

@@ -1,8 +1,8 @@
-"""What models, data, files and reward functions say is shown as text, never as commands to a terminal or a pager.
+"""Show text of models, data, files and reward functions as text, never as terminal commands.
 
 A control character can clear the screen, rename the window or overwrite a line; a bidirectional
-override shows text in another order than it has. Both are left out of whatever a person reads, on
-either stream and in files such as `reward_error.txt`. Files for programs (JSON, Parquet) keep the
+override displays text in a different order. Both are removed from everything that people read:
+stdout, stderr and files such as `reward_error.txt`. Files for programs (JSON, Parquet) keep the
 exact text, escaped.
 """
 
@@ -15,9 +15,9 @@ from estune.errors import clean
 
 
 def one_line(text: object, most: int | None = None) -> str:
-    """The text of an object as one clean line of at most `most` characters.
+    """Return the object's text as one clean line of at most `most` characters.
 
-    Of an object that has no text, its type is named.
+    If str() fails, the line names the object's type.
     """
     try:
         line = clean(" ".join(str(text).split()))
@@ -27,7 +27,7 @@ def one_line(text: object, most: int | None = None) -> str:
 
 
 def table_cell(text: object) -> str:
-    """One cell of a table in Markdown: a bar or a line end in it would make further cells."""
+    """Return text for a cell of a Markdown table, where bars and line ends are special."""
     return one_line(text).replace("|", "\\|")
 
 
@@ -38,9 +38,9 @@ def _kind(thing: object) -> str:
 class CleanStream:
     """A text stream that shows only clean text, with question marks for what its encoding lacks.
 
-    A progress bar begins each write with a carriage return. A terminal gets that one; a file gets a
-    line end instead. rich, which writes control sequences of its own making, finds the stream below
-    by `rich_proxied_file`.
+    A progress bar begins each write with a carriage return. On a terminal it is kept; in a file it
+    becomes a line end. rich writes control sequences of its own, so it finds the stream below by
+    `rich_proxied_file`.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -66,7 +66,7 @@ class CleanStream:
 
 
 def wrap_streams() -> None:
-    """Clean whatever is printed from now on; a stream that is clean already stays as it is."""
+    """Clean everything that is printed from now on."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, CleanStream):
@@ -75,7 +75,7 @@ def wrap_streams() -> None:
 
 @contextmanager
 def clean_streams() -> Iterator[None]:
-    """Clean whatever is printed in the block, and the traceback of an error that leaves it."""
+    """Clean everything printed in the block, and the traceback of its error."""
     before = sys.stdout, sys.stderr
     wrap_streams()
     yield

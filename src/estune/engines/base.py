@@ -1,6 +1,6 @@
-"""The interface to whatever runs the model: an engine holds one variant of θ and completes prompts.
+"""The interface to an engine, which holds one variant of θ and completes prompts.
 
-An engine knows no reward and no strategy. It must fail loudly: a weight that it did not take is an
+An engine knows nothing of rewards or of the strategy. If it does not take a weight, it must raise
 `EngineError`.
 """
 
@@ -66,7 +66,7 @@ def check_weights(theta: Theta, variant: Variant, read: Callable[[str], torch.Te
 
 
 def wrong_weights(variant: Variant, name: str) -> EngineError:
-    """Return the error for an engine that holds other weights than the variant's in `name`."""
+    """Return the error for an engine whose weights in `name` are not the variant's."""
     whose = "θ's" if isinstance(variant, Unperturbed) else "the member's"
     return EngineError(
         f"the engine does not hold {whose} weights in {name}; its layout differs from the files'"

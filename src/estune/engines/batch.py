@@ -1,14 +1,15 @@
 """A batch of sequences that are being generated, with their cache of keys and values."""
 
-import os
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
 
 from estune.engines.cache_reuse import Reuse, new_cache
 
-# Tokens that computing the prefix separately must save, since it is one more pass over the weights.
+# The prefix is computed separately if that saves at least so many tokens, since it costs one more
+# pass over the weights.
 _WORTH = 64
 
 
@@ -17,13 +18,13 @@ class Batch:
 
     Args:
         model: a causal LM of transformers.
-        reuse: what it allows. If ended sequences must stay, `cache` is None, and the sequences must
-            be completed by one call of `generate`.
+        reuse: which computation the model lets us reuse. If ended sequences must stay, `cache` is
+            None, and one call of `generate` must complete the sequences.
         encoded: the tokens of each prompt.
         pad: the token to pad with.
 
     Attributes:
-        remaining: the index in `encoded` of each sequence.
+        remaining: the index in `encoded` of each sequence that is still in the batch.
         ids: token ids (B, L).
         mask: 1 for tokens, 0 for padding (B, L).
         cache: keys and values of all tokens but the last, or None.
@@ -80,5 +81,7 @@ def _left_padded(rows: list[torch.Tensor], value: int) -> torch.Tensor:
 
 def _common_prefix(encoded: Sequence[list[int]]) -> int:
     """Return how many tokens all prompts begin with, leaving each at least one more."""
-    shared = len(os.path.commonprefix(encoded))
-    return min(shared, min(map(len, encoded)) - 1)
+    shortest = min(map(len, encoded))
+    first, last = min(encoded), max(encoded)  # in lexical order, so all others are between them
+    pairs = zip(first[: shortest - 1], last, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -16,7 +16,7 @@ _CACHE_ARGUMENTS = ("cache", "past_key_values")
 
 @dataclass(frozen=True)
 class Reuse:
-    """What a batch of one model need not compute.
+    """What a batch can reuse with one model, or why it cannot.
 
     Attributes:
         argument: the name of the cache among the arguments of the model's `forward`.
@@ -56,7 +56,7 @@ class Reuse:
         )
 
     @property
-    def whole(self) -> bool:
+    def saves_all(self) -> bool:
         """Whether nothing is computed twice."""
         return not (self.keeps_ended or self.repeats_prefix)
 
@@ -76,7 +76,7 @@ def _other_state(cache: Any) -> str:
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
     if not cache.layers:
-        return "nothing that is known before the first token"
+        return "layers that are known only after the first token"
     plain = (DynamicLayer, DynamicSlidingWindowLayer)
     return _kinds(layer for layer in cache.layers if type(layer) not in plain)
 

@@ -1,8 +1,7 @@
 """A conversation as the text that a model's chat template makes of it.
 
-Templates differ in what they take: many know no system message, most know only text. If a
-conversation can be put in another form without losing anything, it is. Anything else that a
-template refuses is one line about the prompt.
+Many templates accept no system message, and most accept only text. A conversation is rewritten to
+fit if nothing is lost; otherwise the error names the prompt in one line.
 """
 
 import logging
@@ -42,18 +41,18 @@ class Chat:
             )
         messages = [_plain(message) for message in prompt]
         self._check_tools(messages)
-        folded = _folded(messages)
-        if folded is None:
-            return self._rendered(messages)
+        text = ""
+        refused = None
         try:
             text = self._rendered(messages)
-        except DataError as refused:
-            text = self._without_system(folded)
-            if not text:
-                raise refused
-            return text
-        shows_system = messages[0]["content"].strip() in text
-        return text if shows_system else self._without_system(folded) or text
+        except DataError as error:
+            refused = error
+        folded = _folded(messages)
+        if folded and (refused or messages[0]["content"].strip() not in text):
+            text = self._without_system(folded) or text
+        if refused and not text:
+            raise refused
+        return text
 
     def _rendered(self, messages: Messages) -> str:
         with guarded(
@@ -88,10 +87,7 @@ class Chat:
     def _check_tools(self, messages: Messages) -> None:
         used = any("tool_calls" in message for message in messages)
         if used and "tool_calls" not in str(self._tokenizer.chat_template):
-            self._log_once(
-                "the model's chat template shows no tool_calls, so the prompts lack those of "
-                "their messages"
-            )
+            self._log_once("the model's chat template ignores tool_calls, so the prompts lack them")
 
     def _log_once(self, line: str) -> None:
         if line not in self._logged:

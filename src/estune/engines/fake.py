@@ -51,12 +51,12 @@ class FakeEngine:
         sampling: Sampling | None = None,
     ) -> list[Completion]:
         flat = torch.cat([w.view(-1)[:_WEIGHTS] for w in self._weights.values()]).numpy()
-        return [
-            _letters(length + extra, max_completion_length)
-            for prompt in map(str, prompts)
-            for length in [_length(flat, prompt)]
-            for extra in _extras(prompt, sampling)
-        ]
+        completions = []
+        for prompt in map(str, prompts):
+            length = _length(flat, prompt)
+            for extra in _extras(prompt, sampling):
+                completions.append(_letters(length + extra, max_completion_length))
+        return completions
 
 
 def _length(flat: NDArray[np.float32], prompt: str) -> float:

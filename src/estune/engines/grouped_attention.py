@@ -2,7 +2,7 @@
 
 transformers repeats shared keys and values for every query head when there is a mask. With one new
 token per sequence, torch then spends most of its time on these copies. Here the query heads that
-share a key become further queries of one head, which gives the same numbers.
+share a key are treated as more queries of one head, which gives the same result.
 """
 
 from typing import Any

@@ -12,8 +12,8 @@ import torch
 
 # Token ids. In a batch of both, the first prompt is padded.
 PROMPTS = ((5, 7, 11), (2, 3, 13, 17, 19, 23, 29, 31))
-STEPS = 2  # tokens to generate: the second is computed from what the model keeps of the first
-# The largest `difference` that rounding explains. Wrong completions have about 1.
+STEPS = 2  # tokens to generate: the second needs the state (cache) that the first left
+# Larger differences are not rounding. Between different prompts the difference is about 1.
 _ROUNDING = {torch.float32: 2e-2, torch.float16: 0.25, torch.bfloat16: 0.4}
 
 
@@ -49,23 +49,23 @@ def difference(one: Probe, other: Probe) -> float:
     chosen tokens differ; 0 if they are equal to the bit.
     """
     largest = 0.0
-    for step, (mine, its) in enumerate(zip(one.logits, other.logits, strict=False)):
+    for step, (first, second) in enumerate(zip(one.logits, other.logits, strict=False)):
         if one.tokens[:step] != other.tokens[:step]:
             break
-        largest = max(largest, _distance(mine, its))
+        largest = max(largest, _distance(first, second))
     return largest
 
 
 def within_rounding(distance: float, dtype: torch.dtype) -> bool:
-    """Whether rounding in `dtype` alone may put two equal completions so far apart."""
+    """Whether a difference so large may come from rounding in `dtype` alone."""
     return distance <= _ROUNDING.get(dtype, _ROUNDING[torch.float32])
 
 
-def _distance(mine: torch.Tensor, its: torch.Tensor) -> float:
-    """Return the root mean square of mine − its, in standard deviations of `mine`."""
-    known = torch.isfinite(mine) & torch.isfinite(its)
+def _distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return the root mean square of first − second, in standard deviations of `first`."""
+    known = torch.isfinite(first) & torch.isfinite(second)
     if not known.any():
         return 0.0
-    apart = float((mine - its)[known].pow(2).mean().sqrt())
-    spread = float(mine[known].std(correction=min(1, int(known.sum()) - 1)))
+    apart = float((first - second)[known].pow(2).mean().sqrt())
+    spread = float(first[known].std(correction=min(1, int(known.sum()) - 1)))
     return apart / max(spread, 1e-9) if apart else 0.0

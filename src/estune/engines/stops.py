@@ -19,7 +19,7 @@ class Stops:
 
     Attributes:
         special: those that contain a special token.
-        window: the number of last tokens that are long enough to hold any of them.
+        window: a stop string that ends at the last token lies within so many last tokens.
     """
 
     def __init__(self, tokenizer: Any, strings: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ class Stops:
         self.strings = list(strings)
         self.special = [string for string in strings if any(token in string for token in special)]
         longest = max((len(string.encode()) for string in strings), default=0)
-        self.window = longest + 4  # each token adds a byte, except for special ones
+        self.window = longest + 4  # a token is at least one byte, unless it is special
 
     def __bool__(self) -> bool:
         return bool(self.strings)
@@ -61,7 +61,7 @@ class Stops:
         return any(string in text for string in strings)
 
     def _cut(self, ids: list[int], shown: str, at: int) -> str:
-        """Return the text without special tokens of what is before `at` in `shown`."""
+        """Return the text before position `at` of `shown`, without special tokens."""
 
         def length(count: int) -> int:
             return len(decoded(self._tokenizer, ids[:count], special=True))

@@ -1,6 +1,6 @@
 """Prompts to token ids and back, the same for every engine.
 
-Token ids pass unchanged, plain text is tokenized, and a conversation goes through the chat template.
+Token ids pass unchanged, plain text is tokenized, and conversations go through the chat template.
 """
 
 import logging
@@ -80,8 +80,8 @@ class Tokenizer:
         if vocabulary is not None and ids and (wrong := max(ids)) >= vocabulary:
             start = ", ".join(map(str, ids[:6]))
             raise DataError(
-                f"row {row}: token {wrong} of [{start}, …] is none of the model's {vocabulary:,}; "
-                "use the tokenizer that belongs to this model"
+                f"row {row}: token {wrong} of [{start}, …] is none of the model's {vocabulary:,} "
+                "tokens; use the tokenizer that belongs to this model"
             )
         return ids
 
@@ -109,8 +109,8 @@ class Tokenizer:
         added = _suffix(plain, self._tokens(prompt))
         if added:
             logger.warning(
-                "the model's tokenizer puts %s behind every plain prompt, and so the model sees "
-                "it; if that is not intended, use conversations or token ids as prompts",
+                "the model's tokenizer appends %s to every plain prompt, so the model sees it; "
+                "if that is not intended, use conversations or token ids as prompts",
                 " ".join(map(str, self.inner.convert_ids_to_tokens(added))),
             )
 
@@ -124,7 +124,7 @@ def _suffix(plain: list[int], whole: list[int]) -> list[int]:
 
 
 def _token_ids(*named: Any) -> set[int]:
-    """Return the token ids in what files name: one, several, none, or −1 for none."""
+    """Return the ids in `named`: each may be an id, a list of ids, or None or −1 for none."""
     ids: set[int] = set()
     for one in named:
         tokens = one if isinstance(one, (list, tuple, set)) else [one]

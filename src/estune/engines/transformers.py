@@ -64,14 +64,14 @@ class TransformersEngine:
             self._reuse = Reuse.of(model)
             self._parameters = _parameters(model, in_model)
             self._vocabulary = len(model.get_input_embeddings().weight)
-        level = logging.INFO if self._reuse.whole else logging.WARNING
+        level = logging.INFO if self._reuse.saves_all else logging.WARNING
         logger.log(level, "%s", self._reuse.describe())
         self._pad = self._tokenizer.padding(self._vocabulary)
         self._batch_size = config.generation_batch_size
         ends = self._tokenizer.ends(model.generation_config)
         self._end = {token for token in ends if token < self._vocabulary}
         self._checked = False
-        # generate fills in what our settings leave open from the model's own.
+        # `generate` takes settings that we leave out from the model's generation config.
         model.generation_config = self._greedy(1)
 
     @property
@@ -145,7 +145,7 @@ class TransformersEngine:
             raise ModelError(f"{_changing(self._model, 'its own weights')} ({error})") from error
         apart = repeatability.difference(first, again)
         if not repeatability.within_rounding(apart, self._model.dtype):
-            raise ModelError(_changing(self._model, "how it completes the same prompt"))
+            raise ModelError(_changing(self._model, "its completion of the same prompt"))
         if apart:
             logger.warning(
                 "this model completes the same prompt with other roundings each time, "
@@ -298,7 +298,7 @@ def load_model(folder: Path, config: ESConfig, device: str, dtype: torch.dtype) 
             **(config.model_init_kwargs or {}),
         )
         if getattr(model.config, "rescale_every", 0):
-            # RWKV would divide its own weights, once, and then not those written into it.
+            # RWKV divides its weights once, in place, so weights written later would not be.
             model.config.rescale_every = 0
         return model.to(device).eval().requires_grad_(False)
 

@@ -1,8 +1,8 @@
 """Generation with vLLM: in this process, or with one process per GPU when tensors are split.
 
 The engine sends each of vLLM's worker processes a variant of θ, which is a few numbers. They map θ
-and write the variant's weights themselves (`vllm_worker.py`); weights are never sent. What changes
-between versions of vLLM is used in the `vllm…` files of this room only.
+and write the variant's weights themselves (`vllm_worker.py`); weights are never sent. Only the
+`vllm…` files of this room use parts of vLLM that change between its versions.
 """
 
 import logging
@@ -67,7 +67,10 @@ class VLLMEngine:
         extension = f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}"
         arguments = llm_arguments(checkpoint.folder, config, on_cpu, dtype, extension)
         self._llm = start_vllm(checkpoint.folder, arguments)
-        with guarded(EngineError, f"vLLM {version()} does not say what model it loaded"):
+        with guarded(
+            EngineError,
+            f"vLLM {version()} does not report the model's context length and vocabulary",
+        ):
             model_config = self._llm.llm_engine.model_config
             self._context_length = int(model_config.max_model_len)
             self._vocabulary = int(model_config.get_vocab_size())
@@ -154,7 +157,7 @@ class VLLMEngine:
         return new
 
     def _parts(self, encoded: list[list[int]]) -> list[slice]:
-        """Split drawn requests into parts that vLLM reads in one pass.
+        """Split sampled requests into parts whose prompts vLLM processes in one pass.
 
         On a CPU vLLM 0.32 cannot draw for a prompt that it reads in two passes.
         """
@@ -226,7 +229,9 @@ class VLLMEngine:
             )
 
     def _attach(self, theta: Theta) -> None:
-        """Let each worker map θ. If θ is on a device, it is in this process, and so is the worker.
+        """Let each worker map θ.
+
+        A θ on a GPU cannot be mapped, but then the worker is in this process and gets the object.
 
         Raises:
             EngineError: θ is in memory that other processes cannot map.

@@ -51,7 +51,8 @@ class Copy:
 class CopyTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records which of the watched tensors are copied into weights of `model`.
 
-    Some loaders slice or convert a tensor first, so what is computed from one tensor counts as it.
+    Some loaders slice or convert a tensor first, so a tensor that is computed from one watched
+    tensor counts as that tensor.
 
     Attributes:
         taken: the number of elements copied, by tensor.

@@ -1,9 +1,9 @@
 """Writing members straight to where vLLM keeps weights, as learned from one reload.
 
-vLLM's reloading accepts tensors in any order: it takes every layer apart, buffers what arrives until
-a layer is whole, fuses, copies, packs and reassembles. Once it is known which part of which
-parameter a tensor fills, a member's weights can be written into that part directly. Several tensors
-may share a parameter, as in fused layers. What a CPU build packs is packed again by vLLM's own
+vLLM's reloading accepts tensors in any order: it takes every layer apart, buffers what arrives
+until a layer is whole, fuses, copies, packs and reassembles. Once it is known which part of which
+parameter a tensor fills, a member's weights can be written there directly. Several tensors may
+share a parameter, as in fused layers. What a CPU build packs is packed again by vLLM's own
 function. Only layers of known kinds are written to; for any other model `learn` returns None, and
 the engine continues to use vLLM's reloading.
 """
@@ -20,10 +20,10 @@ from estune.engines.vllm_copy_trace import Copy, CopyTrace, View
 from estune.errors import EngineError
 from estune.theta.theta import Theta
 
-# Elements that are written before they are packed: packing while other threads write members is
-# slower in all (docs/log.md).
+# Elements that are written before they are packed: packing while other threads write is slower
+# overall (docs/log.md).
 _PACKED_TOGETHER = 1 << 26
-# What layers call the length of their input.
+# Names of the input width in vLLM's layers.
 _WIDTHS = ("input_size_per_partition", "input_size", "embedding_dim")
 
 
@@ -74,7 +74,7 @@ class _Target:
         self.buffer = torch.empty(0)
 
     def is_direct(self) -> bool:
-        """Whether vLLM holds the parameter as it was loaded, or packs it from that."""
+        """Whether the parameter has its layout of loading time, or is a packed form of that."""
         kept = self._parameter
         return self.packed or (View.of(kept) == self.whole and kept.dtype == self.dtype)
 
@@ -147,7 +147,7 @@ class DirectWriter:
             self._fill(name, tensor)
         self._pack()
         for embedding in self._embeddings:
-            # Its packed form is an old member's. Nothing should call it, but this is right.
+            # Its packed form is outdated. Nothing should use it, but if so, this is correct.
             embedding.cpu_linear = torch.nn.functional.linear
         for head in self._heads:
             head.quant_method.process_weights_after_loading(head)
@@ -174,14 +174,14 @@ class DirectWriter:
         return torch.empty(shape, dtype=copy.dtype, device=target.begin().device)
 
     def _final(self, name: str, shape: torch.Size) -> torch.Tensor | None:
-        """Return the place of `name` if it goes to one place as a whole, so not split over ranks."""
+        """Return the place of `name` if it goes to one place as a whole, not split over ranks."""
         copy, target = self._copies[name][0]
         place = copy.target.within(target.begin())
         whole = copy.part == View.of(torch.empty(shape, device="meta"))
         return place if len(self._copies[name]) == 1 and whole and place.is_contiguous() else None
 
     def _fill(self, name: str, tensor: torch.Tensor) -> None:
-        """Copy `tensor` to its places unless it was written there; pack targets that are complete."""
+        """Copy `tensor` to its places unless it was written there; pack complete targets."""
         for copy, target in self._copies[name]:
             assert copy.part
             place = copy.target.within(target.begin())

@@ -1,12 +1,12 @@
-"""How far a tuned model moved from its base, on what it writes itself: KL(π‖π₀) estimated from completions drawn from π.
+"""How far a tuned model moved from its base: KL(π‖π₀), estimated from completions drawn from π.
 
-For a completion y of π, Σ (log π − log π₀) over its tokens has the mean KL(π‖π₀), so the average over completions
-estimates it without bias, and one of them may be negative. Both models read the same tokens (teacher forcing) with
-transformers. Where a completion ended by itself, its end is one more token; that it was any of the model's end tokens
-is all that counts. Where the budget or a stop string ended it, nothing was chosen at the end, so nothing is added.
+For a completion y of π the mean of Σ (log π − log π₀) over its tokens is KL(π‖π₀), so the average
+over completions is an unbiased estimate; single values may be negative. Both models read the same
+tokens with transformers. A completion that the model ended has one more token, its end: any of the
+model's end tokens. One that the budget or a stop string ended has none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,20 +16,24 @@ from numpy.typing import NDArray
 
 from estune.common.guard import guarded
 from estune.common.types import Completion, Prompt
-from estune.config import ESConfig
+from estune.config import ESConfig, RunConfig
 from estune.engines.device import engine_device, engine_dtype
 from estune.engines.stops import Stops
 from estune.engines.tokens import Tokenizer
 from estune.engines.transformers import load_model
-from estune.errors import EngineError
+from estune.errors import ConfigError, EngineError
+from estune.evaluation.exams import ExamResult
 from estune.evaluation.statistics import standard_error
+from estune.theta.checkpoint import resolve
 
 Pair = tuple[Prompt, Completion]
+LogProbabilities = list[NDArray[np.float64]]  # (T,) of each completion
+Divergences = dict[tuple[str, str], "Divergence"]  # model, exam's name
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(π‖π₀) in nats: a completion's, and a token's; with standard errors."""
+    """KL(π‖π₀) in nats, per completion and per token, with standard errors over prompts."""
 
     per_completion: float
     error: float
@@ -38,7 +42,7 @@ class Divergence:
 
 
 class Likelihood:
-    """Log-probabilities of completions under the model in `folder`, in fp32 unless the config names a dtype.
+    """Log-probabilities of completions under the model in `folder`, in fp32 unless dtype is set.
 
     Raises:
         ModelError: transformers cannot load it.
@@ -49,51 +53,106 @@ class Likelihood:
         dtype = torch.float32 if config.dtype == "auto" else engine_dtype(config)
         self._model = load_model(folder, config, engine_device(config), dtype)
         known = len(self._model.get_input_embeddings().weight)
-        self._end = sorted(
-            token for token in self._tokenizer.ends(self._model.generation_config) if token < known
-        )
+        ends = self._tokenizer.ends(self._model.generation_config)
+        self._ends = sorted(token for token in ends if token < known)
 
-    def of(self, pairs: Sequence[Pair], stop: Sequence[str]) -> list[NDArray[np.float64]]:
-        """For each prompt and completion, the log-probability of each token, (T,), the end included where it was chosen."""
+    def of(self, pairs: Sequence[Pair], stop: Sequence[str]) -> LogProbabilities:
+        """Return the log-probabilities of each completion's tokens, its end included if chosen."""
         prompts = self._tokenizer.encode([prompt for prompt, _ in pairs])
         return [
-            self._one(ids, completion, self._ended(completion, stop))
+            self._read(ids, completion.ids, self._ended(completion, stop))
             for ids, (_, completion) in zip(prompts, pairs, strict=True)
         ]
 
     @torch.inference_mode()
-    def _one(self, prompt: list[int], completion: Completion, ended: bool) -> NDArray[np.float64]:
-        new = completion.ids
+    def _read(self, prompt: list[int], new: list[int], ended: bool) -> NDArray[np.float64]:
         ids = torch.tensor([prompt + new], device=self._model.device)
         kept = {"logits_to_keep": len(new) + 1} if self._model._supports_logits_to_keep() else {}
         with guarded(EngineError, "the model failed to read a completion for its KL"):
-            logits = self._model(input_ids=ids, **kept).logits[
-                0, -len(new) - 1 :
-            ]  # (T + 1, V); the last row is what follows
-        found = logits.float().log_softmax(-1)
-        each = found[:-1].gather(1, ids[0, len(prompt) :, None])[:, 0]
+            logits = self._model(input_ids=ids, **kept).logits[0, -len(new) - 1 :]  # (T + 1, V)
+        log_probabilities = logits.float().log_softmax(-1)
+        found = log_probabilities[:-1].gather(1, ids[0, len(prompt) :, None])[:, 0]
         if ended:
-            each = torch.cat([each, found[-1:, self._end].logsumexp(-1)])
-        return np.asarray(each.double().cpu().numpy(), np.float64)
+            end = log_probabilities[-1:, self._ends].logsumexp(-1)
+            found = torch.cat([found, end])
+        return np.asarray(found.double().cpu().numpy(), np.float64)
 
     def _ended(self, completion: Completion, stop: Sequence[str]) -> bool:
-        """Whether the model chose to end it."""
+        """Return whether the model itself ended the completion."""
         stopped = Stops(self._tokenizer.inner, stop).found(completion.ids)
-        return bool(self._end) and not completion.clipped and not stopped
+        return bool(self._ends) and not completion.clipped and not stopped
 
 
-def estimate(
-    tuned: Sequence[NDArray[np.float64]], base: Sequence[NDArray[np.float64]], samples: int
-) -> Divergence:
-    """The divergence seen in completions of which each prompt has `samples`, one after the other.
+def divergences(results: Sequence[ExamResult], base: str) -> Divergences:
+    """Return how far each model moved from `base` in each exam; 0 for the base itself.
 
-    Standard errors are over prompts. A token's is Σ sums ÷ Σ tokens, with the error of a ratio estimator.
+    Raises:
+        ConfigError: a model's tokenizer differs from the base's.
+    """
+    moved = {_key(one): Divergence(0.0, 0.0, 0.0, 0.0) for one in results}
+    tuned = [one for one in results if one.model != base]
+    if not tuned:
+        return moved
+    models = list(dict.fromkeys(one.model for one in tuned))
+    _check_vocabulary([base, *models], results[0].exam.config)
+    at_base = _likelihoods(base, tuned)
+    for model in models:
+        drawn = [one for one in tuned if one.model == model]
+        own = _likelihoods(model, drawn)
+        for one in drawn:
+            moved[_key(one)] = estimate(own[_key(one)], at_base[_key(one)], one.samples)
+    return moved
+
+
+def estimate(tuned: LogProbabilities, base: LogProbabilities, samples: int) -> Divergence:
+    """Return the divergence seen in completions, of which each prompt has `samples` in sequence.
+
+    The figure per token is Σ sums ÷ Σ tokens, with the error of a ratio estimator.
     """
     differences = [own - other for own, other in zip(tuned, base, strict=True)]
-    sums = np.array([one.sum() for one in differences]).reshape(-1, samples).mean(axis=1)  # (P,)
-    tokens = (
-        np.array([len(one) for one in differences], np.float64).reshape(-1, samples).mean(axis=1)
-    )  # (P,)
-    each = float(sums.sum() / max(tokens.sum(), 1e-9))
-    token_error = standard_error(sums - each * tokens) / max(float(tokens.mean()), 1e-9)
-    return Divergence(float(sums.mean()), standard_error(sums), each, token_error)
+    sums = _prompt_means([one.sum() for one in differences], samples)
+    tokens = _prompt_means([len(one) for one in differences], samples)
+    per_token = float(sums.sum() / max(tokens.sum(), 1e-9))
+    token_error = standard_error(sums - per_token * tokens) / max(float(tokens.mean()), 1e-9)
+    return Divergence(float(sums.mean()), standard_error(sums), per_token, token_error)
+
+
+def _prompt_means(values: Sequence[float], samples: int) -> NDArray[np.float64]:
+    means: NDArray[np.float64] = np.array(values, np.float64).reshape(-1, samples).mean(axis=1)
+    return means
+
+
+def _key(result: ExamResult) -> tuple[str, str]:
+    return result.model, result.exam.name
+
+
+def _likelihoods(
+    model: str, results: Sequence[ExamResult]
+) -> Mapping[tuple[str, str], LogProbabilities]:
+    """Return the log-probabilities under `model` of the completions drawn in `results`."""
+    config = results[0].exam.config
+    reader = Likelihood(_folder(model, config), config)
+    return {_key(one): reader.of(_drawn_pairs(one), one.exam.config.stop or []) for one in results}
+
+
+def _drawn_pairs(result: ExamResult) -> list[Pair]:
+    prompts = [row["prompt"] for row in result.exam.rows for _ in range(result.samples)]
+    completions = result.drawn.completions if result.drawn else []
+    return list(zip(prompts, completions, strict=True))
+
+
+def _check_vocabulary(models: Sequence[str], config: RunConfig) -> None:
+    with guarded(ConfigError, "kl: the tokenizers cannot be compared"):
+        tokenizers = [Tokenizer(_folder(model, config), config) for model in models]
+        first, *others = [tokenizer.inner.get_vocab() for tokenizer in tokenizers]
+    for model, vocabulary in zip(models[1:], others, strict=True):
+        if vocabulary != first:
+            raise ConfigError(
+                f"kl: {model} has another tokenizer than {models[0]}, "
+                "so their probabilities cannot be compared; give its own base"
+            )
+
+
+def _folder(model: str, config: RunConfig) -> Path:
+    trusted = config.trust_remote_code
+    return resolve(model, config.model_revision, trust_remote_code=trusted)

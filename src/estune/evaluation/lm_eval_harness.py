@@ -1,9 +1,11 @@
-"""EleutherAI's lm-evaluation-harness on a checkpoint: did tuning for one thing cost another?
+"""EleutherAI's lm-evaluation-harness on a checkpoint: did tuning for one task harm another?
 
 https://github.com/EleutherAI/lm-evaluation-harness; a thin call of its Python interface.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from estune.common.guard import guarded, reason
@@ -11,24 +13,33 @@ from estune.config import RunConfig
 from estune.errors import ConfigError, DataError
 from estune.theta.checkpoint import resolve
 
-Row = dict[str, Any]  # model, task, metric, value, stderr
+
+@dataclass(frozen=True)
+class HarnessFigure:
+    """A figure that the harness computed; `error` is its standard error as text."""
+
+    task: str
+    metric: str
+    value: float
+    error: str
 
 
 def harness(
     model: str, tasks: Sequence[str], config: RunConfig, include_path: str | None
-) -> list[Row]:
-    """Run the harness's `tasks` on `model`; a row a task and metric.
+) -> list[HarnessFigure]:
+    """Run the harness's `tasks` on `model`; return one figure per task and metric.
 
     Raises:
-        ConfigError: it is not installed, or knows no such task.
-        DataError: it failed, for example since a dataset cannot be fetched.
+        ConfigError: the harness is not installed, or has no such task.
+        DataError: it failed, for example because a dataset cannot be fetched.
     """
     manager = _manager(include_path)
     with guarded(ConfigError, f"lm-eval: it cannot look for {', '.join(tasks)}"):
         unknown = [task for task in tasks if not manager.match_tasks([task])]
     if unknown:
         raise ConfigError(
-            f"lm-eval: it has no task {unknown[0]!r}; lm-eval ls tasks lists them, --lm-eval-include-path adds a folder"
+            f"lm-eval: it has no task {unknown[0]!r}; lm-eval ls tasks lists them, "
+            "--lm-eval-include-path adds a folder"
         )
     folder = resolve(model, config.model_revision, trust_remote_code=config.trust_remote_code)
     with guarded(ConfigError, "lm-eval: it cannot be imported"):
@@ -42,16 +53,13 @@ def harness(
             limit=config.max_eval_samples,
             bootstrap_iters=1000,
         )
-    except Exception as error:  # datasets, hub, model, memory: each its own kind
+    except Exception as error:  # datasets, hub, model, memory: each has its own kind
         raise DataError(
             f"lm-eval: {', '.join(tasks)} cannot be run ({reason(error)}); "
             "its data come from the hub: without a network, use tasks whose data are local files"
         ) from error
-    return [
-        row
-        for task, values in sorted(found["results"].items())
-        for row in _rows(model, task, values)
-    ]
+    results = sorted(found["results"].items())
+    return [figure for task, values in results for figure in _figures(task, values)]
 
 
 def _manager(include_path: str | None) -> Any:
@@ -59,16 +67,15 @@ def _manager(include_path: str | None) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise ConfigError('lm-eval: it is not installed; pip install "estune[lm-eval]"') from None
-    except Exception as error:  # an installation that does not fit the others
+    except Exception as error:  # its packages do not fit the installed ones
         raise ConfigError(f"lm-eval: it cannot be imported ({reason(error)})") from error
-    with guarded(
-        ConfigError, "lm-eval: its tasks cannot be listed", "look into --lm-eval-include-path"
-    ):
+    advice = "look into --lm-eval-include-path"
+    with guarded(ConfigError, "lm-eval: its tasks cannot be listed", advice):
         return TaskManager(include_path=include_path)
 
 
 def _model(folder: str, config: RunConfig) -> dict[str, Any]:
-    """Return the arguments of simple_evaluate that say what generates, and with what."""
+    """Return the arguments of simple_evaluate that choose the model and its engine."""
     from estune.engines.device import dtype_name, engine_device, engine_dtype
     from estune.engines.vllm_settings import model_arguments
 
@@ -89,21 +96,14 @@ def _model(folder: str, config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _rows(model: str, task: str, values: Row) -> list[Row]:
-    """The harness's names are `metric,filter`, and `metric_stderr,filter` beside it."""
+def _figures(task: str, values: dict[str, Any]) -> list[HarnessFigure]:
+    """Return the figures of a task, which the harness names `metric,filter`."""
     found = []
     for name, value in values.items():
         metric, _, used = name.partition(",")
         if isinstance(value, (int, float)) and used and not metric.endswith("_stderr"):
             error = values.get(f"{metric}_stderr,{used}")
+            known = isinstance(error, float) and not math.isnan(error)
             label = metric if used == "none" else f"{metric} ({used})"
-            found.append(
-                {
-                    "model": model,
-                    "task": task,
-                    "metric": label,
-                    "value": value,
-                    "stderr": error if error != "N/A" else None,
-                }
-            )
+            found.append(HarnessFigure(task, label, value, f"{error:.2g}" if known else "–"))
     return found

@@ -24,7 +24,7 @@ def train(
         InputError: anything in the input that cannot work.
     """
     config = dataclasses.replace(run.config(), output_dir=str(folder))
-    marks = _AtMarks()
+    marks = _EsMarks()
     trainer = ESTrainer(
         config.model_name_or_path, reward_funcs, config, rows, held_out, callbacks=[marks]
     )
@@ -47,7 +47,7 @@ def _examine(papers: Papers, run: Run, trainer: ESTrainer) -> Any:
     return papers.examine(run, model.workers, model.theta.version, trainer.callbacks.state)
 
 
-class _AtMarks(TrainerCallback):  # type: ignore[misc]
+class _EsMarks(TrainerCallback):  # type: ignore[misc]
     """Counts what the metrics tell of tokens and time, from those in the folder on."""
 
     def begin(self, trainer: ESTrainer, watch: Watch) -> None:

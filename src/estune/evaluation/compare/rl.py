@@ -67,7 +67,7 @@ def train(
     )
     if config.stop:
         _stop_at(model, tokenizer, config.stop, min(tokenizer.ends(model.generation_config)))
-    marks = _AtMarks(scorer)
+    marks = _RlMarks(scorer)
     trainer = _trainer(run, folder, model, tokenizer, scorer, prompts(run, rows), marks)
     engine = _InTraining(
         trainer.model, TransformersEngine(base, {}, config, trainer.model, tokenizer.inner)
@@ -110,7 +110,7 @@ def _trainer(
     tokenizer: Tokenizer,
     scorer: "_Scorer",
     dataset: Dataset,
-    marks: "_AtMarks",
+    marks: "_RlMarks",
 ) -> Any:
     with guarded(ConfigError, "TRL cannot be imported"):
         from trl import GRPOConfig, GRPOTrainer
@@ -195,7 +195,7 @@ class _Scorer:
         return [None if value != value else float(value) for value in scores.total]
 
 
-class _AtMarks(TrainerCallback):  # type: ignore[misc]
+class _RlMarks(TrainerCallback):  # type: ignore[misc]
     """Evaluates at marks of tokens, ends the run, and measures the time that steps take without evaluations."""
 
     watch: Watch

@@ -42,7 +42,9 @@ class Papers:
         """θ's greedy answers to each set, as figures without the prefix eval_."""
         config = run.config()
         held = {
-            name: held_out_scores(workers, self.rewards, rows, config, version, state, first=version == 0)
+            name: held_out_scores(
+                workers, self.rewards, rows, config, version, state, first=version == 0
+            )
             for name, rows in self.sets.items()
         }
         return {

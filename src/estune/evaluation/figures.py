@@ -1,0 +1,148 @@
+"""The figures of models on tasks. docs/evaluation.md gives the formula of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from estune.common.moments import divided, exponent, known, mean
+from estune.evaluation import statistics
+from estune.evaluation.divergence import Divergence
+from estune.evaluation.exams import ExamResult
+from estune.evaluation.statistics import Array, Estimate, SignFlipTest
+from estune.monitor.held_out import HeldOut
+from estune.monitor.metrics import Tally, as_json
+from estune.strategy.fitness import pass_chance
+
+SHAPE = ("tokens", "chars", "empty", "clipped", "repeat", "distinct")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The lowest reward of a success, the k of each pass@k, and the seed of random draws."""
+
+    threshold: float = 1.0
+    ks: tuple[int, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """A measure of the base and of a tuned model on the same prompts."""
+
+    measure: str
+    base: float
+    tuned: float
+    difference: Estimate
+    test: SignFlipTest
+
+
+def measures(result: ExamResult, rules: Rules) -> dict[str, Estimate]:
+    """Return the reward and the success of a model in an exam, by the name of the figure."""
+    rewards = known(result.rewards)
+    passes = int((rewards >= rules.threshold).sum())
+    found = {
+        "reward": statistics.mean(rewards, seed=rules.seed),
+        "greedy pass@1": statistics.wilson(passes, rewards.size),
+    }
+    if result.samples:
+        drawn = result.drawn_rewards
+        found[f"mean@{result.samples}"] = statistics.mean(row_means(drawn), seed=rules.seed)
+        for k in rules.ks:
+            chances = [_pass_at_k(known(row) >= rules.threshold, k) for row in drawn]
+            found[f"pass@{k}"] = statistics.mean(chances, seed=rules.seed)
+    return found
+
+
+def shape(evaluation: HeldOut) -> dict[str, float]:
+    """Return what completions look like, which shows a reward that is hacked.
+
+    All are means or fractions over completions, under the names of `SHAPE`.
+    """
+    completions = evaluation.completions
+    tally = Tally.of(completions)
+    counts = (tally.empty, tally.clipped, tally.repetition, tally.distinct)
+    characters = float(np.mean([len(completion.text) for completion in completions]))
+    fractions = [count / len(completions) for count in counts]
+    values = [float(tally.lengths.mean()), characters, *fractions]
+    return dict(zip(SHAPE, values, strict=True))
+
+
+def compare(base: ExamResult, tuned: ExamResult, rules: Rules) -> list[PairedComparison]:
+    """Return the comparison of two models' rewards in an exam, prompt by prompt.
+
+    It covers the greedy rewards, and the means over samples if both models drew some.
+    """
+    found = [_compared("reward", base.rewards, tuned.rewards, rules)]
+    if base.samples and tuned.samples:
+        name = f"mean@{tuned.samples}"
+        means = row_means(base.drawn_rewards), row_means(tuned.drawn_rewards)
+        found.append(_compared(name, *means, rules))
+    return found
+
+
+def flat(
+    result: ExamResult,
+    rules: Rules,
+    comparisons: Sequence[PairedComparison],
+    moved: Divergence | None,
+) -> dict[str, Any]:
+    """Return all figures of a model in an exam, one per column, for CSV and JSON."""
+    exam = result.exam
+    row: dict[str, Any] = {"model": result.model, "task": exam.name, "prompts": len(exam.rows)}
+    for name, one in measures(result, rules).items():
+        row |= {name: one.value, f"{name} low": one.low, f"{name} high": one.high}
+    for way, evaluation in result.evaluations.items():
+        row |= {f"{way} {name}": value for name, value in shape(evaluation).items()}
+    for compared in comparisons:
+        name = compared.measure
+        difference = compared.difference
+        row |= {f"{name} base": compared.base, f"{name} difference": difference.value}
+        row[f"{name} p"] = compared.test.p
+        row[f"{name} difference low"] = difference.low
+        row[f"{name} difference high"] = difference.high
+    if moved:
+        row |= {"kl": moved.per_completion, "kl error": moved.error}
+        row |= {"kl a token": moved.per_token, "kl a token error": moved.token_error}
+    return as_json(row)
+
+
+def records(result: ExamResult) -> list[dict[str, Any]]:
+    """Return one record per completion: model, task, sample, length in tokens, and its record.
+
+    `sample` numbers the drawn completions of a prompt and is None for a greedy one.
+    """
+    found = []
+    for way, evaluation in result.evaluations.items():
+        pairs = zip(evaluation.completions, evaluation.records, strict=True)
+        for index, (completion, record) in enumerate(pairs):
+            about = {
+                "model": result.model,
+                "task": result.exam.name,
+                "sample": None if way == "greedy" else index % result.samples,
+                "length": len(completion.ids),
+            }
+            found.append(about | record)  # a column of the data under such a name wins
+    return found
+
+
+def row_means(values: Array) -> Array:
+    """Return the mean of each row, (P, n) → (P,), without NaN."""
+    return np.array([mean(known(row)) for row in values])
+
+
+def _compared(measure: str, base: Array, tuned: Array, rules: Rules) -> PairedComparison:
+    both = ~np.isnan(base) & ~np.isnan(tuned)
+    before = base[both]
+    after = tuned[both]
+    power = exponent(before, after)
+    differences = divided(after, power) - divided(before, power)
+    test = statistics.sign_flip(differences, seed=rules.seed)
+    difference = statistics.mean(differences, seed=rules.seed).times(power)
+    return PairedComparison(measure, mean(before), mean(after), difference, test)
+
+
+def _pass_at_k(passes: Any, k: int) -> float:
+    """Return a prompt's pass@k; NaN if fewer than k of its completions have a reward."""
+    return float(pass_chance(passes.size, int(passes.sum()), k)) if passes.size >= k else np.nan
