@@ -1,4 +1,4 @@
-"""The class of tasks, and helpers for them. A task is data and reward functions, without a model."""
+"""The class of tasks and its helpers. A task is data and reward functions, without a model."""
 
 from __future__ import annotations
 
