@@ -214,7 +214,7 @@ def assert_same(folder, other, last=4):
 
 
 def interrupted(make_trainer, member=13, **settings):
-    """The folder of a run that failed in step 4; checkpoint-2 is its last, step 3 only journalled."""
+    """The folder of a run that failed in step 4, with checkpoint-2 and step 3 in the journal."""
     calls = iter(range(10**6))
 
     def dying(completions, target, **columns):
