@@ -159,7 +159,7 @@ def test_another_model_object_leaves_the_base_of_a_run_alone(mini, make_trainer)
 
 
 def test_what_is_no_model_is_refused(make_trainer):
-    with pytest.raises(ModelError, match="neither a hub id, a folder"):
+    with pytest.raises(ModelError, match="is not a hub id, a folder"):
         make_trainer(42)
 
 
