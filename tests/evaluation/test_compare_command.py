@@ -44,7 +44,7 @@ BASE = [
         (["--rl_kwargs", "3"], "rl_kwargs: must be a mapping"),
         (
             ["--methods", "grpo", "--rl_kwargs", "{max_steps: 3}"],
-            "rl_kwargs: max_steps is what the comparison sets",
+            "rl_kwargs: max_steps is set by the comparison",
         ),
         (
             ["--methods", "grpo", "--rl_kwargs", "{num_generations: 0}"],
