@@ -12,6 +12,8 @@ from estune.common.durable import locked
 from estune.evaluation.compare.methods import chosen
 from estune.evaluation.compare.runs import Budget
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 BUDGET = Budget(1000, 100, 8)
 
 
