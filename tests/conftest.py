@@ -28,7 +28,7 @@ def rows():
 
 @pytest.fixture(scope="session")
 def mini(tmp_path_factory) -> Path:
-    """A checkpoint of 920 parameters: a whole run of it on the fake engine takes a tenth of a second."""
+    """A checkpoint of 920 parameters, which the fake engine trains in a tenth of a second."""
     return make_model(
         tmp_path_factory.mktemp("mini"),
         hidden_size=8,
@@ -41,7 +41,7 @@ def mini(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def make_trainer(mini, tmp_path, rows):
-    """A trainer of `mini` on the fake engine, four steps of four members; every argument can be given otherwise."""
+    """A function that makes a trainer of `mini`: four steps of four members on the fake engine."""
     from estune import ESConfig, ESTrainer
 
     def make(
@@ -81,14 +81,14 @@ def undisturbed_plain(make_trainer, tmp_path):
 
 @pytest.fixture
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    """The working folder is empty, and what a command adds to the import path is taken off again."""
+    """Start in an empty working folder, and undo what a command adds to the import path."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 @pytest.fixture
 def refused(capsys):
-    """Run the command and return its one line on standard error, having checked that it is one and the status is 2."""
+    """A function that runs a command, checks that it exits with 2, and returns its one line."""
 
     def run(*arguments) -> str:
         status = main(list(map(str, arguments)))

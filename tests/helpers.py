@@ -140,7 +140,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def module(text: str, folder: Path) -> str:
-    """Write a module of the working folder under a name that no other test has; returns the name."""
+    """Write a module to the working folder and return its name, which no other test uses."""
     name = f"rewards_{folder.name}".replace("-", "_")
     Path(f"{name}.py").write_text(text)
     return name
@@ -159,7 +159,7 @@ EVALUATING = {
 
 
 def repeatable_steps(folder):
-    """The journal's steps without what differs from run to run: the notes with their timings, and so the chain and the checksum."""
+    """The journal's steps without timings, chain and checksum, which differ from run to run."""
     records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()[1:]]
     return [
         {
@@ -214,7 +214,7 @@ def assert_same(folder, other, last=4):
 
 
 def interrupted(make_trainer, member=13, **settings):
-    """The folder of a run that ended while it scored a member of step 4, with checkpoint-2 saved; step 3 is only in the journal."""
+    """The folder of a run that failed in step 4, with checkpoint-2 and step 3 in the journal."""
     calls = iter(range(10**6))
 
     def dying(completions, target, **columns):
@@ -289,7 +289,8 @@ def step(number, **changes):
 def signed(record):
     """A line with a right checksum, made by the contract and not by the product."""
     body = json.dumps(record)
-    return f'{body[:-1]}, "checksum": "{hashlib.blake2b(body.encode(), digest_size=8).hexdigest()}"}}\n'
+    checksum = hashlib.blake2b(body.encode(), digest_size=8).hexdigest()
+    return f'{body[:-1]}, "checksum": "{checksum}"}}\n'
 
 
 def written(records):

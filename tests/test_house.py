@@ -1,11 +1,12 @@
-"""The source stays a house: few entries, imports that run down, files that can be read in one sitting."""
+"""The source keeps its structure: few entries, imports that run down, and short files."""
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "estune"
 
-# From the ground floor up: a room imports from those before it alone. `estune` itself stands above all of them.
+# From the ground up: a room imports only rooms before it. `estune` itself comes last.
 FLOORS = [
     *("errors", "common", "config", "noise", "strategy", "theta", "engines", "workers", "rewards"),
     *("tasks", "monitor", "run", "trainer", "evaluation", "cli", "__main__"),
@@ -58,6 +59,15 @@ def test_no_file_has_more_than_400_lines():
         if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400
     }
     assert not long
+
+
+def test_no_two_classes_share_a_name():
+    found = defaultdict(list)
+    for path, _ in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found[node.name].append(str(path.relative_to(SOURCE)))
+    assert not {name: paths for name, paths in found.items() if len(paths) > 1}
 
 
 def test_no_test_imports_another_test_or_conftest():

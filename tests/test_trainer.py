@@ -327,7 +327,7 @@ def test_tensorboard_shows_the_same_figures(make_trainer):
 
 
 def test_an_unknown_tracker_is_refused_before_a_model_is_loaded(make_trainer):
-    with pytest.raises(ConfigError, match="report_to: unknown tracker 'tensorbored'; .*tensorboard"):
+    with pytest.raises(ConfigError, match="unknown tracker 'tensorbored'; .*tensorboard"):
         make_trainer("/nowhere", report_to=["tensorbored"])
 
 

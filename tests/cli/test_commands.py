@@ -460,6 +460,7 @@ def test_no_completions_file_ends_in_a_traceback(capsys, content):
     ends_well(capsys, ["score", "--task", "countdown", "--completions", "answers.jsonl"])
 
 
+@pytest.mark.slow
 @LIGHT
 @given(st.lists(ROW, min_size=1, max_size=3))
 def test_no_row_ends_in_a_traceback(capsys, rows):

@@ -11,7 +11,7 @@ from scored import ADD, ADD_TESTS, ECHO, program_score
 
 from estune.errors import DataError
 from estune.rewards.code_reward import code_reward, program_in
-from estune.rewards.programs.grade import Grade, grade
+from estune.rewards.programs.grade import ProgramGrade, grade
 from estune.rewards.sandbox import Limits, Outcome
 from estune.tasks.code import program_rows
 
@@ -128,7 +128,7 @@ class Prints:
     )
 )
 def test_a_forged_report_earns_nothing(printed):
-    assert grade(ADD, ADD_TESTS, 1.0, Prints(printed.encode("utf-8", "replace"))) == Grade(0.0)
+    assert grade(ADD, ADD_TESTS, 1.0, Prints(printed.encode("utf-8", "replace"))) == ProgramGrade(0.0)
 
 
 def test_a_program_that_leaves_its_group_is_ended_in_time():

@@ -78,7 +78,7 @@ def test_a_folder_that_was_deleted_and_made_again_is_left_as_it_is(make_trainer,
         shutil.rmtree(run)
         run.mkdir()
 
-    assert f"{run}: was replaced while" in stopped(make_trainer, replace)
+    assert f"{run}: was replaced during" in stopped(make_trainer, replace)
     assert list(run.iterdir()) == []
 
 

@@ -59,6 +59,7 @@ def disk(monkeypatch):
     return Disk(monkeypatch)
 
 
+@pytest.mark.slow
 def test_death_at_every_operation_on_the_disk_changes_nothing_in_the_end(
     make_trainer, undisturbed, disk, tmp_path
 ):

@@ -100,6 +100,7 @@ def test_a_model_with_code_is_refused_by_eval_and_train(sent, ran, refused, data
     assert not ran.exists()
 
 
+@pytest.mark.slow
 def test_diagnose_does_not_run_code_because_the_journal_says_so(sent, ran):
     script = ROOT / "recipes" / "learning" / "diagnose.py"
     ended = subprocess.run(

@@ -16,7 +16,7 @@ from estune.common.resources import cores
 from estune.errors import RewardError
 from estune.rewards import sandbox as sandboxes
 from estune.rewards.marks import Grades, bounds_itself, prepared_by
-from estune.rewards.programs.grade import Grade, grade, most_seconds
+from estune.rewards.programs.grade import ProgramGrade, grade, most_seconds
 
 _BLOCK = re.compile(r"```(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _SECONDS = 5.0  # per test
@@ -59,7 +59,7 @@ def code_reward(
     sandbox = sandboxes.Unlocked() if unlocked else sandboxes.proven()
     graded = partial(grade, seconds=seconds, sandbox=sandbox)
     with ThreadPoolExecutor(cores()) as threads:
-        grades: list[Grade] = list(threads.map(graded, programs, checked))
+        grades: list[ProgramGrade] = list(threads.map(graded, programs, checked))
     if log_metric is not None and grades:
         log_metric("correct", sum(each.fraction == 1.0 for each in grades) / len(grades))
     overran = sum(each.timed_out for each in grades)

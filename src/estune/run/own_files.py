@@ -25,7 +25,7 @@ def write_own(path: Path, text: str, comment: str) -> None:
     target = next(name for name in _names(path) if not name.exists() or _is_own(name))
     if target != path:
         logger.warning(
-            "%s was not written by estune and is kept; the run's is %s", path, target.name
+            "%s was not written by estune and stays as it is; the run's is %s", path, target.name
         )
     mark = comment.format(_MARK + _checksum(text))
     write_text(target, f"{text}{mark}\n")

@@ -24,7 +24,7 @@ def train(
         InputError: anything in the input that cannot work.
     """
     config = dataclasses.replace(run.config(), output_dir=str(folder))
-    marks = _EsCallback()
+    marks = _EsMarks()
     trainer = ESTrainer(
         config.model_name_or_path, reward_funcs, config, rows, held_out, callbacks=[marks]
     )
@@ -47,7 +47,7 @@ def _examine(sets: PromptSets, run: ComparisonRun, trainer: ESTrainer) -> Any:
     return sets.examine(run, model.workers, model.theta.version, trainer.callbacks.state)
 
 
-class _EsCallback(TrainerCallback):  # type: ignore[misc]
+class _EsMarks(TrainerCallback):  # type: ignore[misc]
     """Evaluates at token marks and ends the run; counts tokens and time across resumes."""
 
     def begin(self, trainer: ESTrainer, curve: Curve) -> None:

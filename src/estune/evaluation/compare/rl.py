@@ -67,7 +67,7 @@ def train(
     )
     if config.stop:
         _stop_at(model, tokenizer, config.stop, min(tokenizer.ends(model.generation_config)))
-    marks = _RlCallback(scorer)
+    marks = _RlMarks(scorer)
     trainer = _trainer(run, folder, model, tokenizer, scorer, prompts(run, rows), marks)
     engine = _InTraining(
         trainer.model, TransformersEngine(base, {}, config, trainer.model, tokenizer.inner)
@@ -115,7 +115,7 @@ def _trainer(
     tokenizer: Tokenizer,
     scorer: "_Scorer",
     dataset: Dataset,
-    marks: "_RlCallback",
+    marks: "_RlMarks",
 ) -> Any:
     with guarded(ConfigError, "TRL cannot be imported"):
         from trl import GRPOConfig, GRPOTrainer
@@ -199,7 +199,7 @@ class _Scorer:
         return [None if value != value else float(value) for value in scores.total]
 
 
-class _RlCallback(TrainerCallback):  # type: ignore[misc]
+class _RlMarks(TrainerCallback):  # type: ignore[misc]
     """Evaluates at token marks, ends the run, and times the steps without evaluations."""
 
     curve: Curve

@@ -21,7 +21,7 @@ _OPERATIONS = 200_000
 
 
 @dataclass
-class Evaluation:
+class ProgramRun:
     """One evaluation: the program's values, the comprehensions' variables, the operations left."""
 
     handed_back: Sequence[Any]
@@ -35,7 +35,7 @@ class Evaluation:
             raise Failed("the comparison takes too many operations")
 
 
-Compute = Callable[[Evaluation], Any]
+Compute = Callable[[ProgramRun], Any]
 
 
 class Scope(Protocol):
@@ -63,7 +63,7 @@ def compiled(node: ast.expr, scope: Scope) -> Compute:
     else:
         raise Unsplittable(type(node).__name__)
 
-    def counted(run: Evaluation) -> Any:
+    def counted(run: ProgramRun) -> Any:
         run.spend()
         return compute(run)
 
@@ -83,7 +83,7 @@ def _name(node: ast.Name, scope: Scope) -> Compute:
     raise Unsplittable(node.id)
 
 
-def _several(nodes: Sequence[ast.expr | None], scope: Scope) -> Callable[[Evaluation], list[Any]]:
+def _several(nodes: Sequence[ast.expr | None], scope: Scope) -> Callable[[ProgramRun], list[Any]]:
     computes = [compiled(node, scope) for node in nodes if node is not None]
     if len(computes) < len(nodes):
         raise Unsplittable("**")
@@ -120,7 +120,7 @@ def _bool(node: ast.BoolOp, scope: Scope) -> Compute:
     parts = [compiled(value, scope) for value in node.values]
     stops_at = isinstance(node.op, ast.Or)
 
-    def compute(run: Evaluation) -> Any:
+    def compute(run: ProgramRun) -> Any:
         value: Any = None
         for part in parts:
             value = part(run)
@@ -143,7 +143,7 @@ def _compare(node: ast.Compare, scope: Scope) -> Compute:
         for op, right in zip(node.ops, node.comparators, strict=True)
     ]
 
-    def compute(run: Evaluation) -> bool:
+    def compute(run: ProgramRun) -> bool:
         left = first(run)
         for holds, part in rest:
             right = part(run)
@@ -200,7 +200,7 @@ def _call(node: ast.Call, scope: Scope) -> Compute:
     keywords = _several([keyword.value for keyword in node.keywords], scope)
     function = _function(node.func, scope)
 
-    def call(run: Evaluation) -> Any:
+    def call(run: ProgramRun) -> Any:
         given = dict(zip(map(str, names), keywords(run), strict=True))
         return function(run)(*arguments(run), **given)
 
@@ -212,7 +212,7 @@ def _function(node: ast.expr, scope: Scope) -> Compute:
         return compiled(node, scope)
     value, name = compiled(node.value, scope), node.attr
 
-    def method(run: Evaluation) -> Any:
+    def method(run: ProgramRun) -> Any:
         owner = value(run)
         if type(owner) not in OWNERS:
             raise Failed(f"{type(owner).__name__} has no {name} here")
@@ -229,7 +229,7 @@ def _lambda(node: ast.Lambda, scope: Scope) -> Compute:
     with scope.local(names):
         body = compiled(node.body, scope)
 
-    def make(run: Evaluation) -> Callable[..., Any]:
+    def make(run: ProgramRun) -> Callable[..., Any]:
         def function(*values: Any) -> Any:
             with _bound(run, dict(zip(names, values, strict=True))):
                 return body(run)
@@ -250,7 +250,7 @@ def _comprehension(kind: Callable[[Iterator[Any]], Any]) -> Callable[[Any, Scope
             conditions = _several(loop.ifs, scope)
         is_tuple = not isinstance(loop.target, ast.Name)
 
-        def elements(run: Evaluation) -> Iterator[Any]:
+        def elements(run: ProgramRun) -> Iterator[Any]:
             for value in source(run):
                 values = value if is_tuple else [value]
                 with _bound(run, dict(zip(names, values, strict=True))):
@@ -272,7 +272,7 @@ def target_names(target: ast.expr) -> list[str]:
 
 
 @contextmanager
-def _bound(run: Evaluation, variables: dict[str, Any]) -> Iterator[None]:
+def _bound(run: ProgramRun, variables: dict[str, Any]) -> Iterator[None]:
     before, run.variables = run.variables, run.variables | variables
     try:
         yield

@@ -24,7 +24,7 @@ _REPORT = 64 << 20  # bytes of a report
 
 
 @dataclass(frozen=True)
-class Grade:
+class ProgramGrade:
     """The fraction of its tests that a program passes, and whether it met its time limit."""
 
     fraction: float
@@ -67,7 +67,7 @@ def program_test(given: str | Mapping[str, Any], program: str) -> ProgramTest:
 
 def grade(
     program: str, given: Sequence[str | Mapping[str, Any]], seconds: float, sandbox: Sandbox
-) -> Grade:
+) -> ProgramGrade:
     """Run `program` in `sandbox`, `seconds` per test; after a test that takes longer, all fail."""
     tests = [program_test(one, program) for one in given]
     passed = 0
@@ -76,8 +76,8 @@ def grade(
         reports, timed_out = _reports(program, chosen, seconds, sandbox) if chosen else ([], False)
         passed += sum(test.passed(report) for test, report in zip(chosen, reports, strict=False))
         if timed_out:
-            return Grade(passed / len(tests), timed_out=True)
-    return Grade(passed / len(tests))
+            return ProgramGrade(passed / len(tests), timed_out=True)
+    return ProgramGrade(passed / len(tests))
 
 
 def most_seconds(tests: int, seconds: float) -> float:

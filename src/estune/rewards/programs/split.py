@@ -18,7 +18,7 @@ from typing import Any
 
 from estune.rewards.programs.bounded_functions import FUNCTIONS, METHODS, MODULES
 from estune.rewards.programs.exceptions import Failed, Unsplittable
-from estune.rewards.programs.expression import Compute, Evaluation, compiled, target_names
+from estune.rewards.programs.expression import Compute, ProgramRun, compiled, target_names
 from estune.rewards.programs.syntax import (
     called_name,
     is_hashable,
@@ -59,7 +59,7 @@ class Split:
         if len(values) != sum(request.hand_back for request in self.requests):
             return False
         try:
-            return all(check(Evaluation(values)) for check in self.checks)
+            return all(check(ProgramRun(values)) for check in self.checks)
         except Exception:  # whatever an assert raises fails the test
             return False
 
@@ -215,7 +215,7 @@ class _Splitter:
         if self._programs_in(node):
             raise Unsplittable("a loop over what a program returned")
         try:
-            return compiled(node, self)(Evaluation([]))
+            return compiled(node, self)(ProgramRun([]))
         except Failed as error:
             raise Unsplittable(str(error)) from None
 
@@ -245,7 +245,7 @@ class _Splitter:
             return self._define(name, statement, compiled(statement.value, self))
         drawn_before = self._random.getstate()
         try:
-            value = compiled(statement.value, self)(Evaluation([]))
+            value = compiled(statement.value, self)(ProgramRun([]))
         except Exception:  # what cannot be computed here is left to the program's process
             return self._define(name, statement)
         if (written := literal(value)) is not None:
@@ -370,7 +370,7 @@ class _Splitter:
             self.requests.append(Request(ast.unparse(statement), hand_back=False))
 
 
-def _first(value: Any, run: Evaluation) -> Any:
+def _first(value: Any, run: ProgramRun) -> Any:
     return value
 
 
