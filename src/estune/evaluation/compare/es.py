@@ -18,7 +18,7 @@ from estune.trainer import ESTrainer
 def train(
     run: ComparisonRun, folder: Path, rows: list[Row], held_out: list[Row] | None, reward_funcs: Any
 ) -> dict[str, Any]:
-    """ComparisonRun or resume in `folder`; return the content of its result file.
+    """Run or resume in `folder`; return the content of its result file.
 
     Raises:
         InputError: anything in the input that cannot work.

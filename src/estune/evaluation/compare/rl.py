@@ -43,7 +43,7 @@ _PLANNED = 4096  # prompts are prepared for so many steps, then repeated
 def train(
     run: ComparisonRun, folder: Path, rows: list[Row], held_out: list[Row] | None, reward_funcs: Any
 ) -> dict[str, Any]:
-    """ComparisonRun from the start; return the content of the result file.
+    """Run from the start; return the content of the result file.
 
     Raises:
         InputError: anything in the input that cannot work.
