@@ -28,7 +28,7 @@ def not_made():
 
 
 def spins_over_answers():
-    """As reasoning_gym's verifiers are called: without an answer, whether there is such a dataset."""
+    """Spin on any answer. Without one, return at once, as reasoning_gym's verifiers must."""
 
     def score(name, answer, entry):
         while answer is not None:

@@ -1,4 +1,4 @@
-"""Settings: types, limits, what a message says, and that nothing a person can write ends in a traceback."""
+"""Settings: types, limits, messages, and no input that ends in a traceback."""
 
 import dataclasses
 import math
@@ -26,7 +26,10 @@ def refusal(kind=ESConfig, where="", **values) -> str:
 
 
 def test_importing_the_config_pulls_in_neither_torch_nor_transformers():
-    code = "import sys, estune.config; sys.exit(bool({'torch', 'transformers', 'datasets', 'numba'} & set(sys.modules)))"
+    code = (
+        "import sys, estune.config; "
+        "sys.exit(bool({'torch', 'transformers', 'datasets', 'numba'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -41,5 +41,8 @@ def test_the_wheel_holds_every_module_and_data_file_and_the_command(tmp_path):
 
 
 def test_importing_the_config_pulls_in_no_torch():
-    code = "import sys, estune.config; assert not {'torch', 'transformers', 'datasets', 'numba'} & set(sys.modules)"
+    code = (
+        "import sys, estune.config; "
+        "assert not {'torch', 'transformers', 'datasets', 'numba'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,4 +1,4 @@
-"""The main path on the real model: SmolLM2-135M-Instruct, the transformers engine, the command as a user types it."""
+"""The command on a real model: SmolLM2-135M-Instruct with the transformers engine."""
 
 import json
 import os
@@ -64,15 +64,21 @@ def test_a_gguf_becomes_a_checkpoint_with_all_its_parameters(smollm):
 
 
 def test_a_checkpoint_answers_as_the_engine_did(smollm, tmp_path):
-    """In fp32 and the same batch, AutoModelForCausalLM gives the greedy answers that the run's own evaluation gave."""
+    """In fp32, AutoModelForCausalLM gives the greedy completions of the run's own evaluation."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     task = get_task("conciseness")
     held_out = task.test(6)
     config = ESConfig(
-        output_dir=str(tmp_path / "out"), population_size=2, sigma=0.005, max_steps=2, batch_size=4, max_completion_length=12,
-        dtype="float32", eval_strategy="steps",
-    )  # fmt: skip
+        output_dir=str(tmp_path / "out"),
+        population_size=2,
+        sigma=0.005,
+        max_steps=2,
+        batch_size=4,
+        max_completion_length=12,
+        dtype="float32",
+        eval_strategy="steps",
+    )
     ESTrainer(smollm, task.reward_funcs[0], config, task.train(8), held_out).train()
     answers = [
         json.loads(line)["completion"]

@@ -1,4 +1,4 @@
-"""Every recipe runs for two steps with a small model in place of its own, and every command of the READMEs is one."""
+"""Every recipe runs for two steps with a small model, and every command of the READMEs parses."""
 
 import argparse
 import json
@@ -52,14 +52,14 @@ def config_of(*words: Path | str) -> RunConfig:
 
 @pytest.fixture
 def from_the_root(monkeypatch):
-    """The working folder is the repository's root, where the recipes' own reward functions are found."""
+    """Work in the repository's root, where recipes find their own reward functions."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT)])
 
 
 @pytest.fixture
 def two_steps(tiny, tmp_path, capsys, from_the_root):
-    """Train by the files given, two steps of the tiny model, on few local rows where the recipe fetches its own."""
+    """Train the tiny model for two steps by the given files, on local rows."""
 
     def run(*files: Path, more=()) -> None:
         words = [
@@ -199,7 +199,7 @@ def readme_commands() -> list[list[str]]:
 
 
 def test_the_commands_of_the_readme_run_as_they_stand(tiny, tmp_path, monkeypatch, capsys):
-    """In their order and in one folder, with a small model, a data file and a reward put where they expect them."""
+    """Run them in order in one folder that has a small model, a data file and a reward function."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.jsonl").write_text('{"prompt": "what is a cat", "target": "xx"}\n')
     (tmp_path / "my_rewards.py").write_text(

@@ -1,4 +1,7 @@
-"""Whatever another library raises reaches the user as one line of our own, from every public entry point, with its cause for --debug."""
+"""Errors of other libraries reach the user as one line of our own, from every public entry point.
+
+--debug shows the cause.
+"""
 
 import asyncio
 import errno
@@ -17,7 +20,7 @@ from estune.common.guard import guarded, reason
 from estune.errors import ModelError
 from estune.rewards.call import Call, Failure, Returned, call_function
 
-# What estune calls of other libraries, where a run of the transformers engine on a local model and file comes by.
+# The calls into other libraries during a run of the transformers engine on a local model and file.
 CALLS = [
     "transformers:AutoConfig.from_pretrained",
     "transformers:AutoTokenizer.from_pretrained",

@@ -1,4 +1,4 @@
-"""The seven implementation innovations that "Evolution Strategies at Scale" describes, each shown at work here."""
+"""The seven implementation innovations of "Evolution Strategies at Scale", one test each."""
 
 import ctypes
 import json
@@ -22,7 +22,7 @@ CONFIG = ESConfig(population_size=30)
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held; torch's memory is in it, which tracemalloc does not see."""
+    """Return this process's peak memory in bytes, with torch's, which tracemalloc does not see."""
     line = next(
         line
         for line in Path("/proc/self/status").read_text().splitlines()
@@ -32,7 +32,10 @@ def peak_memory() -> int:
 
 
 def fresh_peak_memory() -> int:
-    """`peak_memory`, brought down to what is in use now: memory that was freed goes back first, else it would hide what is taken."""
+    """Reset `peak_memory` to the memory in use now, and return it.
+
+    Freed memory goes back to the system first. Otherwise it would hide new allocations.
+    """
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return peak_memory()
@@ -50,7 +53,7 @@ def test_innovation_1_seed_based_noise_storage():
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_innovation_2_layer_level_perturbation(dtype):
-    """A member is written where the engine keeps its weights: beside θ and them, no buffer of the model's size exists."""
+    """A member is written into the engine's weights, with no other buffer of the model's size."""
     layers, size = 32, 1 << 20  # θ takes 128 MiB
     theta = Theta({f"layer.{i}": torch.ones(size) for i in range(layers)}, threads=1)
     weights = {name: torch.ones(size, dtype=dtype) for name in theta.tensors}
@@ -87,7 +90,7 @@ def test_innovation_4_z_score_reward_normalisation():
 
 
 def test_innovation_5_greedy_decoding(tmp_path):
-    """The most likely token always, though the model's own settings ask for sampling and a repetition penalty."""
+    """Decoding is greedy even if the model's settings ask for sampling and a repetition penalty."""
     from helpers import make_model
     from transformers import AutoModelForCausalLM
 
@@ -110,7 +113,7 @@ def test_innovation_5_greedy_decoding(tmp_path):
 
 
 def test_innovation_6_parallel_evaluation():
-    """Members may be evaluated anywhere in any order: only fitness travels, and replicas that apply it stay equal."""
+    """Replicas exchange only fitness and stay equal, in whatever order members are evaluated."""
     seeds = strategy.ask(CONFIG, 1)
     fitness = np.full(30, np.nan)
     for index in np.random.default_rng(0).permutation(30):
@@ -126,7 +129,7 @@ def test_innovation_6_parallel_evaluation():
 
 
 def test_innovation_7_learning_rate_digestion():
-    """1/σ is part of α: σ does not divide the update, and α defaults to σ/2, the paper's 5e-4 at its σ of 1e-3."""
+    """σ does not divide the update; α defaults to σ/2, the paper's 5e-4 at its σ of 1e-3."""
     fitness = np.arange(30.0)
     assert ESConfig().alpha == 5e-4
     assert ESConfig(sigma=0.02).alpha == 0.01

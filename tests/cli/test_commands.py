@@ -1,4 +1,4 @@
-"""Resume, replay, eval and score from the command line; and whatever is typed, never a traceback."""
+"""The commands resume, replay, eval and score. No input ends in a traceback."""
 
 import json
 import subprocess
@@ -29,8 +29,8 @@ def test_a_second_run_in_the_same_folder_is_refused_with_the_way_to_go_on(
     before = contents(Path("out/checkpoint-2"))
     message = refused(*train_on(mini, data))
     assert (
-        "output_dir: out holds a run already; add --resume_from_checkpoint true to continue it, or choose another"
-        in message
+        "output_dir: out holds a run already; "
+        "add --resume_from_checkpoint true to continue it, or choose another" in message
     )
     assert contents(Path("out/checkpoint-2")) == before
 

@@ -1,4 +1,7 @@
-"""Models, data and reward functions named on the command line: found and used, or refused in one line before a run starts."""
+"""Models, data and reward functions that a user names on the command line.
+
+Each is found and used, or the command refuses it in one line before the run starts.
+"""
 
 import json
 import os
@@ -212,7 +215,8 @@ def test_a_reward_function_of_the_working_folder_by_its_dotted_path(mini, data, 
 
 def test_several_reward_functions_with_weights(mini, data, tmp_path):
     name = module(
-        "def one(completions):\n    return [1] * len(completions)\ndef two(completions):\n    return one(completions)\n",
+        "def one(completions):\n    return [1] * len(completions)\n"
+        "def two(completions):\n    return one(completions)\n",
         tmp_path,
     )
     more = [
@@ -313,13 +317,17 @@ def test_a_reward_function_that_fails_at_the_first_batch_ends_the_run_in_a_line(
     assert "Traceback" not in out
 
 
-def test_a_run_whose_reward_function_was_mended_goes_on(mini, data, tmp_path, monkeypatch):
-    broken = "def f(completions, trainer_state):\n    if trainer_state.global_step == 1: raise ValueError\n    return [1, 2]\n"
+def test_a_run_resumes_after_its_reward_function_is_fixed(mini, data, tmp_path, monkeypatch):
+    broken = (
+        "def f(completions, trainer_state):\n"
+        "    if trainer_state.global_step == 1: raise ValueError\n"
+        "    return [1, 2]\n"
+    )
     name = module(broken, tmp_path)
     arguments = train_on(mini, data, "--reward_funcs", f"{name}.f", "--on_reward_error", "raise")
     assert main(arguments) == 2
     assert len(journal()) == 2
-    module("def f(completions, **columns):\n    return [1, 2]\n# mended\n", tmp_path)
+    module("def f(completions, **columns):\n    return [1, 2]\n# fixed\n", tmp_path)
     monkeypatch.delitem(sys.modules, name)
     assert main([*arguments, "--resume_from_checkpoint", "true"]) == 0
     assert len(journal()) == 3

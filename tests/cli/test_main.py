@@ -1,4 +1,4 @@
-"""The command line: what works, and the one line that says what is wrong, where, and how to mend it."""
+"""The command line works, or says in one line what is wrong, where, and how to fix it."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""`estune new-task`: what it writes runs as it stands, is found by --task, and overwrites nothing."""
+"""`estune new-task` writes a file that runs unchanged and that --task finds, over no other file."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""The command line's help, flags and YAML files: what they mean, and the one line that says what is wrong with them."""
+"""The help, the flags and the YAML files: what they mean, and the one line when they are wrong."""
 
 import subprocess
 import sys
@@ -204,7 +204,8 @@ def test_an_empty_yaml_file_sets_nothing(refused):
 
 def test_a_run_from_a_yaml_file_with_flags_that_override_it(mini, data):
     Path("run.yaml").write_text(
-        f"model_name_or_path: {mini}\ndataset_name: {data}\nreward_funcs: [conciseness_reward]\nengine: fake\n"
+        f"model_name_or_path: {mini}\ndataset_name: {data}\n"
+        "reward_funcs: [conciseness_reward]\nengine: fake\n"
         "sigma: 1e-3\nlearning_rate: 2e-2\npopulation_size: 4\nmax_steps: 9\nantithetic: true\n"
         "stop: [END, STOP]\nreport_to: none\neval_strategy: no\n"
     )

@@ -1,4 +1,7 @@
-"""Rewards of any size: means, deviations and fitness that a double can hold are computed, and ordinary ones keep their bits."""
+"""Rewards of any size give means, deviations and fitness wherever a double can hold the result.
+
+Rewards of ordinary size keep their bits.
+"""
 
 import math
 from fractions import Fraction

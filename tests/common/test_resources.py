@@ -1,4 +1,7 @@
-"""Memory and disk are checked before anything is loaded; the messages say what is needed and what is there."""
+"""Memory and disk are checked before anything is loaded.
+
+The messages say how much the run needs and how much is free.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""What models, data, files and reward functions say reaches a person as text, on both streams and in files to read."""
+"""Words from models, data, files and reward functions reach the user as plain text.
+
+This holds for both output streams and for the files that people read.
+"""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Comparing ES with RL: which runs a comparison is made of, what its table says, and what is refused."""
+"""Comparing ES with RL: the runs of a comparison, its table, and the inputs it refuses."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What estune says of a completion that TRL generated: its tokens, its text, its reward, and where it stops."""
+"""What estune reads from a completion by TRL: its tokens, text and reward, and where it stops."""
 
 from types import SimpleNamespace
 

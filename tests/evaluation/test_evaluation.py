@@ -1,4 +1,7 @@
-"""`estune eval`: several models and tasks, drawn answers, a paired test, the frontier; and what its figures mean."""
+"""`estune eval`: several models and tasks, sampled completions, a paired test, and the frontier.
+
+The tests also check what the figures mean.
+"""
 
 import csv
 import itertools
@@ -276,8 +279,11 @@ def test_rewards_of_drawn_answers_that_are_lost_are_counted_too(judged, capsys):
     assert "data.jsonl: 4 rewards were lost" in capsys.readouterr().out
 
 
-def test_answers_that_met_a_graders_time_limit_are_told(judged, capsys):
-    graded = "from estune.rewards.marks import Grades; return Grades([0.0] * len(target), overran=len(target))"
+def test_completions_over_the_graders_time_limit_are_reported(judged, capsys):
+    graded = (
+        "from estune.rewards.marks import Grades; "
+        "return Grades([0.0] * len(target), overran=len(target))"
+    )
     assert judged(graded, "--num_generations", 3) == 0
     assert "data.jsonl: 16 completions exceeded the grader's time limit" in " ".join(
         capsys.readouterr().out.split()
@@ -299,7 +305,8 @@ def test_where_most_rewards_are_lost_there_is_no_figure_of_the_rest(judged, caps
         (
             "raise KeyError('level')",
             [],
-            "failed at all 4 completions of {model} for data.jsonl; first: it raised KeyError: 'level'",
+            "failed at all 4 completions of {model} for data.jsonl; "
+            "first: it raised KeyError: 'level'",
         ),
         ("raise KeyError('level')", ["--on_reward_error", "zero"], "failed at all 4 completions"),
         (FAILS_AT_ONE, ["--on_reward_error", "raise"], "raised ZeroDivisionError"),

@@ -1,4 +1,4 @@
-"""Feed what reads a model's text, and a run's journal, with bytes that a fuzzer grows along the branches that they reach.
+"""Fuzz the readers of a model's text and of a journal, guided by the branches each input reaches.
 
 python tests/faults/fuzz.py SECONDS     (ends with status 0 unless something raised)
 """

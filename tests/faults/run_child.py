@@ -1,4 +1,7 @@
-"""A run in a process of its own, to be killed: `python run_child.py MODEL OUTPUT STEPS [ENGINE [SETTINGS]]`, which are JSON."""
+"""One run in its own process, for tests that kill it.
+
+`python run_child.py MODEL OUTPUT STEPS [ENGINE [SETTINGS]]`, with SETTINGS as JSON.
+"""
 
 import json
 import sys

@@ -1,4 +1,7 @@
-"""A file of a run that was damaged is found out: what it held is had from elsewhere, or the resume is refused; never used."""
+"""A damaged file of a run is detected and never used.
+
+The run takes the content from elsewhere, or refuses to resume.
+"""
 
 import json
 import random
@@ -29,7 +32,7 @@ CHOOSES = {
 
 @pytest.fixture
 def stopped(make_trainer, tmp_path, request):
-    """The folder of a run that was made to step 4 of 6 and saved at 2 and 4, and the bytes that it should end with."""
+    """Return the folder of a run stopped at step 4 of 6, saved at 2 and 4, and its expected end."""
     settings = getattr(request, "param", {})
     make_trainer(output_dir=str(tmp_path / "undisturbed"), max_steps=STEPS, **settings).train()
     make_trainer(max_steps=4, **settings).train()
@@ -139,13 +142,16 @@ def _records(folder):
 
 
 @pytest.mark.parametrize("stopped", [CHOOSES], indirect=True, ids=["chooses"])
-def test_a_damaged_evaluation_that_decides_is_named_and_the_run_goes_on_without_it_once_its_line_is_deleted(
+def test_a_damaged_evaluation_stops_a_run_that_needs_it_until_its_line_is_deleted(
     make_trainer, stopped
 ):
     folder, _ = stopped
     _damaged(folder, line=4)
     metrics = (folder / "metrics.jsonl").read_bytes()
-    named = r"metrics\.jsonl: line 4 is damaged, and with it the evaluation of step 3, .*; restore the file .*, or delete the line"
+    named = (
+        r"metrics\.jsonl: line 4 is damaged, and with it the evaluation of step 3, .*; "
+        r"restore the file .*, or delete the line"
+    )
     with pytest.raises(JournalError, match=named):
         make_trainer(max_steps=STEPS, **CHOOSES).train(resume_from_checkpoint=True)
     assert (folder / "metrics.jsonl").read_bytes() == metrics

@@ -1,4 +1,4 @@
-"""Whenever and however a run is stopped, it resumes and ends with the bytes of one that nobody disturbed."""
+"""A stopped run resumes and ends with the bytes of an undisturbed run, however it was stopped."""
 
 import contextlib
 import dataclasses
@@ -42,13 +42,19 @@ def undisturbed(mini, tmp_path_factory):
 
 
 class Forks:
-    """Runs in children that are forked from a process which has everything imported: fifty starts of Python would take minutes."""
+    """Runs in forked children of a process that has imported everything.
+
+    Fifty fresh starts of Python would take minutes.
+    """
 
     def __init__(self, model: Path, folder: Path) -> None:
         self.model, self.folder = model, folder
 
     def __call__(self, after: float, by: int) -> int:
-        """Run until `after` seconds, then send the signal `by`; the exit status, or minus the signal that ended it."""
+        """Send the signal `by` after `after` seconds.
+
+        Return the exit status, or minus the number of the signal that ended the run.
+        """
         program = (
             "import sys, os, time, signal\n"
             f"sys.path.insert(0, {str(CHILD.parent)!r})\n"

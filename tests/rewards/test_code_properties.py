@@ -128,7 +128,8 @@ class Prints:
     )
 )
 def test_a_forged_report_earns_nothing(printed):
-    assert grade(ADD, ADD_TESTS, 1.0, Prints(printed.encode("utf-8", "replace"))) == ProgramGrade(0.0)
+    sandbox = Prints(printed.encode("utf-8", "replace"))
+    assert grade(ADD, ADD_TESTS, 1.0, sandbox) == ProgramGrade(0.0)
 
 
 def test_a_program_that_leaves_its_group_is_ended_in_time():

@@ -1,6 +1,6 @@
-"""A run in a process of its own, whose memory is watched: prints the most that it took and could not give back.
+"""Print the peak memory of one run in its own process, without pages of files that are only mapped.
 
-Run by tests/run/test_estimate.py: MODEL OUTPUT SETTINGS, the settings as JSON. Files that are only mapped do not count.
+tests/run/test_estimate.py runs it with MODEL OUTPUT SETTINGS, where SETTINGS is JSON.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""The same rows have the same fingerprint in every process, other rows another, and what has no content to compare is refused."""
+"""The same rows have the same fingerprint in every process, and other rows have another one.
+
+Rows without content to compare are refused.
+"""
 
 import array
 import collections

@@ -1,4 +1,4 @@
-"""`estune plan` is right about real runs' memory, and reckons time and price from what it is told."""
+"""`estune plan` predicts the memory of real runs, and computes time and price from its inputs."""
 
 import json
 import os
@@ -106,7 +106,7 @@ def test_an_imagined_model_has_the_proportions_of_real_ones(parameters, layers, 
 
 
 def test_the_papers_table_for_eight_billion_parameters():
-    """ES: 18 to 22 GB; RL: 136 to 160 GB, of which 32 gradients, 64 Adam, 16 the reference model."""
+    """ES: 18 to 22 GB. RL: 136 to 160 GB (gradients 32, Adam 64, reference model 16)."""
     shape, work = estimate.shape_like(8e9), Workload(32, 128, 256)
     rl = estimate.rl(shape, work, 2)
     assert {name: round(size / 1e9) for name, size in rl.items() if name != "activations"} == {
@@ -136,7 +136,7 @@ def test_more_engines_take_less_time_and_auto_evaluates_two_more():
 
 
 def run_of(engines):
-    """The metrics of steps in which each engine generates for 80 s, loads for 8 and waits for an update of 12."""
+    """Return metrics of steps: each engine generates for 80 s, loads for 8 s, and waits 12 s."""
     step = {
         "step_time": 100.0,
         "es/generate_seconds": 80.0 * engines,

@@ -1,4 +1,7 @@
-"""A run whose folder is moved, replaced or deleted under it stops before it writes again, and leaves other runs' files alone."""
+"""A run stops before its next write when its folder is moved, replaced or deleted.
+
+It leaves the files of other runs alone.
+"""
 
 import json
 import os
@@ -176,10 +179,9 @@ def test_the_command_ends_with_status_1_and_one_line(
     ]
     assert main(["train", *where, *FLAGS]) == 1
     err = capsys.readouterr().err
-    assert (
-        err
-        == f"estune: out: was moved to {tmp_path / 'away'} during the run, which can be resumed there; "
-        + ("the run stops before it writes there again\n")
+    assert err == (
+        f"estune: out: was moved to {tmp_path / 'away'} during the run, "
+        "which can be resumed there; the run stops before it writes there again\n"
     )
     assert [
         json.loads(line).get("step") for line in Path("away/journal.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Mixtures: shares of a batch, tasks that join and leave, each with its own rewards, and the same again on resume."""
+"""Mixtures: shares of a batch, tasks that join and leave, rewards per task, and resumed runs."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ def asked(mixture, step, history=(), **settings):
 # Rows
 
 
-def test_rows_of_all_tasks_stand_together_with_the_name_of_theirs_and_none_where_they_have_no_such_column():
+def test_each_row_names_its_task_and_has_none_in_the_columns_of_other_tasks():
     everything = list(two())
     assert [row["task"] for row in everything] == ["easy"] * 6 + ["hard"] * 4
     assert everything[0] == {

@@ -1,4 +1,7 @@
-"""Pushing uploads the model and its card, and a refusal by the hub is one line; the hub itself is replaced."""
+"""Pushing uploads the model and its card, and reports a refusal by the hub in one line.
+
+A fake replaces the hub.
+"""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Whatever is killed whenever: the run goes on, and ends with the bytes of one that nobody disturbed."""
+"""A killed run resumes and ends with the bytes of an undisturbed run, whenever it was killed."""
 
 import os
 import shutil
@@ -31,7 +31,10 @@ class Died(BaseException):
 
 
 class Disk:
-    """Counts what changes the disk for good, and dies before (or, of a sync, after) the operation numbered `at`."""
+    """A counter of lasting changes to the disk that dies at the operation numbered `at`.
+
+    It dies before the operation, or after it for a sync.
+    """
 
     OPERATIONS = ("fsync", "rename", "replace", "truncate", "unlink", "mkdir", "rmdir")
 
@@ -244,7 +247,9 @@ from estune.theta import journal
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-rows = [{{"prompt": f"what is {{word}}", "target": "x" * (5 + i)}} for i, word in enumerate(WORDS[:6])]
+rows = [
+    {{"prompt": f"what is {{word}}", "target": "x" * (5 + i)}} for i, word in enumerate(WORDS[:6])
+]
 calls = iter(range(10**6))
 
 def mortal(completions, target, **columns):
@@ -267,7 +272,9 @@ if {where!r} == "journal":
         return line
     journal.step_line = torn
 
-settings = dict(output_dir={run!r}, engine="fake", population_size=4, max_steps=4, save_steps=2, sigma=0.02)
+settings = dict(
+    output_dir={run!r}, engine="fake", population_size=4, max_steps=4, save_steps=2, sigma=0.02
+)
 ESTrainer({model!r}, mortal, ESConfig(**settings), rows[:2], rows[2:4]).train()
 """
 

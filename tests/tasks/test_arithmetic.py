@@ -1,4 +1,4 @@
-"""The reader of arithmetic: any expression over the given numbers has exactly the value it should have."""
+"""The reader of arithmetic gives any expression over the given numbers its exact value."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_brackets_may_nest_a_hundred_deep_and_no_deeper() -> None:
 
 @st.composite
 def trees(draw: st.DrawFn) -> tuple[str, list[int], Fraction | None]:
-    """A random expression as printed text, its numbers, and its value by Fraction arithmetic (None: none)."""
+    """Draw an expression as text, its numbers, and its exact value (None where it has none)."""
     numbers = draw(st.lists(st.integers(0, 120), min_size=1, max_size=6))
     space = st.sampled_from(["", " ", "   "])
     terms: list[tuple[str, Fraction | None]] = [
@@ -77,7 +77,7 @@ STEPS = st.tuples(
 
 
 def chain(steps: list[tuple[str, str, str]]) -> str:
-    """Write "5" and the steps in a row, with brackets only where a step opens one; they close at the end."""
+    """Write "5" and then the steps; at the end, close the brackets that the steps opened."""
     text = "5" + "".join(f"{operator}{before}{number}" for operator, before, number in steps)
     return text + ")" * text.count("(")
 

@@ -1,4 +1,4 @@
-"""The conciseness tasks: their questions, and what a short, a long, a right and a wrong answer earn."""
+"""The conciseness tasks: their questions, and rewards of short, long, right and wrong answers."""
 
 from __future__ import annotations
 

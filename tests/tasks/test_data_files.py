@@ -1,4 +1,7 @@
-"""What a data file says is what its rows hold: no type is guessed, no path expanded; what cannot be read is one line."""
+"""Rows hold exactly what the data file says: no guessed types and no expanded paths.
+
+A file that cannot be read is reported in one line.
+"""
 
 import gzip
 import json

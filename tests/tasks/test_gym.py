@@ -1,4 +1,7 @@
-"""The tasks of reasoning-gym: rows that never change or repeat across splits, and what right, wrong and hostile answers earn."""
+"""The tasks of reasoning-gym: their rows never change and never repeat across splits.
+
+The tests also check the rewards of right, wrong and hostile answers.
+"""
 
 from __future__ import annotations
 

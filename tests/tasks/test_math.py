@@ -1,4 +1,4 @@
-r"""The math tasks: which answers in a \boxed{} are right, what the grader survives, and rows from files of any columns."""
+r"""The math tasks: right answers in a \boxed{}, hostile answers, and files of any columns."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ def test_it_works_in_any_thread_and_leaves_the_alarm_signal_alone() -> None:
     assert grades == [1]
 
 
-# docs/tasks.md lists these; a release of math-verify that judges one of them otherwise is noticed here
+# docs/tasks.md lists these. This test fails when a release of math-verify judges one differently.
 KNOWN_MISJUDGEMENTS = [
     ("0.0000001", "0.0000002", 1),
     ("10\\%", "10", 1),

@@ -94,7 +94,8 @@ def test_a_row_without_problem_or_answer_is_left_out_and_named(
     ] == ["2"]
     [line] = caplog.messages
     assert line.startswith(
-        "rows.jsonl: 1 of 2 rows left out; the first is row 1: needs a problem (prompt, problem or question) and its"
+        "rows.jsonl: 1 of 2 rows left out; "
+        "the first is row 1: needs a problem (prompt, problem or question) and its"
     )
 
 

@@ -1,4 +1,4 @@
-"""What holds of every built-in task: its name, its rows, and that its rewards take what TRL passes."""
+"""Every built-in task has a name, has rows, and has rewards that accept the arguments of TRL."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PROGRAMS = [
 
 @pytest.fixture(autouse=True)
 def a_hub_of_eight_problems(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of the hub, whatever dataset is asked for; how rows of its real columns are read is in test_tasks_math."""
+    """Replace each dataset of the hub by eight rows; test_math_rows.py reads the real columns."""
     of_code = ("google-research-datasets/mbpp", "openai/openai_humaneval")
 
     def load_rows(name: str, split: str, config: str | None = None, *, adapt: Any) -> Any:
@@ -110,7 +110,10 @@ def test_a_task_says_where_its_data_come_from() -> None:
 
 def test_listing_the_tasks_imports_nothing_heavy() -> None:
     heavy = ["torch", "transformers", "datasets", "sympy", "math_verify", "reasoning_gym", "numpy"]
-    code = f"import sys; from estune.cli.main import main; main(['tasks']); sys.exit(str([m for m in {heavy} if m in sys.modules] or ''))"
+    code = (
+        "import sys; from estune.cli.main import main; main(['tasks']); "
+        f"sys.exit(str([m for m in {heavy} if m in sys.modules] or ''))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == ""
     lines = done.stdout.splitlines()

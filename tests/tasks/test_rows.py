@@ -1,4 +1,7 @@
-"""Rows come from files of four kinds, folders, saved datasets and Python objects, and wrong ones are refused in a line."""
+"""Rows come from files of four kinds, folders, saved datasets and Python objects.
+
+Wrong rows are refused in one line.
+"""
 
 import json
 import logging

@@ -1,7 +1,7 @@
-"""A centre on a device against one on the CPU: the same operations on both, and what each ends with.
+"""Apply the same operations to θ on a device and to θ on the CPU, and compare the results.
 
-Tests import it with torch's kernels standing in for a device's; run as a program under TRITON_INTERPRET=1, as
-tests/theta/test_theta_device.py does, it takes Triton's.
+Tests that import this file use torch's kernels in place of a device's. As a program under
+TRITON_INTERPRET=1, started by tests/theta/test_theta_device.py, it uses Triton's kernels.
 """
 
 import json
@@ -35,7 +35,10 @@ MEMBERS = [
 
 
 def base(folder: Path) -> Checkpoint:
-    """θ₀ in bf16, in a file: weights of very different sizes, so that another order, or a fused product, shows."""
+    """Write θ₀ in bf16 to a file.
+
+    Its weights have very different sizes, so that another order or a fused product shows.
+    """
     generator = torch.Generator().manual_seed(1)
     theta = {
         name: (

@@ -1,4 +1,7 @@
-"""A checkpoint has whatever its base has beside the weights, whatever those files are called; and of weights only its own."""
+"""A checkpoint has every file of its base model besides the weights, whatever the file's name.
+
+Its only weights are its own.
+"""
 
 import json
 import shutil

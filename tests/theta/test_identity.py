@@ -1,4 +1,7 @@
-"""A checkpoint says which θ it is; one that is not what the journal says is found out and written again, never used."""
+"""A checkpoint says which θ it is.
+
+A checkpoint that differs from the journal is detected, never used, and written again.
+"""
 
 import json
 import logging
@@ -139,10 +142,8 @@ def test_a_flipped_bit_of_the_newest_is_found_and_mended(make_trainer, run, capl
     before = files_of(run / "checkpoint-4")
     flip(run / "checkpoint-4" / "model.safetensors", at)
     text = resumed_log(make_trainer, caplog)
-    assert (
-        f"{run / 'checkpoint-4'} is not what the journal says of step 4 (model.safetensors is another"
-        in text
-    )
+    not_said = "is not what the journal says of step 4 (model.safetensors is another"
+    assert f"{run / 'checkpoint-4'} {not_said}" in text
     assert files_of(run / "checkpoint-4") == before | {
         "trainer_state.json": files_of(run / "checkpoint-4")["trainer_state.json"]
     }
@@ -174,9 +175,9 @@ def test_a_checkpoint_of_a_torn_step_is_written_again_when_the_step_turns_out_ot
     text = resumed_log(make_trainer, caplog, steps=4, reward_funcs=by_chance)
     assert "checkpoint-4 is of a step that the journal does not have" in text
     assert (
-        "checkpoint-4 is not what the journal says of step 4 (it says that it is θ of step 4 with digest"
-        in text
-    )
+        "checkpoint-4 is not what the journal says of step 4 "
+        "(it says that it is θ of step 4 with digest"
+    ) in text
     assert_as_replayed(run, [2, 4], tmp_path)
     assert (
         said(run / "checkpoint-4")["theta"]
@@ -283,7 +284,10 @@ def test_checkpoints_of_old_runs_which_say_nothing_are_written_again_once(name, 
 def test_no_command_uses_a_checkpoint_whose_weights_are_not_its_own(run, mini, refused):
     checkpoint = run / "checkpoint-4"
     flip(checkpoint / "model.safetensors", -9)
-    message = "it is not the checkpoint that was written there (model.safetensors is another than the one that was written)"
+    message = (
+        "it is not the checkpoint that was written there "
+        "(model.safetensors is another than the one that was written)"
+    )
     task = ["--task", "conciseness", "--engine", "fake"]
     assert message in refused("eval", "--model", checkpoint, *task)
     assert message in refused("eval", "--model", mini, "--base", checkpoint, *task)

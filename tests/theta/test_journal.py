@@ -1,4 +1,4 @@
-"""The journal is enough: with the base model it gives θ of every step, and what is damaged in it is noticed."""
+"""The journal and the base model give θ of every step, and damage to the journal is detected."""
 
 import dataclasses
 import hashlib
@@ -269,7 +269,7 @@ def test_lines_that_are_json_but_no_record_are_refused(tmp_path, journal):
 
 
 def tensors_of(folder):
-    """name → (dtype, fp32 values, bytes) of a checkpoint's safetensors file, read with struct and numpy."""
+    """Map each tensor's name to (dtype, fp32 values, bytes), read with struct and numpy alone."""
     data = (folder / "model.safetensors").read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
     read = {}

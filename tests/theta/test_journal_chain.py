@@ -1,4 +1,7 @@
-"""A journal's lines are one run's, in one order: whatever was exchanged, repeated, removed, edited or mixed in is named by its line."""
+"""A journal's lines belong to one run, in one order.
+
+The message names the line at which one was exchanged, repeated, removed, edited or mixed in.
+"""
 
 import hashlib
 import json
@@ -204,7 +207,8 @@ def test_a_value_of_a_wrong_kind_is_named_with_its_line(tmp_path, name, value):
 @pytest.mark.parametrize("body", ["{" + '"a": ' + "[" * 100_000, '{"step": ' + "9" * 5000 + "}"])
 def test_what_json_cannot_read_is_damage_though_it_was_signed(tmp_path, body):
     first = raw_header(tmp_path)
-    line = f'{body[:-1]}, "checksum": "{hashlib.blake2b(body.encode(), digest_size=8).hexdigest()}"}}\n'
+    checksum = hashlib.blake2b(body.encode(), digest_size=8).hexdigest()
+    line = f'{body[:-1]}, "checksum": "{checksum}"}}\n'
     assert "line 2 is damaged" in refused(tmp_path, [first, line.encode(), first])
 
 

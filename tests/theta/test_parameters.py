@@ -1,4 +1,4 @@
-"""A checkpoint's parameters are found under the names of its files, and written back in the same form."""
+"""A checkpoint's parameters have the names in its files, and are written back in the same form."""
 
 import json
 import time
@@ -190,7 +190,10 @@ def test_target_parameters_that_match_nothing_or_are_no_expression_are_refused(
 
 
 def test_names_that_lack_the_models_prefix_are_kept_and_mapped(tmp_path):
-    """The files of GPT-2 on the hub say `wte.weight`, the model `transformer.wte.weight`; buffers stand among them."""
+    """Keep the files' names: GPT-2 on the hub has `wte.weight`, the model `transformer.wte.weight`.
+
+    The files also hold buffers.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     small = GPT2Config(

@@ -1,4 +1,7 @@
-"""θ in shared memory is one θ: another process sees updates, never a torn one, and never somebody else's memory."""
+"""Processes share one θ in shared memory.
+
+Each process sees whole updates only, and nobody attaches to the memory of another run.
+"""
 
 import dataclasses
 import subprocess

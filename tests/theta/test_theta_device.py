@@ -1,7 +1,7 @@
-"""θ on a device is the θ of a CPU to the bit, and so are members that stream to a device from host memory.
+"""θ on a device has the bits of θ on a CPU, and so do members that stream from host memory.
 
-There is no GPU where these tests run: CPU tensors stand for a device's, with torch's kernels or Triton's interpreted ones.
-Streams and page-locking are only seen to be asked for in the right order.
+These tests need no GPU: CPU tensors replace a device's, with torch's kernels or Triton's
+interpreter. For streams and page-locking they check only the order of the calls.
 """
 
 import gc

@@ -1,4 +1,7 @@
-"""Anchored weight decay: θ draws nearer to the base model, by the same bits everywhere, and the journal says by how much."""
+"""Anchored weight decay pulls θ towards the base model, with the same bits everywhere.
+
+The journal records how strongly.
+"""
 
 import json
 

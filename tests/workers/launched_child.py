@@ -1,4 +1,7 @@
-"""One of several launched processes: trains, evaluates, and says what it has. Run by tests/workers/test_accelerate.py."""
+"""One of several launched processes: train, evaluate, and print the result.
+
+tests/workers/test_accelerate.py runs it.
+"""
 
 import dataclasses
 import json

@@ -1,6 +1,7 @@
-"""One run on Ray in a process of its own, disturbed in the way that the command line names; prints what became of it.
+"""Make one run on Ray, disturb it as the command line says, and print the result.
 
-Run by tests/workers/test_ray.py. The mischief is done in the middle of a step, when a member's answers come to be scored.
+tests/workers/test_ray.py runs it. The disturbance comes in the middle of a step, when the reward
+function scores a member's completions.
 """
 
 import json
@@ -124,7 +125,7 @@ def hung(run: Run) -> None:
 
 
 def late(run: Run) -> None:
-    """A worker sleeps through the step in which it was given a member, and wakes when θ has moved on."""
+    """Let a worker sleep during the step of its member and wake after θ has been updated."""
     hand_out, asleep = run.workers._hand_out, []
 
     def hand_out_asleep(slot: Any, alive: int, request: Any) -> None:

@@ -1,4 +1,4 @@
-"""Processes started together by torchrun or accelerate compute one θ; real launchers, real processes."""
+"""Processes that torchrun or accelerate starts compute one θ: real launchers, real processes."""
 
 import json
 import os
@@ -204,7 +204,7 @@ def test_launched_processes_evaluate_several_tasks_as_one_process_does(model, tm
 def test_several_machines_meet_over_the_interface_that_was_meant_whatever_an_engine_set(
     monkeypatch,
 ):
-    """vLLM's own processes keep to the loopback interface, over which no other machine is reached."""
+    """vLLM's own processes use the loopback interface, which reaches no other machine."""
     seen = []
     monkeypatch.setattr(
         module.dist,

@@ -1,4 +1,7 @@
-"""Every prompt of every member is answered exactly once, whatever becomes of the workers, and the rules by which pieces are dealt out."""
+"""Each prompt of each member counts exactly once, whatever happens to the workers.
+
+The tests also check the sizes and the order in which pieces are assigned.
+"""
 
 import random
 
@@ -135,7 +138,7 @@ def test_no_piece_is_smaller_than_an_eighth_of_a_member_rounded_up(prompts):
 
 
 def late_pair() -> tuple[Dispatch, Piece]:
-    """Two members on two workers, where worker 0 ended its own in 1 s and worker 1 is still at `piece`."""
+    """Return a dispatch whose worker 0 finished in 1 s, and the piece that worker 1 still has."""
     dispatch = Dispatch(2, 1)
     first, second = dispatch.take(0, 2, 0.0), dispatch.take(1, 2, 0.0)
     assert first and second and dispatch.done(first, 1.0)
@@ -153,7 +156,7 @@ def test_a_late_piece_is_given_to_one_more_and_the_first_answer_counts():
     assert dispatch.finished and dispatch.in_flight == 0
 
 
-def test_a_late_piece_stays_with_the_second_worker_when_the_first_is_lost_and_goes_on_when_both_are():
+def test_a_late_piece_outlives_the_loss_of_one_worker_and_of_both():
     dispatch, slow = late_pair()
     assert dispatch.take(0, 2, 3.0) == slow
     dispatch.lost(1)

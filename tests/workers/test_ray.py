@@ -1,4 +1,7 @@
-"""A run on Ray ends with the same θ whoever dies, hangs or joins late; real Ray, real processes, real kills."""
+"""A run on Ray ends with the same θ, whichever worker dies, hangs or joins late.
+
+Ray, the processes and the kills are real.
+"""
 
 import json
 import os

@@ -1,5 +1,7 @@
-"""θ after a run depends on seeds and rewards alone: not on the engine, nor on how many workers there are, nor on how
-tensors are split. Every case is a real run, typed as a user would."""
+"""θ after a run depends only on seeds and rewards, not on the engine, the workers or tensor splits.
+
+Every case is a real run with the command that a user types.
+"""
 
 import json
 import os
@@ -52,7 +54,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A model of eight heads, so that two can share them; data; and a reward that no rounding of an engine moves."""
+    """A folder with a model of eight heads for two to share, data, and a rounding-proof reward."""
     folder = tmp_path_factory.mktemp("place")
     make_model(
         folder / "model",
@@ -64,7 +66,8 @@ def place(tmp_path_factory) -> Path:
     rows = [{"prompt": f"what is {word}"} for word in ("red", "blue", "cat", "dog")]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "own_rewards.py").write_text(
-        "def vowels(completions, **columns): return [sum(map(text.count, 'aeiou')) for text in completions]\n"
+        "def vowels(completions, **columns):\n"
+        "    return [sum(map(text.count, 'aeiou')) for text in completions]\n"
     )
     return folder
 
