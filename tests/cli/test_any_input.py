@@ -1,4 +1,4 @@
-"""No words, flags, settings or rows end in a traceback."""
+"""No flags, words or files end in a traceback."""
 
 import json
 from pathlib import Path

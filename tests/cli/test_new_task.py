@@ -73,11 +73,11 @@ def test_nothing_is_overwritten(there, here, capsys):
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("a-b", "no name of a Python module"),
-        ("../up", "no name of a Python module"),
-        ("", "no name of a Python module"),
-        ("class", "no name of a Python module"),
-        ("café", "no name of a Python module"),
+        ("a-b", "not a valid module name"),
+        ("../up", "not a valid module name"),
+        ("", "not a valid module name"),
+        ("class", "not a valid module name"),
+        ("café", "not a valid module name"),
         ("json", "a Python module 'json' exists"),
         ("numpy", "a Python module 'numpy' exists"),
     ],

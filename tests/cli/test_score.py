@@ -1,4 +1,4 @@
-"""`estune score` grades completions from a file or a pipe, and refuses what cannot be scored."""
+"""`estune score` scores completions from a file, and refuses rows that it cannot score."""
 
 import json
 import subprocess

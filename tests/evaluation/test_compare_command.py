@@ -12,6 +12,8 @@ from estune.common.durable import locked
 from estune.evaluation.compare.methods import chosen
 from estune.evaluation.compare.runs import Budget
 
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
+
 BUDGET = Budget(1000, 100, 8)
 
 
@@ -44,7 +46,7 @@ BASE = [
         (["--rl_kwargs", "3"], "rl_kwargs: must be a mapping"),
         (
             ["--methods", "grpo", "--rl_kwargs", "{max_steps: 3}"],
-            "rl_kwargs: max_steps is what the comparison sets",
+            "rl_kwargs: max_steps is set by the comparison",
         ),
         (
             ["--methods", "grpo", "--rl_kwargs", "{num_generations: 0}"],

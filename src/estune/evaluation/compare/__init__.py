@@ -1,5 +1,11 @@
-"""The same model, prompts, rewards, tokens and seeds under several methods: ES by estune, RL by TRL.
+"""ES by estune and RL by TRL on the same model, prompts, rewards, tokens and seeds.
 
-methods.py says what each method is, plan.py which runs that makes, run.py has them done one process each, es.py and rl.py do
-them, and table.py and plots.py show what came out. Only es.py and rl.py import torch or TRL.
+methods.py      what each method is
+runs.py         which runs a comparison makes
+execute.py      execute the runs, one process each
+child.py        one run, in its process
+es.py, rl.py    what that process does; only these import torch and TRL
+token_marks.py  when a run is evaluated, and when it ends
+table.py        figures and tables of the results
+plots.py        curves of the results
 """

@@ -1,4 +1,4 @@
-"""A single run, in the process that is made for it: `estune compare --run FOLDER`."""
+"""Execute one run of a comparison in its own process: `estune compare --run FOLDER`."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from estune.common.durable import write_text
-from estune.evaluation.compare.runs import Run, is_es, load
+from estune.evaluation.compare.runs import ComparisonRun, is_es, load
 from estune.monitor.console import quieten_libraries
 from estune.run.inputs import data_and_rewards
 
@@ -19,7 +19,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def do(folder: Path) -> None:
-    """Do the run that `run.json` in `folder` describes, and write `result.json`.
+    """Execute the run of `run.json` in `folder`, and write `result.json`.
 
     Raises:
         InputError: anything in the input that cannot work.
@@ -37,13 +37,13 @@ def do(folder: Path) -> None:
     write_text(folder / "result.json", json.dumps(about | found, indent=1) + "\n")
 
 
-def read(folder: Path) -> Run:
-    """The run that `folder` is for."""
+def read(folder: Path) -> ComparisonRun:
+    """Read the run from `folder`."""
     return load(json.loads((folder / "run.json").read_text(encoding="utf-8")))
 
 
-def prepare(run: Run) -> None:
-    """Fetch or convert the model, so that no run's memory and time are those of that."""
+def prepare(run: ComparisonRun) -> None:
+    """Download or convert the model, so that this counts in no run's time and memory."""
     from estune.theta.checkpoint import resolve
 
     config = run.config()
@@ -55,7 +55,7 @@ def prepare(run: Run) -> None:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process had resident, without what it was forked from."""
+    """Return this process's peak of resident memory in bytes, without that of its parent."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
@@ -63,7 +63,7 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _train(run: Run, folder: Path) -> dict[str, Any]:
+def _train(run: ComparisonRun, folder: Path) -> dict[str, Any]:
     config = run.config()
     evaluating = dataclasses.replace(config, eval_strategy="steps") if run.evaluates else config
     rows, held_out, rewards = data_and_rewards(evaluating)
@@ -77,6 +77,6 @@ def _train(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def _end_with_parent() -> None:
-    """Stop as after SIGTERM when the comparison's own process is gone."""
+    """Stop this process, as SIGTERM would, when its parent ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""An ES run of a comparison: estune's own trainer, with a callback that evaluates at marks of tokens and ends the run."""
+"""An ES run of a comparison: estune's trainer, with a callback that evaluates at token marks."""
 
 import dataclasses
 import shutil
@@ -9,16 +9,16 @@ from transformers import TrainerCallback, TrainerControl
 
 from estune.common.types import Row
 from estune.engines.device import dtype_name, engine_dtype
-from estune.evaluation.compare.runs import Run
-from estune.evaluation.compare.token_marks import Papers, Watch
+from estune.evaluation.compare.runs import ComparisonRun
+from estune.evaluation.compare.token_marks import Curve, PromptSets
 from estune.theta.journal import exists
 from estune.trainer import ESTrainer
 
 
 def train(
-    run: Run, folder: Path, rows: list[Row], held_out: list[Row] | None, reward_funcs: Any
+    run: ComparisonRun, folder: Path, rows: list[Row], held_out: list[Row] | None, reward_funcs: Any
 ) -> dict[str, Any]:
-    """Do the run in `folder`, from its last whole step where it was begun; returns what its result file says of it.
+    """Run or resume in `folder`; return the content of its result file.
 
     Raises:
         InputError: anything in the input that cannot work.
@@ -28,12 +28,12 @@ def train(
     trainer = ESTrainer(
         config.model_name_or_path, reward_funcs, config, rows, held_out, callbacks=[marks]
     )
-    papers = Papers.of(run, trainer.train_rows, trainer.eval_rows, trainer.rewards)
-    marks.begin(trainer, Watch(run, folder, lambda: _examine(papers, run, trainer)))
+    sets = PromptSets.of(run, trainer.train_rows, trainer.eval_rows, trainer.rewards)
+    marks.begin(trainer, Curve(run, folder, lambda: _examine(sets, run, trainer)))
     trainer.train(resume_from_checkpoint=exists(folder))
-    _forget_weights(folder)
+    _delete_weights(folder)
     return {
-        "points": marks.watch.points,
+        "points": marks.curve.points,
         "engine": config.engine,
         "dtype": "float32" if config.engine == "fake" else dtype_name(engine_dtype(config)),
         "temperature": 0.0,
@@ -42,17 +42,17 @@ def train(
     }
 
 
-def _examine(papers: Papers, run: Run, trainer: ESTrainer) -> Any:
+def _examine(sets: PromptSets, run: ComparisonRun, trainer: ESTrainer) -> Any:
     model = trainer.model
-    return papers.examine(run, model.workers, model.theta.version, trainer.callbacks.state)
+    return sets.examine(run, model.workers, model.theta.version, trainer.callbacks.state)
 
 
 class _EsMarks(TrainerCallback):  # type: ignore[misc]
-    """Counts what the metrics tell of tokens and time, from those in the folder on."""
+    """Evaluates at token marks and ends the run; counts tokens and time across resumes."""
 
-    def begin(self, trainer: ESTrainer, watch: Watch) -> None:
+    def begin(self, trainer: ESTrainer, curve: Curve) -> None:
         self._trainer = trainer
-        self.watch = watch
+        self.curve = curve
 
     def on_train_begin(
         self, args: Any, state: Any, control: TrainerControl, **details: Any
@@ -61,10 +61,8 @@ class _EsMarks(TrainerCallback):  # type: ignore[misc]
         self._seconds = sum(record["step_time"] for record in logged)
         self._tokens = logged[-1]["num_tokens"] if logged else 0
         step = logged[-1]["step"] if logged else 0
-        if (
-            step == self._trainer.model.theta.version
-        ):  # else the last step is about to be logged, and comes again
-            control.should_training_stop = self.watch.look(step, self._tokens, self._seconds)
+        if step == self._trainer.model.theta.version:  # otherwise the last step is logged once more
+            control.should_training_stop = self.curve.look(step, self._tokens, self._seconds)
         return control
 
     def on_log(
@@ -72,16 +70,16 @@ class _EsMarks(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         self._seconds += logs["step_time"]
         self._tokens = logs["num_tokens"]
-        ended = self.watch.look(self._trainer.model.theta.version, self._tokens, self._seconds)
+        ended = self.curve.look(self._trainer.model.theta.version, self._tokens, self._seconds)
         control.should_training_stop = control.should_training_stop or ended
         return control
 
     def on_train_end(self, args: Any, state: Any, control: TrainerControl, **details: Any) -> None:
-        self.watch.finish(self._trainer.model.theta.version, self._tokens, self._seconds)
+        self.curve.finish(self._trainer.model.theta.version, self._tokens, self._seconds)
 
 
-def _forget_weights(folder: Path) -> None:
-    """The run's checkpoint and snapshot of θ: `estune replay` makes them again from the journal."""
+def _delete_weights(folder: Path) -> None:
+    """Delete the run's checkpoint and snapshot, which `estune replay` can rebuild."""
     for path in [folder / "theta", *folder.glob("checkpoint-*")]:
         shutil.rmtree(path, ignore_errors=True)
-    print(f"weights not kept; estune replay {folder} makes those of any step again", flush=True)
+    print(f"weights deleted; estune replay {folder} rebuilds those of any step", flush=True)

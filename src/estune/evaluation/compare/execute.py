@@ -1,4 +1,4 @@
-"""Do the runs of a comparison one after the other, each in a process of its own; what is finished is not done again."""
+"""Execute a comparison's runs in sequence, each in its own process; skip finished ones."""
 
 import json
 import signal
@@ -11,19 +11,22 @@ from typing import Any
 
 from estune.common.durable import write_text
 from estune.errors import ConfigError, EstuneError, InputError
-from estune.evaluation.compare.runs import Run
+from estune.evaluation.compare.runs import ComparisonRun
 
 Say = Callable[[str], None]
 
-# The command of this very package, whatever is installed.
-_COMMAND = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); from estune.cli.main import main; sys.exit(main())"
+# Runs this package, not another installed one.
+_COMMAND = """import json, sys
+sys.path[:] = json.loads(sys.argv.pop(1))
+from estune.cli.main import main
+sys.exit(main())"""
 
 
-def claim(runs: Sequence[Run], output: Path) -> None:
-    """Make the runs' folders, each with what the run is.
+def claim(runs: Sequence[ComparisonRun], output: Path) -> None:
+    """Create the runs' folders, each with its run.json.
 
     Raises:
-        ConfigError: a folder holds another run.
+        ConfigError: a folder contains a different run.
     """
     for run in runs:
         path = output / run.name / "run.json"
@@ -33,16 +36,17 @@ def claim(runs: Sequence[Run], output: Path) -> None:
             write_text(path, json.dumps(now, indent=1) + "\n")
         elif (name := _differs(json.loads(path.read_text(encoding="utf-8")), now)) is not None:
             raise ConfigError(
-                f"output: {path.parent} holds a run with another {name}; give the same again, or choose another folder"
+                f"output: {path.parent} holds a run with another {name}; "
+                "give the same again, or choose another folder"
             )
 
 
-def do_all(runs: Sequence[Run], output: Path, say: Say, done: Callable[[], None]) -> None:
-    """Do what is not finished; `done` is called after each run.
+def do_all(runs: Sequence[ComparisonRun], output: Path, say: Say, done: Callable[[], None]) -> None:
+    """Execute the unfinished runs; call `done` after each.
 
     Raises:
-        EstuneError: a run failed; what is finished stays.
-        KeyboardInterrupt, SystemExit: on Ctrl-C or SIGTERM, when the run under way has stopped.
+        EstuneError: a run failed; finished runs are kept.
+        KeyboardInterrupt, SystemExit: on Ctrl-C or SIGTERM, after the current run has stopped.
     """
     left = [run for run in runs if not result_of(run, output)]
     if left and not Path(left[0].settings["model_name_or_path"]).is_dir():
@@ -56,14 +60,14 @@ def do_all(runs: Sequence[Run], output: Path, say: Say, done: Callable[[], None]
         done()
 
 
-def result_of(run: Run, output: Path) -> dict[str, Any] | None:
-    """What a finished run's file says."""
+def result_of(run: ComparisonRun, output: Path) -> dict[str, Any] | None:
+    """Return a finished run's result, None if it is not finished."""
     path = output / run.name / "result.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def collect(runs: Sequence[Run], output: Path) -> dict[str, Any]:
-    """All that is finished, as compare.json has it."""
+def collect(runs: Sequence[ComparisonRun], output: Path) -> dict[str, Any]:
+    """Return the content of compare.json: all finished runs."""
     first = runs[0]
     return {
         "model": first.config().model_name_or_path,
@@ -75,8 +79,8 @@ def collect(runs: Sequence[Run], output: Path) -> dict[str, Any]:
     }
 
 
-def _child(run: Run, output: Path, say: Say, *more: str) -> None:
-    """A process that does `run`, or prepares it; its lines are shown behind its label, its errors kept in log.txt."""
+def _child(run: ComparisonRun, output: Path, say: Say, *more: str) -> None:
+    """Execute `run` in a process; print its lines with its label, write its errors to log.txt."""
     folder = output / run.name
     path = folder / "log.txt"
     already = path.stat().st_size if path.exists() else 0  # of an earlier attempt
@@ -106,32 +110,31 @@ def _child(run: Run, output: Path, say: Say, *more: str) -> None:
             for line in child.stdout:
                 say(f"{run.label} | {line.rstrip()}")
         except BaseException:
-            child.terminate()  # after Ctrl-C it is stopping already, and a second signal has it stop at once
+            child.terminate()  # after Ctrl-C it is already stopping; this stops it at once
             raise
     if child.returncode:
         _failed(run, path, child.returncode, already)
 
 
-def _failed(run: Run, log: Path, status: int, already: int) -> None:
+def _failed(run: ComparisonRun, log: Path, status: int, already: int) -> None:
     if status == 130:
         raise KeyboardInterrupt
     if status == 143:
         raise SystemExit(143)
     lines = log.read_bytes()[already:].decode(errors="replace").split("\n")
-    said = next((line for line in reversed(lines) if line.strip()), "it said nothing").removeprefix(
-        "estune: "
-    )
+    last = next((line for line in reversed(lines) if line.strip()), "no message")
+    said = last.removeprefix("estune: ")
     if status < 0:
         killed = signal.Signals(-status).name
-        said = f"killed by {killed}" + (
-            ", as the system does when memory runs out" if killed == "SIGKILL" else ""
-        )
+        why = ", as the system does when memory runs out" if killed == "SIGKILL" else ""
+        said = f"killed by {killed}{why}"
     kind = InputError if status == 2 else EstuneError
-    raise kind(f"{run.label}: {said} (see {log}; what is finished stays, the same command goes on)")
+    kept = "finished runs are kept, repeat the command to continue"
+    raise kind(f"{run.label}: {said} (see {log}; {kept})")
 
 
 def _differs(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """The first thing in which two runs differ, named as its setting where it is one."""
+    """Return the name of the first setting or field in which two runs differ."""
     for name in sorted({*before, *now}):
         had, has = before.get(name), now.get(name)
         if had != has and isinstance(had, dict) and isinstance(has, dict):

@@ -1,6 +1,6 @@
-"""What each method of a comparison is: the settings in which it differs, and the learning rates that it is tried with.
+"""The methods of a comparison: their settings and learning rates.
 
-The settings of the RL methods are those that TRL documents for each (https://huggingface.co/docs/trl/paper_index).
+Those of RL methods follow TRL's documentation (https://huggingface.co/docs/trl/paper_index).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from estune.errors import ConfigError
 LearningRate = float | str | None  # auto, or None for σ/2
 
 _RL_GRID = (1e-5, 2e-5, 5e-5)  # for AdamW on all parameters of a model of some 100 million
-_NO_PPO = "TRL's PPOTrainer scored with a reward model, not with reward functions, and new versions of TRL have none at all"
+_NO_PPO = "TRL's PPOTrainer scored with a reward model, not functions, and was removed from TRL"
 INSTALL = "pip install 'estune[rl]'"
 
 
@@ -29,12 +29,10 @@ class Method:
     learning_rates: tuple[LearningRate, ...]
 
     def alpha(self, learning_rate: LearningRate, sigma: float) -> LearningRate:
-        """What estune's `learning_rate` is for a rate of this method."""
-        return (
-            learning_rate / sigma
-            if self.name == "mezo" and isinstance(learning_rate, float)
-            else learning_rate
-        )
+        """Return estune's learning_rate for a learning rate of this method."""
+        if self.name == "mezo" and isinstance(learning_rate, float):
+            return learning_rate / sigma
+        return learning_rate
 
 
 _PAIR = {
@@ -48,9 +46,7 @@ _PAIR = {
 _METHODS = (
     Method("es", "es", "the config's own ES, with learning_rate: auto", {}, ("auto",)),
     Method("es-paper", "es", "the config's own ES, with α = σ/2, the paper's", {}, (None,)),
-    Method(
-        "mezo", "es", "one antithetic pair a step, rewards as they are", _PAIR, (1e-7, 1e-6, 1e-5)
-    ),
+    Method("mezo", "es", "one antithetic pair per step, raw rewards", _PAIR, (1e-7, 1e-6, 1e-5)),
     Method("grpo", "rl", "TRL's GRPO", {"loss_type": "grpo", "beta": 0.001}, _RL_GRID),
     Method(
         "dr_grpo",
@@ -62,7 +58,7 @@ _METHODS = (
     Method(
         "dapo",
         "rl",
-        "TRL's DAPO, which samples no prompts anew",
+        "TRL's DAPO, without resampling of prompts",
         {
             "loss_type": "dapo",
             "epsilon": 0.2,
@@ -78,7 +74,7 @@ DEFAULT = tuple(METHODS)
 
 
 def chosen(names: Sequence[str]) -> list[Method]:
-    """The methods of these names, in their order, each once; a name may be several with commas between.
+    """Return the named methods in order, without duplicates; commas may separate names in a word.
 
     Raises:
         ConfigError: a name is unknown, TRL has no such method, or TRL is not installed.
@@ -97,10 +93,12 @@ def chosen(names: Sequence[str]) -> list[Method]:
 def grids(
     methods: Sequence[Method], given: Sequence[str] | None
 ) -> dict[str, tuple[LearningRate, ...]]:
-    """Method's name → learning rates. Of `given` words plain numbers are for all RL methods, NAME=1e-6,1e-5 for one.
+    """Return method → learning rates.
+
+    In `given`, plain numbers apply to all RL methods, NAME=1e-6,1e-5 to one.
 
     Raises:
-        ConfigError: a word is no such thing.
+        ConfigError: a word is invalid.
     """
     found: dict[str, tuple[LearningRate, ...]] = {
         method.name: method.learning_rates for method in methods
@@ -138,6 +136,6 @@ def _rate(word: str) -> float:
         rate = -1.0
     if not 0 < rate < float("inf"):
         raise ConfigError(
-            f"learning_rates: must be numbers above 0, or METHOD=numbers; there is {word!r}"
+            f"learning_rates: must be numbers above 0, or METHOD=numbers; got {word!r}"
         )
     return rate

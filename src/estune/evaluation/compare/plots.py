@@ -1,4 +1,7 @@
-"""Reward against tokens and against time as SVG and PNG: a dot an evaluation, the median as a line, the seeds' spread as a band."""
+"""Plot reward against tokens and time, as SVG and PNG.
+
+Dots are evaluations, the line is the median, the band the range over seeds.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,21 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from estune.evaluation.compare.methods import INSTALL
-from estune.evaluation.compare.table import Comparison, Result, at, best, reward_at
+from estune.evaluation.compare.table import Comparison, RunResult, at, best, reward_at
 
-_COLORS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-)  # told apart without red and green
+# Distinguishable for colour-blind readers.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _TITLES = {"train": "training prompts", "held_out": "held-out prompts"}
 
 
 def missing() -> str | None:
-    """Why nothing can be drawn, or None."""
+    """Return why nothing can be drawn, or None."""
     return (
         None
         if find_spec("matplotlib")
@@ -30,7 +27,7 @@ def missing() -> str | None:
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
-    """Draw what `comparison` holds into `folder`; returns the files. `missing` must be None."""
+    """Draw `comparison` into `folder` and return the files. `missing` must return None."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -67,14 +64,14 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def marks(comparison: Comparison) -> list[int]:
-    """Where curves are read off: at each multiple of eval_tokens, and at the end."""
+    """Return the tokens at which curves are read: each multiple of eval_tokens, and the end."""
     return [*range(0, comparison["tokens"], comparison["eval_tokens"]), comparison["tokens"]]
 
 
 def curve(
-    comparison: Comparison, results: Sequence[Result], prompts: str
+    comparison: Comparison, results: Sequence[RunResult], prompts: str
 ) -> list[dict[str, float]]:
-    """At each mark that some seed came to: tokens, the median of seconds, and the least, median and most reward."""
+    """Return tokens, median seconds, and lowest, median and highest reward at each reached mark."""
     found = []
     for tokens in marks(comparison):
         there = [one for one in results if one["points"][-1]["tokens"] >= tokens]
@@ -110,7 +107,7 @@ def _add(axes: Any, comparison: Comparison, method: str, prompts: str, color: st
             alpha=0.15,
             linewidth=0,
         )
-        for one in results:  # what was measured, as dots; lines are read off between them
+        for one in results:  # measured points, as dots
             known = [
                 (point[x], value)
                 for point in one["points"]

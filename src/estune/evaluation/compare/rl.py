@@ -1,7 +1,7 @@
-"""An RL run of a comparison: TRL's GRPOTrainer on the same prompts, scored and evaluated by the same code as ES.
+"""An RL run of a comparison: TRL's GRPOTrainer, scored and evaluated by the same code as ES.
 
-TRL generates, and trains; what a completion is, how many tokens it has and what it earns estune says, as it does of its
-own, so that stop strings, the end token, reward functions that fail and the budget count alike.
+TRL generates and trains. estune decides where a completion ends, counts its tokens and scores it,
+exactly as in ES runs.
 """
 
 import time
@@ -28,8 +28,8 @@ from estune.engines.stops import Stopped, Stops
 from estune.engines.tokens import Tokenizer
 from estune.engines.transformers import TransformersEngine
 from estune.errors import ConfigError, EngineError, ModelError
-from estune.evaluation.compare.runs import Run
-from estune.evaluation.compare.token_marks import Papers, Watch
+from estune.evaluation.compare.runs import ComparisonRun
+from estune.evaluation.compare.token_marks import Curve, PromptSets
 from estune.rewards.scoring import RewardFunctions
 from estune.tasks.reward_functions import resolve_rewards
 from estune.tasks.rows import rows_of
@@ -37,13 +37,13 @@ from estune.theta.checkpoint import open_checkpoint, resolve
 from estune.theta.parameters import layout
 from estune.workers.base import Evaluation, Work
 
-_PLANNED = 4096  # steps whose prompts are laid out; later ones repeat them
+_PLANNED = 4096  # prompts are prepared for so many steps, then repeated
 
 
 def train(
-    run: Run, folder: Path, rows: list[Row], held_out: list[Row] | None, reward_funcs: Any
+    run: ComparisonRun, folder: Path, rows: list[Row], held_out: list[Row] | None, reward_funcs: Any
 ) -> dict[str, Any]:
-    """Do the run from its beginning; returns what its result file says of it.
+    """Run from the start; return the content of the result file.
 
     Raises:
         InputError: anything in the input that cannot work.
@@ -72,11 +72,13 @@ def train(
     engine = _InTraining(
         trainer.model, TransformersEngine(base, {}, config, trainer.model, tokenizer.inner)
     )
-    papers = Papers.of(run, rows, rows_of(held_out, "eval_dataset") if held_out else None, rewards)
-    marks.watch = Watch(
-        run, folder, lambda: papers.examine(run, engine, trainer.state.global_step, trainer.state)
+    sets = PromptSets.of(
+        run, rows, rows_of(held_out, "eval_dataset") if held_out else None, rewards
     )
-    marks.watch.begin_afresh()
+    marks.curve = Curve(
+        run, folder, lambda: sets.examine(run, engine, trainer.state.global_step, trainer.state)
+    )
+    marks.curve.begin_afresh()
     try:
         with guarded(EngineError, "TRL's trainer failed"):
             trainer.train()
@@ -92,11 +94,14 @@ def train(
         "samples": samples,
         "prompts": trainer.args.generation_batch_size // samples,
     }
-    return {"points": marks.watch.points} | about | drawn
+    return {"points": marks.curve.points} | about | drawn
 
 
-def prompts(run: Run, rows: Sequence[Row]) -> Dataset:
-    """The prompts of each step, one after the other, as an ES run of the same seed asks them; `row` leads back to all columns."""
+def prompts(run: ComparisonRun, rows: Sequence[Row]) -> Dataset:
+    """Return the prompts of all steps in sequence, those of an ES run with the same seed.
+
+    `row` is the index of the prompt's row.
+    """
     config = run.config()
     steps = range(1, min(config.max_steps, _PLANNED) + 1)
     order = [row for step in steps for row in strategy.batch(config, step, len(rows))]
@@ -104,7 +109,7 @@ def prompts(run: Run, rows: Sequence[Row]) -> Dataset:
 
 
 def _trainer(
-    run: Run,
+    run: ComparisonRun,
     folder: Path,
     model: Any,
     tokenizer: Tokenizer,
@@ -144,7 +149,7 @@ def _trainer(
 
 
 def _trainable(folder: Path, config: RunConfig) -> Any:
-    """The model in fp32, with gradients for `target_parameters` alone where some are named."""
+    """Return the model in fp32, with gradients for `target_parameters` only."""
     settings = {
         "dtype": torch.float32,
         "trust_remote_code": config.trust_remote_code,
@@ -161,7 +166,7 @@ def _trainable(folder: Path, config: RunConfig) -> Any:
 
 
 class _Scorer:
-    """The one reward function that TRL gets: all of the run's, weighted; it counts the tokens as ES does."""
+    """The reward function for TRL: all of the run's, weighted. It counts tokens as ES does."""
 
     def __init__(
         self,
@@ -171,24 +176,23 @@ class _Scorer:
         ends: set[int],
         budget: int,
     ) -> None:
-        self._rewards, self._rows, self._tokenizer, self._ends, self._budget = (
-            rewards,
-            rows,
-            tokenizer,
-            ends,
-            budget,
-        )
+        self._rewards = rewards
+        self._rows = rows
+        self._tokenizer = tokenizer
+        self._ends = ends
+        self._budget = budget
         self.tokens = 0
         self.reward = float("nan")
 
     def score(
         self, completion_ids: list[list[int]], row: list[int], **columns: Any
     ) -> list[float | None]:
-        """What the completions, which answer the rows of these numbers, earn."""
+        """Return the rewards of the completions of these rows."""
         answers = [
             self._tokenizer.completion(ids, self._ends, self._budget) for ids in completion_ids
         ]
-        rows, first = [self._rows[number] for number in row], self.tokens == 0
+        rows = [self._rows[number] for number in row]
+        first = self.tokens == 0
         self.tokens += sum(len(answer.ids) for answer in answers)
         scores = self._rewards.score(rows, answers, columns.get("trainer_state"), first=first)
         self.reward = scores.fitness
@@ -196,18 +200,19 @@ class _Scorer:
 
 
 class _RlMarks(TrainerCallback):  # type: ignore[misc]
-    """Evaluates at marks of tokens, ends the run, and measures the time that steps take without evaluations."""
+    """Evaluates at token marks, ends the run, and times the steps without evaluations."""
 
-    watch: Watch
+    curve: Curve
 
     def __init__(self, scorer: _Scorer) -> None:
         self._scorer = scorer
         self._seconds = 0.0
+        self._started = 0.0
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **details: Any
     ) -> None:
-        self.watch.look(0, 0, 0.0)
+        self.curve.look(0, 0, 0.0)
 
     def on_step_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **details: Any
@@ -219,12 +224,11 @@ class _RlMarks(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         took = time.perf_counter() - self._started
         self._seconds += took
-        step, tokens = state.global_step, self._scorer.tokens
-        print(
-            f"step {step}/{state.max_steps}  reward {self._scorer.reward:.3g}  {tokens} tokens  {took:.1f} s",
-            flush=True,
-        )
-        control.should_training_stop = control.should_training_stop or self.watch.look(
+        step = state.global_step
+        tokens = self._scorer.tokens
+        reward = f"reward {self._scorer.reward:.3g}"
+        print(f"step {step}/{state.max_steps}  {reward}  {tokens} tokens  {took:.1f} s", flush=True)
+        control.should_training_stop = control.should_training_stop or self.curve.look(
             step, tokens, self._seconds
         )
         return control
@@ -232,11 +236,11 @@ class _RlMarks(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **details: Any
     ) -> None:
-        self.watch.finish(state.global_step, self._scorer.tokens, self._seconds)
+        self.curve.finish(state.global_step, self._scorer.tokens, self._seconds)
 
 
 class _InTraining:
-    """What `evaluate` asks of workers, from a model that is being trained: it answers in eval mode, then goes on as it was."""
+    """An `Evaluator` for the model in training; it switches to eval mode and back."""
 
     def __init__(self, model: Any, engine: TransformersEngine) -> None:
         self._model = model
@@ -262,18 +266,20 @@ class _InTraining:
 
 
 def _stop_at(model: Any, tokenizer: Tokenizer, stop: Sequence[str], end: int) -> None:
-    """Let the model's generate end rows at stop strings, which TRL cannot ask of it; the end token behind them tells it."""
+    """Patch the model's generate to stop at stop strings and mark them with an end token.
+
+    TRL does not support stop strings.
+    """
     plain, stops = model.generate, Stops(tokenizer.inner, stop)
 
     def generate(*args: Any, **settings: Any) -> torch.Tensor:
-        if "stopping_criteria" in settings:  # an evaluation, which looks for them itself
+        if "stopping_criteria" in settings:  # an evaluation, which handles them itself
             return plain(*args, **settings)  # type: ignore[no-any-return]
         length = settings["input_ids"].shape[1]
         out = plain(*args, stopping_criteria=[Stopped(stops, length)], **settings)
         for row in out[:, length:]:
-            if (at := stops.first(row.tolist())) is not None and at < len(
-                row
-            ):  # else nothing follows it
+            at = stops.first(row.tolist())
+            if at is not None and at < len(row):
                 row[at:] = end
         return out  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""From the command's options to a list of runs: every method, each of its learning rates, each seed."""
+"""The runs of a comparison: every method, each of its learning rates, each seed."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,7 @@ from estune.errors import ConfigError
 from estune.evaluation.compare.methods import METHODS, LearningRate, Method
 
 SAMPLES = 8  # completions of a prompt that an RL method compares, TRL's default
-_TOGETHER = (
-    16  # sequences in one backward pass; the gradient is summed up over as many as a step has
-)
+_TOGETHER = 16  # sequences in one backward pass; the gradient is accumulated over a step
 _NO_FILES = {
     "report_to": None,
     "log_completions": False,
@@ -41,7 +39,7 @@ _OWN = (
 
 @dataclass(frozen=True)
 class Budget:
-    """Tokens of training completions, the distance of evaluations in them, and the prompts that each of these asks at most.
+    """Training tokens of a run, tokens between evaluations, and most prompts of an evaluation set.
 
     Raises:
         ConfigError: one is below 1, or evaluations are further apart than the whole.
@@ -62,8 +60,8 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Run:
-    """One method with one learning rate and one seed: all that the process which does it has to know."""
+class ComparisonRun:
+    """One method with one learning rate and one seed: everything that its process needs."""
 
     method: str
     learning_rate: LearningRate
@@ -71,19 +69,19 @@ class Run:
     tokens: int
     eval_tokens: int
     eval_prompts: int
-    settings: dict[str, Any]  # of RunConfig, where they differ from its defaults
+    settings: dict[str, Any]  # of RunConfig, without defaults
     rl: dict[str, Any]  # of TRL's GRPOConfig, for an RL method
-    evaluates: bool  # whether held-out prompts are asked too
+    evaluates: bool  # whether held-out prompts are evaluated too
 
     @property
     def point(self) -> str:
-        """Method and learning rate, as it is shown."""
+        """Method and learning rate for display."""
         rate = "" if self.learning_rate in (None, "auto") else f" {self.learning_rate:g}"
         return f"{self.method}{rate}"
 
     @property
     def label(self) -> str:
-        """What stands before the run's lines on the screen."""
+        """The prefix of the run's printed lines."""
         return f"{self.point} seed {self.seed}"
 
     @property
@@ -97,12 +95,13 @@ class Run:
 
 
 def check(config: RunConfig) -> None:
-    """Refuse what cannot be the same for all methods; raises ConfigError."""
+    """Raise ConfigError for settings that cannot be the same for all methods."""
     if config.datasets:
         raise ConfigError("datasets: TRL draws no mixtures; compare on one task or dataset_name")
     if config.workers == "accelerate":
         raise ConfigError(
-            "workers: accelerate is launched from outside, but each run of a comparison has a process of its own; take local"
+            "workers: accelerate is launched from outside, but each run has its own process; "
+            "use local"
         )
     if schedule := spans_max_steps(config):
         raise ConfigError(
@@ -118,20 +117,20 @@ def runs(
     budget: Budget,
     rows: int,
     rl: Mapping[str, Any],
-) -> list[Run]:
-    """The runs in the order in which they are done: seed by seed, so that there is something to see of each method early.
+) -> list[ComparisonRun]:
+    """Return the runs in order: seed by seed, so that every method has a result early.
 
     Args:
         rows: how many training prompts there are.
         rl: further settings of GRPOConfig, for all RL methods.
 
     Raises:
-        ConfigError: a method's settings are refused by the config's checks, or seeds or `rl` are wrong.
+        ConfigError: the config refuses a method's settings, or seeds or `rl` are wrong.
     """
     if seeds < 1:
         raise ConfigError(f"seeds: must be at least 1; it is {seeds}")
     if wrong := next((name for name in rl if name in _OWN), None):
-        raise ConfigError(f"rl_kwargs: {wrong} is what the comparison sets itself; leave it out")
+        raise ConfigError(f"rl_kwargs: {wrong} is set by the comparison; leave it out")
     samples = rl.get("num_generations", SAMPLES)
     if not isinstance(samples, int) or isinstance(samples, bool) or samples < 2:
         raise ConfigError(
@@ -155,7 +154,7 @@ def _run(
     budget: Budget,
     batch: int,
     rl: Mapping[str, Any],
-) -> Run:
+) -> ComparisonRun:
     own = (
         dict(method.settings) | {"learning_rate": method.alpha(rate, config.sigma)}
         if method.kind == "es"
@@ -182,7 +181,7 @@ def _run(
     evaluates = (
         config.eval_strategy != "no" or config.eval_on_start or config.eval_dataset_name is not None
     )
-    return Run(
+    return ComparisonRun(
         method.name, rate, seed, **vars(budget), settings=settings, rl=trl, evaluates=evaluates
     )
 
@@ -192,12 +191,13 @@ def _built(settings: dict[str, Any], method: Method) -> RunConfig:
         return build(RunConfig, settings)
     except ConfigError as error:
         raise ConfigError(
-            f"methods: {method.name} does not go with this config; mend it or leave {method.name} out ({error})"
+            f"methods: {method.name} does not fit this config; "
+            f"change it or leave {method.name} out ({error})"
         ) from None
 
 
 def most_steps(tokens: int, batch: int, samples: int) -> int:
-    """Steps after which a run ends however few tokens it made: a model whose answers are empty would never use them up."""
+    """Return the most steps of a run: empty completions would never use the tokens up."""
     return max(1, -(-tokens // (batch * samples)))
 
 
@@ -210,7 +210,7 @@ def _trl(
     batch: int,
     rl: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Settings of GRPOConfig. A step sees the config's batch of prompts, its gradient summed up over several backward passes."""
+    """Return the settings of GRPOConfig; gradients are accumulated over the prompts of a step."""
     samples = rl.get("num_generations", SAMPLES)
     together = max(
         size
@@ -234,24 +234,24 @@ def _trl(
     }
 
 
-def is_es(run: Run) -> bool:
+def is_es(run: ComparisonRun) -> bool:
     return METHODS[run.method].kind == "es"
 
 
-def seeds_of(runs: Sequence[Run]) -> list[int]:
+def seeds_of(runs: Sequence[ComparisonRun]) -> list[int]:
     return list(dict.fromkeys(run.seed for run in runs))
 
 
-def load(values: Mapping[str, Any]) -> Run:
-    """A run from what was written down. Raises ConfigError: it was written by another version."""
-    names = [field.name for field in dataclasses.fields(Run)]
+def load(values: Mapping[str, Any]) -> ComparisonRun:
+    """Return a run from its JSON. Raises ConfigError: another version wrote it."""
+    names = [field.name for field in dataclasses.fields(ComparisonRun)]
     if set(values) != set(names):
         odd = next(iter(set(values) ^ set(names)))
         raise ConfigError(f"a run's {odd!r} is not what this version writes{nearest(odd, names)}")
-    return Run(**values)
+    return ComparisonRun(**values)
 
 
 def _changed(config: RunConfig) -> dict[str, Any]:
-    """The settings that differ from their defaults."""
+    """Return the settings that differ from their defaults."""
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     return {name: value for name, value in vars(config).items() if value != defaults[name]}

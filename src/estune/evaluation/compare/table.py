@@ -1,20 +1,20 @@
-"""What came out, in figures: a row a method, at its best learning rate, and below what differs between the methods.
+"""The results of a comparison in figures: one row per method, and what differs between methods.
 
-All of it follows from what compare.json holds; docs/compare.md says how to read it.
+Everything follows from compare.json; docs/compare.md explains how to read it.
 """
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from estune.common.visible import one_line, table_cell
 from estune.evaluation.compare.methods import METHODS
 
-Result = Mapping[str, Any]
-Comparison = Mapping[str, Any]
-Table = tuple[list[str], list[list[str]]]
+RunResult = Mapping[str, Any]  # what a run's result.json holds
+Comparison = Mapping[str, Any]  # what compare.json holds
+Table = tuple[list[str], list[list[str]]]  # head, rows
 
 BASELINE = "es-paper"
 _SHAPE = {
@@ -26,28 +26,35 @@ _SHAPE = {
 
 
 def results_table(comparison: Comparison) -> Table:
-    """A row a method: what it earned, and what that took."""
-    target, sets = _target(comparison), ["train", *(["held_out"] if _held_out(comparison) else [])]
-    head = [
-        "method",
-        "rate",
-        "seeds",
-        *("reward" if name == "train" else "held out" for name in sets),
-    ]
-    head += [*([f"to {BASELINE}"] if target is not None else []), "tokens", "seconds", "memory"]
-    return head, [
-        _results(comparison, name, results, target, sets) for name, results in _shown(comparison)
-    ]
+    """Return one row per method: its rewards, and its tokens, time and memory."""
+    target = _target(comparison)
+    rewards = {"train": "reward"}
+    if any("held_out" in one["points"][-1] for one in comparison["runs"]):
+        rewards["held_out"] = "held out"
+    head = ["method", "rate", "seeds", *rewards.values()]
+    head += [f"to {BASELINE}"] if target is not None else []
+    head += ["tokens", "seconds", "memory"]
+    rows = []
+    for name, results in _shown(comparison):
+        row = [name, _rate(results[0]["learning_rate"]), str(len(results))]
+        for prompts in rewards:
+            ends = [reward_at(one, comparison["tokens"], prompts) for one in results]
+            row.append(_spread(ends))
+        row += [_tokens_to(results, target)] if target is not None else []
+        for figure in ("tokens", "seconds"):
+            row.append(_short(_median(one["points"][-1][figure] for one in results)))
+        row.append(f"{_median(one['peak_bytes'] for one in results) / 2**30:.1f} GiB")
+        rows.append(row)
+    return head, rows
 
 
 def answers_table(comparison: Comparison) -> Table:
-    """A row a method: what the answers look like in the end, on held-out prompts where there are some."""
+    """Return one row per method: what completions look like at the end, on held-out prompts."""
     shown = _shown(comparison)
-    extra = list(
-        dict.fromkeys(
-            name for _, results in shown for one in results for name in _extra(_final(one))
-        )
-    )
+    extra: dict[str, None] = {}
+    for _, results in shown:
+        for one in results:
+            extra |= dict.fromkeys(_logged(_final(one)))
     figures = [*_SHAPE.values(), *extra]
     rows = [
         [name, *(_short(_median(_figure(one, figure) for one in results)) for figure in figures)]
@@ -56,26 +63,22 @@ def answers_table(comparison: Comparison) -> Table:
     return ["method", *_SHAPE, *extra], rows
 
 
-def best(comparison: Comparison, method: str) -> list[Result]:
-    """The runs of the method's best learning rate, one a seed: the highest median of what its training prompts earn in the end.
+def best(comparison: Comparison, method: str) -> list[RunResult]:
+    """Return the runs of the method's best learning rate, one per seed.
 
-    A rate of which a seed is missing, or came to no number, counts only where no rate has all of them.
+    The best has the highest median of final training rewards. A rate with fewer final rewards than
+    another, because a seed is missing or has none, loses to it.
     """
-    by_rate: dict[Any, list[Result]] = {}
+    by_rate: dict[Any, list[RunResult]] = {}
     for one in comparison["runs"]:
         if one["method"] == method:
             by_rate.setdefault(one["learning_rate"], []).append(one)
 
-    def ends(group: list[Result]) -> list[float]:
-        return [
-            value for one in group if not math.isnan(value := reward_at(one, comparison["tokens"]))
-        ]
+    def quality(group: list[RunResult]) -> tuple[int, float]:
+        ends = _known(reward_at(one, comparison["tokens"]) for one in group)
+        return len(ends), statistics.median(ends or [-math.inf])
 
-    return max(
-        by_rate.values(),
-        key=lambda group: (len(ends(group)), statistics.median(ends(group) or [-math.inf])),
-        default=[],
-    )
+    return max(by_rate.values(), key=quality, default=[])
 
 
 def at(
@@ -83,7 +86,7 @@ def at(
     tokens: float,
     figure: Callable[[Mapping[str, Any]], float | None],
 ) -> float:
-    """A figure of a curve at `tokens`, on the straight line between the evaluations beside it; NaN before and after them all."""
+    """Return a figure of a curve at `tokens`, interpolated linearly; NaN outside the curve."""
     known = [(point["tokens"], value) for point in points if (value := figure(point)) is not None]
     for (left, low), (right, high) in pairwise(known):
         if left <= tokens <= right:
@@ -91,23 +94,17 @@ def at(
     return known[0][1] if known and known[0][0] == tokens else math.nan
 
 
-def reward_at(result: Result, tokens: float, prompts: str = "train") -> float:
-    """The reward of a run at `tokens`, or in the end where it ended before, its model's answers being empty."""
+def reward_at(result: RunResult, tokens: float, prompts: str = "train") -> float:
+    """Return a run's reward at `tokens`, or at its end if it ended before."""
     points = result["points"]
-    return at(
-        points,
-        min(tokens, points[-1]["tokens"]),
-        lambda point: point.get(prompts, {}).get("reward"),
-    )
+    until = min(tokens, points[-1]["tokens"])
+    return at(points, until, lambda point: point.get(prompts, {}).get("reward"))
 
 
-def reached(result: Result, reward: float) -> float:
-    """The tokens at which a run's training prompts first earn `reward`; NaN if they never do."""
-    known = [
-        (point["tokens"], value)
-        for point in result["points"]
-        if (value := point["train"]["reward"]) is not None
-    ]
+def reached(result: RunResult, reward: float) -> float:
+    """Return the tokens at which a run's training reward first is `reward`; NaN if it never is."""
+    known = [(point["tokens"], point["train"]["reward"]) for point in result["points"]]
+    known = [(tokens, value) for tokens, value in known if value is not None]
     if known and known[0][1] >= reward:
         return float(known[0][0])
     for (left, low), (right, high) in pairwise(known):
@@ -117,68 +114,45 @@ def reached(result: Result, reward: float) -> float:
 
 
 def differences(comparison: Comparison) -> list[str]:
-    """One line a method: what in its way of working differs from the others', beside the method itself."""
+    """Return one line per method on how its runs work."""
     return [f"{name}: {_way(results[0])}" for name, results in _shown(comparison)]
 
 
 def markdown(comparison: Comparison) -> str:
-    """The whole of compare.md."""
+    """Return the content of compare.md."""
     lines = [f"# {one_line(title(comparison))}", ""]
     for head, rows in (results_table(comparison), answers_table(comparison)):
         lines += [_line(head), _line(["---"] * len(head)), *map(_line, rows), ""]
     lines += [*(f"- {note}" for note in notes(comparison)), "", "What differs:", ""]
-    return "\n".join([*lines, *(f"- {one_line(line)}" for line in differences(comparison))]) + "\n"
+    lines += [f"- {one_line(line)}" for line in differences(comparison)]
+    return "\n".join(lines) + "\n"
 
 
 def title(comparison: Comparison) -> str:
+    """Return the heading of the tables."""
     return f"{comparison['model']}, {comparison['tokens']:,} tokens"
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What the columns are."""
-    target = f"to {BASELINE}: tokens until the training reward is {BASELINE}'s final one; in brackets the seeds that got there, if not all"
-    return [
-        f"reward: of greedy answers to {comparison['eval_prompts']} training prompts at most, at {comparison['tokens']:,} tokens of "
-        "training completions, on the line between the evaluations around; median over seeds, and least to most",
-        *([target] if _target(comparison) is not None else []),
-        "seconds: of training steps; memory: the most that was resident of a run's process; length in tokens",
-    ]
+    """Return the meaning of the columns."""
+    prompts = comparison["eval_prompts"]
+    reward = (
+        f"reward: of greedy completions of at most {prompts} training prompts, at "
+        f"{comparison['tokens']:,} tokens of training completions, interpolated between "
+        "evaluations; median over seeds, and lowest to highest"
+    )
+    target = (
+        f"to {BASELINE}: tokens until the training reward is {BASELINE}'s final one; "
+        "in brackets the seeds that got there, if not all"
+    )
+    costs = "seconds: of training steps; memory: a run's peak of resident memory; length in tokens"
+    return [reward, *([target] if _target(comparison) is not None else []), costs]
 
 
-def _shown(comparison: Comparison) -> list[tuple[str, list[Result]]]:
-    """The methods of which something is finished, with the runs of their best rate."""
-    return [
-        (name, results) for name in comparison["methods"] if (results := best(comparison, name))
-    ]
-
-
-def _held_out(comparison: Comparison) -> bool:
-    return any("held_out" in one["points"][-1] for one in comparison["runs"])
-
-
-def _results(
-    comparison: Comparison,
-    name: str,
-    results: Sequence[Result],
-    target: float | None,
-    sets: Sequence[str],
-) -> list[str]:
-    rate, ends = results[0]["learning_rate"], [one["points"][-1] for one in results]
-    row = [
-        name,
-        "σ/2" if rate is None else rate if isinstance(rate, str) else f"{rate:g}",
-        str(len(results)),
-    ]
-    row += [
-        _spread([reward_at(one, comparison["tokens"], prompts) for one in results])
-        for prompts in sets
-    ]
-    row += [_tokens_to(results, target)] if target is not None else []
-    row += [
-        _short(_median(end["tokens"] for end in ends)),
-        _short(_median(end["seconds"] for end in ends)),
-    ]
-    return [*row, f"{_median(one['peak_bytes'] for one in results) / 2**30:.1f} GiB"]
+def _shown(comparison: Comparison) -> list[tuple[str, list[RunResult]]]:
+    """Return the methods with finished runs, and the runs of their best rates."""
+    found = [(name, best(comparison, name)) for name in comparison["methods"]]
+    return [(name, results) for name, results in found if results]
 
 
 def _target(comparison: Comparison) -> float | None:
@@ -187,60 +161,67 @@ def _target(comparison: Comparison) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _tokens_to(results: Sequence[Result], reward: float) -> str:
-    there = [tokens for one in results if not math.isnan(tokens := reached(one, reward))]
-    if not there:
-        return "–"
-    return _short(_median(there)) + (
-        "" if len(there) == len(results) else f" ({len(there)}/{len(results)})"
-    )
+def _tokens_to(results: Sequence[RunResult], reward: float) -> str:
+    arrived = _known(reached(one, reward) for one in results)
+    some = f" ({len(arrived)}/{len(results)})" if 0 < len(arrived) < len(results) else ""
+    return f"{_short(_median(arrived))}{some}"
 
 
-def _final(result: Result) -> Mapping[str, float | None]:
+def _rate(learning_rate: float | str | None) -> str:
+    if learning_rate is None:
+        return "σ/2"
+    return learning_rate if isinstance(learning_rate, str) else f"{learning_rate:g}"
+
+
+def _final(result: RunResult) -> Mapping[str, float | None]:
     point = result["points"][-1]
     found: Mapping[str, float | None] = point.get("held_out", point["train"])
     return found
 
 
-def _figure(result: Result, name: str) -> float:
+def _figure(result: RunResult, name: str) -> float:
     value = _final(result).get(name)
     return math.nan if value is None else value
 
 
-def _extra(figures: Mapping[str, float | None]) -> list[str]:
-    """What the reward functions logged, such as whether an answer is right, and their own means where they are several."""
+def _logged(figures: Mapping[str, float | None]) -> list[str]:
+    """Return what reward functions logged, and their own means if there are several."""
     functions = [name for name in figures if name.startswith("rewards/") and name.endswith("/mean")]
     logged = [name for name in figures if "/" not in name and name not in ("reward", "runtime")]
     return [*logged, *(functions if len(functions) > 1 else [])]
 
 
-def _way(result: Result) -> str:
+def _way(result: RunResult) -> str:
     rl = METHODS[result["method"]].kind == "rl"
-    warmth = (
-        "greedy"
-        if result["temperature"] == 0
-        else f"drawn at temperature {result['temperature']:g}"
-    )
-    of = "completions" if rl else "members, one completion each,"
+    temperature = result["temperature"]
+    drawn = "greedy" if temperature == 0 else f"drawn at temperature {temperature:g}"
+    each = "completions" if rl else "members, one completion each,"
     how = "AdamW, gradients" if rl else "forward passes only"
-    return f"{result['engine']} in {result['dtype']}, {warmth}, {result['samples']} {of} of {result['prompts']} prompts a step, {how}"
+    samples = f"{result['samples']} {each} of {result['prompts']} prompts per step"
+    return f"{result['engine']} in {result['dtype']}, {drawn}, {samples}, {how}"
 
 
 def _spread(values: Sequence[float]) -> str:
     if len(values) == 1:
         return _short(values[0])
-    known = [value for value in values if not math.isnan(value)] or [math.nan]
+    known = _known(values) or [math.nan]
     lost = f", {len(values) - len(known)} without" if len(known) < len(values) else ""
     return f"{_short(_median(values))} ({_short(min(known))} to {_short(max(known))}{lost})"
 
 
-def _median(values: Any) -> float:
-    known = [value for value in values if not math.isnan(value)]
+def _known(values: Iterable[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+def _median(values: Iterable[float]) -> float:
+    known = _known(values)
     return statistics.median(known) if known else math.nan
 
 
 def _short(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if math.isnan(value):
+        return "–"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _line(cells: Sequence[str]) -> str:

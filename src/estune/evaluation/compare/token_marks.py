@@ -1,4 +1,4 @@
-"""When a run is evaluated and when it ends, by the tokens that it has made: the same for all methods."""
+"""When a run is evaluated and when it ends, by its generated tokens; the same for all methods."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 from estune.common.durable import write_text
 from estune.common.types import Row
-from estune.evaluation.compare.runs import Run
+from estune.evaluation.compare.runs import ComparisonRun
 from estune.monitor.held_out import held_out_scores
 from estune.rewards.scoring import RewardFunctions
 from estune.workers.base import Evaluator
@@ -19,8 +19,8 @@ _POINTS = "points.jsonl"
 
 
 @dataclass(frozen=True)
-class Papers:
-    """The prompts that an evaluation asks, by the name of the set, with what scores the answers."""
+class PromptSets:
+    """The prompts of an evaluation, by the name of their set, and the rewards of completions."""
 
     sets: dict[str, list[Row]]
     rewards: RewardFunctions
@@ -28,18 +28,18 @@ class Papers:
     @classmethod
     def of(
         cls,
-        run: Run,
+        run: ComparisonRun,
         train: Sequence[Row],
         held_out: Sequence[Row] | None,
         rewards: RewardFunctions,
-    ) -> "Papers":
+    ) -> "PromptSets":
         sets = {"train": list(train[: run.eval_prompts])}
         return cls(
             sets | ({"held_out": list(held_out[: run.eval_prompts])} if held_out else {}), rewards
         )
 
-    def examine(self, run: Run, workers: Evaluator, version: int, state: Any) -> Figures:
-        """θ's greedy answers to each set, as figures without the prefix eval_."""
+    def examine(self, run: ComparisonRun, workers: Evaluator, version: int, state: Any) -> Figures:
+        """Return figures of θ's greedy completions of each set, without the prefix eval_."""
         config = run.config()
         held = {
             name: held_out_scores(
@@ -53,29 +53,29 @@ class Papers:
         }
 
 
-class Watch:
-    """A run's curve, kept in its folder as it grows. `examine` evaluates the model as it is now."""
+class Curve:
+    """A run's curve, kept in its folder. `examine` evaluates the current model."""
 
-    def __init__(self, run: Run, folder: Path, examine: Callable[[], Figures]) -> None:
+    def __init__(self, run: ComparisonRun, folder: Path, examine: Callable[[], Figures]) -> None:
         self._run = run
         self._path = folder / _POINTS
         self._examine = examine
         self.points = read_points(folder)
 
     def begin_afresh(self) -> None:
-        """Forget the curve of an earlier beginning."""
+        """Delete the curve of an earlier start."""
         self.points = []
         self._path.unlink(missing_ok=True)
 
     def look(self, step: int, tokens: int, seconds: float) -> bool:
-        """Evaluate if a mark was passed since the last evaluation; whether the run is at its end."""
+        """Evaluate if a mark was passed since the last evaluation; return whether the run ends."""
         ended = tokens >= self._run.tokens
         if self._due(step, tokens, ended):
             self._add(step, tokens, seconds)
         return ended
 
     def finish(self, step: int, tokens: int, seconds: float) -> None:
-        """Evaluate the model that the run ends with, unless that is done."""
+        """Evaluate the final model, unless that was done."""
         if self._due(step, tokens, ended=True):
             self._add(step, tokens, seconds)
 
@@ -102,7 +102,7 @@ class Watch:
 
 
 def read_points(folder: Path) -> list[Point]:
-    """The curve that is in the folder, empty where there is none."""
+    """Return the curve in the folder, empty if there is none."""
     path = folder / _POINTS
     return (
         [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
