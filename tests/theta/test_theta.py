@@ -31,10 +31,7 @@ def make(**options) -> Theta:
 
 
 def weights(theta: Theta, member: Member, dtype=torch.float32) -> dict[str, torch.Tensor]:
-    return {
-        n: w
-        for n, w in theta.perturbed(member, lambda name: torch.empty(SHAPES[name], dtype=dtype))
-    }
+    return dict(theta.perturbed(member, lambda name: torch.empty(SHAPES[name], dtype=dtype)))
 
 
 def epsilon(seed: int, name: str, correlated: bool = False) -> torch.Tensor:
