@@ -240,6 +240,7 @@ def test_the_command_writes_the_checkpoint_of_a_step(make_trainer, tmp_path, cap
 SCRIPT = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
+from helpers import WORDS, short
 from estune import ESConfig, ESTrainer
 from estune.run import folder
 from estune.theta import journal
