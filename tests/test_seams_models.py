@@ -21,7 +21,7 @@ def test_adapters_are_refused_with_the_way_to_merge_them(tmp_path, refused, mini
         )
         line = refused("train", "--model_name_or_path", folder, "--task", "conciseness")
         assert "merge_and_unload" in line
-        assert ("take adapter_config.json away" in line) == (name == "beside")
+        assert ("remove adapter_config.json" in line) == (name == "beside")
 
 
 def test_a_model_object_with_an_adapter_is_refused(tmp_path):

@@ -11,6 +11,7 @@ from estune.rewards.scoring import RewardFunctions
 def rewards():
     """Makes `RewardFunctions` of one function; whatever they started is gone after the test."""
     made = []
+    before = _children()
 
     def make(function, **settings):
         limits = {"timeout": 5.0, "memory": 1.0} | {
@@ -22,8 +23,10 @@ def rewards():
     yield make
     for one in made:
         one.close()
-    assert not [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE
-    ]
+    assert not _children() - before
+
+
+def _children():
+    """The living processes that this one started; other tests of the process may have left some."""
+    children = psutil.Process().children(recursive=True)
+    return {child for child in children if child.status() != psutil.STATUS_ZOMBIE}

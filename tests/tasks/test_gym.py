@@ -389,13 +389,7 @@ def test_a_model_trains_on_a_task_of_reasoning_gym(
         "--max_steps",
         "1",
     ]
-    words += [
-        "--population_size",
-        "2",
-        "--max_train_samples",
-        "4",
-        "--output_dir",
-        str(tmp_path / "out"),
-    ]
+    words += ["--population_size", "2", "--max_train_samples", "4"]
+    words += ["--output_dir", str(tmp_path / "out")]
     assert (main(words), capsys.readouterr().err) == (0, "")
     assert (tmp_path / "out" / "checkpoint-1" / "model.safetensors").is_file()
