@@ -66,7 +66,7 @@ class ESTrainer:
         callbacks: transformers `TrainerCallback`s; their `args` is the `ESConfig`.
 
     Raises:
-        InputError: anything in the input cannot work; found before a model is loaded if possible.
+        InputError: the input cannot work; raised before a model is loaded where possible.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class ESTrainer:
         """Train to `max_steps` updates; a resume continues after the journal's last whole step.
 
         Raises:
-            InputError: the folder holds a run and this is no resume, or another run, or a reward
-                function failed.
+            InputError: the folder holds a run but this is not a resume, it holds another run, or
+                a reward function failed.
             KeyboardInterrupt, SystemExit: on Ctrl-C or SIGTERM, after a clean stop.
         """
         if not self.train_rows:
@@ -119,7 +119,7 @@ class ESTrainer:
             self.screen.say(self.model.describe())
             if self.model.placement.why:
                 self.screen.say(self.model.placement.why)
-            workers = self.model.workers  # built while θ is θ₀, since they compare their weights
+            workers = self.model.workers  # built now, because they check their weights against θ₀
             try:
                 self.log.trackers.start()
                 return self._train(self._journal())
@@ -199,14 +199,16 @@ class ESTrainer:
 
         size = step_size.begin(config, step, journal.control, self.model.theta.root_mean_square)
         seeds = strategy.ask(config, step)  # N integers stand for the noise [1]
-        members = strategy.members(config, step, seeds, size.sigma)  # θ + σ·εₙ, layer by layer [2]
+        members = strategy.members(
+            config, step, seeds, size.sigma
+        )  # θ + σ·εₙ; engines write it by layer [2]
         reference = [Unperturbed(step - 1)] if size.needs_reference else []
-        scored = evaluate([*members, *reference])  # greedy decoding [5], in parallel [6]
+        scored = evaluate([*members, *reference])  # greedy decoding [5], on all workers [6]
         population = scored[: len(members)]
         rewards = np.stack([member.rewards for member in population])  # (N, B)
         fitness = fitness_of(config, rewards)  # Rₙ (N,)
 
-        theta_rewards = scored[-1].rewards if size.needs_reference else size.reference  # (B,)
+        theta_rewards = scored[-1].rewards if size.needs_reference else size.reference
         finite = sum(member.finite for member in population)
         search = SizeSearch(config, size, rewards, fitness, theta_rewards, finite)
         while (alpha := search.next_size()) is not None:  # only for learning_rate: auto
@@ -229,7 +231,7 @@ class ESTrainer:
     def _record(self, journal: Journal, update: Update, evaluation: StepEvaluation) -> None:
         """Append the update to the journal, with its metrics as notes."""
         self.log.show_members(update.step, evaluation)
-        digest = self._vouch() if self._needs_digest(update.step) else None
+        digest = self._verified_digest() if self._needs_digest(update.step) else None
         same_prompts = not self.mixture and len(update.rows) == len(self.train_rows)
         metrics = update.metrics(journal.steps, evaluation)
         line = update.line(
@@ -258,7 +260,7 @@ class ESTrainer:
         )
 
     def _batch(self, journal: Journal) -> list[Row]:
-        """The rows whose prompts all members of the next step get."""
+        """The next step's rows: all members get the same prompts."""
         step = journal.last + 1
         if self.mixture:
             history = [before.task_rewards or {} for before in journal.steps]
@@ -268,7 +270,7 @@ class ESTrainer:
         return [self.train_rows[index] for index in indices]
 
     def _after(self, journal: Journal) -> None:
-        """Evaluate, log and save after a step, unless that was done before a kill."""
+        """Evaluate and log, unless that was done before the run was killed; save if it is due."""
         step = journal.last
         if step not in self.log.lines and (step > 0 or self.args.eval_on_start):
             held_out = None
@@ -354,12 +356,12 @@ class ESTrainer:
         return resume
 
     def _needs_digest(self, step: int) -> bool:
-        """Whether a checkpoint may follow `step`, also because a callback stops the run."""
+        """Whether θ's digest is needed: `step` is saved, evaluated, or may be the last."""
         may_stop = self.callbacks.listening and step % self.args.logging_steps == 0
         stops = self.callbacks.stopping or may_stop
         return stops or saves(self.args, step) or evaluates(self.args, step)
 
-    def _vouch(self) -> str:
+    def _verified_digest(self) -> str:
         """θ's digest, after checking that every replica has the same."""
         with self._timeline.span("digest"):
             digest = self.model.theta.digest()

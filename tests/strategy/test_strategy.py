@@ -1,5 +1,7 @@
 """Ask and tell: populations, shaping, coefficients, batches and seeds."""
 
+from typing import get_args, get_type_hints
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from estune import strategy
 from estune.config import ESConfig
 from estune.errors import ConfigError
+from estune.strategy.fitness import PROMPT_SHAPING
 
 FITNESS = np.array([3.0, -1.0, 4.0, 1.5])
 
@@ -215,3 +218,9 @@ def test_without_a_batch_size_or_with_a_large_one_all_rows_are_asked():
 def test_a_batch_may_reach_into_the_next_epoch():
     order = [row for step in range(1, 6) for row in strategy.batch(config(batch_size=3), step, 5)]
     assert sorted(order) == sorted(list(range(5)) * 3)
+
+
+def test_each_shaping_that_the_config_accepts_exists():
+    hints = get_type_hints(ESConfig)
+    assert set(strategy.SHAPING) == set(get_args(hints["reward_shaping"]))
+    assert set(PROMPT_SHAPING) == set(get_args(get_args(hints["prompt_shaping"])[0]))

@@ -126,12 +126,12 @@ def test_a_model_of_several_files_is_covered_whole(tmp_path):
     for name in said(tmp_path)["files"]:
         data = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(data + b" ")
-        assert identity.fault(tmp_path) == f"{name} is another than the one that was written"
+        assert identity.fault(tmp_path) == f"{name} is not the file that was written"
         (tmp_path / name).unlink()
-        assert identity.fault(tmp_path) == f"{name} is another than the one that was written"
+        assert identity.fault(tmp_path) == f"{name} is not the file that was written"
         (tmp_path / name).write_bytes(data)
     shutil.copy(tmp_path / "model-1.safetensors", tmp_path / "more.safetensors")
-    assert identity.fault(tmp_path) == "more.safetensors is another than the one that was written"
+    assert identity.fault(tmp_path) == "more.safetensors is not the file that was written"
 
 
 # On resume
@@ -142,7 +142,7 @@ def test_a_flipped_bit_of_the_newest_is_found_and_mended(make_trainer, run, capl
     before = files_of(run / "checkpoint-4")
     flip(run / "checkpoint-4" / "model.safetensors", at)
     text = resumed_log(make_trainer, caplog)
-    not_said = "is not what the journal says of step 4 (model.safetensors is another"
+    not_said = "is not what the journal says of step 4 (model.safetensors is not the file"
     assert f"{run / 'checkpoint-4'} {not_said}" in text
     assert files_of(run / "checkpoint-4") == before | {
         "trainer_state.json": files_of(run / "checkpoint-4")["trainer_state.json"]
@@ -286,7 +286,7 @@ def test_no_command_uses_a_checkpoint_whose_weights_are_not_its_own(run, mini, r
     flip(checkpoint / "model.safetensors", -9)
     message = (
         "it is not the checkpoint that was written there "
-        "(model.safetensors is another than the one that was written)"
+        "(model.safetensors is not the file that was written)"
     )
     task = ["--task", "conciseness", "--engine", "fake"]
     assert message in refused("eval", "--model", checkpoint, *task)

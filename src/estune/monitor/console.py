@@ -53,7 +53,7 @@ class Screen:
             f"step {done + 1}/{self._config.max_steps}", total=total, reward="starting"
         )
         self._progress.start()
-        wrap_streams()  # rich has replaced them by its own, which print above the bar
+        wrap_streams()  # rich has replaced them with its own, which print above the bar
 
     def member(self, step: int, done: int, workers: "Status") -> None:
         """Move the bar: `done` members of `step` are evaluated and scored.
@@ -84,7 +84,7 @@ class Screen:
             )
 
     def stop(self) -> None:
-        """Leave the bar, if there is one, as it is."""
+        """Stop the bar, if there is one, and leave it on the screen."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

@@ -29,7 +29,7 @@ class HeldOut:
 
     metrics: named `eval_…`.
     failures: reward function → completion → what went wrong.
-    overran: completions that met a grader's own time limit.
+    overran: completions that hit a grader's own time limit.
     """
 
     metrics: dict[str, Any]

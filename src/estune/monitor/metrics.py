@@ -47,7 +47,7 @@ class Tally:
 class Scored:
     """What is kept of a variant of θ after it was evaluated.
 
-    finite: False if its model computed NaN or infinity, which leaves it out.
+    finite: False if its model computed NaN or infinity; it is then left out.
     """
 
     scores: Scores
@@ -149,8 +149,8 @@ def logged_metrics(scores: Sequence[Scores]) -> Metrics:
 def failure_metrics(scores: Sequence[Scores]) -> Metrics:
     """How many rewards were lost because a function failed, and how many took too long.
 
-    Timeouts are rewards lost to `reward_timeout`, and lowest grades that a grader gave because a
-    completion met the grader's own time limit. The latter are valid grades, so they are no errors.
+    Timeouts are rewards lost to `reward_timeout`, and completions that hit a grader's own time
+    limit. The latter get a valid grade, the lowest, so they are no errors.
     """
     timed_out = sum(failure.timed_out for failure in _failures(scores))
     overran = sum(score.overran for score in scores)
@@ -172,7 +172,7 @@ def _failures(scores: Sequence[Scores]) -> list[Failure]:
 
 
 def fitness_metrics(fitness: Fitness) -> Metrics:
-    """`reward` is the mean fitness of the members, `reward_std` its standard deviation."""
+    """`reward` is the mean over members of their mean reward, `reward_std` its deviation."""
     present = fitness[~np.isnan(fitness)]
     if not present.size:
         names = ("reward", "reward_std", "es/reward_best", "es/reward_worst")

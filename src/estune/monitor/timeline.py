@@ -1,6 +1,6 @@
 """Where a run's time goes: one line at its end, and with `profile` a trace for Chrome and Perfetto.
 
-Engines report how long they loaded and generated, and the trainer when the result arrived. A
+Engines report how long they loaded and generated, the trainer notes when the result arrived. A
 worker's spans end at that moment, so it does not matter if its machine's clock is wrong. Scores of
 several members overlap, so they have a lane of their own.
 """
@@ -51,7 +51,7 @@ class Timeline:
 
     @contextmanager
     def span(self, activity: str) -> Iterator["Span"]:
-        """Time an activity of the trainer. A span inside another counts for itself only."""
+        """Time an activity of the trainer. The outer span does not count the inner one."""
         span = Span()
         started = time.perf_counter()
         before = sum(self._seconds.values())
@@ -65,7 +65,7 @@ class Timeline:
             self._write(activity, _TRAINER, started, ended)
 
     def work(self, pieces: Iterable[Work], workers: int) -> None:
-        """Record the work of engines, of which `workers` work at the same time."""
+        """Record work of engines; `workers` is how many of them work at the same time."""
         for piece in pieces:
             loaded = piece.ended - piece.generate
             self._seconds["load"] += piece.load / workers

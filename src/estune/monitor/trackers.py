@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trackers:
-    """The trackers that `report_to` names; one that fails costs a warning, not the run."""
+    """The trackers that `report_to` names; one that fails later is dropped with a warning."""
 
     def __init__(self, config: ESConfig) -> None:
         self._config = config

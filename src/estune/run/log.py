@@ -1,4 +1,4 @@
-"""What a run tells about its steps: on the screen, in metrics.jsonl, to trackers and callbacks."""
+"""What a run reports of its steps: on the screen, in metrics.jsonl, to trackers and callbacks."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from estune.run.step_evaluation import StepEvaluation
 
 
 class RunLog:
-    """The metrics of a run's steps, and everybody who gets them.
+    """The metrics of a run's steps, and where they go.
 
     lines: step → its line of metrics.
     """
@@ -30,7 +30,7 @@ class RunLog:
         self.lines: dict[int, dict[str, Any]] = {}
 
     def read(self) -> None:
-        """Take the lines of the folder's metrics.jsonl."""
+        """Load the lines of the folder's metrics.jsonl."""
         self.lines = {line["step"]: line for line in self._folder.metrics.read()}
 
     def write(self, step: int, metrics: dict[str, Any], held_out: HeldOut | None) -> None:
@@ -49,14 +49,14 @@ class RunLog:
             self._callbacks.call("on_log", logs=metrics)
         if held_out:
             self._callbacks.call("on_evaluate", metrics=metrics)
-            # Only now, because transformers' own callbacks expect it after on_evaluate.
+            # Set after on_evaluate, because transformers' own callbacks expect it then.
             self._callbacks.state.best_metric = best_value(self._config, self.lines, step)
 
     def show_members(self, step: int, evaluation: StepEvaluation) -> None:
         """Show the best member's completions, and what went wrong with members or rewards."""
         if self.shows_completions(step):
             self._screen.samples(f"step {step}, best member", evaluation.best)
-        scored = evaluation.settled()
+        scored = evaluation.results
         broken = sum(not one.finite for one in scored[: self._config.population_size])
         if broken:
             self._screen.say(

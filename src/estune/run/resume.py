@@ -1,6 +1,6 @@
 """Check that a run may be resumed with these settings and data, then restore its θ.
 
-A list names the settings that may change on resume. Any other change is refused: it would change θ.
+Settings that may change on resume say so themselves (config.MAY_CHANGE_ON_RESUME). Any other change is refused: it would change θ.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def as_recorded(now: Header, before: Header, rows: Rows) -> Header:
 def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
     """Compare the settings, data and weights that a run began with and those given now.
 
-    A setting that the run's version did not know had its default.
+    A setting missing from the journal counts as its default.
 
     Raises:
         ConfigError: something differs that may not change.

@@ -45,12 +45,14 @@ class LostReward:
 
 
 class StepEvaluation:
-    """Evaluates variants of θ on the rows of one step: call it, and it returns what they earned.
+    """Evaluates variants of θ on the rows of one step: call it to get their rewards.
+
+    results: those of all variants so far, in order.
 
     Args:
         tick: called often while results are awaited; may raise to end the step.
         first_step: a failing reward function ends the run on the first member, since it is a bug.
-        best_of: `best` keeps the completions of the best of this many first variants.
+        best_of: `best` keeps the completions of the best of this many first variants; 0: none.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class StepEvaluation:
         self._scored: dict[int, Scored] = {}
         self.started = time.perf_counter()
         self.seconds = 0.0  # of evaluating, so far
+        self.results: list[Scored] = []
         self.best: list[dict[str, Any]] = []
         self.lost: LostReward | None = None
 
@@ -98,15 +101,17 @@ class StepEvaluation:
             self._await_scores()
         self._tick(self)  # a signal may have arrived with the last scores
         self.seconds += time.perf_counter() - started
-        return self.settled()[before:]
+        results = self._settled()[before:]
+        self.results += results
+        return results
 
     @property
     def done(self) -> int:
         """Variants that are scored."""
         return len(self._scored)
 
-    def settled(self) -> list[Scored]:
-        """All results of the step so far, where lost rewards count what `on_reward_error` says."""
+    def _settled(self) -> list[Scored]:
+        """All results so far, with lost rewards replaced as `on_reward_error` says."""
         scored = [self._scored[index] for index in sorted(self._scored)]
         settled = self._reward_functions.settle([one.scores for one in scored])
         return [replace(one, scores=scores) for one, scores in zip(scored, settled, strict=True)]

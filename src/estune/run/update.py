@@ -23,7 +23,7 @@ class Update:
 
     coefficients: cₙ, one per seed; empty if θ stayed as it is.
     rewards: (N, B); fitness: (N,).
-    decay: the fraction of its distance to θ₀ that θ gave up first.
+    decay: the fraction of the way back to θ₀ that θ moved first.
     seconds: the time that moving θ took.
     """
 
@@ -40,7 +40,7 @@ class Update:
 
     def metrics(self, before: Sequence[Step], evaluation: StepEvaluation) -> dict[str, Any]:
         """The step's metrics; `before` are the journal's lines so far."""
-        scored = evaluation.settled()
+        scored = evaluation.results
         population = len(self.fitness)
         tokens = tokens_generated(scored)
         earlier = before[-1].notes["metrics"].get("num_tokens", 0) if before else 0

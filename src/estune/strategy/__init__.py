@@ -2,7 +2,7 @@
 
 Natural evolution strategies with a fixed σ, whose 1/σ is folded into α (Qiu et al. 2026,
 https://arxiv.org/abs/2509.24372; Wierstra et al. 2014, https://jmlr.org/papers/v15/wierstra14a.html).
-Everything here is pure numpy: a function of the config, the step's number and the fitness.
+Everything here is a pure function of the config, the step's number and the fitness.
 """
 
 import logging
@@ -20,7 +20,9 @@ from estune.strategy.fitness import Fitness
 
 logger = logging.getLogger(__name__)
 
-_LARGEST_SUM = float(np.finfo(np.float32).max) / 8  # of |cₙ| in one update, since |ε| < 8
+_LARGEST_SUM = (
+    float(np.finfo(np.float32).max) / 8
+)  # of |cₙ|, with which no update overflows, as |ε| < 8
 
 
 def ask(config: ESConfig, step: int) -> list[int]:
@@ -89,10 +91,11 @@ def candidate(
 
 
 def shaped(config: ESConfig, fitness: Fitness) -> Fitness:
-    """R̃ (N,): the shaped fitness, 0 for members without fitness and for all if all are equal.
+    """R̃ (N,): the shaped fitness; 0 for a member without fitness, and all 0 if all are equal.
 
-    Equality is tested on the fitness itself, because the deviation of thirty equal numbers need
-    not round to zero. With `reward_shaping: none` half a pair gets 0 too, as it has no baseline.
+    Equality is tested on the fitness itself, because the deviation of thirty equal numbers may
+    not round to zero. With `reward_shaping: none` a member whose partner has no fitness gets 0
+    too, because the partner is its baseline.
     """
     present = ~np.isnan(fitness)
     remaining = fitness[present]

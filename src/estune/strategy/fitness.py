@@ -37,7 +37,7 @@ def mean(rewards: Rewards) -> Fitness:
 
 
 def centered(rewards: Rewards) -> Fitness:
-    """The mean of R(n,b) − mean over members of R(·,b).
+    """The mean over b of R(n,b) − R̄(b), where R̄(b) is the mean over members.
 
     If every member has a reward for every prompt, this shifts all fitness by the same amount and
     changes nothing. It matters when rewards are missing: a member that lacks the rewards of hard
@@ -56,7 +56,7 @@ def _mean_difference(row: PromptRewards, average: PromptRewards) -> float:
 
 
 def standardized(rewards: Rewards) -> Fitness:
-    """Like `centered`, with each prompt divided by its standard deviation over the population.
+    """Like `centered`, with each prompt's rewards divided by their standard deviation.
 
     All prompts then weigh the same whatever their scale, as in GRPO (Shao et al. 2024,
     https://arxiv.org/abs/2402.03300). Prompts that nearly all or nearly no members solve weigh more
@@ -99,7 +99,7 @@ def pass_at_k(rewards: Rewards, k: int, passing: float) -> Fitness:
 
 
 def _mean_contribution(cases: Iterable[tuple[int, int, bool]], k: int) -> float:
-    """The mean of `_contribution` over (n, c, passes) of each prompt; equal cases count once."""
+    """The mean of `_contribution` over (n, c, passes) of each prompt."""
     counts = Counter((int(n), int(c), bool(passes)) for n, c, passes in cases)
     total = sum(count * _contribution(*case, k) for case, count in counts.items())
     return float(total / counts.total())

@@ -36,5 +36,5 @@ def sigma(config: ESConfig, step: int) -> float:
 
 
 def decay(config: ESConfig, step: int) -> float:
-    """d = fp32(α·λ): the fraction of its distance to θ₀ that θ gives up before the update."""
+    """d = fp32(α·λ): the fraction of the way back to θ₀ that θ moves before the update."""
     return float(np.float32(alpha(config, step) * config.weight_decay))

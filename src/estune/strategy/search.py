@@ -1,17 +1,17 @@
 """`learning_rate: auto`: find α for one update by trying sizes before θ moves.
 
 To first order an update of size α gains (α/σ)·mean(R̃ₙRₙ), which for z-scores is (α/σ)·s, where s
-is the standard deviation of the members' fitness. Its random part costs about (α/σ)²/N·D, where D
-is the mean loss of the members compared with θ. So the best α is near σ·N·s/(2D), if members are
-alike.
+is the standard deviation of the members' fitness. Its random part costs about ((α/σ)²/N)·D, where
+D is the mean loss of the members compared with θ. So the best α is near σ·N·s/(2D), if what members
+gain adds up.
 
-No formula says how alike they are, so a size is tried: θ after the update is evaluated like a
+No formula says how far it does, so a size is tried: θ after the update is evaluated like a
 member. As in a trust region, half the size is tried too if it gains less than a quarter of what the
 first order promises, and twice the size if it gains more than half. If it loses more than chance
 explains, smaller and smaller sizes are tried, and finally no update is made.
 
-σ follows the spread: it grows if members tie, and shrinks if they fall far below θ or are better
-than θ by mere damage.
+σ follows the spread: it grows if members tie, and shrinks if they fall far below θ, or are above θ
+only because the reward favours broken completions.
 """
 
 import math
@@ -31,16 +31,14 @@ from estune.strategy.step_size import LearnedSize, StepSize
 
 _LEAST = 0.5  # the smallest α/σ to try first: the paper's
 _MOST_TRIED = 6  # sizes per step
-_POOR, _GOOD = (
-    0.25,
-    0.5,
-)  # fractions of the promised gain: below, try a smaller size; above, a larger
-_LARGER = 1.2  # factor by which a larger size has to be larger to be worth trying
+_POOR = 0.25  # fraction of the promised gain below which a smaller size is tried
+_GOOD = 0.5  # fraction of the promised gain above which a larger size is tried
+_LARGER = 1.2  # a larger size is tried only if it is larger by this factor
 _BETTER = 0.5  # standard errors by which another size has to be better than the expected one
 _CHANCE = 1.645  # standard errors that a candidate may lose: one in twenty loses that by chance
 _FAR = 2.0  # standard deviations that members may fall below θ on average before σ shrinks
-_ABOVE = 0.5  # the same above θ: a reward that noise alone improves pays for damage
-_SURE = 2.5  # standard errors by which they have to be above θ, too
+_ABOVE = 0.5  # the same above θ: then the reward favours broken completions
+_SURE = 2.5  # σ shrinks only if they are also this many standard errors above θ
 _BACK = 1.1  # factor by which a σ that shrank grows back per step
 _RANGE = 16.0  # factor by which σ may differ from the given one
 
@@ -95,7 +93,9 @@ class SizeSearch:
     @property
     def alpha(self) -> float:
         """α of the update to make; 0 if none is to be made."""
-        return self._size.alpha or 0.0 if self.learned is None else self.learned.alpha
+        if self.learned is not None:
+            return self.learned.alpha
+        return self._size.alpha or 0.0
 
     @cached_property
     def learned(self) -> LearnedSize | None:
@@ -110,7 +110,7 @@ class SizeSearch:
     def record(self, *, same_prompts: bool) -> dict[str, Any] | None:
         """The journal's `control`; None with a given learning rate.
 
-        `same_prompts`: the next step asks the same prompts, so it needs not evaluate θ again.
+        `same_prompts`: the next step asks the same prompts, so it need not evaluate θ again.
         """
         if self.learned is None:
             return None
@@ -154,7 +154,7 @@ class PopulationGains:
     def slope(self, sigma: float) -> float:
         """The gain of an update to first order, divided by its size α.
 
-        Moving σ along ε gains a member's fitness, or half the difference of a pair's.
+        A move by σ·ε gains that member's fitness, or half the difference of a pair's.
         """
         paired = len(self.fitness) > len(self.unit)
         gains = (self.fitness[0::2] - self.fitness[1::2]) / 2 if paired else self.fitness
@@ -192,7 +192,7 @@ def next_size(
 
 
 def best(reference: PromptRewards, candidates: Sequence[PromptRewards]) -> int | None:
-    """The index of the candidate to make; None if every one loses more than chance explains.
+    """The index of the candidate to apply; None if every one loses more than chance explains.
 
     The first one, of the expected size, is kept unless it loses or another is better by half a
     standard error. So the size stays if the rewards cannot tell sizes apart.
@@ -236,7 +236,7 @@ def learn(
 def _expected(size: StepSize, population: PopulationGains) -> float:
     """The previous step's α, or the best one on a quadratic, but at least the paper's.
 
-    Without that bound noise could halve it forever.
+    Without this lower bound noise could keep halving it.
     """
     alpha = size.alpha
     if alpha is None:

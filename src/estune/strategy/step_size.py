@@ -26,7 +26,7 @@ class StepSize:
 
     sigma: σ of its members.
     alpha: α of its update; None if the population has to suggest one.
-    reach: with `learning_rate: auto`, the largest root mean square by which it may move weights.
+    reach: with `learning_rate: auto`, the largest RMS change of the weights.
     reference: rewards (B,) of θ itself on the step's prompts, if the previous step measured them.
     """
 
@@ -90,7 +90,7 @@ def begin(
 
     Args:
         learned: the `control` of the previous step's journal line, if it has one.
-        root_mean_square: returns that of θ₀'s weights.
+        root_mean_square: returns the RMS of θ₀'s weights.
 
     Raises:
         ConfigError: `learning_rate: auto`, and all tuned weights are zero.
@@ -102,7 +102,7 @@ def begin(
         return StepSize(sigma, alpha, learned["reach"], _reference(learned))
     # An update moves each weight by a small fraction of the weights' size at most, as trust ratios
     # bound a gradient's (You et al. 2017, https://arxiv.org/abs/1708.03888): moving θ far costs
-    # abilities that the reward does not measure. Three digits, as the last ones vary by processor.
+    # abilities that the reward does not measure. Rounded, as the last digits vary by processor.
     reach = float(f"{_REACH * root_mean_square():.3g}")
     if not reach:
         raise ConfigError(

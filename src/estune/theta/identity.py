@@ -150,7 +150,7 @@ def _changed(folder: Path, files: dict[str, str]) -> str | None:
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     wrong = sorted(name for name in {*found, *files} if found.get(name) != files.get(name))
-    return f"{wrong[0]} is another than the one that was written" if wrong else None
+    return f"{wrong[0]} is not the file that was written" if wrong else None
 
 
 def _weights(folder: Path) -> list[Path]:

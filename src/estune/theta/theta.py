@@ -142,7 +142,7 @@ class Theta:
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Write a variant's weights, and yield (name, tensor) as each parameter is ready.
 
-        A candidate has the bits that θ has after the same update.
+        A candidate is bit-identical to θ after the same update.
 
         Args:
             destination: returns the contiguous tensor to fill for a name, in the engine's dtype.
@@ -176,10 +176,10 @@ class Theta:
             coefficients: fp32 numbers, one per seed. If empty, only the version changes.
             noise: "iid" or "correlated".
             version: of θ before the update.
-            decay: the part d of the distance to θ₀ that θ first gives up, from 0 to 1.
+            decay: d, the fraction of the way back to θ₀ that θ moves first, from 0 to 1.
 
         Raises:
-            JournalError: the version is another than θ's, seeds and coefficients differ in
+            JournalError: the version is not θ's, seeds and coefficients differ in
                 number, or d is not from 0 to 1.
             ModelError: the base model, which a decay needs, cannot be read.
         """
@@ -222,7 +222,7 @@ class Theta:
         return math.sqrt(math.fsum(squares) / sum(theta.numel() for theta in tensors))
 
     def save(self, path: Path, identity: Identity | None = None) -> None:
-        """Write θ in fp32, durably, and which θ it is."""
+        """Write θ in fp32 with its identity, durably."""
         identity = identity or Identity("", self.version, self.digest())
         # One key alone, because safetensors writes several in an order that varies.
         metadata = {_IDENTITY: json.dumps(asdict(identity))}
@@ -261,7 +261,7 @@ class Theta:
         self.tensors[name].view(-1)[start : start + values.numel()] = values
 
     def became(self, version: int) -> None:
-        """Say that all of θ was put, and which version it is."""
+        """Mark θ as complete, at `version`, after all parts were put."""
         self._end_write(version)
 
     def _begin_write(self) -> None:

@@ -30,7 +30,7 @@ from estune.theta.streaming import Staging
 
 HOST_JOB = 1 << 21  # elements that one thread takes at a time
 DEVICE_JOB = 1 << 27  # on a device, where a job is one launch per parameter
-_HOST_AHEAD = 1 << 25  # elements that may be in progress beyond those being handed out
+_HOST_AHEAD = 1 << 25  # elements that may be in progress ahead of the consumer
 _DEVICE_AHEAD = 1 << 28
 
 Destination = Callable[[str], torch.Tensor]
@@ -84,7 +84,7 @@ class _Pending:
 
 
 class Writer:
-    """Runs the jobs of one θ.
+    """Writes variants of one θ and updates it.
 
     Args:
         tensors: θ by name, fp32, all on `device`.
