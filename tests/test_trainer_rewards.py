@@ -114,7 +114,7 @@ def test_a_callback_can_end_the_training_before_it_begins(make_trainer):
     assert checkpoints_of(trainer) == []
 
 
-# RewardFunctions
+# rewards
 
 
 def test_a_reward_function_gets_what_trl_gives_it(make_trainer, rows):

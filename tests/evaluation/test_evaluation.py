@@ -222,7 +222,7 @@ def test_what_cannot_work_is_one_line(flags, message, mini, refused):
     assert message in refused("eval", "--model", mini, "--task", "conciseness", *FAKE, *flags)
 
 
-# RewardFunctions that fail, and data in a place of their own
+# reward functions that fail, and data in a place of their own
 
 
 @pytest.fixture

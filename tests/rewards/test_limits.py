@@ -111,7 +111,7 @@ def test_the_lowest_grade_is_given_and_counted():
     assert found.overran == 2
 
 
-# RewardFunctions
+# rewards
 
 
 @bounds_itself(lambda completions, seconds=1.0, **columns: seconds * len(completions))

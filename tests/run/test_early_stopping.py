@@ -62,7 +62,7 @@ def test_it_waits_for_so_many_evaluations_without_a_better_one(values, settings,
 
 
 def rewards(values):
-    """HeldOut-out rewards by step, and others that depend on θ."""
+    """Held-out rewards by step, and others that depend on θ."""
 
     def reward(completions, target, trainer_state, **columns):
         if target[0] == "held out":

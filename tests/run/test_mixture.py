@@ -142,7 +142,7 @@ def test_what_a_task_earned_is_the_mean_over_its_rewards_that_are_there():
     assert two().earned([everything[0]], totals[:, :1]) is None, "nothing waits for it"
 
 
-# RewardFunctions
+# rewards
 
 
 def call(function, **more):

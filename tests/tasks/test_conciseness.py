@@ -70,7 +70,7 @@ def test_more_questions_than_there_are_is_an_error_that_says_how_many_there_are(
             split(-1)
 
 
-# RewardFunctions
+# rewards
 
 
 @pytest.mark.parametrize(
