@@ -58,7 +58,7 @@ class ESConfig:
     antithetic: bool = _es(False, "evaluate each seed twice, at θ+σε and at θ−σε")
     pass_k: int | None = _es(
         None,
-        "k: fitness is what a member adds to the population's pass@k; default its mean reward",
+        "pass@k fitness with this k; by default fitness is the mean reward",
         least=1,
     )
     pass_reward: float = _es(1.0, "lowest reward with which a completion passes, for pass_k")
