@@ -3,12 +3,12 @@
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
 import threading
 import weakref
+from multiprocessing.connection import wait
 from typing import IO, Any
 
 from estune.rewards.processes import keeper
@@ -95,6 +95,6 @@ class Hosted:
 
     def _line(self, timeout: float | None) -> bytes:
         """Return a line of the report, or nothing if the keeper ended without one."""
-        if not select.select([self._report], [], [], timeout)[0]:
+        if not wait([self._report], timeout):  # select() refuses descriptors from 1024 on
             raise subprocess.TimeoutExpired("keeper", timeout or 0)
         return self._report.readline()
