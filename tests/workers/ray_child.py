@@ -227,7 +227,7 @@ CASES: dict[str, tuple[Callable[[Run], None], dict[str, Any]]] = {
     "three": (all_three, {"num_workers": 3}),
     "as many as there is room": (local, {"num_workers": None}),
     "killed": (killed, {}),
-    "hung": (hung, {"num_workers": 1, "worker_timeout": 5.0}),
+    "hung": (hung, {"num_workers": 1, "worker_timeout": 15.0}),
     "late": (late, {}),
     "killed for good": (killed_for_good, {}),
     "all killed for good": (all_killed_for_good, {}),
