@@ -65,11 +65,9 @@ def test_a_run_leaves_it_out_counts_it_and_goes_on_with_the_others(
     broken, whole = strategy.ask(args, 1)[2], Theta.perturbed
 
     def huge(self, member, destination):
-        return whole(
-            self,
-            replace(member, sigma=HUGE.sigma) if member.seed == broken else member,
-            destination,
-        )
+        if isinstance(member, Member) and member.seed == broken:
+            member = replace(member, sigma=HUGE.sigma)
+        return whole(self, member, destination)
 
     monkeypatch.setattr(Theta, "perturbed", huge)
     trainer = ESTrainer(str(folder), vowels, args, rows)
