@@ -1,6 +1,7 @@
 """Check that a run may be resumed with these settings and data, then restore its θ.
 
-Settings that may change on resume say so themselves (config.MAY_CHANGE_ON_RESUME). Any other change is refused: it would change θ.
+Settings that may change on resume say so themselves (config.MAY_CHANGE_ON_RESUME).
+Any other change is refused: it would change θ.
 """
 
 import dataclasses
