@@ -95,6 +95,6 @@ class Hosted:
 
     def _line(self, timeout: float | None) -> bytes:
         """Return a line of the report, or nothing if the keeper ended without one."""
-        if not wait([self._report], timeout):  # select() refuses descriptors from 1024 on
+        if not wait([self._report.fileno()], timeout):  # select() refuses descriptors from 1024 on
             raise subprocess.TimeoutExpired("keeper", timeout or 0)
         return self._report.readline()
