@@ -34,7 +34,7 @@ import torch
 
 from benchmarks.common import best_of, lines, machine
 from benchmarks.kernels import Weights, usual_member, usual_update
-from estune.common.types import Member
+from estune.common.types import Member, ThetaUpdate
 from estune.noise import kernels, reference, stream
 from estune.theta.shared_memory import SharedTensors
 from estune.theta.theta import Theta
@@ -185,7 +185,9 @@ def write(theta: Theta, weights: Weights) -> None:
 
 
 def update(theta: Theta, seeds: int) -> None:
-    theta.update(SEEDS[:seeds], COEFFICIENTS[:seeds], noise="iid", version=theta.version)
+    theta.update(
+        ThetaUpdate(SEEDS[:seeds], COEFFICIENTS[:seeds], noise="iid", version=theta.version)
+    )
 
 
 def from_host(shapes: Shapes, device: torch.device) -> Figures:

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.common import best_of, checkpoint, options, show
 from estune.common.resources import cores
-from estune.common.types import Member
+from estune.common.types import Member, ThetaUpdate
 from estune.theta.parameters import layout
 from estune.theta.theta import Theta
 
@@ -92,7 +92,9 @@ def write(theta: Theta, weights: Weights) -> None:
 
 
 def update(theta: Theta, seeds: int) -> None:
-    theta.update(list(range(seeds)), [1e-7] * seeds, noise="iid", version=theta.version)
+    theta.update(
+        ThetaUpdate(list(range(seeds)), [1e-7] * seeds, noise="iid", version=theta.version)
+    )
 
 
 def usual_member(weights: Weights) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from estune import strategy
-from estune.common.types import Member
+from estune.common.types import Member, ThetaUpdate
 from estune.config import ESConfig
 from estune.engines.transformers import open_engine
 from estune.noise import gaussian
@@ -72,7 +72,7 @@ def test_innovation_3_decomposed_parameter_update():
     """θ ← θ + α/N Σ R̃ₙ εₙ, layer by layer and seed by seed, equals the whole sum."""
     theta = Theta({"a": torch.zeros(40), "b": torch.zeros(3, 5)})
     seeds, coefficients = [3, 4, 5], [0.25, -0.5, 0.125]
-    theta.update(seeds, coefficients, noise="iid", version=0)
+    theta.update(ThetaUpdate(seeds, coefficients, noise="iid", version=0))
     for name, values in theta.tensors.items():
         whole = sum(
             c * gaussian(s, name, tuple(values.shape)).astype(np.float64)
@@ -124,7 +124,9 @@ def test_innovation_6_parallel_evaluation():
         Theta({"w": torch.ones(1000)}, threads=3),
     )
     for replica in (here, there):
-        replica.update(seeds, json.loads(json.dumps(coefficients)), noise="iid", version=0)
+        replica.update(
+            ThetaUpdate(seeds, json.loads(json.dumps(coefficients)), noise="iid", version=0)
+        )
     assert here.digest() == there.digest()
 
 

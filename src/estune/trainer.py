@@ -16,7 +16,7 @@ import numpy as np
 
 from estune import strategy
 from estune.common.resources import check_disk
-from estune.common.types import Row, Unperturbed
+from estune.common.types import Row, ThetaUpdate, Unperturbed
 from estune.config import ESConfig
 from estune.errors import ConfigError, DataError
 from estune.monitor.callbacks import Callbacks
@@ -220,7 +220,7 @@ class ESTrainer:
         decay = schedules.decay(config, step) if coefficients else 0.0
         with self._timeline.span("update") as span:  # θ ← θ + Σ cₙ·εₙ, by layer and seed [3]
             self.model.workers.update(
-                seeds, coefficients, noise=config.noise, version=step - 1, decay=decay
+                ThetaUpdate(seeds, coefficients, config.noise, version=step - 1, decay=decay)
             )
         self.callbacks.end_step(step)
         update = Update(

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from estune import ESConfig
-from estune.common.types import Unperturbed, variant_from_json
+from estune.common.types import ThetaUpdate, Unperturbed, variant_from_json
 from estune.engines.device import engine_dtype
 from estune.engines.vllm import VLLMEngine
 from estune.theta.checkpoint import open_checkpoint
@@ -47,7 +47,7 @@ TEXT = [
 
 
 def updated(theta: Theta) -> Theta:
-    theta.update([5, 6], [0.004, -0.003], noise="iid", version=0)
+    theta.update(ThetaUpdate([5, 6], [0.004, -0.003], noise="iid", version=0))
     return theta
 
 

@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from safetensors.torch import save_file
 
-from estune.common.types import Candidate, Member
+from estune.common.types import Candidate, Member, ThetaUpdate
 from estune.noise import kernels
 from estune.theta import writer
 from estune.theta.checkpoint import Checkpoint, Stored
@@ -60,9 +60,9 @@ def base(folder: Path) -> Checkpoint:
 def updated(checkpoint: Checkpoint, **options: bool) -> Theta:
     """θ after an update, one with decay, and one of correlated noise."""
     theta = Theta.load(checkpoint, SHAPES, **options)
-    theta.update(SEEDS, COEFFICIENTS, noise="iid", version=0)
-    theta.update(SEEDS[:1], COEFFICIENTS[:1], noise="iid", version=1, decay=0.25)
-    theta.update(SEEDS, COEFFICIENTS, noise="correlated", version=2)
+    theta.update(ThetaUpdate(SEEDS, COEFFICIENTS, noise="iid", version=0))
+    theta.update(ThetaUpdate(SEEDS[:1], COEFFICIENTS[:1], noise="iid", version=1, decay=0.25))
+    theta.update(ThetaUpdate(SEEDS, COEFFICIENTS, noise="correlated", version=2))
     return theta
 
 

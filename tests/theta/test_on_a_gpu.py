@@ -10,7 +10,7 @@ import pytest
 import torch
 from device_child import MEMBERS, SHAPES, base, bits, updated
 
-from estune.common.types import Member, Unperturbed
+from estune.common.types import Member, ThetaUpdate, Unperturbed
 from estune.noise import gaussian, kernels
 from estune.noise import torch as by_torch
 from estune.theta import writer
@@ -106,9 +106,9 @@ def test_an_update_of_large_parameters_gives_the_cpus_theta(count, device, as_a_
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "on_device", lambda kind: None)
         wanted = large("cpu")
-        wanted.update(SEEDS[:count], COEFFICIENTS[:count], noise="iid", version=0)
+        wanted.update(ThetaUpdate(SEEDS[:count], COEFFICIENTS[:count], noise="iid", version=0))
     there = large(device)
-    there.update(SEEDS[:count], COEFFICIENTS[:count], noise="iid", version=0)
+    there.update(ThetaUpdate(SEEDS[:count], COEFFICIENTS[:count], noise="iid", version=0))
     assert there.digest() == wanted.digest()
 
 

@@ -9,6 +9,7 @@ import torch
 from helpers import make_model, make_tokenizer
 from safetensors.torch import load_file, save_file
 
+from estune.common.types import ThetaUpdate
 from estune.config import ESConfig
 from estune.errors import ConfigError, InputError, ModelError
 from estune.run.model import Model
@@ -141,7 +142,7 @@ def test_both_names_with_equal_values_are_one_parameter_under_the_input_embeddin
     assert "lm_head.weight" not in found.in_model
     assert found.aliases == {"lm_head.weight": "model.embed_tokens.weight"}
     tuned = model(folder, tmp_path)
-    tuned.theta.update([1], [0.01], noise="iid", version=0)
+    tuned.theta.update(ThetaUpdate([1], [0.01], noise="iid", version=0))
     tuned.write(tmp_path / "copy")
     written = load_file(tmp_path / "copy" / "model.safetensors")
     assert torch.equal(written["lm_head.weight"], written["model.embed_tokens.weight"])
@@ -170,7 +171,7 @@ def test_target_parameters_limit_what_is_perturbed_and_kept_in_fp32(tiny, tmp_pa
     assert set(tuned.theta.tensors) == {
         name for name in plan(tiny).in_model if "layers.1." in name or "norm" in name
     }
-    tuned.theta.update([1], [0.01], noise="iid", version=0)
+    tuned.theta.update(ThetaUpdate([1], [0.01], noise="iid", version=0))
     tuned.write(tmp_path / "copy")
     before, after = (
         load_file(tiny / "model.safetensors"),

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from estune.common.types import Member
+from estune.common.types import Member, ThetaUpdate
 from estune.errors import EngineError
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
@@ -52,13 +52,13 @@ def test_every_shape_has_a_place_of_its_own():
 
 def test_another_process_sees_theta_and_its_updates(theta):
     assert digest_elsewhere(theta.address) == theta.digest()
-    theta.update([5, 6], [0.25, -0.5], noise="iid", version=0)
+    theta.update(ThetaUpdate([5, 6], [0.25, -0.5], noise="iid", version=0))
     assert digest_elsewhere(theta.address) == theta.digest()
 
 
 def test_who_attached_sees_the_version_move_and_writes_the_same_members(theta):
     other = Theta.attach(theta.address)
-    theta.update([5, 6], [0.25, -0.5], noise="iid", version=0)
+    theta.update(ThetaUpdate([5, 6], [0.25, -0.5], noise="iid", version=0))
     assert other.version == 1
     member = Member(9, -1, 0.01, "iid", 1)
     for (name, mine), (_, theirs) in zip(

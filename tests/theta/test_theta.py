@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from estune.common.types import Candidate, Member, Unperturbed
+from estune.common.types import Candidate, Member, ThetaUpdate, Unperturbed
 from estune.errors import JournalError, ModelError
 from estune.noise import gaussian
 from estune.theta.theta import Theta
@@ -84,23 +84,23 @@ def test_an_update_is_the_same_to_the_bit_for_any_number_of_threads(noise, threa
                 delta + np.float32(coefficient) * epsilon(seed, name, noise == "correlated").numpy()
             )
         wanted[name] = values.numpy() + delta
-    theta.update(SEEDS, COEFFICIENTS, noise=noise, version=0)
+    theta.update(ThetaUpdate(SEEDS, COEFFICIENTS, noise=noise, version=0))
     for name, values in theta.tensors.items():
         assert values.numpy().tobytes() == wanted[name].tobytes(), name
 
 
 def test_an_update_that_arrives_twice_is_applied_once():
     theta = make()
-    theta.update(SEEDS, COEFFICIENTS, noise="iid", version=0)
+    theta.update(ThetaUpdate(SEEDS, COEFFICIENTS, noise="iid", version=0))
     once = theta.digest()
-    theta.update(SEEDS, COEFFICIENTS, noise="iid", version=0)
+    theta.update(ThetaUpdate(SEEDS, COEFFICIENTS, noise="iid", version=0))
     assert (theta.digest(), theta.version) == (once, 1)
 
 
 @pytest.mark.parametrize("version", [1, 5, -2])
 def test_an_update_from_another_version_is_refused(version):
     with pytest.raises(JournalError, match="version"):
-        make().update(SEEDS, COEFFICIENTS, noise="iid", version=version)
+        make().update(ThetaUpdate(SEEDS, COEFFICIENTS, noise="iid", version=version))
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -108,7 +108,7 @@ def test_an_update_without_one_coefficient_a_seed_is_refused_and_leaves_theta_al
     theta = make()
     before = theta.digest()
     with pytest.raises(JournalError, match=f"{count} coefficients for 3 seeds"):
-        theta.update(SEEDS, [1e-3] * count, noise="iid", version=0)
+        theta.update(ThetaUpdate(SEEDS, [1e-3] * count, noise="iid", version=0))
     assert (theta.digest(), theta.version) == (before, 0)
 
 
@@ -120,7 +120,7 @@ def test_a_member_of_another_version_is_refused():
 def test_an_update_without_coefficients_only_counts():
     theta = make()
     before = theta.digest()
-    theta.update(SEEDS, [], noise="iid", version=0)
+    theta.update(ThetaUpdate(SEEDS, [], noise="iid", version=0))
     assert (theta.digest(), theta.version) == (before, 1)
 
 
@@ -152,7 +152,7 @@ def test_weights_that_overflow_the_engines_dtype_are_refused():
 
 def test_a_snapshot_gives_theta_and_its_version_back(tmp_path):
     theta, other = make(), make()
-    theta.update(SEEDS, COEFFICIENTS, noise="iid", version=0)
+    theta.update(ThetaUpdate(SEEDS, COEFFICIENTS, noise="iid", version=0))
     theta.save(tmp_path / "theta.safetensors")
     other.restore(tmp_path / "theta.safetensors")
     assert (other.digest(), other.version) == (theta.digest(), 1)
@@ -192,7 +192,7 @@ def test_a_damaged_snapshot_is_told(tmp_path, damage):
 def test_a_candidate_is_what_the_centre_is_once_its_update_is_made(dtype, noise):
     theta = make()
     held = weights(theta, Candidate(tuple(SEEDS), tuple(COEFFICIENTS), noise, 0), dtype)
-    theta.update(SEEDS, COEFFICIENTS, noise=noise, version=0)
+    theta.update(ThetaUpdate(SEEDS, COEFFICIENTS, noise=noise, version=0))
     after = weights(theta, Unperturbed(1), dtype)
     assert all(torch.equal(held[name], after[name]) for name in held)
 

@@ -18,7 +18,7 @@ import torch
 from device_child import COEFFICIENTS, SEEDS, SHAPES, base, bits, updated
 from helpers import triton_environment
 
-from estune.common.types import Candidate, Member
+from estune.common.types import Candidate, Member, ThetaUpdate
 from estune.errors import JournalError, ModelError
 from estune.noise import kernels
 from estune.noise import torch as by_torch
@@ -95,10 +95,10 @@ def test_theta_is_put_into_it_part_by_part(here, checkpoint, device):
 
 def test_an_update_is_applied_once_and_only_to_its_version(here, checkpoint, device):
     there = updated(checkpoint)
-    there.update(SEEDS, COEFFICIENTS, noise="correlated", version=2)
+    there.update(ThetaUpdate(SEEDS, COEFFICIENTS, noise="correlated", version=2))
     assert there.digest() == here.digest()
     with pytest.raises(JournalError, match="version"):
-        there.update(SEEDS, COEFFICIENTS, noise="iid", version=1)
+        there.update(ThetaUpdate(SEEDS, COEFFICIENTS, noise="iid", version=1))
 
 
 @pytest.mark.parametrize(

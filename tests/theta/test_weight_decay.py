@@ -11,6 +11,7 @@ import torch
 from helpers import assert_same, interrupted, repeatable_steps, short
 from safetensors.torch import save_file
 
+from estune.common.types import ThetaUpdate
 from estune.config import ESConfig
 from estune.errors import JournalError, ModelError
 from estune.noise import gaussian, kernels
@@ -62,7 +63,7 @@ def moved(base, threads=None):
     """A centre one update away from θ₀, and θ₀ and θ as arrays."""
     theta = Theta({name: base.read(name).float() for name in SHAPES}, base=base, threads=threads)
     start = {name: values.numpy().copy() for name, values in theta.tensors.items()}
-    theta.update([1], [0.25], noise="iid", version=0)
+    theta.update(ThetaUpdate([1], [0.25], noise="iid", version=0))
     return theta, start, {name: values.numpy().copy() for name, values in theta.tensors.items()}
 
 
@@ -89,7 +90,7 @@ def test_an_update_decays_first_and_then_adds_whatever_the_threads_and_the_files
     base, threads
 ):
     theta, start, before = moved(base, threads)
-    theta.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D)
+    theta.update(ThetaUpdate(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D))
     for name, values in theta.tensors.items():
         delta = np.zeros(SHAPES[name], np.float32)
         for seed, coefficient in zip(SEEDS, COEFFICIENTS, strict=True):
@@ -103,16 +104,16 @@ def test_an_update_decays_first_and_then_adds_whatever_the_threads_and_the_files
 
 def test_an_update_with_decay_that_arrives_twice_is_applied_once(base):
     theta, *_ = moved(base)
-    theta.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D)
+    theta.update(ThetaUpdate(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D))
     once = theta.digest()
-    theta.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D)
+    theta.update(ThetaUpdate(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D))
     assert (theta.digest(), theta.version) == (once, 2)
 
 
 def test_nothing_decays_where_nothing_is_updated(base):
     theta, *_ = moved(base)
     before = theta.digest()
-    theta.update(SEEDS, [], noise="iid", version=1, decay=D)
+    theta.update(ThetaUpdate(SEEDS, [], noise="iid", version=1, decay=D))
     assert (theta.digest(), theta.version) == (before, 2)
 
 
@@ -121,14 +122,14 @@ def test_a_decay_that_is_no_part_of_the_way_is_refused_and_leaves_theta_alone(ba
     theta, *_ = moved(base)
     before = theta.digest()
     with pytest.raises(JournalError, match="decays by"):
-        theta.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=d)
+        theta.update(ThetaUpdate(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=d))
     assert (theta.digest(), theta.version) == (before, 1)
 
 
 def test_a_centre_without_a_base_refuses_to_decay_and_is_left_alone():
     theta = Theta({"w": torch.ones(5)})
     with pytest.raises(ModelError, match="needs the base model"):
-        theta.update([1], [0.1], noise="iid", version=0, decay=D)
+        theta.update(ThetaUpdate([1], [0.1], noise="iid", version=0, decay=D))
     assert theta.at(0)
 
 
@@ -136,7 +137,7 @@ def test_a_base_model_that_is_gone_is_told_and_theta_counts_as_torn(base):
     theta, *_ = moved(base)
     (base.folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="cannot be read any more"):
-        theta.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D)
+        theta.update(ThetaUpdate(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D))
     assert not theta.at(1) and not theta.at(2)
 
 
@@ -147,10 +148,10 @@ def test_the_keeper_of_another_node_decays_to_the_same_bits(mini):
     keeper = KeeperActor(
         ModelSource(str(mini), None, checkpoint, None, names, None), ESConfig(engine="fake")
     )
-    here.update([1], [0.1], noise="iid", version=0)
-    keeper.update([1], [0.1], "iid", 0, 0.0)
-    here.update(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D)
-    keeper.update(SEEDS, COEFFICIENTS, "iid", 1, D)
+    here.update(ThetaUpdate([1], [0.1], noise="iid", version=0))
+    keeper.update(ThetaUpdate([1], [0.1], "iid", 0, 0.0))
+    here.update(ThetaUpdate(SEEDS, COEFFICIENTS, noise="iid", version=1, decay=D))
+    keeper.update(ThetaUpdate(SEEDS, COEFFICIENTS, "iid", 1, D))
     assert keeper.digest() == here.digest()
 
 

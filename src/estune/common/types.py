@@ -1,5 +1,6 @@
 """The data types that the trainer, workers and engines exchange."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -43,6 +44,24 @@ class Candidate:
     coefficients: tuple[float, ...]  # fp32 numbers, one per seed
     noise: str  # "iid" or "correlated"
     version: int
+
+
+@dataclass(frozen=True)
+class ThetaUpdate:
+    """One update of θ: δ = Σ cₙ·ε(seedₙ) in the seeds' order, then θ ← θ + δ.
+
+    seeds: one per ε.
+    coefficients: fp32 numbers, one per seed. If empty, only the version changes.
+    noise: "iid" or "correlated".
+    version: of θ before the update.
+    decay: d, the fraction of the way back to θ₀ that θ moves first, from 0 to 1.
+    """
+
+    seeds: Sequence[int]
+    coefficients: Sequence[float]
+    noise: str
+    version: int
+    decay: float = 0.0
 
 
 Variant = Member | Unperturbed | Candidate  # the weights that an engine can hold, computed from θ

@@ -5,6 +5,7 @@ never fused, then one rounding to the destination's dtype. On a device, work is 
 current stream.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from types import ModuleType
@@ -41,7 +42,7 @@ def perturb(
 
 
 def update(
-    theta: torch.Tensor, coefficients: list[float], seeds: list[int], t: int, start: int
+    theta: torch.Tensor, coefficients: Sequence[float], seeds: Sequence[int], t: int, start: int
 ) -> None:
     """θ ← fl(θ + δ) in place, with δ ← fl(δ + fl(cₙ·εₙ)) over the seeds in order."""
     if backend := on_device(theta.device.type):

@@ -14,6 +14,7 @@ from typing import Any
 
 from estune.common.anchor import Anchor
 from estune.common.durable import sync
+from estune.common.types import ThetaUpdate
 from estune.errors import JournalError, LostFolderError
 from estune.theta.records import FILE, FORMAT, Header, Step, header_line, read, step_line, whole
 from estune.theta.theta import Theta
@@ -126,13 +127,8 @@ class Journal:
             )
         self.check(theta)
         for step in self.steps[theta.version : until]:
-            theta.update(
-                step.seeds,
-                step.coefficients,
-                noise=step.noise,
-                version=step.step - 1,
-                decay=step.decay or 0.0,
-            )
+            version, decay = step.step - 1, step.decay or 0.0
+            theta.update(ThetaUpdate(step.seeds, step.coefficients, step.noise, version, decay))
             self.check(theta)
             yield step.step
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from estune.common.durable import replaced_file
 from estune.common.resources import cores
-from estune.common.types import Variant
+from estune.common.types import ThetaUpdate, Variant
 from estune.errors import EngineError, JournalError, ModelError
 from estune.theta.checkpoint import Checkpoint
 from estune.theta.identity import Identity
@@ -158,49 +158,32 @@ class Theta:
             )
         yield from self.writer.write(variant, destination)
 
-    def update(
-        self,
-        seeds: list[int],
-        coefficients: list[float],
-        *,
-        noise: str,
-        version: int,
-        decay: float = 0.0,
-    ) -> None:
-        """Apply one update to θ, in place: δ = Σ cₙ·εₙ in the seeds' order, θ ← fl(θ + δ).
-
-        An update that arrives twice is applied once.
-
-        Args:
-            seeds: one per ε.
-            coefficients: fp32 numbers, one per seed. If empty, only the version changes.
-            noise: "iid" or "correlated".
-            version: of θ before the update.
-            decay: d, the fraction of the way back to θ₀ that θ moves first, from 0 to 1.
+    def update(self, update: ThetaUpdate) -> None:
+        """Apply an update to θ, in place. One that arrives twice is applied once.
 
         Raises:
             JournalError: the version is not θ's, seeds and coefficients differ in
-                number, or d is not from 0 to 1.
+                number, or the decay is not from 0 to 1.
             ModelError: the base model, which a decay needs, cannot be read.
         """
-        if version == self.version - 1:
+        if update.version == self.version - 1:
             return  # it is the one just applied
-        if version != self.version:
+        if update.version != self.version:
             raise JournalError(
-                f"an update from version {version} cannot be applied to θ at version {self.version}"
+                f"an update from version {update.version} cannot be applied to θ at version "
+                f"{self.version}"
             )
-        if coefficients and len(coefficients) != len(seeds):
-            raise JournalError(
-                f"an update has {len(coefficients)} coefficients for {len(seeds)} seeds"
-            )
-        if not 0 <= decay <= 1:
-            raise JournalError(f"an update decays by {decay}, which is not from 0 to 1")
-        if decay and self._base is None:
+        coefficients, seeds = len(update.coefficients), len(update.seeds)
+        if coefficients and coefficients != seeds:
+            raise JournalError(f"an update has {coefficients} coefficients for {seeds} seeds")
+        if not 0 <= update.decay <= 1:
+            raise JournalError(f"an update decays by {update.decay}, which is not from 0 to 1")
+        if update.decay and self._base is None:
             raise ModelError("an update that decays needs the base model, and this θ has none")
         self._begin_write()
         if coefficients:
-            self.writer.update(seeds, coefficients, noise, decay, self._base)
-        self._end_write(version + 1)
+            self.writer.update(update, self._base)
+        self._end_write(update.version + 1)
 
     def digest(self) -> str:
         """Return BLAKE2b-128 over the parameters in sorted order, as 32 hexadecimal digits.

@@ -21,7 +21,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from estune.common.types import Candidate, Unperturbed, Variant
+from estune.common.types import Candidate, ThetaUpdate, Unperturbed, Variant
 from estune.errors import ModelError
 from estune.noise import kernels, stream
 from estune.theta.checkpoint import Checkpoint
@@ -121,23 +121,16 @@ class Writer:
         while pending:
             yield from pending.popleft().finished()
 
-    def update(
-        self,
-        seeds: list[int],
-        coefficients: list[float],
-        noise: str,
-        decay: float,
-        base: Checkpoint | None,
-    ) -> None:
-        """Update θ in place: with `decay`, equation (3) towards `base`; then equation (2)."""
+    def update(self, update: ThetaUpdate, base: Checkpoint | None) -> None:
+        """Update θ in place: with a decay, equation (3) towards `base`; then equation (2)."""
 
         def update_job(job: list[_Span]) -> None:
             for span in job:
-                if decay:
+                if update.decay:
                     assert base is not None
-                    kernels.decay(span.theta, _base_values(base, span), decay)  # (3)
-                t = span.stream(noise)
-                kernels.update(span.theta, coefficients, seeds, t, span.start)  # (2)
+                    kernels.decay(span.theta, _base_values(base, span), update.decay)  # (3)
+                t = span.stream(update.noise)
+                kernels.update(span.theta, update.coefficients, update.seeds, t, span.start)  # (2)
 
         jobs = [job for batch in self._batches for job in batch.jobs]
         list(map(update_job, jobs) if self.on_device else self.pool.map(update_job, jobs))

@@ -14,6 +14,7 @@ from estune.common.types import (
     Completion,
     Prompt,
     Sampling,
+    ThetaUpdate,
     Variant,
     variant_from_json,
     variant_to_json,
@@ -77,20 +78,10 @@ class AccelerateWorkers:
             yield None
             yield from self._arrived(number)
 
-    def update(
-        self,
-        seeds: list[int],
-        coefficients: list[float],
-        *,
-        noise: str,
-        version: int,
-        decay: float = 0.0,
-    ) -> None:
+    def update(self, update: ThetaUpdate) -> None:
         self._catch_up()
-        update = {"seeds": seeds, "coefficients": coefficients}
-        settings: dict[str, Any] = {"noise": noise, "version": version, "decay": decay}
-        number = self._command("update", **update, **settings)
-        self._theta.update(seeds, coefficients, **settings)
+        number = self._command("update", **vars(update))
+        self._theta.update(update)
         for node in range(1, self._ranks.nodes):
             self._ranks.hear(f"updated/{number}/{node}")
         self._version = self._theta.version
@@ -139,7 +130,7 @@ class AccelerateWorkers:
         if not ranks.keeps or ranks.leads:
             return  # only the process that keeps another node's θ follows the rest
         if what == "update":
-            self._theta.update(**settings)
+            self._theta.update(ThetaUpdate(**settings))
             ranks.say(f"updated/{number}/{ranks.node}", True)
         elif what == "verify":
             ranks.say(f"digest/{number}/{ranks.node}", self._theta.digest())

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from estune import engines
-from estune.common.types import Completion, Prompt, Sampling, Variant
+from estune.common.types import Completion, Prompt, Sampling, ThetaUpdate, Variant
 from estune.config import ESConfig
 from estune.theta.shared_memory import Address
 from estune.theta.theta import Theta
@@ -98,10 +98,8 @@ class KeeperActor:
     def digest(self) -> str:
         return self._theta.digest()
 
-    def update(
-        self, seeds: list[int], coefficients: list[float], noise: str, version: int, decay: float
-    ) -> None:
-        self._theta.update(seeds, coefficients, noise=noise, version=version, decay=decay)
+    def update(self, update: ThetaUpdate) -> None:
+        self._theta.update(update)
 
     def put(self, name: str, start: int, values: NDArray[np.float32]) -> None:
         """Take part of the trainer's θ; `became` follows the last part."""

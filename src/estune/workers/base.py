@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from estune.common.resources import give_back
-from estune.common.types import Completion, Prompt, Sampling, Unperturbed, Variant
+from estune.common.types import Completion, Prompt, Sampling, ThetaUpdate, Unperturbed, Variant
 from estune.engines.base import Engine
 from estune.errors import DataError, EstuneError
 from estune.theta.theta import Theta
@@ -75,16 +75,8 @@ class Evaluator(Protocol):
 class Workers(Evaluator, Protocol):
     """Evaluate members, and keep every replica of θ equal."""
 
-    def update(
-        self,
-        seeds: list[int],
-        coefficients: list[float],
-        *,
-        noise: str,
-        version: int,
-        decay: float = 0.0,
-    ) -> None:
-        """Apply one update to every replica; see `Theta.update`."""
+    def update(self, update: ThetaUpdate) -> None:
+        """Apply an update to every replica."""
 
     def verify(self, digest: str) -> None:
         """Compare every replica's digest with the trainer's; name and rebuild one that differs."""

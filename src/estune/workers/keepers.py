@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayError
 
 from estune.common.guard import reason
+from estune.common.types import ThetaUpdate
 from estune.config import ESConfig
 from estune.errors import EngineError
 from estune.theta.theta import Theta
@@ -65,16 +66,11 @@ class Keepers:
         self.actors[node] = keeper
         return address
 
-    def update(
-        self, seeds: list[int], coefficients: list[float], noise: str, version: int, decay: float
-    ) -> None:
-        """Apply one update to the trainer's θ and to every keeper's, at the same time."""
+    def update(self, update: ThetaUpdate) -> None:
+        """Apply an update to the trainer's θ and to every keeper's, at the same time."""
         self.catch_up()
-        answers = {
-            node: keeper.update.remote(seeds, coefficients, noise, version, decay)
-            for node, keeper in self.actors.items()
-        }
-        self._theta.update(seeds, coefficients, noise=noise, version=version, decay=decay)
+        answers = {node: keeper.update.remote(update) for node, keeper in self.actors.items()}
+        self._theta.update(update)
         for node, answer in answers.items():
             with self._forgotten_if_lost(node):
                 self._get(answer)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from estune.common.types import Prompt, Sampling, Variant
+from estune.common.types import Prompt, Sampling, ThetaUpdate, Variant
 from estune.theta.theta import Theta
 from estune.workers.base import Evaluation, Status, Work, Worker
 
@@ -28,16 +28,8 @@ class LocalWorkers:
             )
             yield Evaluation(index, completions, (Work(1, *seconds),))
 
-    def update(
-        self,
-        seeds: list[int],
-        coefficients: list[float],
-        *,
-        noise: str,
-        version: int,
-        decay: float = 0.0,
-    ) -> None:
-        self._theta.update(seeds, coefficients, noise=noise, version=version, decay=decay)
+    def update(self, update: ThetaUpdate) -> None:
+        self._theta.update(update)
 
     def verify(self, digest: str) -> None:
         """Do nothing: there is one θ."""

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from estune.common.guard import reason
-from estune.common.types import Completion, Prompt, Sampling, Variant
+from estune.common.types import Completion, Prompt, Sampling, ThetaUpdate, Variant
 from estune.config import ESConfig
 from estune.errors import EngineError, InputError
 from estune.theta.theta import Theta
@@ -158,16 +158,8 @@ class RayWorkers:
             request.over.set()
             thread.join()
 
-    def update(
-        self,
-        seeds: list[int],
-        coefficients: list[float],
-        *,
-        noise: str,
-        version: int,
-        decay: float = 0.0,
-    ) -> None:
-        self.keepers.update(seeds, coefficients, noise, version, decay)
+    def update(self, update: ThetaUpdate) -> None:
+        self.keepers.update(update)
 
     def verify(self, digest: str) -> None:
         self.keepers.verify(digest)
