@@ -7,7 +7,7 @@ that each of its pieces costs; `both` loses workers and makes one in ten slow.
 
     no fit   members are cut as if pieces cost nothing extra
     quarter  members are cut as if a quarter of their time were fixed
-    greedy   whole members, and late ones given to a second worker, too
+    greedy   whole members, and late ones given to another worker as well
 """
 
 import argparse

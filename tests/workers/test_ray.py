@@ -140,18 +140,15 @@ def test_a_replica_of_theta_that_differs_is_named_and_rebuilt(local, tmp_path):
     assert (result["digests"], result["error"]) == (local, None)
 
 
+def train_command(model: Path, output: Path, *flags: str) -> list[str]:
+    """A run on Ray of the task conciseness."""
+    named = {"model_name_or_path": model, "task": "conciseness", "output_dir": output}
+    settings = [word for name, value in named.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "estune", "train", "--workers", "ray", *settings, *flags]
+
+
 def test_a_cluster_that_is_not_there_is_one_line(tiny, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "estune",
-        "train",
-        "--model_name_or_path",
-        str(tiny),
-        "--task",
-        "conciseness",
-    ]
-    command += ["--workers", "ray", "--ray_address", "127.0.0.1:1", "--output_dir", str(tmp_path)]
+    command = train_command(tiny, tmp_path, "--ray_address", "127.0.0.1:1")
     done = subprocess.run(
         command,
         capture_output=True,
@@ -197,29 +194,9 @@ def test_rays_token_is_used_where_it_is_set_and_made_for_a_cluster_of_ones_own(
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_on_ray_stops_cleanly_when_asked_to(number, status, tiny, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "estune",
-        "train",
-        "--model_name_or_path",
-        str(tiny),
-        "--task",
-        "conciseness",
-    ]
-    command += [
-        "--workers",
-        "ray",
-        "--num_workers",
-        "2",
-        "--population_size",
-        "4",
-        "--max_steps",
-        "10000",
-        "--max_train_samples",
-        "4",
-    ]
-    command += ["--output_dir", str(tmp_path / "out"), "--max_completion_length", "4"]
+    small = "--num_workers 2 --population_size 4 --max_steps 10000 --max_train_samples 4"
+    flags = [*small.split(), "--max_completion_length", "4"]
+    command = train_command(tiny, tmp_path / "out", *flags)
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

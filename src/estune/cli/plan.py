@@ -240,7 +240,7 @@ def _show_time(
 
     tokens = estimate.tokens_a_step(config, work)
     each = f"{tokens:,.0f} tokens at {work.completion_tokens:.0f} each"
-    screen.say(f"a step: {config.population_size} members × {work.prompts} prompts, {each}")
+    screen.say(f"per step: {config.population_size} members × {work.prompts} prompts, {each}")
     if speed is None:
         screen.say("for hours and price add --tokens_per_second R or --measured RUN, and --price")
         return
