@@ -211,10 +211,10 @@ def test_the_commands_of_the_readme_run_as_they_stand(tiny, tmp_path, monkeypatc
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     for command in readme_commands():
         words = [
-            str(tiny) if word == "MODEL" else word.replace("checkpoint-4", "checkpoint-2")
+            str(tiny) if word == "MODEL" else word.replace("checkpoint-6", "checkpoint-2")
             for word in command[1:]
         ]
-        words = ["1" if word == "4" else word for word in words]
+        words = ["1" if word == "6" else word for word in words]
         if words[0] == "train":
             small = (
                 [*SMALL, "--eval_strategy", "no", "--eval_on_start", "false"]
