@@ -117,8 +117,8 @@ class ESTrainer:
             if not resume:
                 self.folder.check_fresh(self.model.checkpoint.folder)
             self.screen.say(self.model.describe())
-            if self.model.placement.why:
-                self.screen.say(self.model.placement.why)
+            for line in filter(None, (self.model.describe_left_out(), self.model.placement.why)):
+                self.screen.say(line)
             workers = self.model.workers  # built now, because they check their weights against θ₀
             try:
                 self.log.trackers.start()

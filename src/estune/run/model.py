@@ -23,6 +23,7 @@ from estune.errors import ConfigError, ModelError
 from estune.run import estimate
 from estune.run.base_model import base_model
 from estune.run.placement import Placement, place_theta
+from estune.theta.architectures import parts
 from estune.theta.checkpoint import Checkpoint, open_checkpoint
 from estune.theta.companions import companions
 from estune.theta.identity import Identity, seal
@@ -114,6 +115,17 @@ class Model:
         return (
             f"{self.name}: {part} {total:,} parameters tuned; θ in fp32 takes "
             f"{amount(self.theta_bytes())}, {weights} {amount(self._engine_bytes())}"
+        )
+
+    def describe_left_out(self) -> str:
+        """Return one line about the parts of a model that sees that are not tuned, or nothing."""
+        out = [name for name in self.layout.in_model if name in self.layout.vision - {*self.tuned}]
+        if not out or self._config.target_parameters is not None:
+            return ""
+        names = ", ".join(parts(out, set(self.layout.in_model) - self.layout.vision))
+        return (
+            f"only the language model is tuned: the {self._count(out):,} parameters of {names} are "
+            "left out; target_parameters can name them"
         )
 
     def write(
