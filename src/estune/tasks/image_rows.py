@@ -18,26 +18,36 @@ Message = dict[str, Any]
 def with_images(row: Row, base: Path = Path()) -> Row:
     """Return the row with its images in place; a row without images is returned as it is.
 
-    Relative paths begin at `base`.
+    So is a prompt of text, which has no place for an image. Relative paths begin at `base`.
 
     Raises:
         DataError: an image cannot be read, or the prompt has another number of places for images.
     """
     if images_in(row["prompt"]):  # they are in place already
         return row
-    columns = _columns(row, base)
-    images = next((columns[name] for name in reversed(COLUMNS) if name in columns), [])
     prompt = row["prompt"]
     if not _is_conversation(prompt):
-        if images:
-            raise DataError(
-                "has an image, so its prompt must be a conversation, such as "
-                '[{"role": "user", "content": "…"}]; the chat template shows where images go'
-            )
         return row
+    columns = _columns(row, base)
+    images = next((columns[name] for name in reversed(COLUMNS) if name in columns), [])
     if not images and not any(_is_image(part) for message in prompt for part in _parts(message)):
         return row
     return row | _values(columns) | {"prompt": _placed(prompt, images, base)}
+
+
+def check_shown(rows: Sequence[Row], what: str) -> None:
+    """Check that a model that sees is shown each row's images; `what` names the rows.
+
+    Raises:
+        DataError: a row with an image has a prompt of text.
+    """
+    for index, row in enumerate(rows):
+        held = any(row.get(name) is not None for name in COLUMNS)
+        if held and not _is_conversation(row["prompt"]):
+            raise DataError(
+                f"{what}: row {index}: has an image, so its prompt must be a conversation, such as "
+                '[{"role": "user", "content": "…"}]; the chat template shows where images go'
+            )
 
 
 def with_image_columns(row: Row, base: Path = Path()) -> Row:

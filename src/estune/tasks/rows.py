@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from estune.common.guard import reason
+from estune.common.images import COLUMNS, images_in
 from estune.common.types import Row, is_token_ids
 from estune.errors import DataError
 from estune.tasks import data_files
@@ -86,8 +87,9 @@ def has_split(name: str, split: str) -> bool:
 
 def warn_of_columns_not_shown(rows: Sequence[Row]) -> None:
     """Warn of each column that other trainers show to the model, but estune does not."""
-    for name in (*_NOT_SHOWN, *_NOT_SUPPORTED):
-        if any(row.get(name) is not None for row in rows):
+    for name in (*_NOT_SHOWN, *_NOT_SUPPORTED, *COLUMNS):
+        held = (row for row in rows if row.get(name) is not None)
+        if any(name not in COLUMNS or not images_in(row["prompt"]) for row in held):
             logger.warning(
                 "the dataset's column %r is not shown to the model, only reward functions get it; "
                 "put what the model should see into prompt",
