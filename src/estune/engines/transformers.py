@@ -27,7 +27,9 @@ from estune.engines.repeatability import LogitsRecorder, Probe
 from estune.engines.sampling import Drawn, sample_seeds
 from estune.engines.stops import Stopped
 from estune.engines.tokens import Tokenizer
+from estune.engines.vision import Inputs, merged
 from estune.errors import EngineError, EstuneError, ModelError
+from estune.theta.architectures import auto_class
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.theta import Theta
 
@@ -105,7 +107,7 @@ class TransformersEngine:
             self._checked = True
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        return [len(ids) for ids in self._encode(prompts)]
+        return [len(inputs) for inputs in self._inputs(prompts)]
 
     def generate(
         self,
@@ -114,20 +116,21 @@ class TransformersEngine:
         max_completion_length: int,
         sampling: Sampling | None = None,
     ) -> list[Completion]:
-        encoded = self._encode(prompts)
+        inputs = self._inputs(prompts)
         seeds: list[int] = []
         if sampling:
-            seeds = [seed for ids in encoded for seed in sample_seeds(ids, sampling)]
-            encoded = [ids for ids in encoded for _ in range(sampling.n)]
+            seeds = [seed for one in inputs for seed in sample_seeds(one.ids, sampling)]
+            inputs = [one for one in inputs for _ in range(sampling.n)]
         # One budget for all, so that completions don't depend on how batches are formed.
-        longest = max(map(len, encoded), default=0)
+        longest = max(map(len, inputs), default=0)
         budget = min(max_completion_length, self.context_length - longest)
         # Prompts of similar length in one batch need the least padding.
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        order = sorted(range(len(inputs)), key=lambda i: (inputs[i].kind, len(inputs[i])))
         completions: dict[int, Completion] = {}
         while len(completions) < len(order):
             batch = order[len(completions) : len(completions) + self._batch_size]
-            chosen = [encoded[i] for i in batch]
+            batch = [i for i in batch if inputs[i].kind == inputs[batch[0]].kind]
+            chosen = [inputs[i] for i in batch]
             drawn = [seeds[i] for i in batch] if sampling else []
             try:
                 done = self._generate_batch(chosen, budget, drawn, sampling)
@@ -176,18 +179,18 @@ class TransformersEngine:
             self._extend(batch, max(map(len, encoded)), repeatability.STEPS, [recorder])
         return [Probe.of(recorder, batch.ids, row) for row in range(len(encoded))]
 
-    def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        return self._tokenizer.encode(prompts, self._vocabulary)
+    def _inputs(self, prompts: Sequence[Prompt]) -> list[Inputs]:
+        return self._tokenizer.inputs(prompts, self._vocabulary)
 
     @torch.inference_mode()
     def _generate_batch(
-        self, encoded: list[list[int]], budget: int, seeds: list[int], sampling: Sampling | None
+        self, inputs: list[Inputs], budget: int, seeds: list[int], sampling: Sampling | None
     ) -> list[Completion]:
-        """Complete the prompts `encoded`: greedily, or drawn with one of `seeds` each."""
-        batch = Batch(self._model, self._reuse, encoded, self._pad)
-        longest = max(map(len, encoded))
+        """Complete prompts of one kind: greedily, or drawn with one of `seeds` each."""
+        batch = self._batch(inputs)
+        longest = max(map(len, inputs))
         done: dict[int, Completion] = {}
-        finite = [True] * len(encoded)
+        finite = [True] * len(inputs)
         while batch.remaining:
             watch = _FiniteRows()
             processors: list[Any] = [watch]
@@ -202,7 +205,13 @@ class TransformersEngine:
                     completion = self._tokenizer.completion(new, self._end, budget)
                     done[index] = replace(completion, finite=finite[index])
             batch.keep([row for row, over in enumerate(ended) if not over])
-        return [done[index] for index in range(len(encoded))]
+        return [done[index] for index in range(len(inputs))]
+
+    def _batch(self, inputs: Sequence[Inputs]) -> Batch:
+        """Return the batch of prompts of one kind; those with images are completed in one call."""
+        features = merged(inputs, self._model.device, self._model.dtype)
+        reuse = self._reuse.none("a prompt holds images") if features else self._reuse
+        return Batch(self._model, reuse, [one.ids for one in inputs], self._pad, features)
 
     def _extend(self, batch: Batch, longest: int, budget: int, processors: list[Any]) -> list[bool]:
         """Generate some more tokens; return which sequences have ended."""
@@ -219,6 +228,7 @@ class TransformersEngine:
             attention_mask=batch.mask,
             stopping_criteria=[stop] if self._tokenizer.stops else None,
             logits_processor=processors,
+            **batch.features,
             **settings,
         )
         batch.extend(ids)
@@ -293,18 +303,20 @@ def open_engine(
 
 
 def load_model(folder: Path, config: ESConfig, device: str, dtype: torch.dtype) -> Any:
-    """Return the causal LM in `folder` for inference.
+    """Return the model in `folder` for inference.
 
     Raises:
         ModelError: transformers cannot load it.
     """
     with guarded(ModelError, f"{folder}: transformers cannot load this model"):
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig
 
-        model = AutoModelForCausalLM.from_pretrained(
+        trusted = config.trust_remote_code
+        kind = auto_class(AutoConfig.from_pretrained(folder, trust_remote_code=trusted))
+        model = kind.from_pretrained(
             folder,
             dtype=dtype,
-            trust_remote_code=config.trust_remote_code,
+            trust_remote_code=trusted,
             **(config.model_init_kwargs or {}),
         )
         if getattr(model.config, "rescale_every", 0):

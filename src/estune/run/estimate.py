@@ -70,14 +70,20 @@ def shape_of(model: str, config: ESConfig, revision: str | None = None) -> Shape
     Raises:
         ModelError: there is no such model, or transformers cannot build it.
     """
+    from estune.theta.architectures import beside_language, sees
     from estune.theta.parameters import empty_model, matches
 
     found = _model_config(model, revision, config.trust_remote_code)
     with guarded(ModelError, f"{model}: transformers cannot build it", "or give --parameters"):
         empty = empty_model(found, trust_remote_code=config.trust_remote_code)
-    sizes = {name: parameter.numel() for name, parameter in empty.named_parameters()}
-    patterns = config.target_parameters
-    tuned = [size for name, size in sizes.items() if patterns is None or matches(patterns, name)]
+        left_out = beside_language(empty) if sees(found) else set()
+    parameters = dict(empty.named_parameters())
+    sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+    if (patterns := config.target_parameters) is None:
+        chosen = [name for name, one in parameters.items() if id(one) not in left_out]
+    else:
+        chosen = [name for name in sizes if matches(patterns, name)]
+    tuned = [sizes[name] for name in chosen]
     text = found.get_text_config()
     return Shape(
         parameters=sum(sizes.values()),

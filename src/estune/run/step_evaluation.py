@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from estune.common.images import opened
 from estune.common.types import Row, Variant
 from estune.config import ESConfig
 from estune.errors import clean
@@ -71,6 +72,7 @@ class StepEvaluation:
         self._workers = workers
         self._reward_functions = reward_functions
         self._rows = rows
+        self._opened_rows = opened(rows)  # images are decoded once per step
         self._prompts = [row["prompt"] for row in rows]
         self._budget = config.max_completion_length
         self._state = state
@@ -133,7 +135,7 @@ class StepEvaluation:
         first = self._first_step and evaluation.index == 0
         started = time.perf_counter()
         pending = self._reward_functions.submit(
-            self._rows, evaluation.completions, self._state, first=first
+            self._opened_rows, evaluation.completions, self._state, first=first
         )
         pending.on_done(lambda: self._timeline.scored(started))
         self._pending[evaluation.index] = pending, evaluation
