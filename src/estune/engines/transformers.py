@@ -22,6 +22,7 @@ from estune.engines.base import check_weights
 from estune.engines.batch import Batch
 from estune.engines.cache_reuse import Reuse
 from estune.engines.grouped_attention import group_heads
+from estune.engines.own_parameters import Fused, OwnParameters
 from estune.engines.repeatability import LogitsRecorder, Probe
 from estune.engines.sampling import Drawn, sample_seeds
 from estune.engines.stops import Stopped
@@ -29,6 +30,7 @@ from estune.engines.tokens import Tokenizer
 from estune.engines.vision import Inputs, merged
 from estune.errors import EngineError, EstuneError, ModelError
 from estune.theta.architectures import auto_class
+from estune.theta.checkpoint import open_checkpoint
 from estune.theta.theta import Theta
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ class TransformersEngine:
 
     Args:
         folder: the checkpoint.
-        in_model: name in the files → name inside the model, from `parameters.layout`.
+        in_model, fused: where the files' tensors are in the model, from `parameters.layout`.
         config: batch size, stop strings and template settings are taken from it.
         model: the causal LM. It stays usable for training.
         tokenizer: used instead of the one in the folder.
@@ -57,6 +59,7 @@ class TransformersEngine:
         config: ESConfig,
         model: Any,
         tokenizer: Any = None,
+        fused: Fused | None = None,
     ) -> None:
         self._tokenizer = Tokenizer(folder, config, tokenizer)
         self._model = model
@@ -64,7 +67,7 @@ class TransformersEngine:
             if head := model.get_output_embeddings():
                 head.register_forward_pre_hook(_contiguous)
             self._reuse = Reuse.of(model)
-            self._parameters = _parameters(model, in_model)
+            self.parameters = OwnParameters(model, in_model, fused or {})
             self._vocabulary = len(model.get_input_embeddings().weight)
         level = logging.INFO if self._reuse.saves_all else logging.WARNING
         logger.log(level, "%s", self._reuse.describe())
@@ -82,12 +85,11 @@ class TransformersEngine:
         return int(getattr(text, "max_position_embeddings", None) or 1 << 30)
 
     def read(self, name: str) -> torch.Tensor:
-        """Return the parameter `name`, a view of the model's own."""
-        return self._parameters[name]
+        """Return the parameter `name` as the model holds it."""
+        return self.parameters.read(name)
 
     def load(self, theta: Theta, variant: Variant) -> None:
-        for _ in theta.perturbed(variant, self.read):  # written straight into the model
-            pass
+        self.parameters.load(theta, variant)
 
     def check(self, theta: Theta, variant: Variant) -> None:
         """Compare the weights; the first time, also check that completions are repeatable.
@@ -284,12 +286,20 @@ def open_engine(
     device: str,
     dtype: torch.dtype,
     tokenizer: Any = None,
+    fused: Fused | None = None,
 ) -> TransformersEngine:
-    """Return an engine for the model in `folder`; see `TransformersEngine` for the arguments."""
+    """Return an engine for the model in `folder`; see `TransformersEngine` for the arguments.
+
+    Raises:
+        EngineError: fused parameters don't hold the files' values where `fused` says.
+    """
     model = load_model(folder, config, device, dtype)
     with guarded(ModelError, f"{folder}: transformers cannot generate with this model"):
         group_heads(model)
-    return TransformersEngine(folder, in_model, config, model, tokenizer)
+    engine = TransformersEngine(folder, in_model, config, model, tokenizer, fused)
+    if fused:
+        engine.parameters.check_files(open_checkpoint(folder))
+    return engine
 
 
 def load_model(folder: Path, config: ESConfig, device: str, dtype: torch.dtype) -> Any:
@@ -313,17 +323,6 @@ def load_model(folder: Path, config: ESConfig, device: str, dtype: torch.dtype) 
             # RWKV divides its weights once, in place, so weights written later would not be.
             model.config.rescale_every = 0
         return model.to(device).eval().requires_grad_(False)
-
-
-def _parameters(model: Any, in_model: dict[str, str]) -> dict[str, torch.Tensor]:
-    """Return name in the files → the model's own tensor."""
-    inside = dict(model.named_parameters(remove_duplicate=False))
-    if missing := [name for name in in_model.values() if name not in inside]:
-        raise ModelError(
-            f"transformers' {type(model).__name__} has no parameter {missing[0]}, "
-            "which the model's files hold"
-        )
-    return {name: inside[inside_name].data for name, inside_name in in_model.items()}
 
 
 def _changing(model: Any, what: str) -> str:
