@@ -1,12 +1,9 @@
 """Whole runs of models that see: images in, exact θ out."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from helpers import contents, journal
-from seeing import FAMILIES, make, picture, seen_rows
+from helpers import contents
+from seeing import FAMILIES, make, seen_rows
 
 from estune import ESConfig, ESTrainer
 

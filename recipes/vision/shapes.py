@@ -13,7 +13,12 @@ from PIL import Image, ImageDraw
 
 from estune.tasks import Row, Task, completion_text
 
-COLORS = {"red": (215, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 215), "black": (25, 25, 25)}
+COLORS = {
+    "red": (215, 40, 40),
+    "green": (40, 160, 60),
+    "blue": (50, 80, 215),
+    "black": (25, 25, 25),
+}
 SHAPES = ("circle", "square", "triangle", "cross")
 QUESTION = "what is it"
 SIDE = 32  # pixels
@@ -62,7 +67,9 @@ def named(completions: Any, answer: list[str], **columns: Any) -> list[float]:
     rewards = []
     for completion, wanted in zip(completions, answer, strict=True):
         said = [*completion_text(completion).split()[:2], "", ""]
-        rewards.append(sum(one == other for one, other in zip(said, wanted.split(), strict=False)) / 2)
+        rewards.append(
+            sum(one == other for one, other in zip(said, wanted.split(), strict=False)) / 2
+        )
     return rewards
 
 
