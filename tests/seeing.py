@@ -357,3 +357,24 @@ def _saved(processor, folder: Path) -> None:
     processor.tokenizer.save_pretrained(folder)
     processor.to_json_file(folder / "processor_config.json")
     (folder / "chat_template.jinja").write_text(processor.chat_template)
+
+
+def picture(color, size=(24, 20)):
+    """A small image with a line across it."""
+    from PIL import Image
+
+    image = Image.new("RGB", size, color)
+    for x in range(size[0] // 2):
+        image.putpixel((x, x % size[1]), (10, 200, 30))
+    return image
+
+
+def seen_rows(count=8):
+    """Rows with one image each, whose questions differ in length."""
+    return [
+        {
+            "prompt": [{"role": "user", "content": " ".join(WORDS[: 2 + index % 3])}],
+            "image": picture((30 * index, 250 - 30 * index, 90)),
+        }
+        for index in range(count)
+    ]

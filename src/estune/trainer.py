@@ -303,7 +303,7 @@ class ESTrainer:
     def _finish(self, journal: Journal) -> TrainOutput:
         """Show the result, load the best model if asked, write the card and upload."""
         step = journal.last
-        self.log.show_result(step)
+        self.log.show_result(step, self.model.loader)
         best = self.log.best_step(step)
         if self.args.load_best_model_at_end and best is not None and best != step:
             self.model.theta.reset(self.model.checkpoint)
@@ -312,7 +312,8 @@ class ESTrainer:
         last = dict(self.log.lines.get(step, {}))  # empty if a callback ended the run at once
         figures = {n: v for n, v in last.items() if n.startswith("eval_") and n != "eval_runtime"}
         with self.folder.writing():
-            write_card(self.folder.path, self.args, self.model.name, step, figures)
+            model = self.model
+            write_card(self.folder.path, self.args, model.name, step, figures, model.loader)
         if self.args.push_to_hub:
             self.screen.say(f"pushed to {self.push_to_hub()}")
         last.pop("step", None)

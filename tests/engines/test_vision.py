@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from helpers import WORDS
-from seeing import FAMILIES, make
+from seeing import FAMILIES, make, seen_rows
 
 from estune import ESConfig
 from estune.common.types import Unperturbed
@@ -14,31 +13,13 @@ from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
 from estune.theta.theta import Theta
 
-Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("PIL")
 
 _FAST = "llava"
 _FAMILIES = [
     family if family == _FAST else pytest.param(family, marks=pytest.mark.slow)
     for family in FAMILIES
 ]
-
-
-def picture(color, size=(24, 20)):
-    image = Image.new("RGB", size, color)
-    for x in range(size[0] // 2):
-        image.putpixel((x, x % size[1]), (10, 200, 30))
-    return image
-
-
-def seen_rows(count=8):
-    """Rows with one image each, whose questions differ in length."""
-    return [
-        {
-            "prompt": [{"role": "user", "content": " ".join(WORDS[: 2 + index % 3])}],
-            "image": picture((30 * index, 250 - 30 * index, 90)),
-        }
-        for index in range(count)
-    ]
 
 
 def engine_of(folder, **settings):

@@ -32,10 +32,14 @@ class Inputs:
 
     ids: its tokens, with those that stand for images.
     features: further inputs by name, such as pixel values, for one sequence.
+    pictures: its images, as PIL images.
+    marked: its tokens with one mark per image, for engines with a processor of their own.
     """
 
     ids: list[int]
     features: dict[str, torch.Tensor] = field(default_factory=dict)
+    pictures: tuple[Any, ...] = ()
+    marked: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -50,8 +54,9 @@ class Inputs:
 
     @property
     def size(self) -> int:
-        """Bytes of the features."""
-        return sum(one.numel() * one.itemsize for one in self.features.values())
+        """Bytes of the features and images."""
+        pixels: int = sum(one.width * one.height for one in self.pictures)
+        return 3 * pixels + sum(one.numel() * one.itemsize for one in self.features.values())
 
     def followed_by(self, count: int) -> Inputs:
         """Return the prompt with `count` tokens of text after it, whose ids are left open."""
@@ -139,19 +144,19 @@ class Vision:
 
     def _processed(self, text: str, images: Sequence[ImageFile], tokenizer: Any) -> Inputs:
         pictures = [image.open().convert("RGB") for image in images]
+        added = self.adds_special_tokens(text, tokenizer)
         with guarded(DataError, "the model's processor refuses this prompt with its images"):
             made = self._processor(
-                text=[text],
-                images=[pictures],
-                add_special_tokens=self.adds_special_tokens(text, tokenizer),
-                return_tensors="pt",
+                text=[text], images=[pictures], add_special_tokens=added, return_tensors="pt"
             )
+            marked = tokenizer(text, add_special_tokens=added)["input_ids"]
             features = {
                 name: value
                 for name, value in made.items()
                 if name not in ("input_ids", "attention_mask") and torch.is_tensor(value)
             }
-            return Inputs([int(token) for token in made["input_ids"][0]], features)
+            ids = [int(token) for token in made["input_ids"][0]]
+            return Inputs(ids, features, tuple(pictures), list(marked))
 
 
 def merged(

@@ -95,6 +95,11 @@ class Model:
         )
         return workers.start_workers(self.theta, source, self._config, self._prompts, self._ranks)
 
+    @property
+    def loader(self) -> str:
+        """The name of the class of transformers that loads the model."""
+        return "AutoModelForImageTextToText" if self.layout.sees else "AutoModelForCausalLM"
+
     def saved_bytes(self) -> int:
         """Return the bytes of one checkpoint."""
         folder = self.checkpoint.folder
