@@ -76,6 +76,23 @@ BENCHMARKS = (
         ),
     ),
     Benchmark(
+        "experts",
+        "benchmarks.experts",
+        "a mixture of experts: writing members, and the proof at the start",
+        (
+            Ratio("member_over_copy", "writing a member ÷ copying θ", most=2.5, margin=0.1),
+            Ratio(
+                "transposed_over_copy", "the same, with transposed experts ÷ copying θ", margin=0.1
+            ),
+            Ratio(
+                "proof_over_generation",
+                "comparing fused parameters with the files ÷ generating for one member",
+                most=1,
+                margin=0.5,
+            ),
+        ),
+    ),
+    Benchmark(
         "step",
         "benchmarks.step",
         "a step on transformers, and its memory",
