@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from recipes.vision.shapes import COLORS, QUESTION, SHAPES, SIDE, rows
 
 FOLDER = "models/shapes-llava"
-STEPS = 80
+STEPS = 120
 PATCH = 8
 TEMPLATE = (
     "{% for m in messages %}{% for p in m['content'] %}"
