@@ -1,4 +1,4 @@
-"""Make the model of shapes.yaml: a LLaVA of 170,000 parameters, trained for a minute.
+"""Make the model of shapes.yaml: a LLaVA of 175,000 parameters, trained for a minute.
 
   python recipes/vision/make_model.py [FOLDER]
 
