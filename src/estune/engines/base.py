@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from estune.common.types import Completion, Prompt, Sampling, Unperturbed, Variant
+from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Unperturbed, Variant
 from estune.errors import EngineError
 from estune.theta.theta import Theta
 
@@ -48,6 +48,9 @@ class Engine(Protocol):
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         """Return the number of tokens in each prompt."""
+
+    def expert_counts(self) -> ExpertCounts:
+        """Return the tokens that each expert served in the last `generate`; [] if not counted."""
 
     @property
     def context_length(self) -> int:

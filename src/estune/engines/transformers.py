@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from estune.common.guard import guarded, reason
-from estune.common.types import Completion, Prompt, Sampling, Variant
+from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Variant
 from estune.config import ESConfig
 from estune.engines import repeatability
 from estune.engines.base import check_weights
 from estune.engines.batch import Batch
 from estune.engines.cache_reuse import Reuse
+from estune.engines.expert_load import ExpertCounter
 from estune.engines.grouped_attention import group_heads
 from estune.engines.own_parameters import Fused, OwnParameters
 from estune.engines.repeatability import LogitsRecorder, Probe
@@ -72,6 +73,7 @@ class TransformersEngine:
         level = logging.INFO if self._reuse.saves_all else logging.WARNING
         logger.log(level, "%s", self._reuse.describe())
         self._pad = self._tokenizer.padding(self._vocabulary)
+        self._experts = ExpertCounter(model, self._pad)
         self._batch_size = config.generation_batch_size
         ends = self._tokenizer.ends(model.generation_config)
         self._end = {token for token in ends if token < self._vocabulary}
@@ -106,6 +108,9 @@ class TransformersEngine:
             self._check_batch(alone)
             self._checked = True
 
+    def expert_counts(self) -> ExpertCounts:
+        return self._experts.counts()
+
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(inputs) for inputs in self._inputs(prompts)]
 
@@ -117,6 +122,7 @@ class TransformersEngine:
         sampling: Sampling | None = None,
     ) -> list[Completion]:
         inputs = self._inputs(prompts)
+        self._experts.start()
         seeds: list[int] = []
         if sampling:
             seeds = [seed for one in inputs for seed in sample_seeds(one.ids, sampling)]

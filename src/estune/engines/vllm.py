@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from estune.common.guard import guarded, reason
-from estune.common.types import Completion, Prompt, Sampling, Variant, variant_to_json
+from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Variant, variant_to_json
 from estune.config import ESConfig
 from estune.engines.repeatability import PROMPTS, STEPS
 from estune.engines.sampling import sample_seeds
@@ -109,6 +109,9 @@ class VLLMEngine:
         if not self._checked:
             self._check_repeatable()
             self._checked = True
+
+    def expert_counts(self) -> ExpertCounts:
+        return []
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(ids) for ids in self._tokenizer.encode(prompts, self._vocabulary)]

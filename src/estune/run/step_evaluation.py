@@ -14,6 +14,7 @@ from estune.common.types import Row, Variant
 from estune.config import ESConfig
 from estune.errors import clean
 from estune.monitor.console import prompt_text
+from estune.monitor.expert_load import ExpertLoad
 from estune.monitor.held_out import records
 from estune.monitor.metrics import Scored, Tally
 from estune.monitor.timeline import Timeline
@@ -173,6 +174,7 @@ class StepEvaluation:
             evaluation.load_seconds,
             evaluation.generate_seconds,
             _is_finite(evaluation),
+            ExpertLoad.of(work.experts for work in evaluation.work),
         )
 
     def _first_lost(self, scores: Scores, evaluation: Evaluation) -> LostReward | None:

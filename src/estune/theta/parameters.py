@@ -5,17 +5,17 @@ tied one, so the model is built on torch's meta device, which takes no memory, t
 it also fuses or splits tensors, fused.py finds out which elements go where.
 """
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from estune.common.guard import guarded
-from estune.errors import ConfigError, ModelError
+from estune.errors import ModelError
 from estune.theta.architectures import auto_class, beside_language, check_architecture, sees
 from estune.theta.checkpoint import Checkpoint
 from estune.theta.fused import Fragment, Loading
+from estune.theta.presets import chosen, routers
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Layout:
         it.
     vision: of a model that sees, the parameters outside its language model.
     sees: whether the model takes images.
+    routers: of a mixture of experts, the parameters that decide which experts serve a token.
     """
 
     in_model: dict[str, str]
@@ -36,12 +37,18 @@ class Layout:
     fused: dict[str, tuple[Fragment, ...]] = field(default_factory=dict)
     vision: frozenset[str] = frozenset()
     sees: bool = False
+    routers: frozenset[str] = frozenset()
+
+    def inside(self, name: str) -> set[str]:
+        """Return the parameters inside the model that hold elements of `name`."""
+        return {each.inside for each in self.fused.get(name, ())} or {self.in_model[name]}
 
     def targets(self, patterns: list[str] | None) -> list[str]:
-        """Return the names that a pattern matches; without patterns, all but `vision`."""
+        """Return the names that `target_parameters` means; if it is None, all but `vision`."""
+        usual = [name for name in self.in_model if name not in self.vision]
         if patterns is None:
-            return [name for name in self.in_model if name not in self.vision]
-        return [name for name in self.in_model if matches(patterns, name)]
+            return usual
+        return chosen(patterns, [*self.in_model], usual, self.routers)
 
 
 def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout:
@@ -62,6 +69,7 @@ def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout
         )
         embedding = _embedding(model)
         fused = _of_parameters(loading.places(groups), inside)
+        routing = routers(model)
     found = {name: renamed[name] for name in checkpoint.tensors if renamed.get(name) in inside}
     _check_shapes(checkpoint, found, inside)
     _check_dtypes(checkpoint, [*found, *fused])
@@ -79,24 +87,8 @@ def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout
     seeing = sees(model.config)
     beside = beside_language(model) if seeing else set()
     vision = {name for name, inside_name in in_model.items() if id(inside[inside_name]) in beside}
-    return Layout(in_model, aliases, fused, frozenset(vision), seeing)
-
-
-def matches(patterns: list[str], name: str) -> bool:
-    """Return whether some pattern is found in the name.
-
-    Raises:
-        ConfigError: a pattern is not a regular expression.
-    """
-    for pattern in patterns:
-        try:
-            if re.search(pattern, name):
-                return True
-        except re.error as error:
-            raise ConfigError(
-                f"target_parameters: {pattern!r} is not a regular expression ({error})"
-            ) from None
-    return False
+    routed = frozenset(name for name, inside_name in in_model.items() if inside_name in routing)
+    return Layout(in_model, aliases, fused, frozenset(vision), seeing, routed)
 
 
 def empty_model(config: Any, *, trust_remote_code: bool) -> Any:
