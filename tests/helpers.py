@@ -83,6 +83,24 @@ def make_model(
     return folder
 
 
+FAMILIES = yaml.safe_load((TESTS / "families.yaml").read_text())
+
+
+def make_family(folder: Path, family: str = "qwen3_moe", **config) -> Path:
+    """Write a random fp32 model of a family in families.yaml to `folder`."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    settings = FAMILIES["usual"] | FAMILIES[family] | config
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings))
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.dtype == torch.float32 and "inv_freq" not in name:
+            tensor.data.normal_(1.0 if "norm" in name else 0.0, 0.1)
+    model.float().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def short(completions, target, **columns):
     return [-abs(len(text) - len(wanted)) for text, wanted in zip(completions, target, strict=True)]
 

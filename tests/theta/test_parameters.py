@@ -226,23 +226,6 @@ def test_names_that_lack_the_models_prefix_are_kept_and_mapped(tmp_path):
     assert torch.equal(logits(tmp_path / "copy"), before)
 
 
-def test_experts_that_are_fused_in_memory_are_refused_in_one_line(tmp_path):
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    small = {
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-    }
-    MixtralForCausalLM(MixtralConfig(vocab_size=64, num_local_experts=2, **small)).save_pretrained(
-        tmp_path / "moe"
-    )
-    with pytest.raises(ModelError, match="transformers fuses it with others"):
-        plan(tmp_path / "moe")
-
-
 def test_a_model_that_is_no_causal_lm_is_refused(tmp_path):
     from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 

@@ -5,6 +5,7 @@ from typing import Any
 from estune.config import ESConfig
 from estune.engines.base import Engine
 from estune.engines.device import engine_device, engine_dtype
+from estune.errors import ModelError
 from estune.theta.checkpoint import Checkpoint
 from estune.theta.parameters import Layout
 
@@ -21,6 +22,11 @@ def build(
         from estune.engines.fake import FakeEngine
 
         return FakeEngine(checkpoint, layout.in_model)
+    if layout.fused:
+        raise ModelError(
+            f"{next(iter(layout.fused))}: transformers fuses it with others in memory, "
+            "which cannot be tuned yet"
+        )
     device = engine_device(config)
     dtype = engine_dtype(config)
     if config.engine == "vllm":

@@ -1,13 +1,12 @@
 """Which tensors of a checkpoint are parameters, and the name of each inside the model.
 
 Noise is addressed by the names in the files. transformers may rename a tensor on loading, or drop a
-tied one, so the model is built on torch's meta device, which takes no memory, to find out. A model
-whose layout in memory differs from its files by more than names is refused.
+tied one, so the model is built on torch's meta device, which takes no memory, to find out. Where
+it also fuses or splits tensors, fused.py finds out which elements go where.
 """
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,18 +14,23 @@ import torch
 from estune.common.guard import guarded
 from estune.errors import ConfigError, ModelError
 from estune.theta.checkpoint import Checkpoint
+from estune.theta.fused import Fragment, Loading
 
 
 @dataclass(frozen=True)
 class Layout:
     """The parameters of a checkpoint.
 
-    in_model: name in the files → name inside the transformers model, each parameter once.
+    in_model: name in the files → name inside the transformers model, each parameter once. Tensors
+        that are fused there share a name.
     aliases: other names of a tied parameter in the files → its name in `in_model`.
+    fused: name in the files → where its elements are, if the model has no parameter of its own for
+        it.
     """
 
     in_model: dict[str, str]
     aliases: dict[str, str]
+    fused: dict[str, tuple[Fragment, ...]] = field(default_factory=dict)
 
     def targets(self, patterns: list[str] | None) -> list[str]:
         """Return the names that some pattern matches, or all names."""
@@ -45,18 +49,28 @@ def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout
         ModelError, f"{checkpoint.folder}: transformers does not say how this model is laid out"
     ):
         inside = dict(model.named_parameters(remove_duplicate=False))
-        rename = _renaming(model)
+        loading = Loading(model)
+        renamed, groups = loading.sort(
+            {name: stored.shape for name, stored in checkpoint.tensors.items()}
+        )
         embedding = _embedding(model)
-    renamed = {name: rename(name) for name in checkpoint.tensors}
-    found = {name: inside_name for name, inside_name in renamed.items() if inside_name in inside}
+        fused = _of_parameters(loading.places(groups), inside)
+    found = {name: renamed[name] for name in checkpoint.tensors if renamed.get(name) in inside}
     _check_shapes(checkpoint, found, inside)
+    _check_dtypes(checkpoint, [*found, *fused])
     in_model, aliases = _once_each(checkpoint, found, inside, embedding)
+    in_model |= {name: fragments[0].inside for name, fragments in fused.items()}
     covered = {id(inside[name]) for name in in_model.values()}
+    covered |= {
+        id(inside[fragment.inside]) for fragments in fused.values() for fragment in fragments
+    }
     if missing := [name for name, parameter in inside.items() if id(parameter) not in covered]:
         raise ModelError(
             f"{checkpoint.folder}: its files lack {len(missing)} parameters, such as {missing[0]}"
         )
-    return Layout(in_model, aliases)
+    return Layout(
+        {name: in_model[name] for name in checkpoint.tensors if name in in_model}, aliases, fused
+    )
 
 
 def matches(patterns: list[str], name: str) -> bool:
@@ -119,32 +133,22 @@ def _check_config(checkpoint: Checkpoint, config: Any) -> None:
         )
 
 
-def _renaming(model: Any) -> Callable[[str], str]:
-    """Return transformers' map from names in files to names in the model.
+def _of_parameters(
+    places: dict[str, tuple[Fragment, ...]], inside: dict[str, Any]
+) -> dict[str, tuple[Fragment, ...]]:
+    """Return the tensors that are parameters inside the model, not buffers.
 
-    It raises ModelError for a tensor that transformers would convert.
+    Raises:
+        ModelError: one is both.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    mapping = get_model_conversion_mapping(model) or []
-    renamings = [rule for rule in mapping if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in mapping if isinstance(rule, WeightConverter)]
-    state = model.state_dict()
-
-    def rename(name: str) -> str:
-        if name in state:
-            return name
-        inside, converter = rename_source_key(
-            name, renamings, converters, model.base_model_prefix, state
-        )
-        if converter is not None:
-            raise ModelError(
-                f"{name}: transformers fuses it with others in memory, which cannot be tuned yet"
-            )
-        return str(inside)
-
-    return rename
+    fused = {}
+    for name, fragments in places.items():
+        parameters = [fragment.inside in inside for fragment in fragments]
+        if any(parameters) and not all(parameters):
+            raise ModelError(f"{name}: transformers keeps a part of it as a buffer")
+        if all(parameters):
+            fused[name] = fragments
+    return fused
 
 
 def _check_shapes(checkpoint: Checkpoint, found: dict[str, str], inside: dict[str, Any]) -> None:
@@ -154,9 +158,14 @@ def _check_shapes(checkpoint: Checkpoint, found: dict[str, str], inside: dict[st
             raise ModelError(
                 f"{checkpoint.folder}: {name} has shape {stored.shape}, its config says {wanted}"
             )
-        if stored.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+
+
+def _check_dtypes(checkpoint: Checkpoint, names: list[str]) -> None:
+    for name in names:
+        dtype = checkpoint.tensors[name].dtype
+        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ModelError(
-                f"{checkpoint.folder}: {name} is stored as {stored.dtype}, which cannot be tuned"
+                f"{checkpoint.folder}: {name} is stored as {dtype}, which cannot be tuned"
             )
 
 
