@@ -84,16 +84,20 @@ def products(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     for name, module in model.named_modules():
-        if isinstance(module, (LinearBase, ParallelLMHead)) and not _is_convolution(module):
+        if isinstance(module, (LinearBase, ParallelLMHead)) and _multiplies(module):
             yield name, module
 
 
-def _is_convolution(module: Any) -> bool:
-    """Whether the layer only holds a convolution's weight, as in Mamba."""
-    on_cpu = all(one.device.type == "cpu" for one in module.parameters(recurse=False))
-    if any(one.dim() > 2 for one in module.parameters(recurse=False)):
-        return True
-    return on_cpu and not hasattr(module, "cpu_linear")
+def _multiplies(module: Any) -> bool:
+    """Whether the layer does so itself: not if it only holds a weight for a layer around it.
+
+    Mamba does that with the weight of a convolution, latent attention with a projection.
+    """
+    parameters = list(module.parameters(recurse=False))
+    if any(one.dim() > 2 for one in parameters) or hasattr(module, "_cpu_skip_gemm_dispatch"):
+        return False
+    on_cpu = all(one.device.type == "cpu" for one in parameters)
+    return hasattr(module, "cpu_linear") or not on_cpu
 
 
 def _is_plain(method: Any) -> bool:

@@ -111,12 +111,14 @@ class Reloader:
         from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
         found = False
-        for prefix, layer in self._model.named_modules() if loaded else ():
+        loaded = loaded or set()
+        for prefix, layer in self._model.named_modules():
             info = get_layerwise_info(layer)
             if not info.can_load() or layer in self._unbuffered:
                 continue
             buffered = {name for name, _ in info.loaded_weights}
-            own = {name for name, one in layer._parameters.items() if one is not None and one.is_meta}
+            parameters = layer.named_parameters(recurse=False)
+            own = {name for name, parameter in parameters if parameter.is_meta}
             if any(f"{prefix}.{name}" in loaded for name in own - buffered):
                 self._unbuffered.add(layer)
                 found = True
@@ -167,10 +169,11 @@ def _packed_convolutions(model: torch.nn.Module) -> Iterator[tuple[torch.Tensor,
     """
     for module in model.modules():
         for layer in module.children():
-            weight = getattr(layer, "_cpu_unpacked_conv_weight", None)
-            for buffer in module._buffers.values():
-                same = weight is not None and buffer is not None and buffer.numel() == weight.numel()
-                if same and torch.equal(buffer.flatten(), weight.flatten()):
+            weight: torch.Tensor | None = getattr(layer, "_cpu_unpacked_conv_weight", None)
+            if weight is None:
+                continue
+            for buffer in module.buffers(recurse=False):
+                if buffer.numel() == weight.numel() and torch.equal(buffer, weight.view_as(buffer)):
                     yield buffer, layer
 
 
