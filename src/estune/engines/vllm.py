@@ -99,6 +99,21 @@ class VLLMEngine:
         and that it generates the same twice.
         """
         self._attach(theta)
+        if self._proof is None or self._checked:
+            self._check_weights(theta, variant)
+        else:
+            try:
+                self._check_weights(theta, variant)
+            except EngineError as error:
+                raise ModelError(
+                    f"{self._folder}: {error}; use engine: transformers for this model"
+                ) from error
+        if not self._checked:
+            self._check_repeatable()
+            self._report_reloading(len(theta.tensors))
+            self._checked = True
+
+    def _check_weights(self, theta: Theta, variant: Variant) -> None:
         wanted = self._first_logits(variant)
         taken: Counter[str] = Counter()
         for counts in self._in_workers("estune_check", variant_to_json(variant)):
@@ -111,10 +126,6 @@ class VLLMEngine:
                 )
         if self._proof:
             self._proof.check_kinds(variant, theta.tensors, wanted)
-        if not self._checked:
-            self._check_repeatable()
-            self._report_reloading(len(theta.tensors))
-            self._checked = True
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(ids) for ids in self._tokenizer.encode(prompts, self._vocabulary)]

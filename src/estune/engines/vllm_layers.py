@@ -29,11 +29,19 @@ def is_known(module: Any) -> bool:
 
 
 def is_familiar(model: torch.nn.Module) -> bool:
-    """Whether the model consists of known layers and has no experts.
+    """Whether the part that completes text consists of known layers and has no experts.
 
     Then it is proven by what its layers respond; others are proven by logits, too.
     """
-    return all(is_known(one) and not has_experts(one) for one in model.modules())
+    return all(is_known(one) and not has_experts(one) for one in text_model(model).modules())
+
+
+def text_model(model: Any) -> torch.nn.Module:
+    """Return the part of a model that sees which completes text; others are that as a whole."""
+    whole: torch.nn.Module = model
+    if getattr(model, "supports_multimodal", False):
+        whole = model.get_language_model()
+    return whole
 
 
 def has_experts(module: Any) -> bool:

@@ -18,7 +18,7 @@ from estune.common.types import Variant, variant_from_json
 from estune.engines.base import wrong_weights
 from estune.engines.vllm_copy_trace import CopyTrace
 from estune.engines.vllm_direct_writer import DirectWriter
-from estune.engines.vllm_layers import is_familiar
+from estune.engines.vllm_layers import is_familiar, text_model
 from estune.engines.vllm_reload import Reloader, round_biases
 from estune.engines.vllm_responses import responses
 from estune.engines.vllm_weight_map import WeightMap, kind_of
@@ -77,10 +77,10 @@ class WorkerExtension:
         assert self._estune
         self._estune.load_files()
 
-    def estune_alter(self, record: dict[str, Any], kind: str, altered: bool) -> None:
+    def estune_alter(self, record: dict[str, Any], kind: str, altered: bool) -> bool:
         """Run `VariantLoader.alter` for a variant in JSON form."""
         assert self._estune
-        self._estune.alter(variant_from_json(record), kind, altered)
+        return self._estune.alter(variant_from_json(record), kind, altered)
 
     def estune_watch(self) -> None:
         """Begin to keep what the model computes."""
@@ -201,16 +201,19 @@ class VariantLoader:
         give_back()
         return dict(trace.taken)
 
-    def alter(self, variant: Variant, kind: str, altered: bool) -> None:
+    def alter(self, variant: Variant, kind: str, altered: bool) -> bool:
         """Load the layers that hold tensors of a kind, in the way in which members are loaded.
 
         Args:
             altered: change the tensors of this kind; otherwise they get the variant's values.
+
+        Returns:
+            Whether a completion of text needs tensors of this kind that are here.
         """
         names = {name for name in self._theta.tensors if kind_of(name) == kind}
         modules = self._map.closed(self._map.modules_of(names))
         if not modules and self._map.placed:
-            return  # other ranks have them
+            return False  # other ranks have them
         changed = names if altered else set()
 
         def weights(some: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -220,7 +223,7 @@ class VariantLoader:
         if not self._map.placed:
             every = {*self._theta.tensors, *(name for name, _ in self._frozen)}
             self._reloader.load(lambda: weights(every))
-            return
+            return True
         direct = self.direct
         slow = modules if direct is None else modules & direct.modules
         if direct and modules - slow:
@@ -229,6 +232,7 @@ class VariantLoader:
         if slow:
             self._reloader.load(lambda: weights(self._map.names_in(slow)), slow)
         round_biases(self.model)
+        return not modules.isdisjoint(text_model(self.model).modules())
 
     def weights(self, variant: Variant) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield all weights of the model by their names in the checkpoint."""
