@@ -345,8 +345,9 @@ PROMPTS = [
 
 def transformers_engine(folder, **settings) -> TransformersEngine:
     config = ESConfig(**{"dtype": "float32"} | settings)
-    names = layout(open_checkpoint(folder)).in_model
-    return open_engine(folder, names, config, engine_device(config), engine_dtype(config))
+    found = layout(open_checkpoint(folder))
+    where = engine_device(config), engine_dtype(config)
+    return open_engine(folder, found.in_model, config, *where, fused=found.fused)
 
 
 def generated(one: TransformersEngine, prompts=PROMPTS, budget=12):

@@ -69,7 +69,9 @@ class ESConfig:
         "z_score", "how fitness becomes update weights; none: unchanged, for antithetic pairs only"
     )
     target_parameters: list[str] | None = _es(
-        None, "regular expressions; tune only parameters whose name matches one"
+        None,
+        "regular expressions; tune only parameters whose name matches one; a mixture of experts "
+        "also has the words routers, without_routers and shared_experts",
     )
     seed: int = _es(42, "seed of the noise and of the order of the prompts", least=0, below=2**63)
 

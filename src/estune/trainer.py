@@ -39,6 +39,7 @@ from estune.run.update import Update
 from estune.strategy import schedules, step_size
 from estune.strategy.fitness import fitness_of
 from estune.strategy.search import SizeSearch
+from estune.tasks.image_rows import check_shown
 from estune.tasks.reward_functions import resolve_rewards
 from estune.tasks.rows import rows_of, warn_of_columns_not_shown
 from estune.theta.journal import Journal, exists
@@ -90,6 +91,8 @@ class ESTrainer:
         datasets = {"train_dataset": self.train_rows, "eval_dataset": self.eval_rows}
         prompts = {name: [row["prompt"] for row in rows] for name, rows in datasets.items()}
         self.model = Model(model, self.args, processing_class, prompts)
+        for name, rows in datasets.items() if self.model.layout.sees else ():
+            check_shown(rows, name)
         self.folder = RunFolder(self.args)
         self.screen = Screen(self.args)
         self.callbacks = Callbacks(self.args, callbacks or [])
@@ -117,8 +120,8 @@ class ESTrainer:
             if not resume:
                 self.folder.check_fresh(self.model.checkpoint.folder)
             self.screen.say(self.model.describe())
-            if self.model.placement.why:
-                self.screen.say(self.model.placement.why)
+            for line in filter(None, (self.model.describe_left_out(), self.model.placement.why)):
+                self.screen.say(line)
             workers = self.model.workers  # built now, because they check their weights against θ₀
             try:
                 self.log.trackers.start()
@@ -300,7 +303,7 @@ class ESTrainer:
     def _finish(self, journal: Journal) -> TrainOutput:
         """Show the result, load the best model if asked, write the card and upload."""
         step = journal.last
-        self.log.show_result(step)
+        self.log.show_result(step, self.model.loader)
         best = self.log.best_step(step)
         if self.args.load_best_model_at_end and best is not None and best != step:
             self.model.theta.reset(self.model.checkpoint)
@@ -309,7 +312,8 @@ class ESTrainer:
         last = dict(self.log.lines.get(step, {}))  # empty if a callback ended the run at once
         figures = {n: v for n, v in last.items() if n.startswith("eval_") and n != "eval_runtime"}
         with self.folder.writing():
-            write_card(self.folder.path, self.args, self.model.name, step, figures)
+            model = self.model
+            write_card(self.folder.path, self.args, model.name, step, figures, model.loader)
         if self.args.push_to_hub:
             self.screen.say(f"pushed to {self.push_to_hub()}")
         last.pop("step", None)

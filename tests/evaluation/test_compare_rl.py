@@ -4,11 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import WORDS, make_tokenizer, short
+from helpers import WORDS, make_family, make_tokenizer, short
 
 from estune import strategy
 from estune.config import ESConfig, RunConfig
 from estune.engines.tokens import Tokenizer
+from estune.errors import ConfigError
 from estune.evaluation.compare.methods import METHODS
 from estune.evaluation.compare.rl import _Scorer, _stop_at, _trainable, prompts
 from estune.evaluation.compare.runs import Budget, runs
@@ -65,6 +66,16 @@ def test_rl_asks_the_prompts_of_es_in_the_same_order(rows):
     laid_out = prompts(run, rows)
     assert laid_out["row"] == wanted
     assert laid_out["prompt"] == [rows[row]["prompt"] for row in wanted]
+
+
+def test_experts_that_are_fused_in_memory_get_gradients_all_or_none(tmp_path):
+    folder = make_family(tmp_path / "moe", num_experts=4, num_hidden_layers=1)
+    model = _trainable(folder, RunConfig(target_parameters=[r"experts\.\d+\.(gate|up)_proj"]))
+    trained = [name for name, each in model.named_parameters() if each.requires_grad]
+    assert trained == ["model.layers.0.mlp.experts.gate_up_proj"]
+    with pytest.raises(ConfigError, match=r"leaves out .*experts\.3") as refusal:
+        _trainable(folder, RunConfig(target_parameters=[r"experts\.[012]\.(gate|up)_proj"]))
+    assert "\n" not in str(refusal.value)
 
 
 def test_only_the_parameters_that_are_named_get_gradients(tiny):

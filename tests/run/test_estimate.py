@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import GGUF, make_model
+from helpers import GGUF, make_family, make_model
 
 from estune.cli.main import main
 from estune.config import ESConfig
@@ -94,6 +94,16 @@ def test_a_models_shape_is_read_from_its_config_alone(tiny, tmp_path):
         == wanted
     )
     assert estimate.shape_of(str(tiny), ESConfig(target_parameters=["norm"])).tuned == 5 * 32
+
+
+def test_a_mixtures_parts_are_counted_by_the_names_in_its_files(tmp_path):
+    folder = make_family(tmp_path / "moe", "mixtral")
+    assert estimate.shape_of(str(folder), ESConfig()).parts == {
+        "routers": 2 * 8 * 128,
+        "self_attn": 2 * 3 * 128 * 128,
+    }
+    one = ESConfig(target_parameters=[r"block_sparse_moe\.experts\.7\.w1"])
+    assert estimate.shape_of(str(folder), one).tuned == 2 * 96 * 128
 
 
 @pytest.mark.parametrize(("parameters", "layers", "width"), [(7e9, 33, 4096), (70e9, 71, 9216)])

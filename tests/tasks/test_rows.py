@@ -337,7 +337,7 @@ def test_prompts_of_numpy_and_torch_are_prompts(kind):
     assert {type(each) for each in row["prompt"]} <= {int, str}
 
 
-@pytest.mark.parametrize("name", ["tools", "image"])
+@pytest.mark.parametrize("name", ["tools", "video", "image"])
 def test_a_column_that_trl_would_show_to_the_model_is_named(name, make_trainer, caplog):
     rows = [{"prompt": "what is red", "target": "x", name: [{"type": "function"}]}]
     make_trainer(train_dataset=rows, eval_dataset=None)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from helpers import make_family, make_model
+from helpers import FAMILIES, make_family, make_model
 from safetensors.torch import load_file, save_file
 
 from estune.errors import ModelError
@@ -97,6 +97,45 @@ def test_buffers_and_layers_that_the_model_ignores_are_no_parameters(tmp_path):
     assert "model.layers.1.mlp.experts.3.up_proj.weight" in found.fused
     left = load_file(folder / "model.safetensors").keys() - found.in_model.keys()
     assert left == {*extra, "model.layers.1.mlp.gate.e_score_correction_bias"}
+
+
+def test_transposed_files_have_strided_views(tmp_path):
+    """Qwen3-VL's experts: (experts, in, out) in the files, (experts, out, in) in memory."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    text = FAMILIES["usual"] | FAMILIES["qwen3_moe"]
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]}
+    vision = {
+        "depth": 1,
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": text["hidden_size"],
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+    }
+    config = AutoConfig.for_model(
+        "qwen3_vl_moe", text_config=text | {"rope_parameters": rope}, vision_config=vision
+    )
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "base")
+    rewrite(
+        tmp_path / "base",
+        lambda stored: {
+            name: tensor.transpose(1, 2).contiguous() if ".experts." in name else tensor
+            for name, tensor in stored.items()
+        },
+    )
+    base = open_checkpoint(tmp_path / "base")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    parameters = {name: each.data for name, each in model.named_parameters()}
+    loading = Loading(model)
+    _, groups = loading.sort({name: stored.shape for name, stored in base.tensors.items()})
+    places = loading.places(groups)
+    for name, fragments in places.items():
+        stored = base.read(name)
+        assert torch.equal(read_back(fragments, parameters, stored.shape), stored), name
+    experts = places["model.language_model.layers.0.mlp.experts.gate_up_proj"]
+    assert [fragment.place.strides for fragment in experts] == [(24576, 1, 128)]
 
 
 # What a converter may do

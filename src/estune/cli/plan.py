@@ -96,6 +96,8 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     )
     screen = Screen(config)
     screen.say(_about(options, config, shape))
+    if shape.parts and config.target_parameters is None:
+        screen.say(_about_theta(shape))
     _show_memory(screen, options, config, shape, work)
     _show_time(screen, options, config, work, speed)
     return 0
@@ -156,6 +158,17 @@ def _about(options: argparse.Namespace, config: RunConfig, shape: "Shape") -> st
     )
     engine = f"engine {config.engine} in {_dtype(options, config)}"
     return f"{name}: {shape.parameters:,} parameters, {part}; {engine}, on {where}"
+
+
+def _about_theta(shape: "Shape") -> str:
+    """Return the memory that θ of a mixture of experts takes, and what would take less."""
+    parts = ", ".join(f"{name} {_size(4 * count)}" for name, count in shape.parts.items())
+    size = 4 * shape.tuned
+    decimal = f" ({size / 1e9:,.0f} GB)" if size > 1e9 else ""
+    return (
+        f"θ in fp32 takes {_size(size)}{decimal}, for all experts, although a token uses few; "
+        f"with target_parameters it takes less: {parts}"
+    )
 
 
 def _dtype(options: argparse.Namespace, config: RunConfig) -> str:

@@ -67,10 +67,25 @@ def _score(functions: list[Any], rows: list[dict[str, Any]], where: str) -> list
         Completion(_text(row["completion"], where, number), [], False)
         for number, row in enumerate(rows, 1)
     ]
-    scores = rewards.score(rows, answers)
+    scores = rewards.score(_opened(rows, where), answers)
     if scores.overran:
         print(overran_line(scores.overran), file=sys.stderr)
     return [None if value != value else float(value) for value in scores.total]
+
+
+def _opened(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """Return the rows with their images as PIL images; paths begin in the file's folder."""
+    from estune.common.images import opened
+    from estune.tasks.image_rows import with_image_columns
+
+    base = Path(where).parent
+    read = []
+    for number, row in enumerate(rows, 1):
+        try:
+            read.append(with_image_columns(row, base))
+        except DataError as error:
+            raise DataError(f"{where}: row {number}: {error}") from None
+    return opened(read)
 
 
 def _rows(path: str) -> list[dict[str, Any]]:

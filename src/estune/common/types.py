@@ -6,6 +6,7 @@ from typing import Any, TypeGuard
 
 # Text, token ids, or a conversation for the chat template; the first two reach the model unchanged.
 Prompt = str | list[int] | list[dict[str, Any]]
+ExpertCounts = list[list[int]]  # per layer of a mixture of experts: tokens that each expert served
 Row = dict[str, Any]  # one row of a dataset: column → value
 
 

@@ -22,17 +22,19 @@ def build(
         from estune.engines.fake import FakeEngine
 
         return FakeEngine(checkpoint, layout.in_model)
-    if layout.fused:
-        raise ModelError(
-            f"{next(iter(layout.fused))}: transformers fuses it with others in memory, "
-            "which cannot be tuned yet"
-        )
     device = engine_device(config)
     dtype = engine_dtype(config)
     if config.engine == "vllm":
+        if layout.fused:
+            raise ModelError(
+                f"{next(iter(layout.fused))}: is fused with others in memory, which "
+                "estune cannot tune on vLLM yet; use engine: transformers"
+            )
         from estune.engines.vllm import VLLMEngine
 
         return VLLMEngine(checkpoint, layout, config, device, dtype, tokenizer)
     from estune.engines.transformers import open_engine
 
-    return open_engine(checkpoint.folder, layout.in_model, config, device, dtype, tokenizer)
+    return open_engine(
+        checkpoint.folder, layout.in_model, config, device, dtype, tokenizer, layout.fused
+    )

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from estune.common.types import Completion, Prompt, Sampling, Unperturbed, Variant
+from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Unperturbed, Variant
 from estune.errors import EngineError
 from estune.theta.theta import Theta
 
@@ -49,6 +49,9 @@ class Engine(Protocol):
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         """Return the number of tokens in each prompt."""
 
+    def expert_counts(self) -> ExpertCounts:
+        """Return the tokens that each expert served in the last `generate`; [] if not counted."""
+
     @property
     def context_length(self) -> int:
         """The most tokens that a prompt and its completion may have together."""
@@ -60,7 +63,12 @@ def check_weights(theta: Theta, variant: Variant, read: Callable[[str], torch.Te
     Raises:
         EngineError: they differ.
     """
-    for name, wanted in theta.perturbed(variant, lambda name: torch.empty_like(read(name))):
+
+    def contiguous(name: str) -> torch.Tensor:
+        held = read(name)
+        return torch.empty(held.shape, dtype=held.dtype, device=held.device)
+
+    for name, wanted in theta.perturbed(variant, contiguous):
         if not torch.equal(read(name), wanted):
             raise wrong_weights(variant, name)
 

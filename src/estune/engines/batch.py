@@ -22,6 +22,7 @@ class Batch:
             None, and one call of `generate` must complete the sequences.
         encoded: the tokens of each prompt.
         pad: the token to pad with.
+        features: what belongs to the prompts' images; then ended sequences must stay.
 
     Attributes:
         remaining: the index in `encoded` of each sequence that is still in the batch.
@@ -30,7 +31,15 @@ class Batch:
         cache: keys and values of all tokens but the last, or None.
     """
 
-    def __init__(self, model: Any, reuse: Reuse, encoded: Sequence[list[int]], pad: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        reuse: Reuse,
+        encoded: Sequence[list[int]],
+        pad: int,
+        features: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.features = features or {}
         self.remaining = list(range(len(encoded)))
         device = model.device
         ids = [torch.tensor(prompt, dtype=torch.long, device=device) for prompt in encoded]

@@ -37,9 +37,15 @@ class Reuse:
             why = f"its forward has no argument {' or '.join(_CACHE_ARGUMENTS)}"
         elif odd := _other_state(new_cache(model)):
             why = f"its cache keeps {odd}"
+        elif _keeps_positions(model):
+            why = "it keeps the positions of one call for the next"
         else:
             return cls(argument, "", _why_repeated(model))
         return cls(argument, why, why)
+
+    def none(self, why: str) -> "Reuse":
+        """Return what a batch can reuse if `why` forbids all of it."""
+        return Reuse(self.argument, why, why)
 
     def describe(self) -> str:
         """Return one line for the log."""
@@ -79,6 +85,14 @@ def _other_state(cache: Any) -> str:
         return "layers that are known only after the first token"
     plain = (DynamicLayer, DynamicSlidingWindowLayer)
     return _kinds(layer for layer in cache.layers if type(layer) not in plain)
+
+
+def _keeps_positions(model: Any) -> bool:
+    """Whether the model counts positions itself, as those that see in two dimensions do."""
+    from transformers import GenerationMixin
+
+    own = getattr(type(model), "_prepare_position_ids_for_generation", None)
+    return own is not getattr(GenerationMixin, "_prepare_position_ids_for_generation", None)
 
 
 def _why_repeated(model: Any) -> str:

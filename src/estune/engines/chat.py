@@ -1,7 +1,8 @@
 """A conversation as the text that a model's chat template makes of it.
 
-Many templates accept no system message, and most accept only text. A conversation is rewritten to
-fit if nothing is lost; otherwise the error names the prompt in one line.
+Many templates accept no system message, and most accept only text. Those of models that see expect
+parts, which are texts and images. A conversation is rewritten to fit if nothing is lost; otherwise
+the error names the prompt in one line.
 """
 
 import logging
@@ -20,27 +21,56 @@ class Chat:
     """The chat template of `tokenizer`, with settings that are passed to it.
 
     Changes to a conversation beyond rendering it are logged once.
+
+    Args:
+        template: used instead of the tokenizer's own.
+        sees: whether the model takes images; then messages are rendered as parts.
     """
 
-    def __init__(self, tokenizer: Any, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        settings: Mapping[str, Any],
+        template: Any = None,
+        *,
+        sees: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
-        self._settings = settings
+        self._settings = dict(settings)
+        self._own_template = template
+        if template:
+            self._settings.setdefault("chat_template", template)
+        self._sees = sees
         self._logged: set[str] = set()
 
+    @property
+    def _template(self) -> Any:
+        return self._own_template or getattr(self._tokenizer, "chat_template", None)
+
     def render(self, prompt: Sequence[Mapping[str, Any]]) -> str:
-        """Return the text that the model sees.
+        """Return the text that the model sees, with the template's marks where images are.
 
         Raises:
             DataError: there is no template, it refuses the conversation, or a message holds
-                something other than text.
+                something that the model does not take.
         """
-        if not getattr(self._tokenizer, "chat_template", None):
+        if not self._template:
             raise DataError(
                 "the prompts are conversations, but the model's tokenizer has no chat template; "
                 "use plain text prompts"
             )
-        messages = [_plain(message) for message in prompt]
+        messages = [_plain(message, sees=self._sees) for message in prompt]
         self._check_tools(messages)
+        if not self._sees:
+            return self._fitted(messages)
+        text = self._fitted([message | {"content": _parts(message)} for message in messages])
+        if not any(str(_parts(message)) in text for message in messages if _parts(message)):
+            return text
+        if any(isinstance(message["content"], list) for message in messages):
+            raise DataError("the model's chat template does not show images")
+        return self._fitted(messages)  # the template takes text, and showed the list of parts
+
+    def _fitted(self, messages: Messages) -> str:
         text = ""
         refused = None
         try:
@@ -48,7 +78,7 @@ class Chat:
         except DataError as error:
             refused = error
         folded = _folded(messages)
-        if folded and (refused or messages[0]["content"].strip() not in text):
+        if folded and (refused or not _shows(text, messages[0])):
             text = self._without_system(folded) or text
         if refused and not text:
             raise refused
@@ -76,7 +106,7 @@ class Chat:
             text = self._rendered(folded)
         except DataError:
             return ""
-        if folded[0]["content"].strip() not in text:
+        if not _shows(text, folded[0]):
             return ""
         self._log_once(
             "the model's chat template takes no system message, so its text goes before that of "
@@ -86,7 +116,7 @@ class Chat:
 
     def _check_tools(self, messages: Messages) -> None:
         used = any("tool_calls" in message for message in messages)
-        if used and "tool_calls" not in str(self._tokenizer.chat_template):
+        if used and "tool_calls" not in str(self._template):
             self._log_once("the model's chat template ignores tool_calls, so the prompts lack them")
 
     def _log_once(self, line: str) -> None:
@@ -95,35 +125,62 @@ class Chat:
             logger.warning(line)
 
 
-def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the message with its content as text, without empty fields, which tables add."""
+def _plain(message: Mapping[str, Any], *, sees: bool) -> dict[str, Any]:
+    """Return the message without empty fields, which tables add.
+
+    Its content becomes text, or a list of texts and images if it holds an image.
+    """
     kept = {name: value for name, value in message.items() if value is not None}
-    return kept | {"content": _text(message.get("content"))}
+    return kept | {"content": _content(message.get("content"), sees=sees)}
 
 
-def _text(content: Any) -> str:
+def _content(content: Any, *, sees: bool) -> Any:
     if content is None:
         return ""
     if isinstance(content, str):
         return content
     if isinstance(content, Sequence) and not isinstance(content, bytes):
-        return "".join(map(_part, content))
+        parts = [_part(part, sees=sees) for part in content]
+        if all(isinstance(part, str) for part in parts):
+            return "".join(parts)
+        return [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     raise DataError(
         f"a message's content is a {type(content).__name__}; "
         "it must be text, or a list of parts with text"
     )
 
 
-def _part(part: Any) -> str:
+def _part(part: Any, *, sees: bool) -> Any:
+    """Return a part's text, or the mark of an image."""
     if isinstance(part, str):
         return part
     fields = part if isinstance(part, Mapping) else {}
     if isinstance(fields.get("text"), str):
         return str(fields["text"])
     kind = fields.get("type", "unknown")
+    if kind == "image" and sees:
+        return {"type": "image"}
+    taken = "text and images" if sees else "text"
     raise DataError(
-        f"a message's content has a part of type {kind!r}; only parts with text are supported"
+        f"a message's content has a part of type {kind!r}; only parts with {taken} are supported"
     )
+
+
+def _parts(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the message's content as parts; an empty one has none."""
+    content = message["content"]
+    if isinstance(content, list):
+        return content
+    return [{"type": "text", "text": content}] if content else []
+
+
+def _texts(message: Mapping[str, Any]) -> list[str]:
+    return [part["text"].strip() for part in _parts(message) if "text" in part]
+
+
+def _shows(text: str, message: Mapping[str, Any]) -> bool:
+    """Whether `text` contains all that the message says."""
+    return all(said in text for said in _texts(message))
 
 
 def _folded(messages: Messages) -> Messages | None:
@@ -134,4 +191,7 @@ def _folded(messages: Messages) -> Messages | None:
     if [message.get("role") for message in messages[:2]] != ["system", "user"]:
         return None
     system, user, *rest = messages
-    return [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]
+    if isinstance(system["content"], str) and isinstance(user["content"], str):
+        return [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]
+    before = [{"type": "text", "text": f"{said}\n\n"} for said in _texts(system)]
+    return [user | {"content": [*before, *_parts(user)]}, *rest]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from estune.common.types import Completion, Prompt, Sampling, Variant
+from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Variant
 from estune.engines.base import check_weights
 from estune.engines.sampling import sample_seeds
 from estune.theta.checkpoint import Checkpoint
@@ -39,6 +39,9 @@ class FakeEngine:
 
     def check(self, theta: Theta, variant: Variant) -> None:
         check_weights(theta, variant, self.read)
+
+    def expert_counts(self) -> ExpertCounts:
+        return []
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(str(prompt)) for prompt in prompts]

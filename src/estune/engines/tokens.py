@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from estune.common.guard import guarded
+from estune.common.images import images_in
 from estune.common.types import Completion, Prompt, is_token_ids
 from estune.config import ESConfig
 from estune.engines.chat import Chat
 from estune.engines.stops import Stops
+from estune.engines.vision import Inputs, Vision
 from estune.errors import DataError, ModelError
 
 logger = logging.getLogger(__name__)
@@ -32,22 +34,34 @@ class Tokenizer:
         trusted = config.trust_remote_code
         loaded = inner or _load(folder, trusted)
         self.inner = getattr(loaded, "tokenizer", loaded)  # a processor has one
+        self.vision = Vision.of(folder, loaded, trust_remote_code=trusted)
         own = getattr(self.inner, "eos_token_id", None)
         self._ends = _token_ids(own, *_ends_of(folder, trusted))
         self.stops = Stops(self.inner, config.stop or [])
-        self._chat = Chat(self.inner, config.chat_template_kwargs or {})
+        template = self.vision.chat_template if self.vision else None
+        self._chat = Chat(
+            self.inner,
+            config.chat_template_kwargs or {},
+            template,
+            sees=self.vision is not None,
+        )
         self._checked_suffix = False
 
     def encode(self, prompts: Sequence[Prompt], vocabulary: int | None = None) -> list[list[int]]:
-        """Return the token ids of each prompt.
+        """Return the token ids of each prompt; see `inputs`."""
+        return [one.ids for one in self.inputs(prompts, vocabulary)]
+
+    def inputs(self, prompts: Sequence[Prompt], vocabulary: int | None = None) -> list[Inputs]:
+        """Return each prompt as the model takes it: token ids, and what belongs to its images.
 
         Args:
             vocabulary: the number of tokens that the model knows.
 
         Raises:
-            DataError: the chat template refuses a conversation, or the model lacks a token.
+            DataError: the chat template refuses a conversation, an image cannot be shown to the
+                model, or the model lacks a token.
         """
-        return [self._encode(prompt, row, vocabulary) for row, prompt in enumerate(prompts)]
+        return [self._inputs_at(prompt, row, vocabulary) for row, prompt in enumerate(prompts)]
 
     def ends(self, generation_config: Any = None) -> set[int]:
         """Return the tokens that end a completion.
@@ -72,26 +86,33 @@ class Tokenizer:
         clipped = stopped is None and length == budget
         return Completion(self.stops.before(ids), ids, clipped=clipped)
 
-    def _encode(self, prompt: Prompt, row: int, vocabulary: int | None) -> list[int]:
+    def _inputs_at(self, prompt: Prompt, row: int, vocabulary: int | None) -> Inputs:
         try:
-            ids = self._ids(prompt)
+            inputs = self._inputs(prompt)
         except DataError as error:
             raise DataError(f"row {row}: {error}") from error
+        ids = inputs.ids
         if vocabulary is not None and ids and (wrong := max(ids)) >= vocabulary:
             start = ", ".join(map(str, ids[:6]))
             raise DataError(
                 f"row {row}: token {wrong} of [{start}, …] is none of the model's {vocabulary:,} "
                 "tokens; use the tokenizer that belongs to this model"
             )
-        return ids
+        return inputs
 
-    def _ids(self, prompt: Prompt) -> list[int]:
+    def _inputs(self, prompt: Prompt) -> Inputs:
         if is_token_ids(prompt):
-            return list(prompt)
+            return Inputs(list(prompt))
         if isinstance(prompt, str):
             self._warn_of_suffix(prompt)
-            return self._tokens(prompt)
-        return self._tokens(self._chat.render(prompt), add_special_tokens=False)  # type: ignore[arg-type]
+            return Inputs(self._tokens(prompt))
+        text = self._chat.render(prompt)  # type: ignore[arg-type]
+        if self.vision is None:
+            return Inputs(self._tokens(text, add_special_tokens=False))
+        if images := images_in(prompt):
+            return self.vision.read(text, images, self.inner)
+        added = self.vision.adds_special_tokens(text, self.inner)
+        return Inputs(self._tokens(text, add_special_tokens=added))
 
     def _tokens(self, text: str, **settings: Any) -> list[int]:
         with guarded(DataError, "the tokenizer cannot read this prompt"):

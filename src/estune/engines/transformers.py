@@ -15,18 +15,23 @@ from typing import Any
 import torch
 
 from estune.common.guard import guarded, reason
-from estune.common.types import Completion, Prompt, Sampling, Variant
+from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Variant
 from estune.config import ESConfig
 from estune.engines import repeatability
 from estune.engines.base import check_weights
 from estune.engines.batch import Batch
 from estune.engines.cache_reuse import Reuse
+from estune.engines.expert_load import ExpertCounter
 from estune.engines.grouped_attention import group_heads
+from estune.engines.own_parameters import Fused, OwnParameters
 from estune.engines.repeatability import LogitsRecorder, Probe
 from estune.engines.sampling import Drawn, sample_seeds
 from estune.engines.stops import Stopped
 from estune.engines.tokens import Tokenizer
+from estune.engines.vision import Inputs, merged
 from estune.errors import EngineError, EstuneError, ModelError
+from estune.theta.architectures import auto_class
+from estune.theta.checkpoint import open_checkpoint
 from estune.theta.theta import Theta
 
 logger = logging.getLogger(__name__)
@@ -39,7 +44,7 @@ class TransformersEngine:
 
     Args:
         folder: the checkpoint.
-        in_model: name in the files → name inside the model, from `parameters.layout`.
+        in_model, fused: where the files' tensors are in the model, from `parameters.layout`.
         config: batch size, stop strings and template settings are taken from it.
         model: the causal LM. It stays usable for training.
         tokenizer: used instead of the one in the folder.
@@ -55,6 +60,7 @@ class TransformersEngine:
         config: ESConfig,
         model: Any,
         tokenizer: Any = None,
+        fused: Fused | None = None,
     ) -> None:
         self._tokenizer = Tokenizer(folder, config, tokenizer)
         self._model = model
@@ -62,11 +68,12 @@ class TransformersEngine:
             if head := model.get_output_embeddings():
                 head.register_forward_pre_hook(_contiguous)
             self._reuse = Reuse.of(model)
-            self._parameters = _parameters(model, in_model)
+            self.parameters = OwnParameters(model, in_model, fused or {})
             self._vocabulary = len(model.get_input_embeddings().weight)
         level = logging.INFO if self._reuse.saves_all else logging.WARNING
         logger.log(level, "%s", self._reuse.describe())
         self._pad = self._tokenizer.padding(self._vocabulary)
+        self._experts = ExpertCounter(model, self._pad)
         self._batch_size = config.generation_batch_size
         ends = self._tokenizer.ends(model.generation_config)
         self._end = {token for token in ends if token < self._vocabulary}
@@ -80,12 +87,11 @@ class TransformersEngine:
         return int(getattr(text, "max_position_embeddings", None) or 1 << 30)
 
     def read(self, name: str) -> torch.Tensor:
-        """Return the parameter `name`, a view of the model's own."""
-        return self._parameters[name]
+        """Return the parameter `name` as the model holds it."""
+        return self.parameters.read(name)
 
     def load(self, theta: Theta, variant: Variant) -> None:
-        for _ in theta.perturbed(variant, self.read):  # written straight into the model
-            pass
+        self.parameters.load(theta, variant)
 
     def check(self, theta: Theta, variant: Variant) -> None:
         """Compare the weights; the first time, also check that completions are repeatable.
@@ -102,8 +108,11 @@ class TransformersEngine:
             self._check_batch(alone)
             self._checked = True
 
+    def expert_counts(self) -> ExpertCounts:
+        return self._experts.counts()
+
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
-        return [len(ids) for ids in self._encode(prompts)]
+        return [len(inputs) for inputs in self._inputs(prompts)]
 
     def generate(
         self,
@@ -112,20 +121,22 @@ class TransformersEngine:
         max_completion_length: int,
         sampling: Sampling | None = None,
     ) -> list[Completion]:
-        encoded = self._encode(prompts)
+        inputs = self._inputs(prompts)
+        self._experts.start()
         seeds: list[int] = []
         if sampling:
-            seeds = [seed for ids in encoded for seed in sample_seeds(ids, sampling)]
-            encoded = [ids for ids in encoded for _ in range(sampling.n)]
+            seeds = [seed for one in inputs for seed in sample_seeds(one.ids, sampling)]
+            inputs = [one for one in inputs for _ in range(sampling.n)]
         # One budget for all, so that completions don't depend on how batches are formed.
-        longest = max(map(len, encoded), default=0)
+        longest = max(map(len, inputs), default=0)
         budget = min(max_completion_length, self.context_length - longest)
         # Prompts of similar length in one batch need the least padding.
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        order = sorted(range(len(inputs)), key=lambda i: (inputs[i].kind, len(inputs[i])))
         completions: dict[int, Completion] = {}
         while len(completions) < len(order):
             batch = order[len(completions) : len(completions) + self._batch_size]
-            chosen = [encoded[i] for i in batch]
+            batch = [i for i in batch if inputs[i].kind == inputs[batch[0]].kind]
+            chosen = [inputs[i] for i in batch]
             drawn = [seeds[i] for i in batch] if sampling else []
             try:
                 done = self._generate_batch(chosen, budget, drawn, sampling)
@@ -174,18 +185,18 @@ class TransformersEngine:
             self._extend(batch, max(map(len, encoded)), repeatability.STEPS, [recorder])
         return [Probe.of(recorder, batch.ids, row) for row in range(len(encoded))]
 
-    def _encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        return self._tokenizer.encode(prompts, self._vocabulary)
+    def _inputs(self, prompts: Sequence[Prompt]) -> list[Inputs]:
+        return self._tokenizer.inputs(prompts, self._vocabulary)
 
     @torch.inference_mode()
     def _generate_batch(
-        self, encoded: list[list[int]], budget: int, seeds: list[int], sampling: Sampling | None
+        self, inputs: list[Inputs], budget: int, seeds: list[int], sampling: Sampling | None
     ) -> list[Completion]:
-        """Complete the prompts `encoded`: greedily, or drawn with one of `seeds` each."""
-        batch = Batch(self._model, self._reuse, encoded, self._pad)
-        longest = max(map(len, encoded))
+        """Complete prompts of one kind: greedily, or drawn with one of `seeds` each."""
+        batch = self._batch(inputs)
+        longest = max(map(len, inputs))
         done: dict[int, Completion] = {}
-        finite = [True] * len(encoded)
+        finite = [True] * len(inputs)
         while batch.remaining:
             watch = _FiniteRows()
             processors: list[Any] = [watch]
@@ -200,7 +211,13 @@ class TransformersEngine:
                     completion = self._tokenizer.completion(new, self._end, budget)
                     done[index] = replace(completion, finite=finite[index])
             batch.keep([row for row, over in enumerate(ended) if not over])
-        return [done[index] for index in range(len(encoded))]
+        return [done[index] for index in range(len(inputs))]
+
+    def _batch(self, inputs: Sequence[Inputs]) -> Batch:
+        """Return the batch of prompts of one kind; those with images are completed in one call."""
+        features = merged(inputs, self._model.device, self._model.dtype)
+        reuse = self._reuse.none("a prompt holds images") if features else self._reuse
+        return Batch(self._model, reuse, [one.ids for one in inputs], self._pad, features)
 
     def _extend(self, batch: Batch, longest: int, budget: int, processors: list[Any]) -> list[bool]:
         """Generate some more tokens; return which sequences have ended."""
@@ -217,6 +234,7 @@ class TransformersEngine:
             attention_mask=batch.mask,
             stopping_criteria=[stop] if self._tokenizer.stops else None,
             logits_processor=processors,
+            **batch.features,
             **settings,
         )
         batch.extend(ids)
@@ -274,44 +292,43 @@ def open_engine(
     device: str,
     dtype: torch.dtype,
     tokenizer: Any = None,
+    fused: Fused | None = None,
 ) -> TransformersEngine:
-    """Return an engine for the model in `folder`; see `TransformersEngine` for the arguments."""
+    """Return an engine for the model in `folder`; see `TransformersEngine` for the arguments.
+
+    Raises:
+        EngineError: fused parameters don't hold the files' values where `fused` says.
+    """
     model = load_model(folder, config, device, dtype)
     with guarded(ModelError, f"{folder}: transformers cannot generate with this model"):
         group_heads(model)
-    return TransformersEngine(folder, in_model, config, model, tokenizer)
+    engine = TransformersEngine(folder, in_model, config, model, tokenizer, fused)
+    if fused:
+        engine.parameters.check_files(open_checkpoint(folder))
+    return engine
 
 
 def load_model(folder: Path, config: ESConfig, device: str, dtype: torch.dtype) -> Any:
-    """Return the causal LM in `folder` for inference.
+    """Return the model in `folder` for inference.
 
     Raises:
         ModelError: transformers cannot load it.
     """
     with guarded(ModelError, f"{folder}: transformers cannot load this model"):
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoConfig
 
-        model = AutoModelForCausalLM.from_pretrained(
+        trusted = config.trust_remote_code
+        kind = auto_class(AutoConfig.from_pretrained(folder, trust_remote_code=trusted))
+        model = kind.from_pretrained(
             folder,
             dtype=dtype,
-            trust_remote_code=config.trust_remote_code,
+            trust_remote_code=trusted,
             **(config.model_init_kwargs or {}),
         )
         if getattr(model.config, "rescale_every", 0):
             # RWKV divides its weights once, in place, so weights written later would not be.
             model.config.rescale_every = 0
         return model.to(device).eval().requires_grad_(False)
-
-
-def _parameters(model: Any, in_model: dict[str, str]) -> dict[str, torch.Tensor]:
-    """Return name in the files → the model's own tensor."""
-    inside = dict(model.named_parameters(remove_duplicate=False))
-    if missing := [name for name in in_model.values() if name not in inside]:
-        raise ModelError(
-            f"transformers' {type(model).__name__} has no parameter {missing[0]}, "
-            "which the model's files hold"
-        )
-    return {name: inside[inside_name].data for name, inside_name in in_model.items()}
 
 
 def _changing(model: Any, what: str) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from estune.common.guard import guarded, reason
-from estune.common.types import Completion, Prompt, Sampling, Variant, variant_to_json
+from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Variant, variant_to_json
 from estune.config import ESConfig
 from estune.engines.repeatability import PROMPTS, STEPS
 from estune.engines.sampling import sample_seeds
 from estune.engines.tokens import Tokenizer
+from estune.engines.vision import Inputs
 from estune.engines.vllm_proof import LogitsProof
 from estune.engines.vllm_settings import llm_arguments, set_environment
 from estune.engines.vllm_start import start_vllm, version
@@ -69,7 +70,8 @@ class VLLMEngine:
         set_environment(config, on_cpu)
         extension = f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}"
         arguments = llm_arguments(checkpoint.folder, config, on_cpu, dtype, extension)
-        self._llm = start_vllm(checkpoint.folder, arguments)
+        self._vision = layout.vision
+        self._llm = start_vllm(checkpoint.folder, arguments, sees=layout.sees)
         with guarded(
             EngineError,
             f"vLLM {version()} does not report the model's context length and vocabulary",
@@ -91,6 +93,9 @@ class VLLMEngine:
         self._loaded = True
         self._in_workers("estune_load", variant_to_json(variant))
         self._reset_cache()
+        if self._vision & set(theta.tensors):
+            # vLLM keeps what the vision tower computed, which now depends on the member.
+            self._llm.llm_engine.reset_encoder_cache()
 
     def check(self, theta: Theta, variant: Variant) -> None:
         """Load other weights, then the variant's: everything must change, and change back.
@@ -127,6 +132,9 @@ class VLLMEngine:
         if self._proof:
             self._proof.check_kinds(variant, theta.tensors, wanted)
 
+    def expert_counts(self) -> ExpertCounts:
+        return []
+
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         return [len(ids) for ids in self._tokenizer.encode(prompts, self._vocabulary)]
 
@@ -137,7 +145,7 @@ class VLLMEngine:
         max_completion_length: int,
         sampling: Sampling | None = None,
     ) -> list[Completion]:
-        encoded = self._tokenizer.encode(prompts, self._vocabulary)
+        encoded = self._tokenizer.inputs(prompts, self._vocabulary)
         budget = min(max_completion_length, self.context_length - max(map(len, encoded), default=0))
         settings = self._sampling_settings(budget)
         if sampling is None:
@@ -166,19 +174,19 @@ class VLLMEngine:
         }
 
     def _drawn_tokens(
-        self, encoded: list[list[int]], settings: dict[str, Any], sampling: Sampling
+        self, encoded: list[Inputs], settings: dict[str, Any], sampling: Sampling
     ) -> list[list[int]]:
         """Draw completions: one request with its own seed each; they share the prompt's cache."""
         drawn = settings | {"temperature": sampling.temperature, "top_p": sampling.top_p}
-        seeds = [seed for ids in encoded for seed in sample_seeds(ids, sampling)]
-        repeated = [ids for ids in encoded for _ in range(sampling.n)]
+        seeds = [seed for one in encoded for seed in sample_seeds(one.ids, sampling)]
+        repeated = [one for one in encoded for _ in range(sampling.n)]
         new: list[list[int]] = []
         for part in self._parts(repeated):
             each = [drawn | {"seed": seed} for seed in seeds[part]]
             new += self._tokens(repeated[part], each)
         return new
 
-    def _parts(self, encoded: list[list[int]]) -> list[slice]:
+    def _parts(self, encoded: list[Inputs]) -> list[slice]:
         """Split sampled requests into parts whose prompts vLLM processes in one pass.
 
         On a CPU vLLM 0.32 cannot draw for a prompt that it reads in two passes.
@@ -196,11 +204,11 @@ class VLLMEngine:
             tokens += len(ids)
         return [slice(*ends) for ends in zip(starts, [*starts[1:], len(encoded)], strict=True)]
 
-    def _tokens(self, encoded: list[list[int]], settings: list[dict[str, Any]]) -> list[list[int]]:
+    def _tokens(self, encoded: list[Inputs], settings: list[dict[str, Any]]) -> list[list[int]]:
         """Return the new tokens of each request."""
         from vllm import SamplingParams
 
-        requests = [{"prompt_token_ids": ids} for ids in encoded]
+        requests = [_request(one) for one in encoded]
         try:
             parameters = [SamplingParams(**one) for one in settings]
             outputs = self._llm.generate(requests, parameters, use_tqdm=False)
@@ -242,7 +250,9 @@ class VLLMEngine:
                 it lacks a kernel.
         """
         room = max(1, self.context_length - STEPS)
-        encoded = [[token % self._vocabulary for token in prompt][:room] for prompt in PROMPTS]
+        encoded = [
+            Inputs([token % self._vocabulary for token in prompt][:room]) for prompt in PROMPTS
+        ]
         settings = {
             "temperature": 0.0,
             "max_tokens": STEPS,
@@ -308,3 +318,11 @@ class VLLMEngine:
                 f"vLLM failed to take a member's weights ({reason(error)})"
             ) from error
         return results
+
+
+def _request(inputs: Inputs) -> dict[str, Any]:
+    """Return a prompt as vLLM takes it; it processes images itself, and keeps the result."""
+    if not inputs.pictures:
+        return {"prompt_token_ids": inputs.ids}
+    images = list(inputs.pictures)
+    return {"prompt_token_ids": inputs.marked, "multi_modal_data": {"image": images}}

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from estune.errors import ConfigError, ModelError
 TESTED = ("0.32.0",)  # versions that the tests pass with
 
 
-def start_vllm(folder: Path, arguments: dict[str, Any]) -> Any:
-    """Return the `vllm.LLM` made with `arguments`.
+def start_vllm(folder: Path, arguments: dict[str, Any], *, sees: bool = False) -> Any:
+    """Return the `vllm.LLM` made with `arguments`; `sees`: whether the model takes images.
 
     Raises:
         ConfigError: vLLM is not installed, lacks what is needed, or does not know an argument.
@@ -34,8 +35,12 @@ def start_vllm(folder: Path, arguments: dict[str, Any]) -> Any:
             f"engine_kwargs: vLLM {version()} does not take them ({reason(error)})"
         ) from None
     except Exception as error:  # an unknown model, memory, a head count that does not divide
+        lacks = sees and find_spec("torchvision") is None
+        advice = (
+            "; most models that see need torchvision in vLLM, which is missing" if lacks else ""
+        )
         raise ModelError(
-            f"{folder}: vLLM {version()} cannot load this model ({reason(error)})"
+            f"{folder}: vLLM {version()} cannot load this model ({reason(error)}){advice}"
         ) from error
 
 

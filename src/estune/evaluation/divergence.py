@@ -21,6 +21,7 @@ from estune.engines.device import engine_device, engine_dtype
 from estune.engines.stops import Stops
 from estune.engines.tokens import Tokenizer
 from estune.engines.transformers import load_model
+from estune.engines.vision import Inputs, merged
 from estune.errors import ConfigError, EngineError
 from estune.evaluation.exams import ExamResult
 from estune.evaluation.statistics import standard_error
@@ -58,18 +59,20 @@ class Likelihood:
 
     def of(self, pairs: Sequence[Pair], stop: Sequence[str]) -> LogProbabilities:
         """Return the log-probabilities of each completion's tokens, its end included if chosen."""
-        prompts = self._tokenizer.encode([prompt for prompt, _ in pairs])
+        prompts = self._tokenizer.inputs([prompt for prompt, _ in pairs])
         return [
-            self._read(ids, completion.ids, self._ended(completion, stop))
-            for ids, (_, completion) in zip(prompts, pairs, strict=True)
+            self._read(inputs, completion.ids, self._ended(completion, stop))
+            for inputs, (_, completion) in zip(prompts, pairs, strict=True)
         ]
 
     @torch.inference_mode()
-    def _read(self, prompt: list[int], new: list[int], ended: bool) -> NDArray[np.float64]:
-        ids = torch.tensor([prompt + new], device=self._model.device)
+    def _read(self, prompt: Inputs, new: list[int], ended: bool) -> NDArray[np.float64]:
+        ids = torch.tensor([prompt.ids + new], device=self._model.device)
+        seen = merged([prompt.followed_by(len(new))], self._model.device, self._model.dtype)
         kept = {"logits_to_keep": len(new) + 1} if self._model._supports_logits_to_keep() else {}
         with guarded(EngineError, "the model failed to read a completion for its KL"):
-            logits = self._model(input_ids=ids, **kept).logits[0, -len(new) - 1 :]  # (T + 1, V)
+            logits = self._model(input_ids=ids, **seen, **kept).logits[0]
+        logits = logits[-len(new) - 1 :]  # (T + 1, V)
         log_probabilities = logits.float().log_softmax(-1)
         found = log_probabilities[:-1].gather(1, ids[0, len(prompt) :, None])[:, 0]
         if ended:

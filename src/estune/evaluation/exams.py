@@ -21,6 +21,7 @@ from estune.monitor.held_out import HeldOut, held_out_scores
 from estune.rewards.marks import overran_line
 from estune.rewards.scoring import RewardFunctions
 from estune.run.model import Model
+from estune.tasks.image_rows import check_shown
 from estune.tasks.reward_functions import resolve_rewards
 from estune.tasks.rows import rows_of
 
@@ -116,6 +117,8 @@ def _with_one_engine(
     config = exams[0].config
     prompts = {exam.name: [row["prompt"] for row in exam.rows] for exam in exams}
     model = Model(name, config, None, prompts)
+    for exam in exams if model.layout.sees else ():
+        check_shown(exam.rows, exam.name)
     if not model.leads:
         model.workers.serve()
         return

@@ -187,7 +187,16 @@ def prompt_text(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     last = prompt[-1]
-    return str(last["content"]) if isinstance(last, dict) else str(prompt)
+    if not isinstance(last, dict):
+        return str(prompt)
+    content = last["content"]
+    return "".join(map(_part_text, content)) if isinstance(content, list) else str(content)
+
+
+def _part_text(part: Any) -> str:
+    """What to show of a part of a message: its text, or its kind in brackets."""
+    fields = part if isinstance(part, Mapping) else {"text": part}
+    return str(fields["text"]) if "text" in fields else f"[{fields.get('type', 'part')}] "
 
 
 def _summary(metrics: Mapping[str, Any], *, short: bool) -> str:

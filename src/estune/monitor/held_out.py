@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from estune.common.images import COLUMNS, holds_images, opened
 from estune.common.types import Completion, Row, Sampling, Unperturbed
 from estune.config import ESConfig
 from estune.monitor.console import prompt_text
@@ -60,7 +61,7 @@ def held_out_scores(
     completions = complete(workers, rows, config, version, sampling)
     rows = [row for row in rows for _ in range(sampling.n if sampling else 1)]
     if all(completion.finite for completion in completions):
-        scores = reward_functions.score(rows, completions, state, first=first)
+        scores = reward_functions.score(opened(rows), completions, state, first=first)
     else:
         scores = reward_functions.none(len(rows))
     own = {
@@ -100,7 +101,10 @@ def complete(
 def records(
     rows: Sequence[Row], completions: Sequence[Completion], scores: Scores
 ) -> list[dict[str, Any]]:
-    """One record per completion: prompt, completion, reward, the row's columns, logged extras."""
+    """One record per completion: prompt, completion, reward, the row's columns, logged extras.
+
+    Images are left out.
+    """
     return [
         _record(row, completion, scores, index)
         for index, (row, completion) in enumerate(zip(rows, completions, strict=True))
@@ -114,6 +118,7 @@ def _record(row: Row, completion: Completion, scores: Scores, index: int) -> dic
         "completion": completion.text,
         "reward": None if math.isnan(total) else total,
     }
-    columns = {name: value for name, value in row.items() if name != "prompt"}
+    left_out = ("prompt", *COLUMNS) if holds_images(row) else ("prompt",)
+    columns = {name: value for name, value in row.items() if name not in left_out}
     extra = {name: values[index] for name, values in scores.extra.items() if index < len(values)}
     return shown | columns | extra | shown  # a column or extra cannot replace these three

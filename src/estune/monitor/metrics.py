@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from estune.common.moments import mean, scaled
 from estune.common.types import Completion
+from estune.monitor.expert_load import ExpertLoad, expert_metrics
 from estune.rewards.call import Failure
 from estune.rewards.scoring import Scores
 from estune.strategy.fitness import Fitness, PromptRewards
@@ -48,6 +49,7 @@ class Scored:
     """What is kept of a variant of θ after it was evaluated.
 
     finite: False if its model computed NaN or infinity; it is then left out.
+    experts: the load of its experts, if it is a mixture of them and the engine counts.
     """
 
     scores: Scores
@@ -55,6 +57,7 @@ class Scored:
     load_seconds: float
     generate_seconds: float
     finite: bool
+    experts: ExpertLoad | None = None
 
     @property
     def rewards(self) -> PromptRewards:
@@ -72,6 +75,7 @@ def step_metrics(members: Sequence[Scored], others: Sequence[Scored]) -> dict[st
         **failure_metrics([one.scores for one in everyone]),
         "es/members_not_finite": sum(not member.finite for member in members),
         **completion_metrics([member.tally for member in members]),
+        **expert_metrics([member.experts for member in members if member.finite]),
         "es/generate_seconds": sum(one.generate_seconds for one in everyone),
         "es/load_seconds": sum(one.load_seconds for one in everyone),
     }

@@ -26,6 +26,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from estune.common.guard import reason
+from estune.common.images import ImageFile
 from estune.errors import DataError
 
 Rows = Sequence[Mapping[str, Any]]
@@ -128,6 +129,11 @@ def _(value: int) -> Any:
 @_plain.register
 def _(value: float) -> Any:
     return float(value) if math.isfinite(value) else _tagged("float", str(float(value)))
+
+
+@_plain.register
+def _(value: ImageFile) -> Any:
+    return _tagged("image", value.digest)
 
 
 @_plain.register(complex)

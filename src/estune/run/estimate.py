@@ -5,7 +5,8 @@ Weights, θ and caches are arithmetic. The overheads of Python, torch and the en
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -42,6 +43,8 @@ class Shape:
     cached: int  # numbers per token and layer in the cache of keys and values
     vocabulary: int
     stored: int  # bytes per weight in the checkpoint
+    # Of a mixture of experts: a value of target_parameters → the weights that it chooses.
+    parts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,24 +73,80 @@ def shape_of(model: str, config: ESConfig, revision: str | None = None) -> Shape
     Raises:
         ModelError: there is no such model, or transformers cannot build it.
     """
-    from estune.theta.parameters import empty_model, matches
+    from estune.theta.architectures import beside_language, sees
+    from estune.theta.parameters import empty_model
+    from estune.theta.presets import routers
 
     found = _model_config(model, revision, config.trust_remote_code)
     with guarded(ModelError, f"{model}: transformers cannot build it", "or give --parameters"):
         empty = empty_model(found, trust_remote_code=config.trust_remote_code)
-    sizes = {name: parameter.numel() for name, parameter in empty.named_parameters()}
-    patterns = config.target_parameters
-    tuned = [size for name, size in sizes.items() if patterns is None or matches(patterns, name)]
+        left_out = beside_language(empty) if sees(found) else set()
+    parameters = dict(empty.named_parameters())
+    usual = {name: one for name, one in parameters.items() if id(one) not in left_out}
+    tuned = sum(one.numel() for one in usual.values())
+    parts: dict[str, int] = {}
+    if config.target_parameters is not None or routers(empty):
+        names = _NamesInFiles.of(empty, parameters, usual)
+        parts = names.parts()
+        if config.target_parameters is not None:
+            tuned = names.weights(config.target_parameters)
     text = found.get_text_config()
     return Shape(
-        parameters=sum(sizes.values()),
-        tuned=sum(tuned),
+        parameters=sum(one.numel() for one in parameters.values()),
+        tuned=tuned,
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         cached=_cached(text),
         vocabulary=text.vocab_size,
         stored=found.dtype.itemsize if found.dtype else 4,
+        parts=parts,
     )
+
+
+@dataclass(frozen=True)
+class _NamesInFiles:
+    """Weights per tensor of a checkpoint, by the names that transformers would save.
+
+    usual: those that are tuned if `target_parameters` is not set.
+    routers: those in the routers of a mixture of experts.
+    """
+
+    sizes: dict[str, int]
+    usual: list[str]
+    routers: list[str]
+
+    @classmethod
+    def of(
+        cls, model: Any, parameters: Mapping[str, Any], usual: Mapping[str, Any]
+    ) -> "_NamesInFiles":
+        """Return the names for the parameters inside a model on the meta device."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        from estune.theta.presets import routers
+
+        routing = {name: parameters[name] for name in routers(model) & {*parameters}}
+        with guarded(ModelError, "transformers does not say how it saves this model"):
+            saved, chosen, routed = (
+                revert_weight_conversion(model, dict(some)) for some in (parameters, usual, routing)
+            )
+        return cls({name: one.numel() for name, one in saved.items()}, [*chosen], [*routed])
+
+    def weights(self, patterns: list[str]) -> int:
+        """Return how many weights `target_parameters` chooses."""
+        from estune.theta.presets import chosen
+
+        names = chosen(patterns, [*self.sizes], self.usual, self.routers)
+        return sum(self.sizes[name] for name in names)
+
+    def parts(self) -> dict[str, int]:
+        """Return the weights of some values of `target_parameters` in a mixture of experts."""
+        from estune.theta.presets import ROUTERS, SHARED
+
+        parts = {}
+        for pattern in (ROUTERS, SHARED, "self_attn"):
+            with suppress(ConfigError):  # this model has none
+                parts[pattern] = self.weights([pattern]) if self.routers else 0
+        return {pattern: count for pattern, count in parts.items() if count}
 
 
 def _model_config(model: str, revision: str | None, trusted: bool) -> Any:

@@ -68,8 +68,11 @@ class RunLog:
             count = lost_rewards([one.scores for one in scored])
             self._screen.lost_rewards(step, count, evaluation.lost.summary, path)
 
-    def show_result(self, step: int) -> None:
-        """Show held-out completions and metrics, before and after if both were evaluated."""
+    def show_result(self, step: int, loader: str) -> None:
+        """Show held-out completions and metrics, before and after if both were evaluated.
+
+        `loader` names the class of transformers that loads the model.
+        """
         before, after = self._folder.completions(0), self._folder.completions(step)
         if before and after and step:
             self._screen.before_after(before, after, self.lines.get(0, {}), self.lines[step])
@@ -77,7 +80,7 @@ class RunLog:
             self._screen.samples(f"held out, step {step}", after)
         if step:
             checkpoint = self._folder.checkpoint(step)
-            self._screen.say(f"done: {checkpoint} loads with AutoModelForCausalLM.from_pretrained")
+            self._screen.say(f"done: {checkpoint} loads with {loader}.from_pretrained")
 
     def shows_completions(self, step: int) -> bool:
         return self._config.log_completions and step % self._config.logging_steps == 0

@@ -15,14 +15,16 @@ import torch
 from estune import workers
 from estune.common.durable import disk_errors
 from estune.common.guard import guarded
+from estune.common.images import images_in
 from estune.common.resources import amount, check_memory
 from estune.common.types import Prompt
 from estune.config import ESConfig, RunConfig
 from estune.engines.device import engine_device, engine_dtype
-from estune.errors import ConfigError, ModelError
+from estune.errors import ConfigError, DataError, ModelError
 from estune.run import estimate
 from estune.run.base_model import base_model
 from estune.run.placement import Placement, place_theta
+from estune.theta.architectures import parts
 from estune.theta.checkpoint import Checkpoint, open_checkpoint
 from estune.theta.companions import companions
 from estune.theta.identity import Identity, seal
@@ -63,6 +65,7 @@ class Model:
             raise ConfigError(
                 f"target_parameters: no parameter matches; they are named like {example}"
             )
+        self._check_images(prompts)
         self._config = config
         self._tokenizer = tokenizer
         self._prompts = prompts
@@ -92,6 +95,11 @@ class Model:
         )
         return workers.start_workers(self.theta, source, self._config, self._prompts, self._ranks)
 
+    @property
+    def loader(self) -> str:
+        """The name of the class of transformers that loads the model."""
+        return "AutoModelForImageTextToText" if self.layout.sees else "AutoModelForCausalLM"
+
     def saved_bytes(self) -> int:
         """Return the bytes of one checkpoint."""
         folder = self.checkpoint.folder
@@ -114,6 +122,17 @@ class Model:
         return (
             f"{self.name}: {part} {total:,} parameters tuned; θ in fp32 takes "
             f"{amount(self.theta_bytes())}, {weights} {amount(self._engine_bytes())}"
+        )
+
+    def describe_left_out(self) -> str:
+        """Return one line about the parts of a model that sees that are not tuned, or nothing."""
+        out = [name for name in self.layout.in_model if name in self.layout.vision - {*self.tuned}]
+        if not out or self._config.target_parameters is not None:
+            return ""
+        names = ", ".join(parts(out, set(self.layout.in_model) - self.layout.vision))
+        return (
+            f"only the language model is tuned: the {self._count(out):,} parameters of {names} are "
+            "left out; target_parameters can name them"
         )
 
     def write(
@@ -144,6 +163,16 @@ class Model:
                 seal(folder, identity)
 
         self.checkpoint.write(target, value, finish)
+
+    def _check_images(self, prompts: Mapping[str, Sequence[Prompt]]) -> None:
+        if self.layout.sees:
+            return
+        for what, each in prompts.items():
+            if (row := next((i for i, one in enumerate(each) if images_in(one)), None)) is not None:
+                raise DataError(
+                    f"{what}: row {row}: has an image, but {self.name} takes text only; "
+                    "give a model that sees, or rename the column"
+                )
 
     def _leader_first(self, locate: Callable[[], tuple[str, Path]]) -> tuple[str, Path]:
         """Let the leader of launched processes locate first: it may write or download the model."""

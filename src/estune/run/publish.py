@@ -42,9 +42,17 @@ def write_config(folder: Path, config: ESConfig) -> None:
 
 
 def write_card(
-    folder: Path, config: ESConfig, model: str, step: int, figures: Mapping[str, Any]
+    folder: Path,
+    config: ESConfig,
+    model: str,
+    step: int,
+    figures: Mapping[str, Any],
+    loader: str = "AutoModelForCausalLM",
 ) -> None:
-    """Write the model card; `figures` are the evaluation metrics to show."""
+    """Write the model card.
+
+    `figures` are the evaluation metrics to show, `loader` the class of transformers that loads it.
+    """
     numbers = {name: value for name, value in figures.items() if isinstance(value, (int, float))}
     rows = [f"| {table_cell(name)} | {value:.4g} |\n" for name, value in numbers.items()]
     name = one_line(model)
@@ -52,6 +60,7 @@ def write_card(
     text = _CARD.format(
         name=json.dumps(name, ensure_ascii=False),
         model=name,
+        loader=loader,
         config=config,
         alpha="α and σ found step by step" if auto else f"α = {config.alpha:g}",
         step=step,
@@ -96,8 +105,8 @@ N = {config.population_size}, σ = {config.sigma:g}, {alpha}, {step} steps, seed
 {config.noise} noise.
 {table}
 ```python
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("checkpoint-{step}")
+from transformers import {loader}
+model = {loader}.from_pretrained("checkpoint-{step}")
 ```
 
 `journal.jsonl` next to this file, with the base model, reproduces the parameters of every step bit

@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from estune.common.images import opened
 from estune.common.types import Row, Variant
 from estune.config import ESConfig
 from estune.errors import clean
 from estune.monitor.console import prompt_text
+from estune.monitor.expert_load import ExpertLoad
 from estune.monitor.held_out import records
 from estune.monitor.metrics import Scored, Tally
 from estune.monitor.timeline import Timeline
@@ -71,6 +73,7 @@ class StepEvaluation:
         self._workers = workers
         self._reward_functions = reward_functions
         self._rows = rows
+        self._opened_rows = opened(rows)  # images are decoded once per step
         self._prompts = [row["prompt"] for row in rows]
         self._budget = config.max_completion_length
         self._state = state
@@ -133,7 +136,7 @@ class StepEvaluation:
         first = self._first_step and evaluation.index == 0
         started = time.perf_counter()
         pending = self._reward_functions.submit(
-            self._rows, evaluation.completions, self._state, first=first
+            self._opened_rows, evaluation.completions, self._state, first=first
         )
         pending.on_done(lambda: self._timeline.scored(started))
         self._pending[evaluation.index] = pending, evaluation
@@ -171,6 +174,7 @@ class StepEvaluation:
             evaluation.load_seconds,
             evaluation.generate_seconds,
             _is_finite(evaluation),
+            ExpertLoad.of(work.experts for work in evaluation.work),
         )
 
     def _first_lost(self, scores: Scores, evaluation: Evaluation) -> LostReward | None:

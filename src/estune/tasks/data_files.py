@@ -80,14 +80,24 @@ def without_added_keys(rows: Iterable[Any]) -> list[Any]:
 
 
 def undecoded(dataset: Any) -> Any:
-    """Return the dataset with sound and videos as bytes.
+    """Return the dataset with images, sound and videos as bytes or paths.
 
-    Decoders have no content to compare, and need further packages.
+    Images are decoded when they are needed; decoders of the others need further packages.
     """
     for name, feature in (getattr(dataset, "features", None) or {}).items():
-        if type(feature).__name__ in ("Audio", "Video") and feature.decode:
-            dataset = dataset.cast_column(name, type(feature)(decode=False))
+        if (raw := _raw(feature)) is not None:
+            dataset = dataset.cast_column(name, raw)
     return dataset
+
+
+def _raw(feature: Any) -> Any:
+    """Return the feature without decoding, or None if nothing of it is decoded."""
+    kind = type(feature).__name__
+    if kind in ("Audio", "Image", "Video"):
+        return type(feature)(decode=False) if feature.decode else None
+    inner = getattr(feature, "feature", None)  # of a list
+    raw = _raw(inner) if inner is not None else None
+    return None if raw is None else type(feature)(raw)
 
 
 def parsed(text: str, name: str) -> Iterator[Any]:

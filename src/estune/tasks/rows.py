@@ -8,20 +8,24 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from estune.common.guard import reason
+from estune.common.images import COLUMNS, images_in
 from estune.common.types import Row, is_token_ids
 from estune.errors import DataError
 from estune.tasks import data_files
+from estune.tasks.image_rows import with_images
 from estune.tasks.usable_rows import usable
 
 logger = logging.getLogger(__name__)
 
 Adapt = Callable[..., Iterable[Mapping[str, Any]]]
 _MOST = 1_000_000  # rows of a stream, which may have no end
-_NOT_SHOWN = ("tools", "chat_template_kwargs", "image", "images")  # TRL's trainers use these
+_NOT_SHOWN = ("tools", "chat_template_kwargs")  # TRL's trainers use these
+_NOT_SUPPORTED = ("video", "videos", "audio", "audios")
 _EXPANDED = set("*?[]#%:\n")  # characters that datasets takes for patterns and addresses
 
 
@@ -61,7 +65,7 @@ def load_rows(
             loaded = usable(_load(name, split, config), _mapping, name)
         rows = _adapted(adapt, _same_columns(loaded), name)
         _check_columns(rows, name)
-        return usable(rows, _checked, name)
+        return usable(rows, partial(_checked, base=_folder(name)), name)
     except DataError:
         raise
     except Exception as error:  # offline, gated, unknown split, damaged: all raise different types
@@ -82,9 +86,10 @@ def has_split(name: str, split: str) -> bool:
 
 
 def warn_of_columns_not_shown(rows: Sequence[Row]) -> None:
-    """Warn of each column that TRL's trainers show to the model, but estune does not."""
-    for name in _NOT_SHOWN:
-        if any(row.get(name) is not None for row in rows):
+    """Warn of each column that other trainers show to the model, but estune does not."""
+    for name in (*_NOT_SHOWN, *_NOT_SUPPORTED, *COLUMNS):
+        held = (row for row in rows if row.get(name) is not None)
+        if any(name not in COLUMNS or not images_in(row["prompt"]) for row in held):
             logger.warning(
                 "the dataset's column %r is not shown to the model, only reward functions get it; "
                 "put what the model should see into prompt",
@@ -136,8 +141,14 @@ def _checked_at(row: Mapping[str, Any], where: str) -> Row:
         raise DataError(f"{where}: {error}") from None
 
 
-def _checked(row: Mapping[str, Any]) -> Row:
-    """Return a copy of the row with its prompt in plain Python. Raises DataError."""
+def _folder(name: str) -> Path:
+    """Return the folder in which the paths of a dataset's images begin."""
+    path = Path(name).expanduser()
+    return path.parent if path.is_file() else path
+
+
+def _checked(row: Mapping[str, Any], base: Path = Path()) -> Row:
+    """Return a copy of the row with its prompt in plain Python and its images. Raises DataError."""
     prompt = row["prompt"]
     prompt = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # of numpy, torch and others
     if isinstance(prompt, list):
@@ -150,7 +161,7 @@ def _checked(row: Mapping[str, Any]) -> Row:
     if not all(map(_is_unicode, _texts(prompt))):
         half = "half of a character, an unpaired surrogate such as \\ud800"
         raise DataError(f"the prompt holds {half}")
-    return dict(row) | {"prompt": prompt}
+    return with_images(dict(row) | {"prompt": prompt}, base)
 
 
 def _is_prompt(prompt: Any) -> bool:

@@ -6,7 +6,7 @@ because opening one can run code.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,20 @@ class Checkpoint:
         with guarded(ModelError, f"{path}: {name} cannot be read"), safe_open(path, "pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
             return tensor
+
+    def read_all(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the tensors `names`, one file after the other, each opened once.
+
+        A mixture of experts has tens of thousands, and opening a file reads all their names.
+        """
+        in_file: dict[str, list[str]] = {}
+        for name in names:
+            in_file.setdefault(self.tensors[name].file, []).append(name)
+        for file, those in in_file.items():
+            path = self.folder / file
+            with guarded(ModelError, f"{path}: cannot be read"), safe_open(path, "pt") as opened:
+                for name in those:
+                    yield name, opened.get_tensor(name)
 
     def write(
         self, target: Path, value: Callable[[str], torch.Tensor], extra: Callable[[Path], None]

@@ -5,16 +5,17 @@ tied one, so the model is built on torch's meta device, which takes no memory, t
 it also fuses or splits tensors, fused.py finds out which elements go where.
 """
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from estune.common.guard import guarded
-from estune.errors import ConfigError, ModelError
+from estune.errors import ModelError
+from estune.theta.architectures import auto_class, beside_language, check_architecture, sees
 from estune.theta.checkpoint import Checkpoint
 from estune.theta.fused import Fragment, Loading
+from estune.theta.presets import chosen, routers
 
 
 @dataclass(frozen=True)
@@ -26,23 +27,36 @@ class Layout:
     aliases: other names of a tied parameter in the files → its name in `in_model`.
     fused: name in the files → where its elements are, if the model has no parameter of its own for
         it.
+    vision: of a model that sees, the parameters outside its language model.
+    sees: whether the model takes images.
+    routers: of a mixture of experts, the parameters that decide which experts serve a token.
     """
 
     in_model: dict[str, str]
     aliases: dict[str, str]
     fused: dict[str, tuple[Fragment, ...]] = field(default_factory=dict)
+    vision: frozenset[str] = frozenset()
+    sees: bool = False
+    routers: frozenset[str] = frozenset()
+
+    def inside(self, name: str) -> set[str]:
+        """Return the parameters inside the model that hold elements of `name`."""
+        return {each.inside for each in self.fused.get(name, ())} or {self.in_model[name]}
 
     def targets(self, patterns: list[str] | None) -> list[str]:
-        """Return the names that some pattern matches, or all names."""
-        return [name for name in self.in_model if patterns is None or matches(patterns, name)]
+        """Return the names that `target_parameters` means; if it is None, all but `vision`."""
+        usual = [name for name in self.in_model if name not in self.vision]
+        if patterns is None:
+            return usual
+        return chosen(patterns, [*self.in_model], usual, self.routers)
 
 
 def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout:
     """Return the parameters of `checkpoint`.
 
     Raises:
-        ModelError: the model is no causal LM, is quantised, unknown to transformers, incomplete, or
-            laid out differently in memory.
+        ModelError: the model generates no text, is quantised, unknown to transformers, incomplete,
+            or laid out differently in memory.
     """
     model = _checkpoint_model(checkpoint, trust_remote_code)
     with guarded(
@@ -55,6 +69,7 @@ def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout
         )
         embedding = _embedding(model)
         fused = _of_parameters(loading.places(groups), inside)
+        routing = routers(model)
     found = {name: renamed[name] for name in checkpoint.tensors if renamed.get(name) in inside}
     _check_shapes(checkpoint, found, inside)
     _check_dtypes(checkpoint, [*found, *fused])
@@ -68,34 +83,18 @@ def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout
         raise ModelError(
             f"{checkpoint.folder}: its files lack {len(missing)} parameters, such as {missing[0]}"
         )
-    return Layout(
-        {name: in_model[name] for name in checkpoint.tensors if name in in_model}, aliases, fused
-    )
-
-
-def matches(patterns: list[str], name: str) -> bool:
-    """Return whether some pattern is found in the name.
-
-    Raises:
-        ConfigError: a pattern is not a regular expression.
-    """
-    for pattern in patterns:
-        try:
-            if re.search(pattern, name):
-                return True
-        except re.error as error:
-            raise ConfigError(
-                f"target_parameters: {pattern!r} is not a regular expression ({error})"
-            ) from None
-    return False
+    in_model = {name: in_model[name] for name in checkpoint.tensors if name in in_model}
+    seeing = sees(model.config)
+    beside = beside_language(model) if seeing else set()
+    vision = {name for name, inside_name in in_model.items() if id(inside[inside_name]) in beside}
+    routed = frozenset(name for name, inside_name in in_model.items() if inside_name in routing)
+    return Layout(in_model, aliases, fused, frozenset(vision), seeing, routed)
 
 
 def empty_model(config: Any, *, trust_remote_code: bool) -> Any:
-    """Return the causal LM of a transformers config on the meta device: shapes without memory."""
-    from transformers import AutoModelForCausalLM
-
+    """Return the model of a transformers config on the meta device: shapes without memory."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        model = auto_class(config).from_config(config, trust_remote_code=trust_remote_code)
     model.tie_weights()
     return model
 
@@ -107,30 +106,13 @@ def _checkpoint_model(checkpoint: Checkpoint, trust_remote_code: bool) -> Any:
             from transformers import AutoConfig
 
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            _check_config(checkpoint, config)
+            check_architecture(config, folder)
             return empty_model(config, trust_remote_code=trust_remote_code)
     except ModelError as error:
         if "trust_remote_code" in str(error.__cause__) and not trust_remote_code:
             why = "has its own code; read it, and add --trust_remote_code true if it may run"
             raise ModelError(f"{folder}: {why}") from error.__cause__
         raise
-
-
-def _check_config(checkpoint: Checkpoint, config: Any) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
-
-    if getattr(config, "quantization_config", None):
-        raise ModelError(
-            f"{checkpoint.folder}: is quantised; give the model's full-precision checkpoint"
-        )
-    known = set(CAUSAL.values())
-    architectures = config.architectures or []
-    remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
-    if not remote and architectures and not known & set(architectures):
-        raise ModelError(
-            f"{checkpoint.folder}: {architectures[0]} is no causal language model; "
-            "give one that generates text, such as a LlamaForCausalLM"
-        )
 
 
 def _of_parameters(

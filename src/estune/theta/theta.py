@@ -136,8 +136,9 @@ class Theta:
     def reset(self, checkpoint: Checkpoint) -> None:
         """Set θ to θ₀, in place. Raises ModelError for a weight that is not finite."""
         self._begin_write()
-        for name, theta in self.tensors.items():
-            theta.copy_(checkpoint.read(name))
+        for name, stored in checkpoint.read_all(self.tensors):
+            theta = self.tensors[name]
+            theta.copy_(stored)
             if not bool(torch.isfinite(theta).all()):
                 raise ModelError(
                     f"{checkpoint.folder}: {name} holds weights that are infinite or not a number"
@@ -152,8 +153,9 @@ class Theta:
         A candidate is bit-identical to θ after the same update.
 
         Args:
-            destination: returns the contiguous tensor to fill for a name, in the engine's dtype.
-                An engine in this process gives its own parameters, so nothing is copied.
+            destination: returns the tensor to fill for a name, in the engine's dtype. An engine
+                in this process gives its own parameters, so nothing is copied, unless they are
+                not contiguous; then each job passes through scratch memory.
 
         Raises:
             ModelError: a weight overflows its dtype, or the variant is of another version.

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -33,7 +33,7 @@ DEVICE_JOB = 1 << 27  # on a device, where a job is one launch per parameter
 _HOST_AHEAD = 1 << 25  # elements that may be in progress ahead of the consumer
 _DEVICE_AHEAD = 1 << 28
 
-Destination = Callable[[str], torch.Tensor]
+Destination = Callable[[str], torch.Tensor]  # the tensor to fill; it may be strided
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,55 @@ def _write_job(
     """Write the spans of `job`; return each one's parameter, and whether all of it is finite."""
     written = []
     for span in job:
+        target = out[span.name]
         with staging.copied(span.theta) if staging else nullcontext(span.theta) as theta:
-            finite = _write(variant, span, theta, span.of(out[span.name]))
+            if target.is_contiguous():
+                finite = _write(variant, span, theta, span.of(target))
+            else:
+                finite = _write_strided(variant, span, theta, target)
         written.append((span.name, finite))
     return written
+
+
+def _write_strided(
+    variant: Variant, span: _Span, theta: torch.Tensor, target: torch.Tensor
+) -> kernels.Finite:
+    """Write a span into a tensor that is not contiguous, through scratch memory.
+
+    The scratch memory is never larger than one expert of a tensor (experts, ...).
+    """
+    most = min(HOST_JOB, target[0].numel() if target.dim() > 2 else HOST_JOB)
+    finite = []
+    start = span.start
+    for part in torch.split(theta, most):
+        scratch = torch.empty_like(part, dtype=target.dtype, device=target.device)
+        finite.append(_write(variant, replace(span, start=start), part, scratch))
+        stop = start + part.numel()
+        boxes = list(_boxes(target, start, stop))
+        sizes = [box.numel() for box in boxes]
+        for box, values in zip(boxes, torch.split(scratch, sizes), strict=True):
+            box.copy_(values.view(box.shape))
+        start = stop
+    flags = [each for each in finite if isinstance(each, torch.Tensor)]
+    return torch.stack(flags).all() if flags else all(finite)
+
+
+def _boxes(tensor: torch.Tensor, start: int, stop: int) -> Iterator[torch.Tensor]:
+    """Yield views of `tensor` that hold its row-major elements from `start` to `stop`, in order."""
+    if tensor.dim() == 1:
+        yield tensor[start:stop]
+        return
+    size = tensor[0].numel()
+    first, last = -(-start // size), stop // size  # rows that are whole
+    if first > last:  # within one row
+        yield from _boxes(tensor[last], start - last * size, stop - last * size)
+        return
+    if start < first * size:
+        yield from _boxes(tensor[first - 1], start - (first - 1) * size, size)
+    if first < last:
+        yield tensor[first:last]
+    if last * size < stop:
+        yield from _boxes(tensor[last], 0, stop - last * size)
 
 
 def _write(

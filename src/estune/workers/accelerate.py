@@ -65,13 +65,13 @@ class AccelerateWorkers:
         self._waiting = set(range(len(members)))
         while (index := self._ranks.next(f"next/{number}")) < len(members):
             self._waiting.discard(index)
-            completions, *seconds = self._worker.evaluate_one(
+            completions, load, generate, experts = self._worker.evaluate_one(
                 members[index],
                 prompts,
                 max_completion_length=max_completion_length,
                 sampling=sampling,
             )
-            yield Evaluation(index, completions, (Work(1, *seconds),))
+            yield Evaluation(index, completions, (Work(1, load, generate, experts),))
             yield from self._arrived(number)
         while self._waiting:
             time.sleep(_POLL)
@@ -148,12 +148,12 @@ class AccelerateWorkers:
         drawn = Sampling(**sampling) if sampling else None
         while (index := self._ranks.next(f"next/{number}")) < len(members):
             member = variant_from_json(members[index])
-            completions, *seconds = self._worker.evaluate_one(
+            completions, *work = self._worker.evaluate_one(
                 member, prompts, max_completion_length=budget, sampling=drawn
             )
             result = {
                 "completions": [vars(completion) for completion in completions],
-                "seconds": seconds,
+                "work": work,
                 "rank": self._ranks.rank,
             }
             self._ranks.say(f"result/{number}/{index}", result)
@@ -169,8 +169,8 @@ class AccelerateWorkers:
                 self._ranks.forget(key)
                 self._waiting.discard(index)
                 completions = [Completion(**fields) for fields in result["completions"]]
-                work = Work(result["rank"] + 1, *result["seconds"])
-                yield Evaluation(index, completions, (work,))
+                done = Work(result["rank"] + 1, *result["work"])
+                yield Evaluation(index, completions, (done,))
 
     def _catch_up(self) -> None:
         """Send the leader's θ to the other nodes if their version differs."""

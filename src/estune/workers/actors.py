@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from estune import engines
-from estune.common.types import Completion, Prompt, Sampling, ThetaUpdate, Variant
+from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, ThetaUpdate, Variant
 from estune.config import ESConfig
 from estune.theta.shared_memory import Address
 from estune.theta.theta import Theta
@@ -70,7 +70,7 @@ class EngineActor:
         stop: int,
         budget: int,
         sampling: Sampling | None,
-    ) -> tuple[list[Completion], float, float]:
+    ) -> tuple[list[Completion], float, float, ExpertCounts]:
         """Return what `Worker.evaluate_one` does, for prompts `start` to `stop`."""
         return self._built.evaluate_one(
             member, prompts[start:stop], max_completion_length=budget, sampling=sampling

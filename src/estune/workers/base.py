@@ -6,7 +6,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from estune.common.resources import give_back
-from estune.common.types import Completion, Prompt, Sampling, ThetaUpdate, Unperturbed, Variant
+from estune.common.types import (
+    Completion,
+    ExpertCounts,
+    Prompt,
+    Sampling,
+    ThetaUpdate,
+    Unperturbed,
+    Variant,
+)
 from estune.engines.base import Engine
 from estune.errors import DataError, EstuneError
 from estune.theta.theta import Theta
@@ -18,12 +26,14 @@ class Work:
 
     worker: 1, 2, …
     load, generate: seconds.
+    experts: the tokens that each expert served, if the model has experts and the engine counts.
     ended: when the result arrived, by the receiving process's `perf_counter`.
     """
 
     worker: int
     load: float
     generate: float
+    experts: ExpertCounts = field(default_factory=list)
     ended: float = field(default_factory=time.perf_counter)
 
 
@@ -113,8 +123,8 @@ class Worker:
         *,
         max_completion_length: int,
         sampling: Sampling | None = None,
-    ) -> tuple[list[Completion], float, float]:
-        """Return the member's completions, and the seconds of loading and of generating.
+    ) -> tuple[list[Completion], float, float, ExpertCounts]:
+        """Return the completions, the seconds of loading and of generating, and experts' loads.
 
         Raises:
             EngineError: the engine did not take the member's weights.
@@ -125,7 +135,8 @@ class Worker:
         completions = self._engine.generate(
             prompts, max_completion_length=max_completion_length, sampling=sampling
         )
-        return completions, loaded - started, time.perf_counter() - loaded
+        seconds = loaded - started, time.perf_counter() - loaded
+        return completions, *seconds, self._engine.expert_counts()
 
     def check_lengths(self, datasets: Mapping[str, Sequence[Prompt]]) -> None:
         """Check that each prompt has tokens and leaves room for a completion.

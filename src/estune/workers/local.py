@@ -23,10 +23,10 @@ class LocalWorkers:
         sampling: Sampling | None = None,
     ) -> Iterator[Evaluation | None]:
         for index, member in enumerate(members):
-            completions, *seconds = self._worker.evaluate_one(
+            completions, load, generate, experts = self._worker.evaluate_one(
                 member, prompts, max_completion_length=max_completion_length, sampling=sampling
             )
-            yield Evaluation(index, completions, (Work(1, *seconds),))
+            yield Evaluation(index, completions, (Work(1, load, generate, experts),))
 
     def update(self, update: ThetaUpdate) -> None:
         self._theta.update(update)

@@ -256,8 +256,8 @@ class RayWorkers:
         if outdated or not call.piece or not request:
             return
         if request.dispatch.done(call.piece, time.monotonic()):
-            completions, *seconds = result
-            request.collect(call.piece, completions, Work(slot.number, *seconds))
+            completions, *work = result
+            request.collect(call.piece, completions, Work(slot.number, *work))
 
     def _build(self, slot: _Slot, location: Location) -> None:
         slot.location = location

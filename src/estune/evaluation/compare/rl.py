@@ -34,7 +34,7 @@ from estune.rewards.scoring import RewardFunctions
 from estune.tasks.reward_functions import resolve_rewards
 from estune.tasks.rows import rows_of
 from estune.theta.checkpoint import open_checkpoint, resolve
-from estune.theta.parameters import layout
+from estune.theta.parameters import Layout, layout
 from estune.workers.base import Evaluation, Work
 
 _PLANNED = 4096  # prompts are prepared for so many steps, then repeated
@@ -159,10 +159,27 @@ def _trainable(folder: Path, config: RunConfig) -> Any:
         model = AutoModelForCausalLM.from_pretrained(folder, **settings)
     if config.target_parameters:
         known = layout(open_checkpoint(folder), trust_remote_code=config.trust_remote_code)
-        tuned = {known.in_model[name] for name in known.targets(config.target_parameters)}
+        tuned = _inside(known, config.target_parameters)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in tuned)
     return model
+
+
+def _inside(known: Layout, patterns: list[str]) -> set[str]:
+    """Return the parameters inside the model that `target_parameters` means.
+
+    Raises:
+        ConfigError: only a part of one is meant, which gradients cannot be limited to.
+    """
+    names = known.targets(patterns)
+    tuned = {inside for name in names for inside in known.inside(name)}
+    for name in known.in_model.keys() - {*names}:
+        if known.inside(name) & tuned:
+            raise ConfigError(
+                f"target_parameters: leaves out {name}, which the model fuses with tensors that "
+                "are tuned; RL can only train all of them or none, so choose all experts or none"
+            )
+    return tuned
 
 
 class _Scorer:
