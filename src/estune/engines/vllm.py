@@ -265,6 +265,8 @@ class VLLMEngine:
             raise ModelError(
                 f"{self._folder}: {error}; use engine: transformers for this model"
             ) from error
+        if not all(self._in_workers("estune_finite")):
+            self._in_workers("estune_empty_cache")
         self._reset_cache()
         return tokens
 
@@ -275,8 +277,6 @@ class VLLMEngine:
                 "vLLM completes the same prompts differently each time, "
                 "so rewards may differ from run to run"
             )
-        if not all(self._in_workers("estune_finite")):
-            self._in_workers("estune_empty_cache")
 
     def _reset_cache(self) -> None:
         """Empty the prefix cache, which must not outlive the weights that it was computed with."""
