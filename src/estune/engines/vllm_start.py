@@ -40,14 +40,7 @@ def start_vllm(folder: Path, arguments: dict[str, Any], *, sees: bool = False) -
         ) from None
     except Exception as error:  # an unknown model, memory, a head count that does not divide
         lacks = sees and find_spec("torchvision") is None
-        advice = (
-            (
-                "; vLLM's own models that see need torchvision, which is missing: install it, "
-                "or try vllm_model_impl: transformers"
-            )
-            if lacks
-            else ""
-        )
+        advice = _TORCHVISION if lacks else ""
         raise ModelError(
             f"{folder}: vLLM {version()} cannot load this model ({reason(error)}){advice}"
         ) from error
