@@ -1,6 +1,7 @@
 """Mixtures of experts on vLLM: members are what a fresh engine loads, and errors are found."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ def child(folder: Path, dtype: str, cases: list) -> list[dict]:
         check=True,
         stdout=subprocess.PIPE,
         text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     return json.loads(done.stdout.splitlines()[-1])
 
