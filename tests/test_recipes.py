@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import ROOT
+from seeing import make
 
 from estune.cli.main import main
 from estune.cli.settings import add_flags, read
@@ -62,12 +63,17 @@ def two_steps(tiny, tmp_path, capsys, from_the_root):
     """Train the tiny model for two steps by the given files, on local rows."""
 
     def run(*files: Path, more=()) -> None:
+        model = tiny
+        if (config_of(*files).task or "").startswith("recipes.vision"):
+            pytest.importorskip("PIL")
+            model = make("llava", tmp_path / "seeing")
+            capsys.readouterr()
         words = [
             "train",
             "--config",
             *map(str, files),
             "--model_name_or_path",
-            str(tiny),
+            str(model),
             "--output_dir",
             str(tmp_path / "out"),
             *SMALL,

@@ -1,4 +1,4 @@
-"""Make the model of shapes.yaml: a LLaVA of 170,000 parameters, trained for a minute.
+"""Make the model of shapes.yaml: a LLaVA of 175,000 parameters, trained for a minute.
 
   python recipes/vision/make_model.py [FOLDER]
 
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from recipes.vision.shapes import COLORS, QUESTION, SHAPES, SIDE, rows
 
 FOLDER = "models/shapes-llava"
-STEPS = 80
+STEPS = 120
 PATCH = 8
 TEMPLATE = (
     "{% for m in messages %}{% for p in m['content'] %}"

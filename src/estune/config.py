@@ -71,7 +71,8 @@ class ESConfig:
     target_parameters: list[str] | None = _es(
         None,
         "regular expressions; tune only parameters whose name matches one; a mixture of experts "
-        "also has the words routers, without_routers and shared_experts",
+        "also has the words routers, without_routers and shared_experts; default all, or the "
+        "language model of one that sees",
     )
     seed: int = _es(42, "seed of the noise and of the order of the prompts", least=0, below=2**63)
 

@@ -10,7 +10,7 @@ from helpers import make_model
 from transformers import AutoTokenizer
 from vllm_child import SETTINGS, SHAPE, TEXT, updated
 
-import estune.engines.vllm_worker
+import estune.engines.vllm_reload
 from estune import ESConfig
 from estune.common.types import Member
 from estune.engines.stops import Stops
@@ -263,7 +263,7 @@ def test_an_output_layer_that_stays_packed_from_old_weights_is_found_by_the_chec
 ):
     load_both(tied, BASE)
     with monkeypatch.context() as changed:
-        changed.setattr(estune.engines.vllm_worker, "_tied_heads", lambda model: [])
+        changed.setattr(estune.engines.vllm_reload, "_tied_heads", lambda model: [])
         with pytest.raises(EngineError, match="vLLM does not take new weights in lm_head"):
             tied.engine.check(tied.theta, BASE)
     load_both(tied, BASE)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from helpers import journal, make_model, make_tokenizer
+from helpers import journal, make_family, make_model, make_tokenizer
 from vllm_child import SETTINGS, SHAPE, TEXT, updated
 
 from estune import ESConfig
@@ -97,6 +97,18 @@ def test_two_ranks_answer_as_one_and_map_the_same_centre(tmp_path):
     assert (two["answers"], two["digest"]) == expected(folder, members)
     assert [count for _, count in two["mapping"]] == [1, 1]
     assert not any(psutil.pid_exists(pid) for pid, _ in two["mapping"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["tensors", "experts"])
+def test_two_ranks_that_share_the_experts_answer_as_one(tmp_path, split):
+    folder = make_family(tmp_path / "model", "qwen3_moe", moe_intermediate_size=128)
+    members = [Member(1, sign, 0.02, "iid", 1) for sign in (1, -1)]
+    settings = SETTINGS | {"engine": "vllm", "vllm_tensor_parallel_size": 2}
+    if split == "experts":
+        settings["engine_kwargs"] = SETTINGS["engine_kwargs"] | {"enable_expert_parallel": True}
+    two = child(folder, settings, members)
+    assert (two["answers"], two["digest"]) == expected(folder, members)
 
 
 def train(folder: Path, out: Path, engine: str, steps: int) -> None:

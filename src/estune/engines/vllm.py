@@ -20,8 +20,10 @@ from estune.engines.repeatability import PROMPTS, STEPS
 from estune.engines.sampling import sample_seeds
 from estune.engines.tokens import Tokenizer
 from estune.engines.vision import Inputs
+from estune.engines.vllm_proof import LogitsProof
 from estune.engines.vllm_settings import llm_arguments, set_environment
 from estune.engines.vllm_start import start_vllm, version
+from estune.engines.vllm_weight_map import kind_of
 from estune.engines.vllm_worker import WorkerExtension
 from estune.errors import EngineError, ModelError
 from estune.theta.checkpoint import Checkpoint
@@ -63,6 +65,7 @@ class VLLMEngine:
         self._ranks = config.vllm_tensor_parallel_size
         self._attached: Address | Theta | None = None
         self._checked = False
+        self._loaded = False  # whether a variant replaced what vLLM loaded
         on_cpu = device == "cpu"
         set_environment(config, on_cpu)
         extension = f"{WorkerExtension.__module__}.{WorkerExtension.__qualname__}"
@@ -77,6 +80,9 @@ class VLLMEngine:
             self._context_length = int(model_config.max_model_len)
             self._vocabulary = int(model_config.get_vocab_size())
         self._end = {token for token in self._tokenizer.ends() if token < self._vocabulary}
+        self._proof: LogitsProof | None = None
+        if not all(self._in_workers("estune_familiar")):
+            self._proof = LogitsProof(self._folder, self._in_workers, self._probe)
 
     @property
     def context_length(self) -> int:
@@ -84,6 +90,7 @@ class VLLMEngine:
 
     def load(self, theta: Theta, variant: Variant) -> None:
         self._attach(theta)
+        self._loaded = True
         self._in_workers("estune_load", variant_to_json(variant))
         self._reset_cache()
         if self._vision & set(theta.tensors):
@@ -97,6 +104,22 @@ class VLLMEngine:
         and that it generates the same twice.
         """
         self._attach(theta)
+        if self._proof is None or self._checked:
+            self._check_weights(theta, variant)
+        else:
+            try:
+                self._check_weights(theta, variant)
+            except EngineError as error:
+                raise ModelError(
+                    f"{self._folder}: {error}; use engine: transformers for this model"
+                ) from error
+        if not self._checked:
+            self._check_repeatable()
+            self._report_reloading(len(theta.tensors))
+            self._checked = True
+
+    def _check_weights(self, theta: Theta, variant: Variant) -> None:
+        wanted = self._first_logits(variant)
         taken: Counter[str] = Counter()
         for counts in self._in_workers("estune_check", variant_to_json(variant)):
             taken.update(counts)
@@ -106,9 +129,8 @@ class VLLMEngine:
                 raise EngineError(
                     f"vLLM took {taken[name]:,} of the {values.numel():,} weights in {name}"
                 )
-        if not self._checked:
-            self._check_repeatable()
-            self._checked = True
+        if self._proof:
+            self._proof.check_kinds(variant, theta.tensors, wanted)
 
     def expert_counts(self) -> ExpertCounts:
         return []
@@ -194,8 +216,34 @@ class VLLMEngine:
             raise EngineError(f"vLLM failed to generate ({reason(error)})") from error
         return [list(output.outputs[0].token_ids) for output in outputs]
 
-    def _check_repeatable(self) -> None:
-        """Generate a few tokens twice.
+    def _first_logits(self, variant: Variant) -> list[Any]:
+        """Return the logits of the variant, which the engine holds, before others are loaded.
+
+        If it is not what vLLM loaded from the files, check first that reloading gives that.
+        """
+        if self._proof is None:
+            return []
+        if not self._checked and self._loaded:
+            self._proof.check_reloading()
+            self._in_workers("estune_load", variant_to_json(variant))
+        return self._proof.logits()
+
+    def _report_reloading(self, tensors: int) -> None:
+        """Log which tensors vLLM reloads, since that is slower than writing them directly."""
+        slow = set().union(*self._in_workers("estune_reloaded"))
+        kinds = sorted(set(map(kind_of, slow)))
+        if slow:
+            logger.info(
+                "vLLM writes %d of %d tensors of a member directly and reloads the others: %s",
+                tensors - len(slow),
+                tensors,
+                ", ".join(kinds[:4]) + (" and more" if len(kinds) > 4 else ""),
+            )
+        elif self._proof:
+            logger.info("vLLM writes all %d tensors of a member directly", tensors)
+
+    def _probe(self) -> list[list[int]]:
+        """Complete a few tokens.
 
         Raises:
             ModelError: vLLM loads the model but cannot run it on this machine, for example because
@@ -211,22 +259,24 @@ class VLLMEngine:
             "ignore_eos": True,
             "detokenize": False,
         }
-        completions = []
-        for _ in range(2):
-            try:
-                completions.append(self._tokens(encoded, [settings] * len(encoded)))
-            except EngineError as error:
-                raise ModelError(
-                    f"{self._folder}: {error}; use engine: transformers for this model"
-                ) from error
-            self._reset_cache()
-        if completions[0] != completions[1]:
+        try:
+            tokens = self._tokens(encoded, [settings] * len(encoded))
+        except EngineError as error:
+            raise ModelError(
+                f"{self._folder}: {error}; use engine: transformers for this model"
+            ) from error
+        if not all(self._in_workers("estune_finite")):
+            self._in_workers("estune_empty_cache")
+        self._reset_cache()
+        return tokens
+
+    def _check_repeatable(self) -> None:
+        """Generate a few tokens twice."""
+        if self._probe() != self._probe():
             logger.warning(
                 "vLLM completes the same prompts differently each time, "
                 "so rewards may differ from run to run"
             )
-        if not all(self._in_workers("estune_finite")):
-            self._in_workers("estune_empty_cache")
 
     def _reset_cache(self) -> None:
         """Empty the prefix cache, which must not outlive the weights that it was computed with."""

@@ -66,6 +66,7 @@ class CopyTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.dtypes: dict[str, torch.dtype] = {}
         self.copies: list[Copy] = []
         self._modules = [module for module in model.modules() if module._parameters]
+        self._last: list[torch.nn.Module] = []  # the owner of the last copy, often of the next
         self._names: dict[int, str] = {}  # address of live memory → name of the tensor
         self._given: set[int] = set()  # addresses of the watched tensors themselves
         self._alive: Counter[int] = Counter()  # address → number of tensors with this memory
@@ -104,11 +105,14 @@ class CopyTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _owner(self, into: torch.Tensor) -> tuple[tuple[torch.nn.Module, str] | None, View | None]:
         """Return the parameter in whose memory `into` is, and the whole of it."""
-        for module in self._modules:
-            for name, parameter in module._parameters.items():
-                stored = parameter is not None and parameter.numel()
-                if stored and _address(parameter) == _address(into):  # type: ignore[arg-type]
-                    return (module, name), View.of(parameter)  # type: ignore[arg-type]
+        address = _address(into)
+        for modules in (self._last, self._modules):
+            for module in modules:
+                for name, parameter in module._parameters.items():
+                    stored = parameter is not None and parameter.numel()
+                    if stored and _address(parameter) == address:  # type: ignore[arg-type]
+                        self._last = [module]
+                        return (module, name), View.of(parameter)  # type: ignore[arg-type]
         return None, None
 
     def _note(self, name: str, tensor: torch.Tensor) -> None:

@@ -3,9 +3,8 @@
 vLLM's reloading accepts tensors in any order: it takes every layer apart, buffers what arrives
 until a layer is whole, fuses, copies, packs and reassembles. Once it is known which part of which
 parameter a tensor fills, a member's weights can be written there directly. Several tensors may
-share a parameter, as in fused layers. What a CPU build packs is packed again by vLLM's own
-function. Only layers of known kinds are written to; for any other model `learn` returns None, and
-the engine continues to use vLLM's reloading.
+share a parameter, as in fused layers and experts. What a CPU build packs is packed again by vLLM's
+own functions. Only layers of known kinds are written to; the others continue to be reloaded.
 """
 
 import math
@@ -17,14 +16,16 @@ import torch
 
 from estune.common.types import Variant
 from estune.engines.vllm_copy_trace import Copy, CopyTrace, View
+from estune.engines.vllm_layers import packs_experts, unknown_parts, vocabulary_layers
+from estune.engines.vllm_weight_map import WeightMap
 from estune.errors import EngineError
 from estune.theta.theta import Theta
 
 # Elements that are written before they are packed: packing while other threads write is slower
 # overall (docs/log.md).
 _PACKED_TOGETHER = 1 << 26
-# Names of the input width in vLLM's layers.
-_WIDTHS = ("input_size_per_partition", "input_size", "embedding_dim")
+# The parameters of experts that vLLM packs.
+_EXPERTS = ("w13_weight", "w2_weight")
 
 
 @dataclass
@@ -36,6 +37,7 @@ class _Target:
         name: the parameter's name in it.
         whole: its layout when it was loaded.
         packed: whether vLLM keeps only a packed form of it, and no tensor.
+        experts: whether vLLM keeps it as a packed tensor of the same shape.
         sources: names of the tensors that fill it.
         filled: the number of elements that they fill; the rest is padding.
         buffer: where it is written: itself, or what is packed once it is complete.
@@ -47,10 +49,16 @@ class _Target:
     whole: View
     dtype: torch.dtype
     packed: bool
+    experts: bool
     sources: set[str] = field(default_factory=set)
     filled: int = 0
     buffer: torch.Tensor | None = None
     missing: set[str] = field(default_factory=set)
+
+    @property
+    def is_buffered(self) -> bool:
+        """Whether it is written to a buffer first, and packed once that is complete."""
+        return self.packed or self.experts
 
     @property
     def size(self) -> int:
@@ -61,12 +69,17 @@ class _Target:
         """Return the tensor to write to."""
         if self.buffer is None:
             self.missing = set(self.sources)
-            self.buffer = self._new_buffer() if self.packed else self._parameter.data
+            self.buffer = self._new_buffer() if self.is_buffered else self._parameter.data
         return self.buffer
 
     def pack(self) -> None:
-        """Let vLLM pack what was written; its empty parameter stays the same object."""
+        """Let vLLM pack what was written; its parameter stays the same object."""
         kept = self._parameter
+        if self.experts:
+            experts = self.module.quant_method.moe_kernel.fused_experts
+            torch.ops._C.prepack_moe_weight(self.begin(), kept.data, experts.isa)
+            self.buffer = torch.empty(0)
+            return
         written = torch.nn.Parameter(self.begin(), requires_grad=False)
         self.module._parameters[self.name] = written
         self.module.quant_method.process_weights_after_loading(self.module)
@@ -76,6 +89,8 @@ class _Target:
     def is_direct(self) -> bool:
         """Whether the parameter has its layout of loading time, or is a packed form of that."""
         kept = self._parameter
+        if self.experts and not _has_packer(self.module):
+            return False
         return self.packed or (View.of(kept) == self.whole and kept.dtype == self.dtype)
 
     @property
@@ -89,38 +104,66 @@ class _Target:
 
 
 class DirectWriter:
-    """Writes members straight into a vLLM model; made by `learn`."""
+    """Writes members straight into a vLLM model; made by `learn`.
 
-    def __init__(self, copies: list[Copy], model: torch.nn.Module, tuned: set[str]) -> None:
+    Attributes:
+        names: the tuned tensors that it writes.
+        reloaded: the tensors that must be reloaded in its stead, those that are not tuned included.
+        modules: the layers that those fill.
+    """
+
+    def __init__(
+        self,
+        copies: list[Copy],
+        model: torch.nn.Module,
+        tuned: set[str],
+        modules: set[torch.nn.Module],
+    ) -> None:
+        weights = WeightMap(copies)
+        self.modules = modules
+        self.reloaded = weights.names_in(modules)
+        self.names = tuned - self.reloaded
         self._targets: dict[tuple[int, str], _Target] = {}
         self._copies: dict[str, list[tuple[Copy, _Target]]] = {}
         for copy in copies:
-            self._copies.setdefault(copy.name, []).append((copy, self._target(copy)))
+            if copy.parameter and copy.parameter[0] not in modules:
+                self._copies.setdefault(copy.name, []).append((copy, self._target(copy)))
         self._tuned = [one for one in self._targets.values() if one.sources & tuned]
         # Tensors that are not tuned, but packed together with tuned ones.
-        self._frozen = {name for one in self._tuned if one.packed for name in one.sources - tuned}
+        together = [one for one in self._tuned if one.is_buffered]
+        self.frozen = {name for one in together for name in one.sources - tuned}
         for one in self._tuned:
-            one.sources &= tuned | self._frozen  # other tensors in it stay as loaded
+            one.sources &= tuned | self.frozen  # other tensors in it stay as loaded
         self._complete: list[_Target] = []  # written, and waiting to be packed
-        self._heads, self._embeddings = _vocabulary_layers(model)
+        self._heads, self._embeddings = vocabulary_layers(model)
 
     @classmethod
     def learn(
-        cls, trace: CopyTrace, model: torch.nn.Module, tuned: Iterable[str]
+        cls,
+        trace: CopyTrace,
+        model: torch.nn.Module,
+        tuned: Iterable[str],
+        avoided: Iterable[torch.nn.Module] = (),
     ) -> "DirectWriter | None":
         """Return a writer, given the trace of a load of all weights.
 
-        Return None if direct writing is impossible or not known to be right.
+        Return None if no tensor can be written directly, or none is known to be right.
+
+        Args:
+            avoided: layers that were not right when they were written directly.
         """
-        names = set(tuned)
-        if not names <= {copy.name for copy in trace.copies}:
+        weights = WeightMap(trace.copies)
+        names = set(tuned) & {copy.name for copy in trace.copies}  # the rest is other ranks'
+        if not weights.placed or not names:
             return None
-        if not all(copy.part and copy.parameter for copy in trace.copies):
-            return None
-        if not all(map(_is_known, model.modules())):
-            return None
-        writer = cls(trace.copies, model, names)
-        return writer if all(target.is_direct() for target in writer._tuned) else None
+        filled = weights.modules_of(names)
+        unfit = set(avoided) | unknown_parts(model)
+        unfit |= {copy.parameter[0] for copy in trace.copies if copy.parameter and not copy.part}
+        writer = cls(trace.copies, model, names, set())
+        unfit |= {target.module for target in writer._tuned if not target.is_direct()}
+        modules = weights.closed(unfit & filled)
+        writer = cls(trace.copies, model, names, modules)
+        return writer if writer.names else None
 
     def load(
         self, theta: Theta, variant: Variant, frozen: Collection[tuple[str, torch.Tensor]]
@@ -139,19 +182,32 @@ class DirectWriter:
             target.buffer = None
         self._complete.clear()
         for name, tensor in frozen:
-            if name in self._frozen:
+            if name in self.frozen:
                 self._fill(name, tensor)
         for name, tensor in theta.perturbed(
             variant, lambda name: self._destination(name, theta.tensors[name].shape)
         ):
             self._fill(name, tensor)
+        self._finish()
+        self._check_complete(self._tuned)
+
+    def write(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take the tensors of some layers, all that are packed together among them."""
+        for target in self._tuned:
+            target.buffer = None
+        for name, tensor in weights:
+            self._fill(name, tensor)
+        self._finish()
+        self._check_complete([target for target in self._tuned if target.buffer is not None])
+
+    def _finish(self) -> None:
+        """Pack what is left, and what vLLM packs separately."""
         self._pack()
         for embedding in self._embeddings:
             # Its packed form is outdated. Nothing should use it, but if so, this is correct.
             embedding.cpu_linear = torch.nn.functional.linear
         for head in self._heads:
             head.quant_method.process_weights_after_loading(head)
-        self._check_complete()
 
     def _target(self, copy: Copy) -> _Target:
         assert copy.parameter and copy.whole
@@ -159,7 +215,8 @@ class DirectWriter:
         key = id(module), name
         if key not in self._targets:
             packed = not module._parameters[name].numel()  # type: ignore[union-attr]
-            self._targets[key] = _Target(module, name, copy.whole, copy.dtype, packed)
+            experts = name in _EXPERTS and packs_experts(module)
+            self._targets[key] = _Target(module, name, copy.whole, copy.dtype, packed, experts)
         target = self._targets[key]
         target.sources.add(copy.name)
         target.filled += math.prod(copy.target.shape)
@@ -189,7 +246,7 @@ class DirectWriter:
                 place.copy_(copy.part.within(tensor))
             if name in target.missing:
                 target.missing.remove(name)
-                if target.packed and not target.missing:
+                if target.is_buffered and not target.missing:
                     self._complete.append(target)
         if sum(target.size for target in self._complete) >= _PACKED_TOGETHER:
             self._pack()
@@ -199,10 +256,10 @@ class DirectWriter:
             target.pack()
         self._complete.clear()
 
-    def _check_complete(self) -> None:
+    def _check_complete(self, targets: list[_Target]) -> None:
         unfinished = [
             f"{type(target.module).__name__}.{target.name}"
-            for target in self._tuned
+            for target in targets
             if target.buffer is None or target.missing
         ]
         if unfinished:
@@ -212,72 +269,8 @@ class DirectWriter:
             )
 
 
-def responses(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return the output of each part of the model for a fixed input.
-
-    Weights that were packed cannot be compared in another way.
-    """
-    found = {}
-    with torch.inference_mode():
-        for name, module in model.named_modules():
-            for own, parameter in module.named_parameters(recurse=False):
-                if parameter.numel():
-                    rows = parameter.float().reshape(len(parameter) if parameter.dim() else 1, -1)
-                    found[f"{name}.{own}"] = rows @ _ramp(rows.shape[1]).to(rows)
-            if _multiplies(module):
-                found[name] = _product(module)
-    return found
-
-
-def _multiplies(module: torch.nn.Module) -> bool:
-    """Whether the layer multiplies its input by a matrix, which may be packed.
-
-    The weights of convolutions, as in Mamba, are never packed.
-    """
-    from vllm.model_executor.layers.linear import LinearBase
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-
-    if not isinstance(module, (LinearBase, ParallelLMHead)):
-        return False
-    return all(parameter.dim() <= 2 for parameter in module.parameters(recurse=False))
-
-
-def _product(module: Any) -> torch.Tensor:
-    width = next(filter(None, (getattr(module, side, None) for side in _WIDTHS)))
-    like = next(module.parameters())
-    output: torch.Tensor = module.quant_method.apply(module, _ramp(width)[None].to(like), None)
-    return output.float()
-
-
-def _ramp(width: int) -> torch.Tensor:
-    return torch.linspace(-1, 1, width) if width > 1 else torch.ones(1)
-
-
-def _is_known(module: Any) -> bool:
-    """Whether all that vLLM derives from this layer's weights is what the writer makes again."""
-    from vllm.model_executor.layers.attention import Attention
-    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
-    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
-
-    if type(module) is Attention:
-        return not any(True for _ in module.parameters())
-    method = type(getattr(module, "quant_method", None))
-    plain = method in (type(None), UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
-    return plain and not hasattr(module, "process_weights_after_loading")
-
-
-def _vocabulary_layers(model: torch.nn.Module) -> tuple[list[Any], list[Any]]:
-    """Return the layers of which a CPU build keeps a packed form and the tensor.
-
-    Returns:
-        Those that make logits, and those that only look up rows. The latter need no packed form.
-    """
-    from vllm.model_executor.layers.vocab_parallel_embedding import (
-        ParallelLMHead,
-        VocabParallelEmbedding,
-    )
-
-    layers = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
-    packed = [layer for layer in layers if hasattr(layer, "cpu_linear")]
-    heads = [layer for layer in packed if isinstance(layer, ParallelLMHead)] or packed
-    return heads, [layer for layer in packed if layer not in heads]
+def _has_packer(module: Any) -> bool:
+    """Whether vLLM packs the module's experts by a function that writes into their memory."""
+    experts = module.quant_method.moe_kernel.fused_experts
+    packer = getattr(torch.ops._C, "prepack_moe_weight", None)
+    return packer is not None and hasattr(experts, "isa") and not experts._use_zentorch

@@ -13,6 +13,10 @@ from typing import Any
 from estune.common.guard import guarded, reason
 from estune.errors import ConfigError, ModelError
 
+_TORCHVISION = (
+    "; vLLM's own models that see need torchvision, which is missing: install it, "
+    "or try vllm_model_impl: transformers"
+)
 TESTED = ("0.32.0",)  # versions that the tests pass with
 
 
@@ -36,9 +40,7 @@ def start_vllm(folder: Path, arguments: dict[str, Any], *, sees: bool = False) -
         ) from None
     except Exception as error:  # an unknown model, memory, a head count that does not divide
         lacks = sees and find_spec("torchvision") is None
-        advice = (
-            "; most models that see need torchvision in vLLM, which is missing" if lacks else ""
-        )
+        advice = _TORCHVISION if lacks else ""
         raise ModelError(
             f"{folder}: vLLM {version()} cannot load this model ({reason(error)}){advice}"
         ) from error

@@ -28,6 +28,7 @@ def with_images(row: Row, base: Path = Path()) -> Row:
     prompt = row["prompt"]
     if not _is_conversation(prompt):
         return row
+    _check_kinds(prompt)
     columns = _columns(row, base)
     images = next((columns[name] for name in reversed(COLUMNS) if name in columns), [])
     if not images and not any(_is_image(part) for message in prompt for part in _parts(message)):
@@ -57,6 +58,15 @@ def with_image_columns(row: Row, base: Path = Path()) -> Row:
         DataError: an image cannot be read.
     """
     return row | _values(_columns(row, base))
+
+
+def _check_kinds(prompt: list[Message]) -> None:
+    for part in (part for message in prompt for part in _parts(message)):
+        kind = str(part.get("type")) if isinstance(part, Mapping) else ""
+        if kind.startswith(("video", "audio", "input_audio")):
+            raise DataError(
+                f"its prompt has a part of type {kind!r}; only text and images are supported"
+            )
 
 
 def _columns(row: Row, base: Path) -> dict[str, list[ImageFile]]:

@@ -98,6 +98,13 @@ class Theta:
         shared = SharedTensors(address)
         return cls(shared.tensors, threads=threads, shared=shared)
 
+    def part(self, names: Iterable[str]) -> "Theta":
+        """Return the θ of some of the parameters, for reading: it shares memory and version."""
+        tensors = {name: self.tensors[name] for name in names}
+        part = Theta(tensors, threads=self.writer.threads, shared=self._shared)
+        part._state = self._state
+        return part
+
     @property
     def address(self) -> Address | None:
         """Where other processes of this machine attach, if θ is shared."""

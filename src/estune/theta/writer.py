@@ -99,6 +99,7 @@ class Writer:
         threads: int,
         shared: SharedTensors | None,
     ) -> None:
+        self.threads = threads
         self.staging: dict[torch.device, Staging] = {}
         self.on_device = kernels.on_device(device.type) is not None
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="estune-theta")
