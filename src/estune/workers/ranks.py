@@ -139,7 +139,7 @@ class Ranks:
             if not self.leads:
                 theta.put(tensor, start, values)
         if not self.leads:
-            theta.became(int(version))
+            theta.finish_put(int(version))
 
     def _group(self, name: str) -> Any:
         """Return a group of one process per node, on the interface configured at the start."""
