@@ -99,13 +99,13 @@ def test_score_with_functions_of_ones_own(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"completion": "x", ', "answers.jsonl: line 1 is no JSON"),
+        ('{"completion": "x", ', "answers.jsonl: line 1 is not JSON"),
         (
             '{"completion": "x", "numbers": [1], "target": 1}\nnot json',
-            "answers.jsonl: line 2 is no JSON",
+            "answers.jsonl: line 2 is not JSON",
         ),
-        ("[" * 100_000, "answers.jsonl: line 1 is no JSON"),
-        ('{"completion": ' + "9" * 5000 + "}", "answers.jsonl: line 1 is no JSON"),
+        ("[" * 100_000, "answers.jsonl: line 1 is not JSON"),
+        ('{"completion": ' + "9" * 5000 + "}", "answers.jsonl: line 1 is not JSON"),
         (
             '{"numbers": [1], "target": 1}',
             "line 1 must be a JSON object with 'completion' and the task's columns",
