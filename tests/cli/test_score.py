@@ -118,11 +118,11 @@ def test_score_with_functions_of_ones_own(capsys, tmp_path):
         ('{"completion": "x", "numbers": [1]}', "nothing provides its parameter 'target'"),
         (
             '{"completion": 3, "numbers": [1], "target": 1}',
-            "answers.jsonl: row 1: its completion is neither text nor a list",
+            "answers.jsonl: row 1: the completion is neither text nor a list",
         ),
         (
             '{"completion": [], "numbers": [1], "target": 1}',
-            "answers.jsonl: row 1: its completion is neither text nor a list",
+            "answers.jsonl: row 1: the completion is neither text nor a list",
         ),
         (
             '{"completion": "x", "numbers": "1", "target": 1}',

@@ -309,7 +309,7 @@ def test_a_model_that_does_not_fit_is_told(tiny, capsys):
         ),
         (
             ["--parameters", "7e9", "--measured", "x", "--tokens_per_second", "3"],
-            "measured: it already gives the speed",
+            "measured: the run gives the speed",
         ),
         (["--parameters", "7e9", "--price", "0"], "price: must be"),
         (["--model_name_or_path", "./nowhere"], "nowhere: no such folder"),
