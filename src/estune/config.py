@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from estune.common.fields import checked, setting
-from estune.common.other_names import nearest
+from estune.common.name_hints import nearest
 from estune.errors import ConfigError
 
 # A setting's group, and whether it may change on resume because it does not affect θ.
