@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from estune.common.fields import checked, setting
-from estune.common.other_names import nearest
+from estune.common.name_hints import nearest
 from estune.errors import ConfigError
 
 # One function per group of settings. resume=True: they may change on resume, because they do not

@@ -112,7 +112,8 @@ class ESTrainer:
             self.model.workers.serve()
             return TrainOutput(self.model.theta.version, {})
         needed = self.folder.needs(self.model)
-        check_disk(self.folder.path, needed, "the checkpoints and the snapshot of θ")
+        what = "the checkpoints and the snapshot of θ"
+        check_disk(self.folder.path, needed, what, advice="keep fewer with save_total_limit")
         with self.folder.locked():
             if not resume:
                 self.folder.check_fresh(self.model.checkpoint.folder)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from estune.common.other_names import nearest
+from estune.common.name_hints import nearest
 from estune.config import RunConfig, build, depends_on_max_steps
 from estune.errors import ConfigError
 from estune.evaluation.compare.methods import METHODS, LearningRate, Method

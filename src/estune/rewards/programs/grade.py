@@ -80,7 +80,7 @@ def grade(
     return ProgramGrade(passed / len(tests))
 
 
-def most_seconds(tests: int, seconds: float) -> float:
+def max_seconds(tests: int, seconds: float) -> float:
     """Return the seconds within which a program with so many tests is graded, whatever it does."""
     return 2 * (_START + _END) + tests * (seconds + 1)
 
