@@ -167,7 +167,7 @@ def test_a_run_that_was_begun_before_a_setting_existed_had_its_default(make_trai
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"warmup_steps": 3}, "warmup_steps: lr_scheduler_type: constant has none"),
+        ({"warmup_steps": 3}, "warmup_steps: the schedule constant has no warm-up"),
         (
             {"warmup_steps": 500, "lr_scheduler_type": "linear"},
             "warmup_steps: must be below max_steps, 500",

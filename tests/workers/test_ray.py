@@ -170,8 +170,8 @@ def test_several_workers_without_ray_are_refused(capsys):
         == 2
     )
     assert (
-        "num_workers: workers: local has one engine in each process, not 2; choose workers: ray"
-        in capsys.readouterr().err
+        "num_workers: with workers local there is one engine per process, so it cannot be 2; "
+        "choose workers: ray" in capsys.readouterr().err
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from estune.common.guard import guarded
-from estune.common.other_names import nearest
+from estune.common.name_hints import nearest
 from estune.config import RunConfig, build
 from estune.errors import ConfigError
 from estune.run import trust

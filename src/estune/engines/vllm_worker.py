@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from estune.common.resources import cores, give_back
+from estune.common.resources import cores, release_freed_memory
 from estune.common.types import Variant, variant_from_json
 from estune.engines.base import wrong_weights
 from estune.engines.vllm_copy_trace import CopyTrace
@@ -139,7 +139,7 @@ class VariantLoader:
         writer = DirectWriter.learn(trace, self.model, self._theta.tensors)
         if writer is not None:
             self._try_direct(writer, variant, after)
-        give_back()
+        release_freed_memory()
         return dict(trace.taken)
 
     def weights(self, variant: Variant) -> Iterator[tuple[str, torch.Tensor]]:

@@ -54,7 +54,7 @@ def _write_base(source: Any, tokenizer: Any, folder: Path, trusted: bool) -> Non
     with replaced_folder(folder) as scratch:
         _save(source, tokenizer, scratch)
         if origin:
-            copy_companions(origin, scratch, but=INDEX)
+            copy_companions(origin, scratch, skip=INDEX)
         sync_tree(scratch)
 
 

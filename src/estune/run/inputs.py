@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from estune.common.fields import checked
-from estune.common.other_names import nearest
+from estune.common.name_hints import nearest
 from estune.common.types import Row
 from estune.config import RunConfig
 from estune.errors import ConfigError, InputError

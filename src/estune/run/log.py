@@ -40,6 +40,7 @@ class RunLog:
         if held_out:
             metrics = metrics | held_out.metrics
             self._show_held_out(step, held_out)
+        # The step comes first in the line, and no metric may replace it.
         self.lines[step] = {"step": step} | metrics | {"step": step}
         self._folder.log(self.lines[step])
         if held_out or step % self._config.logging_steps == 0:
@@ -49,7 +50,7 @@ class RunLog:
             self._callbacks.call("on_log", logs=metrics)
         if held_out:
             self._callbacks.call("on_evaluate", metrics=metrics)
-            # Set after on_evaluate, because transformers' own callbacks expect it then.
+            # Set after on_evaluate: transformers' callbacks compare with the previous best there.
             self._callbacks.state.best_metric = best_value(self._config, self.lines, step)
 
     def show_members(self, step: int, evaluation: StepEvaluation) -> None:
@@ -82,7 +83,7 @@ class RunLog:
     def shows_completions(self, step: int) -> bool:
         return self._config.log_completions and step % self._config.logging_steps == 0
 
-    def ends(self, step: int) -> bool:
+    def stops_early(self, step: int) -> bool:
         """Whether the run ends after `step`, before max_steps."""
         return self._callbacks.stopping or plateaued(self._config, self.lines, step)
 
@@ -91,11 +92,11 @@ class RunLog:
         return best_step(self._config, self.lines, until)
 
     def trainer_state(self, step: int) -> dict[str, Any]:
-        """What trainer_state.json of a checkpoint holds."""
+        """The content of a checkpoint's trainer_state.json."""
         return trainer_state(self._config, self.lines, step)
 
     def _show_held_out(self, step: int, held_out: HeldOut) -> None:
         self._folder.write_completions(step, held_out.records)
         self._screen.evaluation(step, held_out.metrics)
-        if step < self._config.max_steps:
+        if step < self._config.max_steps:  # `show_result` shows the last step's
             self._screen.samples(f"held out, step {step}", held_out.records)

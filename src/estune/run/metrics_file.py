@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from estune.common.checksummed_lines import checksummed, verified
 from estune.common.durable import write_text
-from estune.common.signed_lines import signed, verified
 from estune.config import ESConfig
 from estune.errors import JournalError
 from estune.theta.journal import Journal
@@ -86,7 +86,7 @@ class MetricsFile:
 
 
 def _line(record: Record) -> str:
-    return signed(json.dumps(record, allow_nan=False))
+    return checksummed(json.dumps(record, allow_nan=False))
 
 
 def _record(line: bytes) -> Record | None:

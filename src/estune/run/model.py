@@ -146,12 +146,12 @@ class Model:
         self.checkpoint.write(target, value, finish)
 
     def _leader_first(self, locate: Callable[[], tuple[str, Path]]) -> tuple[str, Path]:
-        """Let the leader of launched processes locate first: it may write or download the model."""
+        """Call `locate` in the leading process first, since it may write or download the model."""
         if self._ranks and not self.leads:
-            self._ranks.hear("located")
+            self._ranks.wait_for("located")
         found = locate()
         if self._ranks and self.leads:
-            self._ranks.say("located", True)
+            self._ranks.publish("located", True)
         return found
 
     def _count(self, names: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from estune.config import MAY_CHANGE_ON_RESUME, ESConfig, RunConfig, spans_max_steps
+from estune.config import MAY_CHANGE_ON_RESUME, ESConfig, RunConfig, depends_on_max_steps
 from estune.errors import ConfigError, JournalError
 from estune.run.data_fingerprint import Rows, recorded_or_new
 from estune.run.folder import RunFolder
@@ -49,7 +49,7 @@ def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
     before = journal.header
     run = f"the run in {journal.path.parent}"
     _check_settings(before.config, now.config, run)
-    began, schedule = before.config.get("max_steps"), spans_max_steps(config)
+    began, schedule = before.config.get("max_steps"), depends_on_max_steps(config)
     if schedule and began != config.max_steps:
         raise ConfigError(
             f"max_steps: {schedule} spans the {began} steps of {run}, so they cannot be "

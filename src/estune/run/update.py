@@ -23,7 +23,7 @@ class Update:
 
     coefficients: cₙ, one per seed; empty if θ stayed as it is.
     rewards: (N, B); fitness: (N,).
-    decay: the fraction of the way back to θ₀ that θ moved first.
+    decay: how far θ moved back to θ₀ first, per unit of its distance.
     seconds: the time that moving θ took.
     """
 
@@ -50,7 +50,7 @@ class Update:
             "es/sigma": self.size.sigma,
             "num_tokens": earlier + tokens,
             "es/distance": distance(travelled(before), self.coefficients, self.decay),
-            **size_metrics(self.search.learned, self.search.reference),
+            **size_metrics(self.search.learned, self.search.new_reference),
             "es/tokens_per_second": tokens / max(evaluation.seconds, 1e-9),  # of all workers
             "es/update_seconds": self.seconds,
             "step_time": time.perf_counter() - evaluation.started,
@@ -65,11 +65,12 @@ class Update:
         *,
         same_prompts: bool,
     ) -> Step:
-        """The line for the journal; `same_prompts`: the next step asks the same prompts."""
+        """The line for the journal; `same_prompts`: the next step uses the same prompts."""
         return Step(
             self.step,
             self.seeds,
             self.coefficients,
+            # `rewards` is the journal's older name of fitness.
             rewards=[None if math.isnan(value) else float(value) for value in self.fitness],
             sigma=self.size.sigma,
             noise=noise,

@@ -83,13 +83,13 @@ class AccelerateWorkers:
         number = self._command("update", **vars(update))
         self._theta.update(update)
         for node in range(1, self._ranks.nodes):
-            self._ranks.hear(f"updated/{number}/{node}")
+            self._ranks.wait_for(f"updated/{number}/{node}")
         self._version = self._theta.version
 
     def verify(self, digest: str) -> None:
         number = self._command("verify")
         others = range(1, self._ranks.nodes)
-        digests = {node: self._ranks.hear(f"digest/{number}/{node}") for node in others}
+        digests = {node: self._ranks.wait_for(f"digest/{number}/{node}") for node in others}
         if wrong := [str(node) for node, found in digests.items() if found != digest]:
             logger.warning(
                 "θ on node %s differs from the leader's; it is rebuilt", ", ".join(wrong)
@@ -107,7 +107,7 @@ class AccelerateWorkers:
         while what != "release":
             number = self._commands
             self._commands += 1
-            command = self._ranks.hear(f"command/{number}")
+            command = self._ranks.wait_for(f"command/{number}")
             what = command.pop("what")
             self._follow(number, what, command)
 
@@ -120,7 +120,7 @@ class AccelerateWorkers:
         number = self._commands
         self._commands += 1
         if self._ranks.world > 1:
-            self._ranks.say(f"command/{number}", {"what": what} | settings)
+            self._ranks.publish(f"command/{number}", {"what": what} | settings)
         return number
 
     def _follow(self, number: int, what: str, settings: dict[str, Any]) -> None:
@@ -131,9 +131,9 @@ class AccelerateWorkers:
             return  # only the process that keeps another node's θ follows the rest
         if what == "update":
             self._theta.update(ThetaUpdate(**settings))
-            ranks.say(f"updated/{number}/{ranks.node}", True)
+            ranks.publish(f"updated/{number}/{ranks.node}", True)
         elif what == "verify":
-            ranks.say(f"digest/{number}/{ranks.node}", self._theta.digest())
+            ranks.publish(f"digest/{number}/{ranks.node}", self._theta.digest())
         elif what == "spread":
             ranks.spread(self._theta, f"spread/{number}")
 
@@ -156,7 +156,7 @@ class AccelerateWorkers:
                 "seconds": seconds,
                 "rank": self._ranks.rank,
             }
-            self._ranks.say(f"result/{number}/{index}", result)
+            self._ranks.publish(f"result/{number}/{index}", result)
 
     def _arrived(self, number: int) -> Iterator[Evaluation]:
         """Yield the members that other processes have finished meanwhile."""
@@ -164,8 +164,8 @@ class AccelerateWorkers:
             return
         for index in sorted(self._waiting):
             key = f"result/{number}/{index}"
-            if self._ranks.heard(key):
-                result = self._ranks.hear(key)
+            if self._ranks.is_published(key):
+                result = self._ranks.wait_for(key)
                 self._ranks.forget(key)
                 self._waiting.discard(index)
                 completions = [Completion(**fields) for fields in result["completions"]]

@@ -106,4 +106,4 @@ class KeeperActor:
         self._theta.put(name, start, torch.from_numpy(np.array(values)))
 
     def became(self, version: int) -> None:
-        self._theta.became(version)
+        self._theta.finish_put(version)

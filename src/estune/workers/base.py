@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from estune.common.resources import give_back
+from estune.common.resources import release_freed_memory
 from estune.common.types import Completion, Prompt, Sampling, ThetaUpdate, Unperturbed, Variant
 from estune.engines.base import Engine
 from estune.errors import DataError, EstuneError
@@ -156,13 +156,13 @@ class Worker:
             self._loaded = member
         if not self._checked:
             self._engine.check(self._theta, member)
-            give_back()
+            release_freed_memory()
             self._checked = True
 
     def _check_base(self) -> None:
         try:
             self._engine.check(self._theta, Unperturbed(0))
-            give_back()
+            release_freed_memory()
         except EstuneError:
             # If θ was updated during the check, the mismatch means nothing: the first member is
             # checked instead.

@@ -77,15 +77,15 @@ class Ranks:
         """Whether this process loads the θ of its node."""
         return self.local == 0
 
-    def say(self, key: str, value: Any) -> None:
+    def publish(self, key: str, value: Any) -> None:
         """Publish a value that JSON can hold."""
         self.store.set(key, json.dumps(value))
 
-    def hear(self, key: str) -> Any:
-        """Wait until a process has said `key`, and return its value."""
+    def wait_for(self, key: str) -> Any:
+        """Wait until a process has published `key`; return its value."""
         return json.loads(self.store.get(key))
 
-    def heard(self, key: str) -> bool:
+    def is_published(self, key: str) -> bool:
         return bool(self.store.check([key]))
 
     def forget(self, key: str) -> None:
@@ -108,20 +108,20 @@ class Ranks:
 
     def meet(self, what: str) -> None:
         """Wait until all processes have called this."""
-        self.say(f"{what}/{self.rank}", True)
+        self.publish(f"{what}/{self.rank}", True)
         for rank in range(self.world):
-            self.hear(f"{what}/{rank}")
+            self.wait_for(f"{what}/{rank}")
 
     def theta(self, load: Callable[[], Theta]) -> Theta:
         """Return the node's θ: loaded by its first process, attached to by the others."""
         if not self.keeps:
-            address = self.hear(f"theta/{self.node}")
+            address = self.wait_for(f"theta/{self.node}")
             shapes = {name: tuple(shape) for name, shape in address["shapes"].items()}
             return Theta.attach(Address(address["path"], address["token"], shapes))
         theta = load()
         if self.world > 1:
             assert theta.address is not None
-            self.say(f"theta/{self.node}", vars(theta.address))
+            self.publish(f"theta/{self.node}", vars(theta.address))
         return theta
 
     def spread(self, theta: Theta, name: str) -> None:
@@ -139,7 +139,7 @@ class Ranks:
             if not self.leads:
                 theta.put(tensor, start, values)
         if not self.leads:
-            theta.became(int(version))
+            theta.finish_put(int(version))
 
     def _group(self, name: str) -> Any:
         """Return a group of one process per node, on the interface configured at the start."""

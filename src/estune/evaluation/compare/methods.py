@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from estune.common.other_names import nearest
+from estune.common.name_hints import nearest
 from estune.errors import ConfigError
 
 LearningRate = float | str | None  # auto, or None for σ/2

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from estune.common.other_names import nearest
-from estune.config import RunConfig, build, spans_max_steps
+from estune.common.name_hints import nearest
+from estune.config import RunConfig, build, depends_on_max_steps
 from estune.errors import ConfigError
 from estune.evaluation.compare.methods import METHODS, LearningRate, Method
 
@@ -103,7 +103,7 @@ def check(config: RunConfig) -> None:
             "workers: accelerate is launched from outside, but each run has its own process; "
             "use local"
         )
-    if schedule := spans_max_steps(config):
+    if schedule := depends_on_max_steps(config):
         raise ConfigError(
             f"{schedule} spans max_steps, but here a run ends with its tokens; leave it constant"
         )

@@ -84,7 +84,7 @@ def grade(
     return ProgramGrade(passed / len(tests))
 
 
-def most_seconds(tests: int, seconds: float) -> float:
+def max_seconds(tests: int, seconds: float) -> float:
     """Return the seconds within which a program with so many tests is graded, whatever it does."""
     starts = 2 + math.ceil(tests / _AT_ONCE)
     return starts * (_START + _END) + 2 * tests * (seconds + 1)
