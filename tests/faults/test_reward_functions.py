@@ -305,7 +305,7 @@ def test_threads_left_behind_do_not_accumulate(rewards):
     assert max(scored(judged).total.max() for _ in range(8)) < 130
 
 
-def test_scorers_end_when_the_process_that_started_them_is_killed(tmp_path):
+def test_reward_processes_end_when_the_process_that_started_them_is_killed(tmp_path):
     program = """
 import os, sys, time
 from estune.rewards.scoring import RewardFunctions
@@ -321,10 +321,10 @@ RewardFunctions([judge]).score([{"prompt": ""}], [Completion("", [1], False)])
     until = time.monotonic() + 60
     while not (path.exists() and path.read_text()) and time.monotonic() < until:
         time.sleep(0.05)
-    scorer = psutil.Process(int(path.read_text()))
+    reward_process = psutil.Process(int(path.read_text()))
     parent.kill()
     parent.wait()
-    scorer.wait(timeout=30)
+    reward_process.wait(timeout=30)
 
 
 # Async functions

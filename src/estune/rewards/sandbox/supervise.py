@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from estune.rewards.processes.descendants import end_descendants, end_kept, usage
+from estune.rewards.processes.descendants import end_descendants, end_with_descendants, usage
 from estune.rewards.sandbox.interface import Limits, Outcome
 from estune.rewards.sandbox.launch import ENVIRONMENT
 from estune.rewards.sandbox.pipes import Piped, Pipes
@@ -54,7 +54,7 @@ def supervise(
     given: bytes,
     limits: Limits,
     folder: str = "",
-    end: Callable[[int], None] = end_kept,
+    end: Callable[[int], None] = end_with_descendants,
 ) -> Outcome:
     """Give `process` its standard input, `given`, and wait until it ends or exceeds `limits`.
 
