@@ -102,7 +102,7 @@ WHOLE = {
 def test_what_a_test_expects_is_not_sent_to_the_program(test):
     found = split(test, frozenset({"sum"}))
     assert found is not None
-    assert any(each.hand_back for each in found.requests)
+    assert any(each.returns_value for each in found.requests)
     assert not any(str(SECRET) in each.source for each in found.requests)
 
 
@@ -112,7 +112,7 @@ def test_a_test_that_only_the_program_can_judge_is_not_split(test):
 
 
 def passed(test, *values):
-    """Return whether handing back `values`, as JSON, passes `test`."""
+    """Return whether a program that returns `values`, as JSON, passes `test`."""
     found = split(test)
     assert found is not None
     return found.passed(json.dumps([{"value": value} for value in values]))
@@ -211,11 +211,11 @@ FORGED = [
 
 
 @pytest.mark.timeout(10)
-@pytest.mark.parametrize("said", FORGED, ids=lambda said: said[:24])
-def test_output_that_is_no_value_fails_the_test_quickly(said):
+@pytest.mark.parametrize("output", FORGED, ids=lambda output: output[:24])
+def test_output_that_is_not_a_value_fails_the_test_quickly(output):
     found = split("assert f(1) == 3")
     assert found is not None
-    assert not found.passed(said)
+    assert not found.passed(output)
 
 
 VALUES = st.recursive(
@@ -257,14 +257,14 @@ def test_a_value_that_is_slow_to_compare_fails_the_test(test, value):
     assert found is None or not found.passed(json.dumps([{"value": {"int": hex(value)}}] * 2))
 
 
-def test_a_call_that_raises_fails_only_what_needs_it():
+def test_a_call_that_raises_fails_only_checks_that_need_its_value():
     found = split("assert f(1) == 2 or f(2) == 3")
     assert found is not None
     assert found.passed('[{"value": 2}, {"raised": "ValueError"}]')
     assert not found.passed('[{"raised": "ValueError"}, {"value": 3}]')
 
 
-def test_a_program_gets_the_tests_definitions_but_not_what_they_expect():
+def test_a_program_gets_the_definitions_of_a_test_but_not_the_expected_value():
     setup = (
         "import heapq\nclass Node: pass\ndef walk(node):\n    yield node\n"
         "    yield node.next\ndef wanted(): return 41977\nlimit = 3\n"
@@ -276,7 +276,7 @@ def test_a_program_gets_the_tests_definitions_but_not_what_they_expect():
     assert "41977" not in sent
 
 
-def test_a_list_given_to_the_program_is_sent_again_for_the_next_assert():
+def test_a_list_passed_to_the_program_is_defined_again_for_the_next_assert():
     once = "assert f(numbers) == sorted(numbers)"
     found = split(f"numbers = [3, 1]\n{once}\n{once}")
     assert found is not None

@@ -1,7 +1,7 @@
-"""The functions, methods and operators that a test's expressions may use in this process.
+"""The functions, methods and operators that checks may use in this process.
 
-A program chooses their arguments, and nothing here can be killed, so whatever can make something
-large out of something small is bounded.
+The program chooses their arguments, and nothing in this process can be killed. So each function
+that could make a huge result from small arguments has a limit.
 """
 
 import ast
@@ -17,50 +17,50 @@ from typing import Any
 
 from estune.rewards.programs.exceptions import Failed
 
-_LENGTH = 100_000  # of a sequence that is made here
-_BITS = 100_000  # of an integer that is made here
-_SMALL = 1000  # arguments of what grows fast
+_MAX_LENGTH = 100_000  # of a sequence that is computed
+_MAX_BITS = 100_000  # of an integer that is computed
+_MAX_ARGUMENT = 1000  # of a function that grows fast, such as the factorial
 
 
 def _product(left: Any, right: Any) -> Any:
     for one, other in ((left, right), (right, left)):
-        if hasattr(one, "__len__") and isinstance(other, int) and len(one) * other > _LENGTH:
+        if hasattr(one, "__len__") and isinstance(other, int) and len(one) * other > _MAX_LENGTH:
             raise Failed("a sequence that is too long")
     return left * right
 
 
-def joined(owner: str, parts: Iterable[str]) -> str:
-    listed = list(parts)
-    if len(owner) * len(listed) > _LENGTH:
+def joined(separator: str, parts: Iterable[str]) -> str:
+    texts = list(parts)
+    if len(separator) * len(texts) > _MAX_LENGTH:
         raise Failed("a text that is too long")
-    return owner.join(listed)
+    return separator.join(texts)
 
 
 def _power(base: Any, exponent: Any) -> Any:
-    whole = isinstance(base, int) and isinstance(exponent, int)
-    if whole and (abs(exponent) > _BITS or base.bit_length() * abs(exponent) > _BITS):
+    is_integer = isinstance(base, int) and isinstance(exponent, int)
+    if is_integer and (abs(exponent) > _MAX_BITS or base.bit_length() * abs(exponent) > _MAX_BITS):
         raise Failed("an integer that is too large")
-    if isinstance(base, (Fraction, Decimal)) and not -_SMALL < exponent < _SMALL:
+    if isinstance(base, (Fraction, Decimal)) and not -_MAX_ARGUMENT < exponent < _MAX_ARGUMENT:
         raise Failed("a power that is too large")
     return base**exponent
 
 
 def _remainder(left: Any, right: Any) -> Any:
     if isinstance(left, (str, bytes)):
-        raise Failed("text is not formatted here")
+        raise Failed("text formatting with % is not allowed")
     return left % right
 
 
 def _range(*bounds: int) -> range:
-    made = range(*bounds)
-    if (made.stop - made.start) // made.step > _LENGTH:
+    result = range(*bounds)
+    if (result.stop - result.start) // result.step > _MAX_LENGTH:
         raise Failed("a range that is too long")
-    return made
+    return result
 
 
-def _of_small(function: Callable[..., Any]) -> Callable[..., Any]:
+def _with_small_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
     def bounded(*values: Any) -> Any:
-        if not all(-_SMALL < value < _SMALL for value in values):
+        if not all(-_MAX_ARGUMENT < value < _MAX_ARGUMENT for value in values):
             raise Failed("an argument that is too large")
         return function(*values)
 
@@ -68,7 +68,7 @@ def _of_small(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _rounded(value: Any, digits: int | None = None) -> Any:
-    if digits is not None and not -_SMALL < digits < _SMALL:
+    if digits is not None and not -_MAX_ARGUMENT < digits < _MAX_ARGUMENT:
         raise Failed("too many digits")
     return round(value, digits)
 
@@ -88,7 +88,9 @@ _GROWING = ("comb", "factorial", "perm")
 _MATH = {name: value for name, value in vars(math).items() if not name.startswith("_")}
 _STRING = {name: value for name, value in vars(string).items() if isinstance(value, str)}
 MODULES: dict[str, Mapping[str, Any]] = {
-    "math": _MATH | {name: _of_small(_MATH[name]) for name in _GROWING} | {"pow": math.pow},
+    "math": _MATH
+    | {name: _with_small_arguments(_MATH[name]) for name in _GROWING}
+    | {"pow": math.pow},
     "string": {name: value for name, value in _STRING.items() if not name.startswith("_")},
     "collections": {"Counter": Counter, "OrderedDict": OrderedDict, "deque": deque},
     "fractions": {"Fraction": Fraction},

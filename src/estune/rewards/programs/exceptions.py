@@ -1,9 +1,9 @@
-"""What the parts that grade a program raise."""
+"""The exceptions that are raised while a program is graded."""
 
 
 class Failed(Exception):
-    """A test is not passed."""
+    """The program fails a test; the message says why."""
 
 
 class Unsplittable(Exception):
-    """A test can only run in the program's process; the message names the reason."""
+    """A test cannot be split into requests and checks; the message says why."""

@@ -1,8 +1,8 @@
-"""Grade one program by its tests: ask the sandbox for values, and judge them here.
+"""Grade one program by its tests: let the sandbox compute values, and judge them in this process.
 
-Tests that can be split and tests of input and output share one start of the sandbox, which never
-gets what they expect. Tests that only run as a whole get a start of their own, apart from the
-others.
+The sandbox is started at most twice. The first start is for tests that can be split, and tests of
+input and output: it gets none of the values that they expect. The second start is for tests that
+must run as a whole in the sandbox, so that the program cannot read other tests' values there.
 """
 
 import json
@@ -17,15 +17,15 @@ from estune.rewards.programs.split import Split, redefinitions, split
 from estune.rewards.sandbox import Limits, Sandbox
 
 _DRIVER = (Path(__file__).parent / "driver.py").read_text(encoding="utf-8")
-_START = 10.0  # seconds in which a sandbox starts, even on a busy machine
-_END = 20.0  # seconds in which a sandbox ends a program that met a limit
-_OUTPUT = 8 << 20  # bytes that a test may add to the report: its output with all letters escaped
-_REPORT = 64 << 20  # bytes of a report
+_START_SECONDS = 10.0  # the longest time to start a sandbox, on a busy machine
+_END_SECONDS = 20.0  # the longest time until a sandbox has ended a program
+_MAX_TEST_REPORT = 8 << 20  # bytes per test: the longest output with all characters escaped
+_MAX_REPORT = 64 << 20  # bytes of all reports together
 
 
 @dataclass(frozen=True)
 class ProgramGrade:
-    """The fraction of its tests that a program passes, and whether it met its time limit."""
+    """The fraction of its tests that a program passes, and whether it exceeded its time limit."""
 
     fraction: float
     timed_out: bool = False
@@ -33,30 +33,38 @@ class ProgramGrade:
 
 @dataclass(frozen=True)
 class ProgramTest:
-    """One test: what the driver is asked to do, and how its report is judged."""
+    """One test.
 
-    asked: Mapping[str, Any]
+    for_driver: what driver.py gets of the test.
+    split: the checks of a test that was split.
+    output: the expected output of a test of input and output.
+    """
+
+    for_driver: Mapping[str, Any]
     split: Split | None = None
     output: str | None = None
 
     @property
-    def whole(self) -> bool:
-        """Whether the program's own process gives the verdict."""
+    def runs_whole(self) -> bool:
+        """Whether the test runs in the program's process, which then gives the verdict."""
         return self.split is None and self.output is None
 
     def passed(self, report: Mapping[str, Any]) -> bool:
         """Return whether the driver's report passes the test."""
-        if self.whole:
+        if self.runs_whole:
             return report["passed"] is True
         if report["ended_well"] is not True:
             return False
         if self.split is not None:
-            return self.split.passed(report["said"])
-        return self.output is not None and str(report["said"]).split() == self.output.split()
+            return self.split.passed(report["output"])
+        return self.output is not None and str(report["output"]).split() == self.output.split()
 
 
 def program_test(given: str | Mapping[str, Any], program: str) -> ProgramTest:
-    """Make a test for `program` from a row's: asserts as text, or {"input": …, "output": …}."""
+    """Return a test of a row in the form that `program` needs.
+
+    given: asserts as text, or {"input": …, "output": …}.
+    """
     if not isinstance(given, str):
         return ProgramTest({"input": str(given["input"])}, output=str(given["output"]))
     found = split(given, redefinitions(program))
@@ -68,39 +76,49 @@ def program_test(given: str | Mapping[str, Any], program: str) -> ProgramTest:
 def grade(
     program: str, given: Sequence[str | Mapping[str, Any]], seconds: float, sandbox: Sandbox
 ) -> ProgramGrade:
-    """Run `program` in `sandbox`, `seconds` per test; after a test that takes longer, all fail."""
+    """Run `program` in `sandbox` with each of the tests, and return its grade.
+
+    A test may take `seconds`. After one that takes longer, all remaining tests count as failed.
+    """
     tests = [program_test(one, program) for one in given]
     passed = 0
-    for whole in (False, True):
-        chosen = [test for test in tests if test.whole is whole]
-        reports, timed_out = _reports(program, chosen, seconds, sandbox) if chosen else ([], False)
-        passed += sum(test.passed(report) for test, report in zip(chosen, reports, strict=False))
+    for runs_whole in (False, True):
+        selected = [test for test in tests if test.runs_whole is runs_whole]
+        if not selected:
+            continue
+        reports, timed_out = _reports(program, selected, seconds, sandbox)
+        passed += sum(test.passed(report) for test, report in zip(selected, reports, strict=False))
         if timed_out:
             return ProgramGrade(passed / len(tests), timed_out=True)
     return ProgramGrade(passed / len(tests))
 
 
 def max_seconds(tests: int, seconds: float) -> float:
-    """Return the seconds within which a program with so many tests is graded, whatever it does."""
-    return 2 * (_START + _END) + tests * (seconds + 1)
+    """Return the longest time, in seconds, that `grade` can take for a number of tests."""
+    return 2 * (_START_SECONDS + _END_SECONDS) + tests * (seconds + 1)
 
 
 def _reports(
     program: str, tests: Sequence[ProgramTest], seconds: float, sandbox: Sandbox
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Return the driver's reports on the tests that it reached, and whether one took too long."""
-    asked = {"program": program, "seconds": seconds, "tests": [dict(test.asked) for test in tests]}
-    request, secret = marshal.dumps(asked), secrets.token_hex(16)
-    whole = _START + len(tests) * (seconds + 0.5)
-    output = min(_OUTPUT * (len(tests) + 1), _REPORT)
-    limits = Limits(seconds=whole, cpu_seconds=2 * whole, output=output)
+    """Return the driver's reports on the tests that it ran, and whether one took too long."""
+    for_driver = [dict(test.for_driver) for test in tests]
+    request = marshal.dumps({"program": program, "seconds": seconds, "tests": for_driver})
+    secret = secrets.token_hex(16)
+    total = _START_SECONDS + len(tests) * (seconds + 0.5)
+    max_output = min(_MAX_TEST_REPORT * (len(tests) + 1), _MAX_REPORT)
+    limits = Limits(seconds=total, cpu_seconds=2 * total, output=max_output)
     outcome = sandbox.run(_DRIVER, b"%016d" % len(request) + request + secret.encode(), limits)
     reports = _read(outcome.output, secret)
     return reports, outcome.timed_out or any(report["timed_out"] for report in reports)
 
 
 def _read(printed: bytes, secret: str) -> list[dict[str, Any]]:
-    """Return the reports: [] if the driver was ended, or the program printed in its place."""
+    """Return the reports in the driver's output.
+
+    Return [] if the driver was ended, or if the secret is wrong because the program printed instead
+    of the driver.
+    """
     try:
         found = json.loads(printed)
     except (ValueError, RecursionError):

@@ -1,6 +1,8 @@
-"""The values that a program's process handed back, rebuilt here from JSON as plain Python values.
+"""Rebuild the values that a program returned, from JSON, as plain Python values.
 
-So no code of the program's objects ever runs here. The tags are those of `driver.py`.
+JSON is used, not pickle, so that no code of the program's classes can run in this process. Types
+that JSON lacks are written as {"tuple": […]} and so on by driver.py. Sizes are limited, because the
+program chooses the values and nothing in this process can be killed.
 """
 
 import json
@@ -15,64 +17,63 @@ from typing import Any
 
 from estune.rewards.programs.exceptions import Failed
 
-_RARE = re.compile(r'\{"(?:int|fraction|decimal|complex)":')  # can be made to share one hash
-_MANY = 5000
-_DEPTH = 50
-_RANGE = 100_000  # numbers that a range may stand for
-_DIGITS = 20_000  # hexadecimal digits of an integer: arithmetic on longer ones is slow
-_EXPONENT = 1000  # of a Decimal
+# Many numbers of these types can have the same hash, and then make a set or dict very slow.
+_COLLIDING = re.compile(r'\{"(?:int|fraction|decimal|complex)":')
+_MAX_COLLIDING = 5000
+_MAX_DEPTH = 50
+_MAX_RANGE = 100_000  # elements of a range
+_MAX_DIGITS = 20_000  # hexadecimal digits of an integer: arithmetic on longer ones is slow
+_MAX_EXPONENT = 1000  # of a Decimal
 
 
 class Opaque:
-    """Stands for an object without a plain form. It is not None and equals nothing but itself."""
+    """Stands for an object of another class. It is not None, and equals only itself."""
 
     def __bool__(self) -> bool:
         raise Failed("whether an object of the program's own class is true is unknown here")
 
 
-def decoded(said: str) -> list[Any]:
-    """Return the values that a test's process handed back, still JSON; [] for anything else."""
-    if len(_RARE.findall(said)) > _MANY:
+def decoded(output: str) -> list[Any]:
+    """Parse the JSON list that a test's process wrote; return [] if it is not an acceptable one."""
+    if len(_COLLIDING.findall(output)) > _MAX_COLLIDING:
         return []
     try:
-        values = json.loads(said, parse_int=_integer)
+        values = json.loads(output, parse_int=_integer)
     except (ValueError, RecursionError):
         return []
     return values if isinstance(values, list) else []
 
 
-def plain(said: Any, *, nan: bool) -> Any:
-    """Return the value of one request, as new objects with every call.
-
-    nan: whether the test allows nan.
+def rebuilt(response: Any, *, allow_nan: bool) -> Any:
+    """Return the value in the response to one request; every call returns new objects.
 
     Raises:
-        Failed: the program raised, or what was handed back is no value.
+        Failed: the program raised an exception, or its response is not a valid value.
     """
-    if not isinstance(said, dict) or "value" not in said:
+    if not isinstance(response, dict) or "value" not in response:
         raise Failed("the program raised")
-    if not nan and _holds_nan(said["value"]):
+    if not allow_nan and _contains_nan(response["value"]):
         raise Failed("nan is never right")
     try:
-        return _made(said["value"], 0)
+        return _rebuild(response["value"], 0)
     except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
-        raise Failed(f"what was handed back is no value ({error})") from None
+        raise Failed(f"the program returned an invalid value ({error})") from None
 
 
-def _made(value: Any, depth: int) -> Any:
-    if depth > _DEPTH:
+def _rebuild(value: Any, depth: int) -> Any:
+    if depth > _MAX_DEPTH:
         raise ValueError("nested too deep")
     if isinstance(value, list):
-        return [_made(one, depth + 1) for one in value]
+        return [_rebuild(one, depth + 1) for one in value]
     if not isinstance(value, dict):
         return value
     ((tag, content),) = value.items()
     if tag in _SCALARS:
         return _SCALARS[tag](content)
-    return _COLLECTIONS[tag](_made(one, depth + 1) for one in content)
+    return _COLLECTIONS[tag](_rebuild(one, depth + 1) for one in content)
 
 
-def _holds_nan(value: Any) -> bool:
+def _contains_nan(value: Any) -> bool:
     pending = [value]
     while pending:
         one = pending.pop()
@@ -85,12 +86,12 @@ def _holds_nan(value: Any) -> bool:
 
 def _integer(text: str) -> int:
     if len(text) > 20:
-        raise ValueError("integers of more digits are written as hexadecimal ones")
+        raise ValueError("driver.py writes long integers in hexadecimal")
     return int(text)
 
 
 def _hexadecimal(text: str) -> int:
-    if len(text) > _DIGITS:
+    if len(text) > _MAX_DIGITS:
         raise ValueError("an integer of too many digits")
     return int(text, 16)
 
@@ -98,14 +99,14 @@ def _hexadecimal(text: str) -> int:
 def _range(bounds: list[int]) -> range:
     made = range(*bounds)
     small = abs(made.start) < sys.maxsize and abs(made.stop) < sys.maxsize
-    if not small or len(made) > _RANGE:
+    if not small or len(made) > _MAX_RANGE:
         raise ValueError("a range of too many numbers")
     return made
 
 
 def _decimal(text: str) -> Decimal:
     made = Decimal(text)
-    if made.is_nan() or abs(made.adjusted()) > _EXPONENT:
+    if made.is_nan() or abs(made.adjusted()) > _MAX_EXPONENT:
         raise ValueError("a decimal of too large an exponent")
     return made
 
