@@ -58,7 +58,7 @@ BASE = [
         ),
         (["--lr_scheduler_type", "linear"], "a run ends with its tokens"),
         (["--workers", "accelerate"], "workers: accelerate"),
-        (["--redraw", "nowhere"], "compare.json cannot be read"),
+        (["--redraw", "nowhere"], "compare.json: cannot be read"),
         (["--task", "countdwn"], "did you mean 'countdown'"),
     ],
 )

@@ -17,7 +17,7 @@ from estune.common.types import Row, Sampling
 from estune.config import RunConfig, build
 from estune.errors import RewardError
 from estune.monitor.callbacks import Callbacks
-from estune.monitor.held_out import HeldOut, held_out_scores
+from estune.monitor.theta_evaluation import ThetaEvaluation, evaluate_theta
 from estune.rewards.marks import overran_line
 from estune.rewards.scoring import RewardFunctions
 from estune.run.model import Model
@@ -49,12 +49,12 @@ class ExamResult:
 
     model: str
     exam: Exam
-    greedy: HeldOut
-    drawn: HeldOut | None
+    greedy: ThetaEvaluation
+    drawn: ThetaEvaluation | None
     samples: int
 
     @property
-    def evaluations(self) -> dict[str, HeldOut]:
+    def evaluations(self) -> dict[str, ThetaEvaluation]:
         """The greedy and the drawn completions, by name."""
         return {"greedy": self.greedy} | ({"drawn": self.drawn} if self.drawn else {})
 
@@ -105,7 +105,7 @@ def examine(model: str, exams: Sequence[Exam], sampling: Sampling | None) -> lis
     return [results[exam.name] for exam in exams if exam.name in results]
 
 
-def rewards_of(evaluation: HeldOut) -> NDArray[np.float64]:
+def rewards_of(evaluation: ThetaEvaluation) -> NDArray[np.float64]:
     """Return the rewards of an evaluation's completions, NaN where there is none."""
     return np.array([record["reward"] for record in evaluation.records], np.float64)
 
@@ -124,8 +124,8 @@ def _with_one_engine(
     try:
         for exam in exams:
             about = model.workers, exam.rewards, exam.rows, exam.config, version, state
-            drawn = held_out_scores(*about, sampling) if sampling else None
-            greedy = held_out_scores(*about)
+            drawn = evaluate_theta(*about, sampling) if sampling else None
+            greedy = evaluate_theta(*about)
             result = ExamResult(name, exam, greedy, drawn, sampling.n if sampling else 0)
             _check_scored(result)
             yield result

@@ -11,8 +11,8 @@ from estune.evaluation import statistics
 from estune.evaluation.divergence import Divergence
 from estune.evaluation.exams import ExamResult
 from estune.evaluation.statistics import Array, Estimate, SignFlipTest
-from estune.monitor.held_out import HeldOut
 from estune.monitor.metrics import Tally, as_json
+from estune.monitor.theta_evaluation import ThetaEvaluation
 from estune.strategy.fitness import pass_chance
 
 SHAPE = ("tokens", "chars", "empty", "clipped", "repeat", "distinct")
@@ -55,7 +55,7 @@ def measures(result: ExamResult, rules: Rules) -> dict[str, Estimate]:
     return found
 
 
-def shape(evaluation: HeldOut) -> dict[str, float]:
+def shape(evaluation: ThetaEvaluation) -> dict[str, float]:
     """Return what completions look like, which shows a reward that is hacked.
 
     All are means or fractions over completions, under the names of `SHAPE`.

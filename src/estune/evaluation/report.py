@@ -88,7 +88,7 @@ def _details(result: ExamResult) -> dict[str, str]:
     """Return the metrics that a training run logs, without those of the table of completions."""
     return {
         name: f"{value:.4g}"
-        for name, value in result.greedy.metrics.items()
+        for name, value in result.greedy.eval_metrics.items()
         if isinstance(value, (int, float)) and not name.startswith("eval_completions/")
     }
 

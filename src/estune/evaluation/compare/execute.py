@@ -129,7 +129,7 @@ def _failed(run: ComparisonRun, log: Path, status: int, already: int) -> None:
         why = ", as the system does when memory runs out" if killed == "SIGKILL" else ""
         said = f"killed by {killed}{why}"
     kind = InputError if status == 2 else EstuneError
-    kept = "finished runs are kept, repeat the command to continue"
+    kept = "finished runs are kept; repeat the command to continue"
     raise kind(f"{run.label}: {said} (see {log}; {kept})")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from estune.common.durable import write_text
 from estune.common.types import Row
 from estune.evaluation.compare.runs import ComparisonRun
-from estune.monitor.held_out import held_out_scores
+from estune.monitor.theta_evaluation import evaluate_theta
 from estune.rewards.scoring import RewardFunctions
 from estune.workers.base import Evaluator
 
@@ -39,18 +39,15 @@ class PromptSets:
         )
 
     def examine(self, run: ComparisonRun, workers: Evaluator, version: int, state: Any) -> Figures:
-        """Return figures of θ's greedy completions of each set, without the prefix eval_."""
+        """Evaluate θ greedily on each set; return set → metrics."""
         config = run.config()
-        held = {
-            name: held_out_scores(
+        evaluations = {
+            name: evaluate_theta(
                 workers, self.rewards, rows, config, version, state, first=version == 0
             )
             for name, rows in self.sets.items()
         }
-        return {
-            name: {key.removeprefix("eval_"): value for key, value in one.metrics.items()}
-            for name, one in held.items()
-        }
+        return {name: evaluation.metrics for name, evaluation in evaluations.items()}
 
 
 class Curve:
