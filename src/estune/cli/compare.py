@@ -70,7 +70,7 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
 def _compare(options: argparse.Namespace, config: RunConfig, output: Path) -> int:
     from estune.common.durable import locked
     from estune.evaluation.compare import plots
-    from estune.evaluation.compare.execute import claim, collect, do_all
+    from estune.evaluation.compare.execute import claim, collect, execute_all
 
     runs = _runs(options, config)
     if options.dry_run:
@@ -81,7 +81,7 @@ def _compare(options: argparse.Namespace, config: RunConfig, output: Path) -> in
     try:
         with locked(output, "output"):
             claim(runs, output)
-            do_all(runs, output, _print_now, lambda: _write(collect(runs, output), output))
+            execute_all(runs, output, _print_now, lambda: _write(collect(runs, output), output))
     except KeyboardInterrupt:
         return _stopped("Ctrl-C", 130)
     except SystemExit:
@@ -130,7 +130,7 @@ def _run_one(folder: Path, prepare: bool) -> int:
     if prepare:
         child.prepare(child.read(folder))
     else:
-        child.do(folder)
+        child.execute(folder)
     return 0
 
 
