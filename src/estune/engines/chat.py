@@ -1,7 +1,7 @@
-"""A conversation as the text that a model's chat template makes of it.
+"""Turn a conversation into text with a model's chat template.
 
-Many templates accept no system message, and most accept only text. A conversation is rewritten to
-fit if nothing is lost; otherwise the error names the prompt in one line.
+Many templates accept no system message, and most accept only text. A conversation is rewritten for
+the template if nothing gets lost. Otherwise it is refused.
 """
 
 import logging
@@ -17,9 +17,9 @@ Messages = list[dict[str, Any]]
 
 
 class Chat:
-    """The chat template of `tokenizer`, with settings that are passed to it.
+    """The chat template of `tokenizer`, and the settings to pass to it.
 
-    Changes to a conversation beyond rendering it are logged once.
+    It logs once if conversations are changed, beyond rendering them.
     """
 
     def __init__(self, tokenizer: Any, settings: Mapping[str, Any]) -> None:
@@ -71,7 +71,7 @@ class Chat:
         return text
 
     def _without_system(self, folded: Messages) -> str:
-        """Render `folded`; return nothing if the template refuses it or drops some of its text."""
+        """Render `folded`; return "" if the template refuses it or drops its first message."""
         try:
             text = self._rendered(folded)
         except DataError:
@@ -96,12 +96,13 @@ class Chat:
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the message with its content as text, without empty fields, which tables add."""
+    """Return the message with its content as text, and without None, which tables add as fields."""
     kept = {name: value for name, value in message.items() if value is not None}
     return kept | {"content": _text(message.get("content"))}
 
 
 def _text(content: Any) -> str:
+    """Return a message's content as text."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -127,9 +128,9 @@ def _part(part: Any) -> str:
 
 
 def _folded(messages: Messages) -> Messages | None:
-    """Return the conversation with its system message put before the first user message.
+    """Return the conversation with the system message's text moved into the first user message.
 
-    Return None if it does not begin with these two.
+    Return None if it does not begin with a system and a user message.
     """
     if [message.get("role") for message in messages[:2]] != ["system", "user"]:
         return None
