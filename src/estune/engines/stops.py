@@ -104,7 +104,7 @@ class Stopped:
         return self.rows
 
     def _ends(self, new: list[int]) -> bool:
-        """Whether a row contains a stop string; only if its last tokens do, the whole is decoded."""
+        """Whether a row contains a stop string. Its last tokens come first, to decode fewer."""
         return self._stops.found(new[-self._stops.window :]) and self._stops.found(new)
 
 
