@@ -57,15 +57,15 @@ def random_model(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["real", "random"])
 @pytest.mark.parametrize(
-    "settings",
+    ("which", "settings"),
     [
-        {"max_completion_length": 24},
-        {"max_completion_length": 24, "dtype": "float32"},
-        pytest.param({"max_completion_length": 24} | SMALL_CACHE, marks=pytest.mark.vllm),
+        ("real", {"max_completion_length": 24}),
+        ("random", {"max_completion_length": 24, "dtype": "float32"}),
+        pytest.param("real", {"max_completion_length": 24} | SMALL_CACHE, marks=pytest.mark.vllm),
+        pytest.param("random", {"max_completion_length": 24} | SMALL_CACHE, marks=pytest.mark.vllm),
     ],
-    ids=["transformers", "fp32", "vllm"],
+    ids=["transformers-real", "fp32-random", "vllm-real", "vllm-random"],
 )
 def test_the_memory_that_is_predicted_is_what_a_real_run_takes_within_15_percent(
     which, settings, random_model, tmp_path
