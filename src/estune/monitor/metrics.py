@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from estune.common.moments import mean, scaled
+from estune.common.moments import known, mean, scaled
 from estune.common.types import Completion
 from estune.rewards.call import Failure
 from estune.rewards.scoring import Scores
@@ -86,11 +86,10 @@ def size_metrics(learned: LearnedSize | None, reference: PromptRewards | None) -
     """What `learning_rate: auto` found; `reference` are the rewards (B,) of the new θ."""
     if learned is None or reference is None:
         return {}
-    rewards = reference[~np.isnan(reference)]
     return {
         "es/gain": learned.gain,
         "es/gain_predicted": learned.predicted,
-        "es/center_reward": mean(rewards) if rewards.size else None,
+        "es/center_reward": mean(known(reference)),
         "es/drop": learned.drop,
         "es/refused": int(bool(learned.tried) and not learned.alpha),
     }
@@ -130,8 +129,7 @@ def reward_metrics(scores: Sequence[Scores]) -> Metrics:
     """Mean and standard deviation of each reward function over all completions."""
     metrics: Metrics = {}
     for name in scores[0].by_function:
-        values = np.concatenate([score.by_function[name] for score in scores])
-        values = values[~np.isnan(values)]
+        values = known(np.concatenate([score.by_function[name] for score in scores]))
         metrics[f"rewards/{name}/mean"] = scaled(np.mean, values) if values.size else None
         metrics[f"rewards/{name}/std"] = scaled(np.std, values) if values.size else None
     return metrics
@@ -173,7 +171,7 @@ def _failures(scores: Sequence[Scores]) -> list[Failure]:
 
 def fitness_metrics(fitness: Fitness) -> Metrics:
     """`reward` is the mean over members of their mean reward, `reward_std` its deviation."""
-    present = fitness[~np.isnan(fitness)]
+    present = known(fitness)
     if not present.size:
         names = ("reward", "reward_std", "es/reward_best", "es/reward_worst")
         return dict.fromkeys(names, None) | {"frac_reward_zero_std": 1.0}

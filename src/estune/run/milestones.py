@@ -49,11 +49,11 @@ def best_value(config: ESConfig, logged: Logged, until: int) -> float | None:
     """The best value of metric_for_best_model in any evaluation up to `until`."""
     if config.metric_for_best_model is None:
         return None
-    name, sign = best_metric(config), 1 if config.greater_is_better else -1
+    name = best_metric(config)
     values = [
         line[name] for step, line in logged.items() if step <= until and line.get(name) is not None
     ]
-    return max(values, key=lambda value: sign * value, default=None)
+    return max(values, key=lambda value: _sign(config) * value, default=None)
 
 
 def plateaued(config: ESConfig, logged: Logged, until: int) -> bool:

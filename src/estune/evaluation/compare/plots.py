@@ -3,14 +3,14 @@
 Dots are evaluations, the line is the median, the band the range over seeds.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from estune.evaluation.compare.methods import INSTALL
-from estune.evaluation.compare.table import Comparison, RunResult, at, best, reward_at
+from estune.evaluation.compare.table import Comparison, RunResult, at, best, numbers, reward_at
 
 # Distinguishable for colour-blind readers.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -75,17 +75,11 @@ def curve(
     found = []
     for tokens in marks(comparison):
         there = [one for one in results if one["points"][-1]["tokens"] >= tokens]
-        rewards = sorted(
-            value for one in there if not math.isnan(value := reward_at(one, tokens, prompts))
-        )
+        rewards = numbers(reward_at(one, tokens, prompts) for one in there)
         if rewards:
-            seconds = sorted(at(one["points"], tokens, _seconds) for one in there)
-            middle = {
-                "tokens": float(tokens),
-                "seconds": _middle(seconds),
-                "reward": _middle(rewards),
-            }
-            found.append(middle | {"low": rewards[0], "high": rewards[-1]})
+            seconds = [at(one["points"], tokens, lambda point: point["seconds"]) for one in there]
+            point = {"tokens": float(tokens), "seconds": median(seconds), "reward": median(rewards)}
+            found.append(point | {"low": min(rewards), "high": max(rewards)})
     return found
 
 
@@ -108,18 +102,11 @@ def _add(axes: Any, comparison: Comparison, method: str, prompts: str, color: st
             linewidth=0,
         )
         for one in results:  # measured points, as dots
-            known = [
+            measured = [
                 (point[x], value)
                 for point in one["points"]
                 if (value := point.get(prompts, {}).get("reward")) is not None
             ]
-            axis.plot(*zip(*known, strict=True), color=color, marker="o", markersize=3, linewidth=0)
-
-
-def _seconds(point: Mapping[str, Any]) -> float:
-    return float(point["seconds"])
-
-
-def _middle(ordered: Sequence[float]) -> float:
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+            axis.plot(
+                *zip(*measured, strict=True), color=color, marker="o", markersize=3, linewidth=0
+            )

@@ -75,7 +75,7 @@ def best(comparison: Comparison, method: str) -> list[RunResult]:
             by_rate.setdefault(one["learning_rate"], []).append(one)
 
     def quality(group: list[RunResult]) -> tuple[int, float]:
-        ends = _known(reward_at(one, comparison["tokens"]) for one in group)
+        ends = numbers(reward_at(one, comparison["tokens"]) for one in group)
         return len(ends), statistics.median(ends or [-math.inf])
 
     return max(by_rate.values(), key=quality, default=[])
@@ -162,7 +162,7 @@ def _target(comparison: Comparison) -> float | None:
 
 
 def _tokens_to(results: Sequence[RunResult], reward: float) -> str:
-    arrived = _known(reached(one, reward) for one in results)
+    arrived = numbers(reached(one, reward) for one in results)
     some = f" ({len(arrived)}/{len(results)})" if 0 < len(arrived) < len(results) else ""
     return f"{_short(_median(arrived))}{some}"
 
@@ -204,18 +204,18 @@ def _way(result: RunResult) -> str:
 def _spread(values: Sequence[float]) -> str:
     if len(values) == 1:
         return _short(values[0])
-    known = _known(values) or [math.nan]
+    known = numbers(values) or [math.nan]
     lost = f", {len(values) - len(known)} without" if len(known) < len(values) else ""
-    return f"{_short(_median(values))} ({_short(min(known))} to {_short(max(known))}{lost})"
+    return f"{_short(_median(known))} ({_short(min(known))} to {_short(max(known))}{lost})"
 
 
-def _known(values: Iterable[float]) -> list[float]:
+def numbers(values: Iterable[float]) -> list[float]:
+    """Return `values` without NaN."""
     return [value for value in values if not math.isnan(value)]
 
 
 def _median(values: Iterable[float]) -> float:
-    known = _known(values)
-    return statistics.median(known) if known else math.nan
+    return statistics.median(numbers(values) or [math.nan])
 
 
 def _short(value: float) -> str:
