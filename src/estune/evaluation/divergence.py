@@ -24,7 +24,7 @@ from estune.engines.transformers import load_model
 from estune.errors import ConfigError, EngineError
 from estune.evaluation.exams import ExamResult
 from estune.evaluation.statistics import standard_error
-from estune.theta.checkpoint import resolve
+from estune.run.base_model import base_model
 
 Pair = tuple[Prompt, Completion]
 LogProbabilities = list[NDArray[np.float64]]  # (T,) of each completion
@@ -131,7 +131,7 @@ def _likelihoods(
 ) -> Mapping[tuple[str, str], LogProbabilities]:
     """Return the log-probabilities under `model` of the completions drawn in `results`."""
     config = results[0].exam.config
-    reader = Likelihood(_folder(model, config), config)
+    reader = Likelihood(base_model(model, config, None)[1], config)
     return {_key(one): reader.of(_drawn_pairs(one), one.exam.config.stop or []) for one in results}
 
 
@@ -143,7 +143,7 @@ def _drawn_pairs(result: ExamResult) -> list[Pair]:
 
 def _check_vocabulary(models: Sequence[str], config: RunConfig) -> None:
     with guarded(ConfigError, "kl: the tokenizers cannot be compared"):
-        tokenizers = [Tokenizer(_folder(model, config), config) for model in models]
+        tokenizers = [Tokenizer(base_model(model, config, None)[1], config) for model in models]
         first, *others = [tokenizer.inner.get_vocab() for tokenizer in tokenizers]
     for model, vocabulary in zip(models[1:], others, strict=True):
         if vocabulary != first:
@@ -151,8 +151,3 @@ def _check_vocabulary(models: Sequence[str], config: RunConfig) -> None:
                 f"kl: {model} has another tokenizer than {models[0]}, "
                 "so their probabilities cannot be compared; give its own base"
             )
-
-
-def _folder(model: str, config: RunConfig) -> Path:
-    trusted = config.trust_remote_code
-    return resolve(model, config.model_revision, trust_remote_code=trusted)

@@ -18,9 +18,13 @@ class Callbacks:
         self.state = TrainerState(max_steps=config.max_steps)
         self._config = config
         self._control = TrainerControl()
-        self._callbacks = [
-            callback() if isinstance(callback, type) else callback for callback in callbacks
-        ]
+        self._callbacks: list[Any] = []
+        for callback in callbacks:
+            self.add(callback)
+
+    def add(self, callback: Any) -> None:
+        """Call `callback`, an object or a class, from now on."""
+        self._callbacks.append(callback() if isinstance(callback, type) else callback)
 
     def begin_step(self, step: int) -> None:
         self.state.global_step = step - 1

@@ -24,16 +24,14 @@ def train(
         InputError: anything in the input that cannot work.
     """
     config = dataclasses.replace(run.config(), output_dir=str(folder))
-    marks = _EsMarks()
-    trainer = ESTrainer(
-        config.model_name_or_path, reward_funcs, config, rows, held_out, callbacks=[marks]
-    )
+    trainer = ESTrainer(config.model_name_or_path, reward_funcs, config, rows, held_out)
     sets = PromptSets.of(run, trainer.train_rows, trainer.eval_rows, trainer.rewards)
-    marks.begin(trainer, Curve(run, folder, lambda: _examine(sets, run, trainer)))
+    curve = Curve(run, folder, lambda: _examine(sets, run, trainer))
+    trainer.callbacks.add(_EsMarks(trainer, curve))
     trainer.train(resume_from_checkpoint=exists(folder))
     _delete_weights(folder)
     return {
-        "points": marks.curve.points,
+        "points": curve.points,
         "engine": config.engine,
         "dtype": "float32" if config.engine == "fake" else dtype_name(engine_dtype(config)),
         "temperature": 0.0,
@@ -50,9 +48,9 @@ def _examine(sets: PromptSets, run: ComparisonRun, trainer: ESTrainer) -> Any:
 class _EsMarks(TrainerCallback):  # type: ignore[misc]
     """Evaluates at token marks and ends the run; counts tokens and time across resumes."""
 
-    def begin(self, trainer: ESTrainer, curve: Curve) -> None:
-        self._trainer = trainer
-        self.curve = curve
+    def __init__(self, trainer: ESTrainer, curve: Curve) -> None:
+        self._trainer, self._curve = trainer, curve
+        self._tokens, self._seconds = 0, 0.0
 
     def on_train_begin(
         self, args: Any, state: Any, control: TrainerControl, **details: Any
@@ -62,7 +60,7 @@ class _EsMarks(TrainerCallback):  # type: ignore[misc]
         self._tokens = logged[-1]["num_tokens"] if logged else 0
         step = logged[-1]["step"] if logged else 0
         if step == self._trainer.model.theta.version:  # otherwise the last step is logged once more
-            control.should_training_stop = self.curve.look(step, self._tokens, self._seconds)
+            control.should_training_stop = self._curve.look(step, self._tokens, self._seconds)
         return control
 
     def on_log(
@@ -70,12 +68,12 @@ class _EsMarks(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         self._seconds += logs["step_time"]
         self._tokens = logs["num_tokens"]
-        ended = self.curve.look(self._trainer.model.theta.version, self._tokens, self._seconds)
+        ended = self._curve.look(self._trainer.model.theta.version, self._tokens, self._seconds)
         control.should_training_stop = control.should_training_stop or ended
         return control
 
     def on_train_end(self, args: Any, state: Any, control: TrainerControl, **details: Any) -> None:
-        self.curve.finish(self._trainer.model.theta.version, self._tokens, self._seconds)
+        self._curve.finish(self._trainer.model.theta.version, self._tokens, self._seconds)
 
 
 def _delete_weights(folder: Path) -> None:

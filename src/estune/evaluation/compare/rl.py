@@ -6,6 +6,7 @@ exactly as in ES runs.
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ from estune.errors import ConfigError, EngineError, ModelError
 from estune.evaluation.compare.runs import ComparisonRun
 from estune.evaluation.compare.token_marks import Curve, PromptSets
 from estune.rewards.scoring import RewardFunctions
+from estune.run.base_model import base_model
 from estune.tasks.reward_functions import resolve_rewards
 from estune.tasks.rows import rows_of
-from estune.theta.checkpoint import open_checkpoint, resolve
+from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
 from estune.workers.base import Evaluation, Work
 
@@ -52,11 +54,7 @@ def train(
     rows = rows_of(rows, "train_dataset")
     rewards = RewardFunctions.of(resolve_rewards(reward_funcs), config)
     rewards.check([name for name in rows[0] if name != "prompt"])
-    base = resolve(
-        config.model_name_or_path or "",
-        config.model_revision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    _, base = base_model(config.model_name_or_path or "", config, None)
     tokenizer, model = Tokenizer(base, config), _trainable(base, config)
     scorer = _Scorer(
         rewards,
@@ -67,34 +65,32 @@ def train(
     )
     if config.stop:
         _stop_at(model, tokenizer, config.stop, min(tokenizer.ends(model.generation_config)))
-    marks = _RlMarks(scorer)
-    trainer = _trainer(run, folder, model, tokenizer, scorer, prompts(run, rows), marks)
+    trainer = _trainer(run, folder, model, tokenizer, scorer, prompts(run, rows))
     engine = _InTraining(
         trainer.model, TransformersEngine(base, {}, config, trainer.model, tokenizer.inner)
     )
     sets = PromptSets.of(
         run, rows, rows_of(held_out, "eval_dataset") if held_out else None, rewards
     )
-    marks.curve = Curve(
+    curve = Curve(
         run, folder, lambda: sets.examine(run, engine, trainer.state.global_step, trainer.state)
     )
-    marks.curve.begin_afresh()
+    curve.begin_afresh()
+    trainer.add_callback(_RlMarks(scorer, curve))
     try:
         with guarded(EngineError, "TRL's trainer failed"):
             trainer.train()
     finally:
         rewards.close()
-    about = {
+    samples = run.rl["num_generations"]
+    return {
+        "points": curve.points,
         "engine": "transformers",
         "dtype": "float32" if trainer.args.use_cpu else "float32, bfloat16 autocast",
-    }
-    samples = run.rl["num_generations"]
-    drawn = {
         "temperature": run.rl["temperature"],
         "samples": samples,
         "prompts": trainer.args.generation_batch_size // samples,
     }
-    return {"points": marks.curve.points} | about | drawn
 
 
 def prompts(run: ComparisonRun, rows: Sequence[Row]) -> Dataset:
@@ -115,26 +111,23 @@ def _trainer(
     tokenizer: Tokenizer,
     scorer: "_Scorer",
     dataset: Dataset,
-    marks: "_RlMarks",
 ) -> Any:
     with guarded(ConfigError, "TRL cannot be imported"):
         from trl import GRPOConfig, GRPOTrainer
 
     on_cpu = engine_device(run.config()) == "cpu"
-    quiet = {
+    own = {
         "report_to": "none",
         "save_strategy": "no",
         "logging_strategy": "no",
         "disable_tqdm": True,
-    }
-    where = {
         "output_dir": str(folder / "trl"),
         "use_cpu": on_cpu,
         "bf16": not on_cpu,
         "shuffle_dataset": False,
     }
     with guarded(ConfigError, "rl_kwargs: TRL refuses them"):
-        args = GRPOConfig(**quiet | where | run.rl)
+        args = GRPOConfig(**own | run.rl)
     with guarded(ConfigError, "TRL's trainer does not start"):
         trainer = GRPOTrainer(
             model=model,
@@ -142,7 +135,6 @@ def _trainer(
             args=args,
             train_dataset=dataset,
             processing_class=tokenizer.inner,
-            callbacks=[marks],
         )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -165,36 +157,27 @@ def _trainable(folder: Path, config: RunConfig) -> Any:
     return model
 
 
+@dataclass
 class _Scorer:
     """The reward function for TRL: all of the run's, weighted. It counts tokens as ES does."""
 
-    def __init__(
-        self,
-        rewards: RewardFunctions,
-        rows: Sequence[Row],
-        tokenizer: Tokenizer,
-        ends: set[int],
-        budget: int,
-    ) -> None:
-        self._rewards = rewards
-        self._rows = rows
-        self._tokenizer = tokenizer
-        self._ends = ends
-        self._budget = budget
-        self.tokens = 0
-        self.reward = float("nan")
+    rewards: RewardFunctions
+    rows: Sequence[Row]
+    tokenizer: Tokenizer
+    ends: set[int]
+    budget: int
+    tokens: int = 0
+    reward: float = float("nan")
 
     def score(
         self, completion_ids: list[list[int]], row: list[int], **columns: Any
     ) -> list[float | None]:
         """Return the rewards of the completions of these rows."""
-        answers = [
-            self._tokenizer.completion(ids, self._ends, self._budget) for ids in completion_ids
-        ]
-        rows = [self._rows[number] for number in row]
+        answers = [self.tokenizer.completion(ids, self.ends, self.budget) for ids in completion_ids]
+        rows = [self.rows[number] for number in row]
         first = self.tokens == 0
         self.tokens += sum(len(answer.ids) for answer in answers)
-        scores = self._rewards.score(rows, answers, columns.get("trainer_state"), first=first)
+        scores = self.rewards.score(rows, answers, columns.get("trainer_state"), first=first)
         self.reward = scores.fitness
         return [None if value != value else float(value) for value in scores.total]
 
@@ -202,17 +185,15 @@ class _Scorer:
 class _RlMarks(TrainerCallback):  # type: ignore[misc]
     """Evaluates at token marks, ends the run, and times the steps without evaluations."""
 
-    curve: Curve
-
-    def __init__(self, scorer: _Scorer) -> None:
-        self._scorer = scorer
+    def __init__(self, scorer: _Scorer, curve: Curve) -> None:
+        self._scorer, self._curve = scorer, curve
         self._seconds = 0.0
         self._started = 0.0
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **details: Any
     ) -> None:
-        self.curve.look(0, 0, 0.0)
+        self._curve.look(0, 0, 0.0)
 
     def on_step_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **details: Any
@@ -228,7 +209,7 @@ class _RlMarks(TrainerCallback):  # type: ignore[misc]
         tokens = self._scorer.tokens
         reward = f"reward {self._scorer.reward:.3g}"
         print(f"step {step}/{state.max_steps}  {reward}  {tokens} tokens  {took:.1f} s", flush=True)
-        control.should_training_stop = control.should_training_stop or self.curve.look(
+        control.should_training_stop = control.should_training_stop or self._curve.look(
             step, tokens, self._seconds
         )
         return control
@@ -236,7 +217,7 @@ class _RlMarks(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **details: Any
     ) -> None:
-        self.curve.finish(state.global_step, self._scorer.tokens, self._seconds)
+        self._curve.finish(state.global_step, self._scorer.tokens, self._seconds)
 
 
 class _InTraining:

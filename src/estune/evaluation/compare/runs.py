@@ -12,14 +12,17 @@ from estune.evaluation.compare.methods import METHODS, LearningRate, Method
 
 SAMPLES = 8  # completions of a prompt that an RL method compares, TRL's default
 _TOGETHER = 16  # sequences in one backward pass; the gradient is accumulated over a step
-_NO_FILES = {
+_FOR_A_COMPARISON = {
+    "logging_steps": 1,
+    "save_steps": 2**31,
+    "disable_tqdm": True,
+    "num_completions_to_print": 0,
+    "resume_from_checkpoint": False,
     "report_to": None,
     "log_completions": False,
     "push_to_hub": False,
     "run_name": None,
     "hub_model_id": None,
-}
-_NO_EVALUATION = {
     "eval_strategy": "no",
     "eval_steps": None,
     "eval_on_start": False,
@@ -155,34 +158,23 @@ def _run(
     batch: int,
     rl: Mapping[str, Any],
 ) -> ComparisonRun:
-    own = (
-        dict(method.settings) | {"learning_rate": method.alpha(rate, config.sigma)}
-        if method.kind == "es"
-        else {}
-    )
-    settings = (
-        _changed(config)
-        | _NO_EVALUATION
-        | _NO_FILES
-        | {"seed": seed, "logging_steps": 1, "save_steps": 2**31}
-        | own
-    )
+    es = method.kind == "es"
+    settings = _changed(config) | _FOR_A_COMPARISON | {"seed": seed}
+    if es:
+        settings |= dict(method.settings) | {"learning_rate": method.alpha(rate, config.sigma)}
     population = settings.get("population_size", config.population_size)
-    samples = population if method.kind == "es" else rl.get("num_generations", SAMPLES)
+    samples = population if es else rl.get("num_generations", SAMPLES)
     steps = most_steps(budget.tokens, batch, samples)
-    settings |= {
-        "max_steps": steps,
-        "disable_tqdm": True,
-        "num_completions_to_print": 0,
-        "resume_from_checkpoint": False,
-    }
-    settings = _changed(_built(settings, method))
-    trl = _trl(config, method, rate, seed, steps, batch, rl) if method.kind == "rl" else {}
-    evaluates = (
-        config.eval_strategy != "no" or config.eval_on_start or config.eval_dataset_name is not None
-    )
+    built = _built(settings | {"max_steps": steps}, method)
+    evaluates = config.eval_strategy != "no" or config.eval_on_start or config.eval_dataset_name
     return ComparisonRun(
-        method.name, rate, seed, **vars(budget), settings=settings, rl=trl, evaluates=evaluates
+        method.name,
+        rate,
+        seed,
+        **vars(budget),
+        settings=_changed(built),
+        rl={} if es else _trl(built, method, rate, batch, rl),
+        evaluates=bool(evaluates),
     )
 
 
@@ -205,8 +197,6 @@ def _trl(
     config: RunConfig,
     method: Method,
     rate: LearningRate,
-    seed: int,
-    steps: int,
     batch: int,
     rl: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -220,8 +210,8 @@ def _trl(
     return {
         "learning_rate": rate,
         "lr_scheduler_type": "constant",
-        "seed": seed,
-        "max_steps": steps,
+        "seed": config.seed,
+        "max_steps": config.max_steps,
         "num_generations": samples,
         "per_device_train_batch_size": together,
         "gradient_accumulation_steps": batch * samples // together,
