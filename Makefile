@@ -16,6 +16,8 @@ OLDEST_TESTS := $(addprefix tests/,noise/test_noise.py theta/test_theta.py \
 
 # Two processes, however many cores there are: some tests start processes of their own.
 IN_PARALLEL := -n 2 --dist worksteal
+# Stop with the failures so far when a suite takes several times as long as it should, and show what took long.
+LIMITED := --session-timeout=2400 --durations=15 --durations-min=5
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -75,13 +77,13 @@ check: setup ## style and types
 	$(BIN)/mypy
 
 test-newest: model $(BIN)/.triton ## the tests that need neither vLLM nor Ray, with the newest releases
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not (gpu or vllm or ray or browser)"
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(LIMITED) -m "not (gpu or vllm or ray or browser)"
 
 test-ray: model $(BIN)/.triton ## the tests that need Ray, one at a time because each starts a cluster
-	$(BIN)/python -m pytest -m "ray and not (gpu or vllm or browser)"
+	$(BIN)/python -m pytest $(LIMITED) -m "ray and not (gpu or vllm or browser)"
 
 test-vllm: model setup-vllm ## vLLM's tests
-	$(VLLM)/python -m pytest -m "vllm and not gpu"
+	$(VLLM)/python -m pytest $(LIMITED) -m "vllm and not gpu"
 
 test-oldest: setup-oldest ## the tests of noise, θ, journal and engine, with the oldest releases
 	$(OLDEST)/python -m pytest $(OLDEST_TESTS)

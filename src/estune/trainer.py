@@ -21,7 +21,7 @@ from estune.config import ESConfig
 from estune.errors import ConfigError, DataError
 from estune.monitor.callbacks import Callbacks
 from estune.monitor.console import Screen
-from estune.monitor.held_out import HeldOut, held_out_scores
+from estune.monitor.theta_evaluation import ThetaEvaluation, evaluate_theta
 from estune.monitor.timeline import Timeline
 from estune.monitor.trackers import check_trackers
 from estune.rewards.scoring import RewardFunctions
@@ -137,9 +137,9 @@ class ESTrainer:
         Raises:
             DataError: there is no eval_dataset.
         """
-        return self.held_out().metrics
+        return self.held_out().eval_metrics
 
-    def held_out(self) -> HeldOut:
+    def held_out(self) -> ThetaEvaluation:
         """Like `evaluate`, with the completions and one record per held-out row.
 
         If several processes were launched together, only the first one gets them.
@@ -149,7 +149,7 @@ class ESTrainer:
         workers = self.model.workers
         if not self.model.leads:
             workers.serve()
-            return HeldOut({}, [])
+            return ThetaEvaluation({}, [])
         try:
             return self._held_out()
         finally:
@@ -291,9 +291,9 @@ class ESTrainer:
                 self.folder.save(step, self.model, state, state["best_global_step"])
             self.callbacks.call("on_save")
 
-    def _held_out(self) -> HeldOut:
+    def _held_out(self) -> ThetaEvaluation:
         version = self.model.theta.version
-        return held_out_scores(
+        return evaluate_theta(
             self.model.workers,
             self.rewards,
             self.eval_rows,

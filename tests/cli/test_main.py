@@ -265,7 +265,7 @@ def test_score_prints_one_reward_a_line_and_nothing_else(place, capsys):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "line 1 is no JSON"),
+        ("{", "line 1 is not JSON"),
         ('{"numbers": [1]}', "must be a JSON object with 'completion'"),
         ('{"completion": "a"}', "nothing provides its parameter"),
         ('{"completion": "a", "numbers": [1], "target": "x"}', "row 0"),

@@ -105,4 +105,4 @@ def test_kl_between_models_of_unlike_tokenizers_is_refused(tiny, tmp_path, capsy
     path = other / "tokenizer.json"
     path.write_text(path.read_text().replace('"cat"', '"cow"'))
     assert evaluate("--model", other, "--base", tiny, "--task", "conciseness", *FAKE, "--kl") == 2
-    assert "has another tokenizer than" in capsys.readouterr().err
+    assert "kl: the tokenizers of" in capsys.readouterr().err

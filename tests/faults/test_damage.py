@@ -312,11 +312,11 @@ def test_no_bytes_make_the_journals_reader_raise_anything_else(tmp_path_factory,
 
 
 @pytest.mark.slow
-def test_a_minute_of_fuzzing_finds_nothing():
+def test_twenty_seconds_of_fuzzing_find_nothing():
     pytest.importorskip("atheris")
     fuzz = Path(__file__).with_name("fuzz.py")
     done = subprocess.run(
-        [sys.executable, str(fuzz), "60"], capture_output=True, text=True, timeout=300
+        [sys.executable, str(fuzz), "20"], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Done" in done.stderr

@@ -44,7 +44,7 @@ def undisturbed(mini, tmp_path_factory):
 class Forks:
     """Runs in forked children of a process that has imported everything.
 
-    Fifty fresh starts of Python would take minutes.
+    Fresh starts of Python would take minutes.
     """
 
     def __init__(self, model: Path, folder: Path) -> None:
@@ -84,6 +84,7 @@ class Forks:
                 stdout=-1,
                 stderr=subprocess.DEVNULL,
                 text=True,
+                start_new_session=True,
             )
         assert self.process.stdin and self.process.stdout
         print(self.folder, after, by, sep="\t", file=self.process.stdin, flush=True)
@@ -93,7 +94,7 @@ class Forks:
 
     def close(self) -> None:
         if hasattr(self, "process"):
-            self.process.stdin.close()
+            os.killpg(self.process.pid, signal.SIGKILL)  # with a run that hangs
             self.process.wait()
 
 
@@ -106,7 +107,7 @@ def forked(mini, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_a_run_killed_at_fifty_random_moments_ends_with_the_same_bytes(forked, undisturbed, by):
+def test_a_run_stopped_at_25_random_moments_ends_with_the_same_bytes(forked, undisturbed, by):
     chance = random.Random(1)
     whole = _seconds(forked)
     finished = interrupted = 0
@@ -120,10 +121,10 @@ def test_a_run_killed_at_fifty_random_moments_ends_with_the_same_bytes(forked, u
             assert final(forked.folder) == undisturbed
             finished += 1
             shutil.rmtree(forked.folder)
-            if interrupted >= 50:
+            if interrupted >= 25:
                 break
     assert finished >= 1
-    assert interrupted >= 50
+    assert interrupted >= 25
 
 
 def _seconds(forked) -> float:

@@ -71,8 +71,8 @@ CHEATS = {
         "    except OSError: pass\nos._exit(0)"
     ),
     "writes a report": (
-        'import os\nr = b\'{"reports": [{"passed": true, "ended_well": true, '
-        '"timed_out": false, "said": "[3]"}]}\'\n'
+        'import os\nr = b\'{"reports": [{"passed": true, "status": 0, '
+        '"timed_out": false, "output": "[3]"}]}\'\n'
         "for d in range(64):\n    try: os.write(d, r)\n    except OSError: pass\nos._exit(0)"
     ),
     "looks for what is expected": (

@@ -1,4 +1,4 @@
-"""Tests of programs are split: they run in a process of their own, apart from the program."""
+"""A split test runs in a process of its own, apart from the program."""
 
 import re
 
@@ -69,7 +69,7 @@ SPLIT = {
     "a count of elements": (
         f"from collections import Counter\nassert Counter(f(1)) == Counter([{SECRET}])"
     ),
-    "drawn input": (
+    "random input": (
         f"import random\nfor _ in range(3):\n    x, y = random.randint(0, 9), {SECRET}\n"
         f"    assert f(x) == x + y"
     ),
@@ -85,7 +85,7 @@ WHOLE = {
     "a verdict by call": "import unittest\nunittest.TestCase().assertEqual(f(1), 2)",
     "an unseen helper": "check(f)",
     "nothing of the program's": "assert True",
-    "no Python": "assert f(",
+    "invalid Python": "assert f(",
 }
 
 
@@ -213,22 +213,22 @@ def test_a_value_that_is_slow_to_compare_fails_the_test_in_its_time(test, value)
 
 
 FORGES = {
-    "answers at once": "os.write(4, b'%016d' % 20 + b'{{\"value\": 3, \"a\": 1}}')",
-    "answers what is no value": "os.write(4, b'x' * 99)",
-    "answers without an end": "os.write(4, b'9' * 16 + b'x' * 9999)",
+    "writes a result at once": "os.write(4, b'%016d' % 20 + b'{{\"value\": 3, \"a\": 1}}')",
+    "writes something that is not a message": "os.write(4, b'x' * 99)",
+    "writes a message without an end": "os.write(4, b'9' * 16 + b'x' * 9999)",
     "closes its pipes": "os.closerange(3, 64)",
-    "answers with another tag": "os.write(4, b'%016d' % 21 + b'{{\"value\": {{\"ev\": 1}}}}')",
+    "writes an unknown type": "os.write(4, b'%016d' % 21 + b'{{\"value\": {{\"ev\": 1}}}}')",
 }
 
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("forges", FORGES.values(), ids=FORGES)
-def test_a_forged_answer_is_no_verdict(forges):
+def test_a_program_that_forges_results_of_calls_does_not_pass(forges):
     program = f"import os\n{forges.format()}\ndef f(x): return 4"
     assert fractions(program, ["assert f(1) == 3"] * 2, seconds=0.5) == 0
 
 
-def test_what_cannot_be_sent_to_the_program_runs_as_a_whole():
+def test_a_test_whose_arguments_cannot_be_sent_to_the_program_runs_as_a_whole():
     test = "import sys\nassert f(sys.stdout) == 3"
     assert split(test) is not None
     assert grade("def f(x): return 3", [test], 2.0, Unlocked()) == ProgramGrade(1.0)

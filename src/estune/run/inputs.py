@@ -27,7 +27,9 @@ def data_and_rewards(config: RunConfig) -> tuple[Any, Any, Any]:
         return mixtures(config, evaluating=_evaluating(config))
     task = get_task(config.task) if config.task else None
     if task is None and not config.dataset_name:
-        raise ConfigError("task: give one (see estune tasks), or dataset_name and reward_funcs")
+        raise ConfigError(
+            "task: give one (estune tasks lists them), or dataset_name and reward_funcs"
+        )
     rewards: Any = config.reward_funcs or (task.reward_funcs if task else None)
     if rewards is None:
         raise ConfigError(

@@ -5,8 +5,8 @@ from typing import Any
 from estune.config import ESConfig
 from estune.monitor.callbacks import Callbacks
 from estune.monitor.console import Screen
-from estune.monitor.held_out import HeldOut
 from estune.monitor.metrics import lost_rewards
+from estune.monitor.theta_evaluation import ThetaEvaluation
 from estune.monitor.trackers import Trackers
 from estune.run.folder import RunFolder
 from estune.run.milestones import best_step, best_value, plateaued, trainer_state
@@ -33,12 +33,12 @@ class RunLog:
         """Load the lines of the folder's metrics.jsonl."""
         self.lines = {line["step"]: line for line in self._folder.metrics.read()}
 
-    def write(self, step: int, metrics: dict[str, Any], held_out: HeldOut | None) -> None:
+    def write(self, step: int, metrics: dict[str, Any], held_out: ThetaEvaluation | None) -> None:
         """Write and show the metrics of `step`, and of an evaluation after it if there was one."""
         if metrics:
             self._screen.step(step, metrics)
         if held_out:
-            metrics = metrics | held_out.metrics
+            metrics = metrics | held_out.eval_metrics
             self._show_held_out(step, held_out)
         # The step comes first in the line, and no metric may replace it.
         self.lines[step] = {"step": step} | metrics | {"step": step}
@@ -95,8 +95,8 @@ class RunLog:
         """The content of a checkpoint's trainer_state.json."""
         return trainer_state(self._config, self.lines, step)
 
-    def _show_held_out(self, step: int, held_out: HeldOut) -> None:
+    def _show_held_out(self, step: int, held_out: ThetaEvaluation) -> None:
         self._folder.write_completions(step, held_out.records)
-        self._screen.evaluation(step, held_out.metrics)
+        self._screen.evaluation(step, held_out.eval_metrics)
         if step < self._config.max_steps:  # `show_result` shows the last step's
             self._screen.samples(f"held out, step {step}", held_out.records)

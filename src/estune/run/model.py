@@ -29,8 +29,8 @@ from estune.theta.identity import Identity, seal
 from estune.theta.parameters import Layout, layout
 from estune.theta.theta import Theta
 from estune.workers.base import Workers
+from estune.workers.launched_process import find_launched_process
 from estune.workers.model_source import ModelSource
-from estune.workers.ranks import ranks_for
 
 
 class Model:
@@ -52,8 +52,8 @@ class Model:
     def __init__(
         self, source: Any, config: ESConfig, tokenizer: Any, prompts: Mapping[str, Sequence[Prompt]]
     ) -> None:
-        self._ranks = ranks_for(config.workers)
-        self.leads = self._ranks is None or self._ranks.leads
+        self._process = find_launched_process(config.workers)
+        self.leads = self._process is None or self._process.leads
         self.name, folder = self._leader_first(partial(base_model, source, config, tokenizer))
         self.checkpoint: Checkpoint = open_checkpoint(folder)
         self.layout: Layout = layout(self.checkpoint, trust_remote_code=config.trust_remote_code)
@@ -81,7 +81,7 @@ class Model:
         load = partial(
             Theta.load, self.checkpoint, self.tuned, device=self.placement.device, share=share
         )
-        return self._ranks.theta(load) if self._ranks else load()
+        return self._process.theta(load) if self._process else load()
 
     @cached_property
     def workers(self) -> Workers:
@@ -90,7 +90,7 @@ class Model:
         source = ModelSource(
             self.name, revision, self.checkpoint, self.layout, self.tuned, self._tokenizer
         )
-        return workers.start_workers(self.theta, source, self._config, self._prompts, self._ranks)
+        return workers.start_workers(self.theta, source, self._config, self._prompts, self._process)
 
     def saved_bytes(self) -> int:
         """Return the bytes of one checkpoint."""
@@ -147,11 +147,11 @@ class Model:
 
     def _leader_first(self, locate: Callable[[], tuple[str, Path]]) -> tuple[str, Path]:
         """Call `locate` in the leading process first, since it may write or download the model."""
-        if self._ranks and not self.leads:
-            self._ranks.wait_for("located")
+        if self._process and not self.leads:
+            self._process.wait_for("located")
         found = locate()
-        if self._ranks and self.leads:
-            self._ranks.publish("located", True)
+        if self._process and self.leads:
+            self._process.publish("located", True)
         return found
 
     def _count(self, names: Sequence[str]) -> int:
@@ -184,6 +184,6 @@ class Model:
 
     def _engines_here(self) -> int:
         """Return the engines on this machine, as far as is known before they are placed."""
-        if self._ranks:
-            return self._ranks.world // self._ranks.nodes
+        if self._process:
+            return self._process.world_size // self._process.nodes
         return 1 if self._config.ray_address else self._config.num_workers or 1

@@ -13,8 +13,8 @@ from estune.common.types import Row, Variant
 from estune.config import ESConfig
 from estune.errors import clean
 from estune.monitor.console import prompt_text
-from estune.monitor.held_out import records
 from estune.monitor.metrics import Scored, Tally
+from estune.monitor.theta_evaluation import records
 from estune.monitor.timeline import Timeline
 from estune.rewards.call import Failure
 from estune.rewards.scoring import Pending, RewardFunctions, Scores

@@ -161,14 +161,14 @@ def test_hostile_programs_leave_nothing_behind(sandbox, tmp_path, monkeypatch):
     limits = Limits(seconds=1.0, cpu_seconds=1.0, memory=256 << 20, disk=32 << 20)
     sandbox.run("pass", b"", limits)
     before = _state(tmp_path)
-    with baits() as laid, ThreadPoolExecutor(2) as threads:
-        told = json.dumps(laid.given).encode()
+    with baits() as placed, ThreadPoolExecutor(2) as threads:
+        locations = json.dumps(placed.locations).encode()
         outcomes = list(
             threads.map(
-                lambda source: sandbox.run(PRELUDE + source, told, limits), ATTACKS.values()
+                lambda source: sandbox.run(PRELUDE + source, locations, limits), ATTACKS.values()
             )
         )
-        assert laid.taken() == []
+        assert placed.touched() == []
     assert not [outcome for outcome in outcomes if b"GOT" in outcome.output]
     assert soon(lambda: _state(tmp_path)[:3] == before[:3])
     assert _state(tmp_path)[3] < before[3] + (64 << 20)

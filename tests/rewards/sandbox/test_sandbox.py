@@ -146,11 +146,11 @@ def test_folders_of_killed_runs_are_removed_later(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     left = tmp_path / "estune-program-left"
     left.mkdir()
-    working_folder._clear.cache_clear()
+    working_folder._remove_old_folders.cache_clear()
     run(Unlocked(), "pass")
     assert left.exists()
-    monkeypatch.setattr(working_folder, "_LONG", -1.0)
-    working_folder._clear.cache_clear()
+    monkeypatch.setattr(working_folder, "_MAX_AGE", -1.0)
+    working_folder._remove_old_folders.cache_clear()
     run(Unlocked(), "pass")
     assert not left.exists()
 

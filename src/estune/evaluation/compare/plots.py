@@ -1,33 +1,32 @@
 """Plot reward against tokens and time, as SVG and PNG.
 
-Dots are evaluations, the line is the median, the band the range over seeds.
+Dots are evaluations. Over seeds, the line is the median, and the band goes from lowest to highest.
 """
 
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from estune.evaluation.compare.methods import INSTALL
-from estune.evaluation.compare.table import Comparison, RunResult, at, best, numbers, reward_at
+from estune.evaluation.compare.table import Comparison, RunResult, at, best, reward_at
 
-# Distinguishable for colour-blind readers.
+# Colour-blind readers can tell these apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _TITLES = {"train": "training prompts", "held_out": "held-out prompts"}
 
 
 def missing() -> str | None:
-    """Return why nothing can be drawn, or None."""
-    return (
-        None
-        if find_spec("matplotlib")
-        else f"no plots without matplotlib: {INSTALL}, then --redraw"
-    )
+    """Return why nothing can be plotted, or None if it can."""
+    if find_spec("matplotlib"):
+        return None
+    return f"no plots without matplotlib: {INSTALL}, then --redraw"
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
-    """Draw `comparison` into `folder` and return the files. `missing` must return None."""
+    """Plot `comparison` into files in `folder`, and return them. It needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -71,19 +70,32 @@ def marks(comparison: Comparison) -> list[int]:
 def curve(
     comparison: Comparison, results: Sequence[RunResult], prompts: str
 ) -> list[dict[str, float]]:
-    """Return tokens, median seconds, and lowest, median and highest reward at each reached mark."""
+    """Return tokens, median seconds, and median, lowest and highest reward at each of the marks.
+
+    Only runs that reached a mark count there; marks that none reached are left out.
+    """
     found = []
     for tokens in marks(comparison):
-        there = [one for one in results if one["points"][-1]["tokens"] >= tokens]
-        rewards = numbers(reward_at(one, tokens, prompts) for one in there)
+        reached = [one for one in results if one["points"][-1]["tokens"] >= tokens]
+        rewards = [
+            value for one in reached if not math.isnan(value := reward_at(one, tokens, prompts))
+        ]
         if rewards:
-            seconds = [at(one["points"], tokens, lambda point: point["seconds"]) for one in there]
-            point = {"tokens": float(tokens), "seconds": median(seconds), "reward": median(rewards)}
-            found.append(point | {"low": min(rewards), "high": max(rewards)})
+            seconds = [at(one["points"], tokens, _seconds) for one in reached]
+            found.append(
+                {
+                    "tokens": float(tokens),
+                    "seconds": statistics.median(seconds),
+                    "reward": statistics.median(rewards),
+                    "low": min(rewards),
+                    "high": max(rewards),
+                }
+            )
     return found
 
 
 def _add(axes: Any, comparison: Comparison, method: str, prompts: str, color: str) -> None:
+    """Plot a method into two axes: reward against tokens, and reward against seconds."""
     results = best(comparison, method)
     points = curve(comparison, results, prompts)
     if not points:
@@ -102,11 +114,13 @@ def _add(axes: Any, comparison: Comparison, method: str, prompts: str, color: st
             linewidth=0,
         )
         for one in results:  # measured points, as dots
-            measured = [
+            known = [
                 (point[x], value)
                 for point in one["points"]
                 if (value := point.get(prompts, {}).get("reward")) is not None
             ]
-            axis.plot(
-                *zip(*measured, strict=True), color=color, marker="o", markersize=3, linewidth=0
-            )
+            axis.plot(*zip(*known, strict=True), color=color, marker="o", markersize=3, linewidth=0)
+
+
+def _seconds(point: Mapping[str, Any]) -> float:
+    return float(point["seconds"])

@@ -1,12 +1,12 @@
-"""An RL run of a comparison: TRL's GRPOTrainer, scored and evaluated by the same code as ES.
+"""An RL run of a comparison, by TRL's GRPOTrainer.
 
-TRL generates and trains. estune decides where a completion ends, counts its tokens and scores it,
-exactly as in ES runs.
+TRL generates completions and trains. estune decides where a completion ends, counts its tokens,
+scores it and evaluates the model, with the same code as in ES runs.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from estune.engines.tokens import Tokenizer
 from estune.engines.transformers import TransformersEngine
 from estune.errors import ConfigError, EngineError, ModelError
 from estune.evaluation.compare.runs import ComparisonRun
-from estune.evaluation.compare.token_marks import Curve, PromptSets
+from estune.evaluation.compare.token_marks import Curve, PromptSets, SetMetrics
 from estune.rewards.scoring import RewardFunctions
 from estune.run.base_model import base_model
 from estune.tasks.reward_functions import resolve_rewards
@@ -39,7 +39,7 @@ from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
 from estune.workers.base import Evaluation, Work
 
-_PLANNED = 4096  # prompts are prepared for so many steps, then repeated
+_PLANNED = 4096  # the dataset has prompts for at most so many steps; then TRL starts over
 
 
 def train(
@@ -48,36 +48,16 @@ def train(
     """Run from the start; return the content of the result file.
 
     Raises:
-        InputError: anything in the input that cannot work.
+        InputError: the model, the data, a reward function or a setting cannot be used.
     """
-    config = run.config()
     rows = rows_of(rows, "train_dataset")
-    rewards = RewardFunctions.of(resolve_rewards(reward_funcs), config)
+    rewards = RewardFunctions.of(resolve_rewards(reward_funcs), run.config())
     rewards.check([name for name in rows[0] if name != "prompt"])
-    _, base = base_model(config.model_name_or_path or "", config, None)
-    tokenizer, model = Tokenizer(base, config), _trainable(base, config)
-    scorer = _Scorer(
-        rewards,
-        rows,
-        tokenizer,
-        tokenizer.ends(model.generation_config),
-        config.max_completion_length,
-    )
-    if config.stop:
-        _stop_at(model, tokenizer, config.stop, min(tokenizer.ends(model.generation_config)))
-    trainer = _trainer(run, folder, model, tokenizer, scorer, prompts(run, rows))
-    engine = _InTraining(
-        trainer.model, TransformersEngine(base, {}, config, trainer.model, tokenizer.inner)
-    )
     sets = PromptSets.of(
         run, rows, rows_of(held_out, "eval_dataset") if held_out else None, rewards
     )
-    curve = Curve(
-        run, folder, lambda: sets.examine(run, engine, trainer.state.global_step, trainer.state)
-    )
-    curve.begin_afresh()
-    trainer.add_callback(_RlMarks(scorer, curve))
     try:
+        trainer, curve = _set_up(run, folder, rows, sets)
         with guarded(EngineError, "TRL's trainer failed"):
             trainer.train()
     finally:
@@ -93,10 +73,35 @@ def train(
     }
 
 
-def prompts(run: ComparisonRun, rows: Sequence[Row]) -> Dataset:
-    """Return the prompts of all steps in sequence, those of an ES run with the same seed.
+def _set_up(
+    run: ComparisonRun, folder: Path, rows: Sequence[Row], sets: PromptSets
+) -> tuple[Any, Curve]:
+    """Return TRL's trainer, and the curve to which it adds points while it trains."""
+    config = run.config()
+    _, base = base_model(config.model_name_or_path or "", config, None)
+    tokenizer, model = Tokenizer(base, config), _trainable(base, config)
+    ends = tokenizer.ends(model.generation_config)
+    if config.stop:
+        _stop_at(model, tokenizer, config.stop, min(ends))
+    scorer = _Scorer(sets.rewards, rows, tokenizer, ends, config.max_completion_length)
 
-    `row` is the index of the prompt's row.
+    def examine() -> SetMetrics:  # called in training, when trainer and engine exist
+        return sets.examine(run, engine, trainer.state.global_step, trainer.state)
+
+    curve = Curve(run, folder, examine)
+    curve.begin_afresh()
+    dataset, marks = prompts(run, rows), _RlMarks(scorer, curve)
+    trainer = _trainer(run, folder, model, tokenizer, scorer, dataset, marks)
+    engine = _InTraining(
+        trainer.model, TransformersEngine(base, {}, config, trainer.model, tokenizer.inner)
+    )
+    return trainer, curve
+
+
+def prompts(run: ComparisonRun, rows: Sequence[Row]) -> Dataset:
+    """Return the prompts of all steps, one after another: those that ES sees with the same seed.
+
+    The column `row` is the index of the prompt's row.
     """
     config = run.config()
     steps = range(1, min(config.max_steps, _PLANNED) + 1)
@@ -111,23 +116,27 @@ def _trainer(
     tokenizer: Tokenizer,
     scorer: "_Scorer",
     dataset: Dataset,
+    marks: "_RlMarks",
 ) -> Any:
+    """Return TRL's GRPOTrainer."""
     with guarded(ConfigError, "TRL cannot be imported"):
         from trl import GRPOConfig, GRPOTrainer
 
     on_cpu = engine_device(run.config()) == "cpu"
-    own = {
+    quiet = {
         "report_to": "none",
         "save_strategy": "no",
         "logging_strategy": "no",
         "disable_tqdm": True,
+    }
+    where = {
         "output_dir": str(folder / "trl"),
         "use_cpu": on_cpu,
         "bf16": not on_cpu,
         "shuffle_dataset": False,
     }
     with guarded(ConfigError, "rl_kwargs: TRL refuses them"):
-        args = GRPOConfig(**own | run.rl)
+        args = GRPOConfig(**quiet | where | run.rl)
     with guarded(ConfigError, "TRL's trainer does not start"):
         trainer = GRPOTrainer(
             model=model,
@@ -135,6 +144,7 @@ def _trainer(
             args=args,
             train_dataset=dataset,
             processing_class=tokenizer.inner,
+            callbacks=[marks],
         )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -157,43 +167,56 @@ def _trainable(folder: Path, config: RunConfig) -> Any:
     return model
 
 
-@dataclass
 class _Scorer:
-    """The reward function for TRL: all of the run's, weighted. It counts tokens as ES does."""
+    """The reward function that TRL calls: the weighted sum of the run's. It also counts tokens."""
 
-    rewards: RewardFunctions
-    rows: Sequence[Row]
-    tokenizer: Tokenizer
-    ends: set[int]
-    budget: int
-    tokens: int = 0
-    reward: float = float("nan")
+    def __init__(
+        self,
+        rewards: RewardFunctions,
+        rows: Sequence[Row],
+        tokenizer: Tokenizer,
+        ends: set[int],
+        budget: int,
+    ) -> None:
+        self._rewards = rewards
+        self._rows = rows
+        self._tokenizer = tokenizer
+        self._ends = ends
+        self._budget = budget
+        self.tokens = 0  # of all completions so far
+        self.reward = float("nan")  # the mean reward of the last batch
 
     def score(
         self, completion_ids: list[list[int]], row: list[int], **columns: Any
     ) -> list[float | None]:
-        """Return the rewards of the completions of these rows."""
-        answers = [self.tokenizer.completion(ids, self.ends, self.budget) for ids in completion_ids]
-        rows = [self.rows[number] for number in row]
+        """Return the reward of each completion, None where there is none.
+
+        TRL fixes the names: `row` is the dataset's column, one row index per completion.
+        """
+        completions = [
+            self._tokenizer.completion(ids, self._ends, self._budget) for ids in completion_ids
+        ]
+        rows = [self._rows[index] for index in row]
         first = self.tokens == 0
-        self.tokens += sum(len(answer.ids) for answer in answers)
-        scores = self.rewards.score(rows, answers, columns.get("trainer_state"), first=first)
+        self.tokens += sum(len(completion.ids) for completion in completions)
+        scores = self._rewards.score(rows, completions, columns.get("trainer_state"), first=first)
         self.reward = scores.fitness
-        return [None if value != value else float(value) for value in scores.total]
+        return [None if math.isnan(value) else float(value) for value in scores.total]
 
 
 class _RlMarks(TrainerCallback):  # type: ignore[misc]
-    """Evaluates at token marks, ends the run, and times the steps without evaluations."""
+    """Evaluates the model at token marks, and ends the run when its tokens are used up."""
 
     def __init__(self, scorer: _Scorer, curve: Curve) -> None:
-        self._scorer, self._curve = scorer, curve
-        self._seconds = 0.0
-        self._started = 0.0
+        self._scorer = scorer
+        self._curve = curve
+        self._seconds = 0.0  # of all steps, without evaluations
+        self._started = 0.0  # when the current step began
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **details: Any
     ) -> None:
-        self._curve.look(0, 0, 0.0)
+        self._curve.update(0, 0, 0.0)
 
     def on_step_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **details: Any
@@ -209,9 +232,8 @@ class _RlMarks(TrainerCallback):  # type: ignore[misc]
         tokens = self._scorer.tokens
         reward = f"reward {self._scorer.reward:.3g}"
         print(f"step {step}/{state.max_steps}  {reward}  {tokens} tokens  {took:.1f} s", flush=True)
-        control.should_training_stop = control.should_training_stop or self._curve.look(
-            step, tokens, self._seconds
-        )
+        ended = self._curve.update(step, tokens, self._seconds)
+        control.should_training_stop = control.should_training_stop or ended
         return control
 
     def on_train_end(
@@ -221,7 +243,7 @@ class _RlMarks(TrainerCallback):  # type: ignore[misc]
 
 
 class _InTraining:
-    """An `Evaluator` for the model in training; it switches to eval mode and back."""
+    """Generates completions with the model that TRL trains, for evaluations during training."""
 
     def __init__(self, model: Any, engine: TransformersEngine) -> None:
         self._model = model
@@ -236,25 +258,25 @@ class _InTraining:
         sampling: Sampling | None = None,
     ) -> Iterator[Evaluation | None]:
         training, started = self._model.training, time.perf_counter()
-        self._model.eval()
+        self._model.eval()  # switches off dropout
         try:
-            answers = self._engine.generate(
+            completions = self._engine.generate(
                 prompts, max_completion_length=max_completion_length, sampling=sampling
             )
         finally:
             self._model.train(training)
-        yield Evaluation(0, answers, (Work(1, 0.0, time.perf_counter() - started),))
+        yield Evaluation(0, completions, (Work(1, 0.0, time.perf_counter() - started),))
 
 
 def _stop_at(model: Any, tokenizer: Tokenizer, stop: Sequence[str], end: int) -> None:
-    """Patch the model's generate to stop at stop strings and mark them with an end token.
+    """Make the model's `generate` stop at stop strings, which TRL does not support.
 
-    TRL does not support stop strings.
+    From the first stop string on, tokens are replaced by `end`, so that TRL sees the end there.
     """
     plain, stops = model.generate, Stops(tokenizer.inner, stop)
 
     def generate(*args: Any, **settings: Any) -> torch.Tensor:
-        if "stopping_criteria" in settings:  # an evaluation, which handles them itself
+        if "stopping_criteria" in settings:  # called by estune's engine, which stops by itself
             return plain(*args, **settings)  # type: ignore[no-any-return]
         length = settings["input_ids"].shape[1]
         out = plain(*args, stopping_criteria=[Stopped(stops, length)], **settings)

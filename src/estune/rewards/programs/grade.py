@@ -1,7 +1,8 @@
 """Grade one program by its tests, which run in the sandbox.
 
-Tests that can be split (split.py) and tests of input and output keep what they expect from the
-program. Tests that only run as a whole get a start of their own, apart from the others.
+The program cannot see the values that are expected by split tests (split.py) and by tests of input
+and output. It could see those of tests that must run as a whole. So these run in another start of
+the sandbox, which gets no other tests.
 """
 
 import json
@@ -16,22 +17,22 @@ from typing import Any, Literal
 from estune.rewards.programs.split import redefinitions, split
 from estune.rewards.sandbox import Limits, Sandbox
 
-# The files that run in the sandbox, as one program
-_INSIDE = [Path(__file__).with_name(f"{name}.py") for name in ("inside", "conversation", "driver")]
+# The files that run in the sandbox as one program
+_INSIDE = [Path(__file__).with_name(f"{name}.py") for name in ("inside", "remote_calls", "driver")]
 _DRIVER = "\n".join(
     f"exec(compile({one.read_text('utf-8')!r}, {one.name!r}, 'exec'))" for one in _INSIDE
 )
-_START = 10.0  # seconds in which a sandbox starts, even on a busy machine
-_END = 20.0  # seconds in which a sandbox ends a program that met a limit
-_OUTPUT = 8 << 20  # bytes that a test may add to the report: its output with all letters escaped
-_REPORT = 64 << 20  # bytes of a report
-_AT_ONCE = 10  # split tests per start: each has two open pipes and a process throughout
-_UNDECIDED = 3 << 8  # wait status of a split test that has to run as a whole
+_START_SECONDS = 10.0  # the longest time to start a sandbox, on a busy machine
+_END_SECONDS = 20.0  # the longest time until a sandbox has ended a program
+_MAX_TEST_REPORT = 8 << 20  # bytes per test: the longest output with all characters escaped
+_MAX_REPORT = 64 << 20  # bytes of all reports together
+_SPLIT_TESTS_PER_START = 10  # each needs a process and two pipes from the start to the end
+_MUST_RUN_WHOLE = 3 << 8  # wait status of a split test whose process exits with MUST_RUN_WHOLE
 
 
 @dataclass(frozen=True)
 class ProgramGrade:
-    """The fraction of its tests that a program passes, and whether it met its time limit."""
+    """The fraction of its tests that a program passes, and whether it exceeded its time limit."""
 
     fraction: float
     timed_out: bool = False
@@ -39,23 +40,32 @@ class ProgramGrade:
 
 @dataclass(frozen=True)
 class ProgramTest:
-    """One test: how it runs, what the driver is asked to do, and the output that is expected."""
+    """One test.
+
+    kind: `split` runs apart from the program, `whole` together with it, and `output` gives input to
+        the program and compares what it prints.
+    for_driver: what driver.py gets of the test.
+    output: what the program must print, for the kind `output`.
+    """
 
     kind: Literal["split", "output", "whole"]
-    asked: Mapping[str, Any]
+    for_driver: Mapping[str, Any]
     output: str = ""
 
     def passed(self, report: Mapping[str, Any]) -> bool:
         """Return whether the driver's report passes the test."""
         if self.kind == "whole":
             return report["passed"] is True
-        if self.kind == "output" and str(report["said"]).split() != self.output.split():
+        if self.kind == "output" and str(report["output"]).split() != self.output.split():
             return False
         return bool(report["status"] == 0)
 
 
 def program_test(given: str | Mapping[str, Any], program: str) -> ProgramTest:
-    """Make a test for `program` from a row's: asserts as text, or {"input": …, "output": …}."""
+    """Return a test of a row in the form that `program` needs.
+
+    given: asserts as text, or {"input": …, "output": …}.
+    """
     if not isinstance(given, str):
         return ProgramTest("output", {"input": str(given["input"])}, str(given["output"]))
     found = split(given, redefinitions(program))
@@ -66,49 +76,69 @@ def program_test(given: str | Mapping[str, Any], program: str) -> ProgramTest:
 def grade(
     program: str, given: Sequence[str | Mapping[str, Any]], seconds: float, sandbox: Sandbox
 ) -> ProgramGrade:
-    """Run `program` in `sandbox`, `seconds` per test; after a test that takes longer, all fail."""
+    """Run `program` in `sandbox` with each of the tests, and return its grade.
+
+    A test may take `seconds`. After one that takes longer, all remaining tests count as failed.
+    """
     tests = [program_test(one, program) for one in given]
-    apart = [test for test in tests if test.kind == "split"]
-    starts = [apart[at : at + _AT_ONCE] for at in range(0, len(apart), _AT_ONCE)]
-    starts.append([test for test in tests if test.kind == "output"])
-    whole = [test for test in tests if test.kind == "whole"]
+    split_tests = [test for test in tests if test.kind == "split"]
+    whole_tests = [test for test in tests if test.kind == "whole"]  # grows during the loop below
+    starts = [
+        *_chunks(split_tests, _SPLIT_TESTS_PER_START),
+        [test for test in tests if test.kind == "output"],
+        whole_tests,
+    ]
     passed = 0
-    for chosen in filter(None, [*starts, whole]):
-        reports, timed_out = _reports(program, chosen, seconds, sandbox)
-        for test, report in zip(chosen, reports, strict=False):
+    for in_this_start in starts:
+        if not in_this_start:
+            continue
+        reports, timed_out = _reports(program, in_this_start, seconds, sandbox)
+        for test, report in zip(in_this_start, reports, strict=False):
             passed += test.passed(report)
-            if test.kind == "split" and report["status"] == _UNDECIDED:
-                whole.append(ProgramTest("whole", {"whole": test.asked["whole"]}))
+            if test.kind == "split" and report["status"] == _MUST_RUN_WHOLE:
+                whole_tests.append(ProgramTest("whole", {"whole": test.for_driver["whole"]}))
         if timed_out:
             return ProgramGrade(passed / len(tests), timed_out=True)
     return ProgramGrade(passed / len(tests))
 
 
 def max_seconds(tests: int, seconds: float) -> float:
-    """Return the seconds within which a program with so many tests is graded, whatever it does."""
-    starts = 2 + math.ceil(tests / _AT_ONCE)
-    return starts * (_START + _END) + 2 * tests * (seconds + 1)
+    """Return the longest time, in seconds, that `grade` can take for a number of tests."""
+    starts = 2 + math.ceil(tests / _SPLIT_TESTS_PER_START)
+    # A split test may have to run a second time, as a whole.
+    return starts * (_START_SECONDS + _END_SECONDS) + 2 * tests * (seconds + 1)
+
+
+def _chunks(tests: Sequence[ProgramTest], size: int) -> list[Sequence[ProgramTest]]:
+    return [tests[start : start + size] for start in range(0, len(tests), size)]
 
 
 def _reports(
     program: str, tests: Sequence[ProgramTest], seconds: float, sandbox: Sandbox
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Return the driver's reports on the tests that it reached, and whether one took too long."""
-    actors = len(tests) if tests[0].kind == "split" else 0
-    request = {"program": program, "seconds": seconds, "actors": actors}
-    asked, secret = [dict(test.asked) for test in tests], secrets.token_hex(16)
-    whole = _START + len(tests) * (seconds + 0.5)
-    output = min(_OUTPUT * (len(tests) + 1), _REPORT)
-    limits = Limits(seconds=whole, cpu_seconds=2 * whole, output=output)
-    parts = [marshal.dumps(request), marshal.dumps(asked)]
-    given = b"".join(b"%016d" % len(part) + part for part in parts) + secret.encode()
-    outcome = sandbox.run(_DRIVER, given, limits)
+    """Return the driver's reports on the tests that it ran, and whether one took too long.
+
+    All `tests` are split tests, or none is.
+    """
+    split_tests = len(tests) if tests[0].kind == "split" else 0
+    request = {"program": program, "seconds": seconds, "split_tests": split_tests}
+    messages = [marshal.dumps(request), marshal.dumps([dict(test.for_driver) for test in tests])]
+    secret = secrets.token_hex(16)
+    stdin = b"".join(b"%016d" % len(each) + each for each in messages) + secret.encode()
+    total = _START_SECONDS + len(tests) * (seconds + 0.5)
+    max_output = min(_MAX_TEST_REPORT * (len(tests) + 1), _MAX_REPORT)
+    limits = Limits(seconds=total, cpu_seconds=2 * total, output=max_output)
+    outcome = sandbox.run(_DRIVER, stdin, limits)
     reports = _read(outcome.output, secret)
     return reports, outcome.timed_out or any(report["timed_out"] for report in reports)
 
 
 def _read(printed: bytes, secret: str) -> list[dict[str, Any]]:
-    """Return the reports: [] if the driver was ended, or the program printed in its place."""
+    """Return the reports in the driver's output.
+
+    Return [] if the driver was ended, or if the secret is wrong because the program printed instead
+    of the driver.
+    """
     try:
         found = json.loads(printed)
     except (ValueError, RecursionError):

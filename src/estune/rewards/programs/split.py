@@ -1,9 +1,9 @@
-"""Find out whether a test can run in another process than the program, and prepare it for that.
+"""Decide whether a test can run in another process than the program, and prepare it for that.
 
-`assert f(2) == 4` runs in a process of the test's own, where `f` stands for the program's function
-and calls it in the program's process (driver.py). So the program never sees the 4. A test whose
-verdict only the program's process can give is not split: one that needs the program's own classes
-for more than making objects, or that no name in it calls the program.
+`assert f(2) == 4` runs in a process of its own, where `f` stands for the program's function and
+calls it in the program's process (remote_calls.py). So the program never sees the 4. Some tests
+cannot be split, for example if they use classes of the program for more than creating objects, or
+if they seem not to call the program at all.
 """
 
 import ast
@@ -17,7 +17,8 @@ from functools import lru_cache
 _NAN = re.compile(r"\b(is)?nan\b", re.IGNORECASE)
 _DEFINED = re.compile(r"^(?:def|class) +(\w+)|^(\w+) *=(?!=)", re.MULTILINE)
 _BUILTINS = frozenset(vars(builtins)) | {"__name__"}
-# Modules whose values can be handed back, or that have none of their own.
+# Modules that a split test may import: values of their classes can be sent between the processes,
+# or they have no classes that matter.
 _MODULES = frozenset(
     """
     bisect collections copy decimal fractions functools heapq itertools math operator random re
@@ -30,10 +31,10 @@ _MODULES = frozenset(
 class Split:
     """A test that runs apart from the program.
 
-    source: the test; a call outside an assert shows in it what it changed.
-    names: those of the program's functions and classes that it uses.
-    definitions: its imports and classes, which the program may use.
-    nan: whether it names nan, which otherwise fails any test.
+    source: the test, with `_update_arguments` around the functions that it calls outside asserts.
+    names: the names of the program's functions and classes that the test uses.
+    definitions: the imports and classes of the test, which the program may use.
+    nan: whether the test mentions nan. If not, a nan from the program fails the test.
     """
 
     source: str
@@ -44,23 +45,24 @@ class Split:
 
 @lru_cache(maxsize=4096)  # all members get the same tests
 def split(test: str, redefined: frozenset[str] = frozenset()) -> Split | None:
-    """Return `test` as it runs apart from the program, or None if it cannot.
+    """Return `test` prepared to run apart from the program, or None if it cannot be split.
 
-    redefined: names of Python's functions that the program gives to its own. They count as the
-    program's only if a test calls nothing else of it, as in `assert sum(10, 15) == 6`, so that a
-    program gains nothing by redefining `abs`.
+    redefined: names of builtins that the program redefines. In a test such as
+        `assert abs(f(1)) == 2` they still mean Python's own function, so that a program cannot
+        cheat by redefining `abs`. They mean the program's function only if the test calls nothing
+        else of the program, as in `assert sum(10, 15) == 6`.
     """
     try:
         tree = ast.parse(test)
         names = (
             _free_names(test) - _BUILTINS
-            or _innermost(tree, redefined)
-            or _innermost(tree, _BUILTINS)
+            or _innermost_called(tree, redefined)
+            or _innermost_called(tree, _BUILTINS)
         )
-        if not names or not _can_judge(tree, names):
+        if not names or not _can_run_apart(tree, names):
             return None
-        kept: list[ast.stmt] = [each for each in tree.body if isinstance(each, _DEFINITIONS)]
-        definitions = ast.unparse(ast.Module(kept, []))
+        defining: list[ast.stmt] = [each for each in tree.body if isinstance(each, _DEFINITIONS)]
+        definitions = ast.unparse(ast.Module(defining, []))
         source = ast.unparse(ast.fix_missing_locations(_CallsOutsideAsserts().visit(tree)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
@@ -68,7 +70,7 @@ def split(test: str, redefined: frozenset[str] = frozenset()) -> Split | None:
 
 
 def redefinitions(program: str) -> frozenset[str]:
-    """Return the names of Python's own functions that `program` seems to define itself."""
+    """Return the names of builtins that `program` seems to redefine."""
     names = {name for pair in _DEFINED.findall(program) for name in pair if name}
     return _BUILTINS & names
 
@@ -78,7 +80,7 @@ _DEFINITIONS = (*_IMPORTS, ast.ClassDef)
 
 
 def _free_names(test: str) -> frozenset[str]:
-    """Return the names that `test` uses and does not define."""
+    """Return the names that `test` uses without defining them."""
     top = symtable.symtable(test, "test.py", "exec")
     defined = {
         each.get_name()
@@ -100,24 +102,28 @@ def _tables(table: symtable.SymbolTable) -> Iterator[symtable.SymbolTable]:
         yield from _tables(child)
 
 
-def _innermost(tree: ast.AST, known: Set[str]) -> frozenset[str]:
-    """Return those of `known` that are called with none of `known` in their arguments."""
+def _innermost_called(tree: ast.AST, names: Set[str]) -> frozenset[str]:
+    """Return those of `names` that a test calls with arguments that call none of `names`.
 
-    def called(node: ast.AST) -> Set[str]:
-        return known & {_called(each) for each in ast.walk(node)}
+    In `assert abs(sum(1, 2)) == 3` it is `sum`, if both are in `names`.
+    """
+
+    def calls_in(node: ast.AST) -> Set[str]:
+        return names & {_called_name(each) for each in ast.walk(node)}
 
     calls = [each for each in ast.walk(tree) if isinstance(each, ast.Call)]
-    return frozenset(known & {_called(one) for one in calls if not any(map(called, one.args))})
+    innermost = [call for call in calls if not any(map(calls_in, call.args))]
+    return frozenset(names & set(map(_called_name, innermost)))
 
 
-def _called(node: ast.AST) -> str:
-    """Return the name of the function that `node` calls; "" if it is no call of a name."""
+def _called_name(node: ast.AST) -> str:
+    """Return the name of the function that `node` calls; "" if `node` is not a call of a name."""
     callee = node.func if isinstance(node, ast.Call) else None
     return callee.id if isinstance(callee, ast.Name) else ""
 
 
-def _can_judge(tree: ast.Module, names: Set[str]) -> bool:
-    """Return whether the test's own process can give the verdict."""
+def _can_run_apart(tree: ast.Module, names: Set[str]) -> bool:
+    """Return whether the test can run apart from the program, which defines `names`."""
     nodes = list(ast.walk(tree))
     modules = [name for each in nodes if isinstance(each, _IMPORTS) for name in _modules(each)]
     callees = {id(each.func) for each in nodes if isinstance(each, ast.Call)}
@@ -125,7 +131,7 @@ def _can_judge(tree: ast.Module, names: Set[str]) -> bool:
         any(isinstance(each, ast.Assert) for each in nodes)
         and _MODULES.issuperset(modules)
         and not _reads_own_objects(tree, names)
-        and not any(_uses_class(each, names, callees) for each in nodes)
+        and not any(_uses_program_class(each, names, callees) for each in nodes)
     )
 
 
@@ -137,7 +143,10 @@ def _modules(node: ast.Import | ast.ImportFrom) -> list[str]:
 
 
 def _reads_own_objects(tree: ast.Module, names: Set[str]) -> bool:
-    """Return whether the test looks into objects of its own classes, which a program may change."""
+    """Return whether the test may read attributes of objects of its own classes.
+
+    The program could have changed them, but only its own copies, in its process.
+    """
     classes = [each for each in tree.body if isinstance(each, ast.ClassDef)]
     rest = [each for each in tree.body if each not in classes]
     nodes = [node for each in rest for node in ast.walk(each) if isinstance(node, ast.Attribute)]
@@ -146,27 +155,34 @@ def _reads_own_objects(tree: ast.Module, names: Set[str]) -> bool:
 
 
 def _root(node: ast.expr) -> str:
-    """Return the name with which a chain of attributes, calls and items begins."""
+    """Return the first name in a chain such as `name.attribute[item](argument)`, or ""."""
     while isinstance(node, (ast.Attribute, ast.Subscript, ast.Call)):
         node = node.func if isinstance(node, ast.Call) else node.value
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def _uses_class(node: ast.AST, names: Set[str], callees: Set[int]) -> bool:
-    """Return whether a class of the program's, whose name has a capital, is more than called.
+def _uses_program_class(node: ast.AST, names: Set[str], callees: Set[int]) -> bool:
+    """Return whether `node` uses a class of the program for more than creating an object.
 
-    Comparing with an object of such a class is more: the class decides what equals it.
+    A name that begins with a capital is taken for a class. To compare with a new object is such a
+    use, because the class decides what is equal to its objects.
+
+    callees: ids of the nodes that are called.
     """
     if isinstance(node, ast.Compare):
-        made = names & {_called(each) for each in (node.left, *node.comparators)}
-        return any(name[0].isupper() for name in made)
+        created = names & {_called_name(each) for each in (node.left, *node.comparators)}
+        return any(name[0].isupper() for name in created)
     if not isinstance(node, ast.Name) or id(node) in callees:
         return False
     return node.id in names and node.id[0].isupper()
 
 
 class _CallsOutsideAsserts(ast.NodeTransformer):
-    """Lets a test see what the program changed in the arguments of a call outside an assert."""
+    """Puts `_update_arguments` around each function that a test calls outside asserts.
+
+    Such a call may be there to change its arguments, and the test then checks the changes. A call
+    in an assert is there for its value, so the arguments stay as the test wrote them.
+    """
 
     def visit_Assert(self, node: ast.Assert) -> ast.Assert:
         return node
@@ -177,5 +193,5 @@ class _CallsOutsideAsserts(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         call = self.generic_visit(node)
         assert isinstance(call, ast.Call)
-        call.func = ast.Call(ast.Name("_changing", ast.Load()), [call.func], [])
+        call.func = ast.Call(ast.Name("_update_arguments", ast.Load()), [call.func], [])
         return call

@@ -21,6 +21,6 @@ class Unlocked:
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
         reaper_command = [reaper.__file__, str(os.getpid()), launch.LAUNCHER]
         with fresh_folder() as folder:
-            given = launch.launcher_input(source, request, limits, folder=folder)
+            launcher_input = launch.launcher_input(source, request, limits, folder=folder)
             process = start([launch.interpreter(), "-I", "-S", *reaper_command])
-            return supervise(process, given, limits, folder)
+            return supervise(process, launcher_input, limits, folder)
