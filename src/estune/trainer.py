@@ -28,7 +28,7 @@ from estune.rewards.scoring import RewardFunctions
 from estune.run.data_fingerprint import digest
 from estune.run.folder import RunFolder
 from estune.run.log import RunLog
-from estune.run.milestones import evaluates, saves
+from estune.run.milestones import best_step, evaluates, saves, trainer_state
 from estune.run.mixture import Mixture
 from estune.run.model import Model
 from estune.run.publish import push, write_card, write_config
@@ -286,7 +286,7 @@ class ESTrainer:
             metrics = journal.steps[-1].notes["metrics"] if step else {}
             self.log.write(step, metrics, held_out)
         if saves(self.args, step) or (step and self.log.stops_early(step)):
-            state = self.log.trainer_state(step)
+            state = trainer_state(self.args, self.log.lines, step)
             with self._timeline.span("save"):
                 self.folder.save(step, self.model, state, state["best_global_step"])
             self.callbacks.call("on_save")
@@ -307,7 +307,7 @@ class ESTrainer:
         """Show the result, load the best model if asked, write the card and upload."""
         step = journal.last
         self.log.show_result(step)
-        best = self.log.best_step(step)
+        best = best_step(self.args, self.log.lines, step)
         if self.args.load_best_model_at_end and best is not None and best != step:
             self.model.theta.reset(self.model.checkpoint)
             for _ in journal.replay(self.model.theta, best):

@@ -149,7 +149,7 @@ def test_a_damaged_evaluation_stops_a_run_that_needs_it_until_its_line_is_delete
     _damaged(folder, line=4)
     metrics = (folder / "metrics.jsonl").read_bytes()
     named = (
-        r"metrics\.jsonl: line 4 is damaged, and with it the evaluation of step 3, .*; "
+        r"metrics\.jsonl: line 4 is damaged, .* needs the evaluation of step 3 in it; "
         r"restore the file .*, or delete the line"
     )
     with pytest.raises(JournalError, match=named):

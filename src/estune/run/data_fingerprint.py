@@ -1,8 +1,9 @@
-"""A fingerprint of training rows, by which a resumed run checks that its data are the same.
+"""A fingerprint of training rows: a resumed run checks with it that its data are the same.
 
 It depends only on the content of the rows, not on memory addresses, the order of a set or how an
-array prints. Rows of plain JSON keep the fingerprint of earlier versions, so that their runs can be
-resumed. Values without comparable content, such as a lambda, are refused before a run begins.
+array prints. Rows of plain JSON have the same fingerprint as in earlier versions, whose runs can so
+be resumed. Values whose content cannot be compared, such as a lambda, are refused before a run
+begins.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ from estune.common.guard import reason
 from estune.errors import DataError
 
 Rows = Sequence[Mapping[str, Any]]
-_MARK = "\0"  # begins the key that names a type JSON does not have
+_MARK = "\0"  # begins a key that names a type which JSON lacks
 _LONG = 10_000  # bits; Python refuses to print much longer integers in decimal
 
 
@@ -43,7 +44,10 @@ def digest(rows: Rows, what: str = "train_dataset") -> str:
 
 
 def recorded_or_new(recorded: Any, rows: Rows, new: str) -> str:
-    """Return a run's `recorded` fingerprint if an earlier version gave it to `rows`, else `new`."""
+    """Return the fingerprint to compare with the `recorded` one of a run that is resumed.
+
+    That is the `new` one, unless an earlier version computed `recorded` from the same rows.
+    """
     return str(recorded) if recorded and recorded == _earlier(rows) else new
 
 
@@ -66,7 +70,7 @@ def _text(row: Mapping[str, Any], where: str) -> str:
     """Return the row as canonical JSON."""
     try:
         text = json.dumps(row, sort_keys=True, allow_nan=False)
-        if json.loads(text) == row:  # so it holds only JSON's own types
+        if json.loads(text) == row:  # then the row holds only JSON's own types
             return text
     except (TypeError, ValueError, RecursionError):
         pass
@@ -78,15 +82,15 @@ def _column(value: Any, where: str) -> Any:
     try:
         return _plain(value)
     except RecursionError:
-        raise DataError(f"{where} is nested too deeply, or in itself") from None
+        raise DataError(f"{where} is nested too deeply, or contains itself") from None
+    except _Unknown as error:
+        held = str(error)
     except Exception as error:  # reading another library's object may raise anything
-        what = (
-            str(error) if isinstance(error, _Unknown) else f"an unreadable value ({reason(error)})"
-        )
-        raise DataError(
-            f"{where} holds {what}; a resumed run could not check that the data are the same. "
-            "Make it text, numbers, lists or mappings, or drop the column"
-        ) from None
+        held = f"an unreadable value ({reason(error)})"
+    raise DataError(
+        f"{where} holds {held}; a resumed run could not check that the data are the same. "
+        "Make it text, numbers, lists or mappings, or drop the column"
+    )
 
 
 class _Unknown(Exception):

@@ -1,4 +1,4 @@
-"""What a run reports of its steps: on the screen, in metrics.jsonl, to trackers and callbacks."""
+"""Report a run's steps on the screen, in metrics.jsonl, to trackers and to callbacks."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from estune.monitor.metrics import lost_rewards
 from estune.monitor.theta_evaluation import ThetaEvaluation
 from estune.monitor.trackers import Trackers
 from estune.run.folder import RunFolder
-from estune.run.milestones import best_step, best_value, plateaued, trainer_state
+from estune.run.milestones import best_value, plateaued
 from estune.run.step_evaluation import StepEvaluation
 
 
 class RunLog:
-    """The metrics of a run's steps, and where they go.
+    """Reports the metrics of each step, and keeps them.
 
-    lines: step → its line of metrics.
+    lines: step → its line in metrics.jsonl.
     """
 
     def __init__(
@@ -54,11 +54,12 @@ class RunLog:
             self._callbacks.state.best_metric = best_value(self._config, self.lines, step)
 
     def show_members(self, step: int, evaluation: StepEvaluation) -> None:
-        """Show the best member's completions, and what went wrong with members or rewards."""
+        """Show the best member's completions, and which members or rewards failed."""
         if self.shows_completions(step):
             self._screen.samples(f"step {step}, best member", evaluation.best)
         scored = evaluation.results
-        broken = sum(not one.finite for one in scored[: self._config.population_size])
+        members = scored[: self._config.population_size]
+        broken = sum(not member.finite for member in members)
         if broken:
             self._screen.say(
                 f"step {step}: {broken} members computed NaN or infinity and are left out; "
@@ -70,7 +71,7 @@ class RunLog:
             self._screen.lost_rewards(step, count, evaluation.lost.summary, path)
 
     def show_result(self, step: int) -> None:
-        """Show held-out completions and metrics, before and after if both were evaluated."""
+        """Show the held-out completions of `step`, next to those from before training, if any."""
         before, after = self._folder.completions(0), self._folder.completions(step)
         if before and after and step:
             self._screen.before_after(before, after, self.lines.get(0, {}), self.lines[step])
@@ -84,16 +85,8 @@ class RunLog:
         return self._config.log_completions and step % self._config.logging_steps == 0
 
     def stops_early(self, step: int) -> bool:
-        """Whether the run ends after `step`, before max_steps."""
+        """Whether the run ends after `step`, although max_steps is not reached."""
         return self._callbacks.stopping or plateaued(self._config, self.lines, step)
-
-    def best_step(self, until: int) -> int | None:
-        """The saved step that metric_for_best_model finds best."""
-        return best_step(self._config, self.lines, until)
-
-    def trainer_state(self, step: int) -> dict[str, Any]:
-        """The content of a checkpoint's trainer_state.json."""
-        return trainer_state(self._config, self.lines, step)
 
     def _show_held_out(self, step: int, held_out: ThetaEvaluation) -> None:
         self._folder.write_completions(step, held_out.records)

@@ -1,4 +1,4 @@
-"""One update of θ: what led to it, its metrics, and its line in the journal."""
+"""An update of θ: its inputs, its metrics, and its line in the journal."""
 
 import math
 import time
@@ -19,12 +19,12 @@ from estune.theta.journal import Step
 
 @dataclass(frozen=True)
 class Update:
-    """An update that was made, and what led to it.
+    """An update that θ has made, and what led to it.
 
-    coefficients: cₙ, one per seed; empty if θ stayed as it is.
+    coefficients: cₙ, one per seed; empty if θ did not move.
     rewards: (N, B); fitness: (N,).
-    decay: how far θ moved back to θ₀ first, per unit of its distance.
-    seconds: the time that moving θ took.
+    decay: the fraction of its distance from θ₀ by which θ first moved back.
+    seconds: the time that the update took.
     """
 
     step: int
@@ -39,7 +39,7 @@ class Update:
     seconds: float
 
     def metrics(self, before: Sequence[Step], evaluation: StepEvaluation) -> dict[str, Any]:
-        """The step's metrics; `before` are the journal's lines so far."""
+        """Return the step's metrics; `before` has the earlier steps' lines in the journal."""
         scored = evaluation.results
         population = len(self.fitness)
         tokens = tokens_generated(scored)
@@ -65,7 +65,7 @@ class Update:
         *,
         same_prompts: bool,
     ) -> Step:
-        """The line for the journal; `same_prompts`: the next step uses the same prompts."""
+        """Return the journal's line; `same_prompts`: whether the next step has the same prompts."""
         return Step(
             self.step,
             self.seeds,
