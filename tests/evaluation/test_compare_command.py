@@ -56,7 +56,7 @@ BASE = [
             ["--methods", "grpo", "--rl_kwargs", "{num_generations: many}"],
             "rl_kwargs: num_generations must be a whole number of at least 2",
         ),
-        (["--lr_scheduler_type", "linear"], "a run ends with its tokens"),
+        (["--lr_scheduler_type", "linear"], "a run ends by its tokens"),
         (["--workers", "accelerate"], "workers: accelerate"),
         (["--redraw", "nowhere"], "compare.json: cannot be read"),
         (["--task", "countdwn"], "did you mean 'countdown'"),

@@ -27,7 +27,7 @@ from estune.engines.transformers import load_model
 from estune.errors import ConfigError, EngineError
 from estune.evaluation.exams import ExamResult
 from estune.evaluation.statistics import standard_error
-from estune.theta.checkpoint import resolve
+from estune.run.base_model import base_model
 
 Pair = tuple[Prompt, Completion]
 LogProbabilities = list[NDArray[np.float64]]  # one array per completion, (T,), T tokens
@@ -146,7 +146,7 @@ def _likelihoods(
 ) -> Mapping[tuple[str, str], LogProbabilities]:
     """Return the log-probabilities under `model` of the completions drawn in `results`."""
     config = results[0].exam.config
-    reader = Likelihood(_folder(model, config), config)
+    reader = Likelihood(base_model(model, config, None)[1], config)
     return {_key(one): reader.of(_drawn_pairs(one), one.exam.config.stop or []) for one in results}
 
 
@@ -159,7 +159,7 @@ def _drawn_pairs(result: ExamResult) -> list[Pair]:
 def _check_vocabulary(models: Sequence[str], config: RunConfig) -> None:
     """Raise ConfigError if a tokenizer's vocabulary differs from that of the first model."""
     with guarded(ConfigError, "kl: the tokenizers cannot be compared"):
-        tokenizers = [Tokenizer(_folder(model, config), config) for model in models]
+        tokenizers = [Tokenizer(base_model(model, config, None)[1], config) for model in models]
         first, *others = [tokenizer.inner.get_vocab() for tokenizer in tokenizers]
     for model, vocabulary in zip(models[1:], others, strict=True):
         if vocabulary != first:
@@ -168,8 +168,3 @@ def _check_vocabulary(models: Sequence[str], config: RunConfig) -> None:
                 "so their probabilities cannot be compared; "
                 f"give as base the model from which {model} was tuned"
             )
-
-
-def _folder(model: str, config: RunConfig) -> Path:
-    trusted = config.trust_remote_code
-    return resolve(model, config.model_revision, trust_remote_code=trusted)

@@ -11,7 +11,7 @@ from typing import Any
 from estune.common.guard import guarded, reason
 from estune.config import RunConfig
 from estune.errors import ConfigError, DataError
-from estune.theta.checkpoint import resolve
+from estune.run.base_model import base_model
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def harness(
             f"lm-eval: it has no task {unknown[0]!r}; lm-eval ls tasks lists them, "
             "--lm-eval-include-path adds a folder"
         )
-    folder = resolve(model, config.model_revision, trust_remote_code=config.trust_remote_code)
+    _, folder = base_model(model, config, None)
     with guarded(ConfigError, "lm-eval: it cannot be imported"):
         import lm_eval
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from estune.common.moments import mean, scaled
+from estune.common.moments import known, mean, scaled
 from estune.common.types import Completion
 from estune.rewards.call import Failure
 from estune.rewards.scoring import Scores
@@ -92,11 +92,10 @@ def size_metrics(learned: LearnedSize | None, reference: PromptRewards | None) -
     """Return what `learning_rate: auto` found; `reference` holds the rewards of the new θ, (B,)."""
     if learned is None or reference is None:
         return {}
-    rewards = reference[~np.isnan(reference)]
     return {
         "es/gain": learned.gain,
         "es/gain_predicted": learned.predicted,
-        "es/center_reward": mean(rewards) if rewards.size else None,
+        "es/center_reward": mean(known(reference)),
         "es/drop": learned.drop,
         "es/refused": int(bool(learned.tried) and not learned.alpha),
     }
@@ -140,8 +139,7 @@ def reward_metrics(scores: Sequence[Scores]) -> Metrics:
     """Return the mean and standard deviation of each reward function over all completions."""
     metrics: Metrics = {}
     for name in scores[0].by_function:
-        values = np.concatenate([score.by_function[name] for score in scores])
-        values = values[~np.isnan(values)]
+        values = known(np.concatenate([score.by_function[name] for score in scores]))
         metrics[f"rewards/{name}/mean"] = scaled(np.mean, values) if values.size else None
         metrics[f"rewards/{name}/std"] = scaled(np.std, values) if values.size else None
     return metrics
@@ -189,7 +187,7 @@ def fitness_metrics(fitness: Fitness) -> Metrics:
 
     If no member has one, these are None, and all members are left out.
     """
-    present = fitness[~np.isnan(fitness)]
+    present = known(fitness)
     if not present.size:
         names = ("reward", "reward_std", "es/reward_best", "es/reward_worst")
         without = {"es/members_left_out": int(fitness.size), "frac_reward_zero_std": 1.0}

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from estune.common.moments import mean
+from estune.common.moments import known, mean
 from estune.common.types import Completion, Row, is_token_ids
 from estune.config import ESConfig
 from estune.errors import ConfigError
@@ -64,7 +64,7 @@ class Scores:
     @property
     def fitness(self) -> float:
         """The mean reward of the completions that have one; NaN if none has."""
-        return mean(self.total[~np.isnan(self.total)])
+        return mean(known(self.total))
 
 
 @dataclass(frozen=True)

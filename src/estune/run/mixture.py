@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from estune.common.moments import mean
+from estune.common.moments import known, mean
 from estune.common.types import Row
 from estune.config import ESConfig
 from estune.errors import ConfigError, DataError
@@ -246,5 +246,5 @@ def _checked(part: Part) -> list[Row]:
 
 
 def _mean(rewards: NDArray[np.float64]) -> float | None:
-    known = rewards[~np.isnan(rewards)]
-    return mean(known) if known.size else None
+    present = known(rewards)
+    return mean(present) if present.size else None

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from estune.common.moments import LARGEST, divided, exponent
+from estune.common.moments import LARGEST, divided, exponent, known
 from estune.common.moments import mean as exact_mean
 from estune.config import ESConfig
 
@@ -34,7 +34,7 @@ def fitness_of(config: ESConfig, rewards: Rewards) -> Fitness:
 
 def mean(rewards: Rewards) -> Fitness:
     """The mean over the completions that have a reward."""
-    return np.array([exact_mean(row[~np.isnan(row)]) for row in rewards])
+    return np.array([exact_mean(known(row)) for row in rewards])
 
 
 def centered(rewards: Rewards) -> Fitness:
@@ -126,7 +126,7 @@ def pass_chance(n: int, c: int, k: int) -> Fraction:
 
 def _per_prompt(rewards: Rewards, statistic: Callable[[PromptRewards], float]) -> PromptRewards:
     """A statistic of each prompt's rewards (B,); NaN for a prompt without rewards."""
-    columns = [column[~np.isnan(column)] for column in rewards.T]
+    columns = map(known, rewards.T)
     return np.array([statistic(column) if column.size else math.nan for column in columns])
 
 

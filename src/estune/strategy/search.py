@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from estune import strategy
-from estune.common.moments import divided, exponent
+from estune.common.moments import divided, exponent, known
 from estune.common.moments import mean as exact_mean
 from estune.config import ESConfig
 from estune.strategy.fitness import Fitness, PromptRewards, Rewards
@@ -161,7 +161,7 @@ class PopulationRewards:
         gains = (
             (self.mean_rewards[0::2] - self.mean_rewards[1::2]) / 2 if paired else self.mean_rewards
         )
-        return math.fsum(_present(np.array(self.unit) * gains)) / sigma
+        return math.fsum(known(np.array(self.unit) * gains)) / sigma
 
 
 def size_to_try(
@@ -184,7 +184,7 @@ def size_to_try(
     if best(population.reference, candidates) is None:  # none is acceptable
         return min(tried) / 2 if len(tried) < _MOST_TRIED else None
     changes = candidates[0] - population.reference
-    if len(tried) > 1 or not _present(changes).any():
+    if len(tried) > 1 or not known(changes).any():
         return None
     predicted = tried[0] * population.slope(size.sigma)
     if not _mean(changes) >= _POOR * predicted:  # also if the prediction is NaN
@@ -248,7 +248,7 @@ def _expected(size: StepSize, population: PopulationRewards) -> float:
     """
     alpha = size.alpha
     if alpha is None:
-        fitness = _present(population.mean_rewards)
+        fitness = known(population.mean_rewards)
         spread = float(fitness.std())
         drop = population.drop
         alpha = size.sigma * fitness.size * spread / (2 * drop) if drop > 0 else math.inf
@@ -269,7 +269,7 @@ def _sigma_factor(population: PopulationRewards) -> float | None:
 
     1.0 keeps σ, because rewards that were lost say nothing about it.
     """
-    fitness = _present(population.mean_rewards)
+    fitness = known(population.mean_rewards)
     if 2 * population.finite < len(population.rewards):
         return 0.5  # most members computed no finite numbers
     if fitness.size < 2:
@@ -317,13 +317,8 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _present(rewards: PromptRewards) -> PromptRewards:
-    present: PromptRewards = rewards[~np.isnan(rewards)]
-    return present
-
-
 def _mean(rewards: PromptRewards) -> float:
-    return exact_mean(_present(rewards))
+    return exact_mean(known(rewards))
 
 
 def _in_standard_errors(differences: PromptRewards) -> float:
@@ -331,7 +326,7 @@ def _in_standard_errors(differences: PromptRewards) -> float:
 
     If all are equal, it is ±∞, or 0 if they are 0.
     """
-    present = _present(differences)
+    present = known(differences)
     if not present.size:
         return -math.inf
     mean = _mean(present)

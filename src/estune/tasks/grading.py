@@ -6,8 +6,6 @@ others run in a process that is ended after some seconds of processor time, so t
 same grade on every machine.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import unicodedata

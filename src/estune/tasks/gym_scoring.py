@@ -9,8 +9,6 @@ Other verifiers skip what they do not know, so they would pay for any text aroun
 They get an answer only in the form that the question asks for, or excess length lowers the score.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import math

@@ -4,8 +4,6 @@ The problems come from the hub, or from a local file with the hub's columns or w
 `answer`. The benchmarks have no training problems: their tasks train on those of MATH.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -44,14 +44,10 @@ def read(folder: Path) -> ComparisonRun:
 
 def prepare(run: ComparisonRun) -> None:
     """Download or convert the model before the first run, whose time and memory it would add to."""
-    from estune.theta.checkpoint import resolve
+    from estune.run.base_model import base_model
 
     config = run.config()
-    resolve(
-        config.model_name_or_path or "",
-        config.model_revision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    base_model(config.model_name_or_path or "", config, None)
 
 
 def peak_memory() -> int:

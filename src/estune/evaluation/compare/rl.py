@@ -32,9 +32,10 @@ from estune.errors import ConfigError, EngineError, ModelError
 from estune.evaluation.compare.runs import ComparisonRun
 from estune.evaluation.compare.token_marks import Curve, PromptSets, SetMetrics
 from estune.rewards.scoring import RewardFunctions
+from estune.run.base_model import base_model
 from estune.tasks.reward_functions import resolve_rewards
 from estune.tasks.rows import rows_of
-from estune.theta.checkpoint import open_checkpoint, resolve
+from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import layout
 from estune.workers.base import Evaluation, Work
 
@@ -77,11 +78,7 @@ def _set_up(
 ) -> tuple[Any, Curve]:
     """Return TRL's trainer, and the curve to which it adds points while it trains."""
     config = run.config()
-    base = resolve(
-        config.model_name_or_path or "",
-        config.model_revision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    _, base = base_model(config.model_name_or_path or "", config, None)
     tokenizer, model = Tokenizer(base, config), _trainable(base, config)
     ends = tokenizer.ends(model.generation_config)
     if config.stop:
