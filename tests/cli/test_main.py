@@ -164,6 +164,7 @@ def test_a_second_run_in_the_folder_is_refused_unless_told_to_resume(place, caps
     )
 
 
+@pytest.mark.slow
 def test_a_failed_reward_loses_nothing(place, capsys):
     assert train(reward_funcs="rewards_of_mine.breaks") == 2
     capsys.readouterr()

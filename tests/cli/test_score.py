@@ -50,6 +50,7 @@ def test_an_empty_file_scores_nothing(capsys):
     assert scored(capsys) == []
 
 
+@pytest.mark.slow
 def test_each_task_scores_its_own_rows(capsys, monkeypatch):
     problem = {
         "problem": "1 + 1",

@@ -131,6 +131,7 @@ def test_a_dry_run_lists_the_runs_and_does_nothing(data, capsys):
     assert not Path("all").exists()
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_done_again_and_another_comparison_is_refused(mini, data, capfd):
     command = small(
         mini, data, "--engine", "fake", "--methods", "es-paper", "--seeds", "1", "--tokens", "150"
@@ -186,6 +187,7 @@ def test_a_run_under_way_goes_on_and_ends_as_if_undisturbed(mini, data, capfd):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_which_and_why(mini, data, capfd):
     Path("breaking.py").write_text("def breaks(completions, **columns): raise KeyError('gone')\n")
     command = small(

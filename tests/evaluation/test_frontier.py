@@ -48,6 +48,7 @@ def test_the_likelihood_of_a_completion_is_the_product_of_its_tokens_and_its_end
     assert len(empty) == 1
 
 
+@pytest.mark.slow
 def test_the_estimate_agrees_with_the_kl_divergence_summed_over_the_whole_vocabulary(
     tiny, tmp_path
 ):

@@ -51,6 +51,7 @@ FILES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_is_recovered_from_or_refused(make_trainer, stopped, tmp_path, name):
     outcomes = _outcomes(make_trainer, stopped, tmp_path, name)

@@ -243,6 +243,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", [False, True], ids=["", "with a profile"])
 def test_a_disk_that_fills_up_at_any_moment_stops_the_run_and_loses_nothing(
     make_trainer, tmp_path, small_disk, profile
