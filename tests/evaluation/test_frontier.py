@@ -77,6 +77,7 @@ def test_the_error_is_over_prompts_not_over_their_samples():
     assert (moved.per_completion, moved.error) == (2.0, 1.0)
 
 
+@pytest.mark.usefixtures("in_a_folder_of_its_own")
 def test_the_frontier_has_a_row_a_checkpoint_and_the_base_has_not_moved(tiny, tmp_path, capsys):
     tuned = make_model(tmp_path / "checkpoint-2", seed=1)
     rows = lines(
