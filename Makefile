@@ -14,8 +14,12 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 OLDEST_TESTS := $(addprefix tests/,noise/test_noise.py theta/test_theta.py \
 	theta/test_parameters.py theta/test_journal.py engines/test_transformers.py engines/test_transformers_rows.py)
 
-# Two processes, however many cores there are: some tests start processes of their own.
+# Two processes, however many cores there are: some tests start processes of their own. Each computes in one thread:
+# OpenMP's threads spin while they wait, which costs minutes where processes share cores.
 IN_PARALLEL := -n 2 --dist worksteal
+ONE_THREAD := OMP_NUM_THREADS=1
+# Stop with the failures so far when a suite takes several times as long as it should, and show what took long.
+LIMITED := --session-timeout=2400 --durations=15 --durations-min=5
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -75,19 +79,19 @@ check: setup ## style and types
 	$(BIN)/mypy
 
 test-newest: model $(BIN)/.triton ## the tests that need neither vLLM nor Ray, with the newest releases
-	$(BIN)/python -m pytest $(IN_PARALLEL) -m "not (gpu or vllm or ray or browser)"
+	$(ONE_THREAD) $(BIN)/python -m pytest $(IN_PARALLEL) $(LIMITED) -m "not (gpu or vllm or ray or browser)"
 
 test-ray: model $(BIN)/.triton ## the tests that need Ray, one at a time because each starts a cluster
-	$(BIN)/python -m pytest -m "ray and not (gpu or vllm or browser)"
+	$(ONE_THREAD) $(BIN)/python -m pytest $(LIMITED) -m "ray and not (gpu or vllm or browser)"
 
 test-vllm: model setup-vllm ## vLLM's tests
-	$(VLLM)/python -m pytest -m "vllm and not gpu"
+	$(VLLM)/python -m pytest $(LIMITED) -m "vllm and not gpu"
 
 test-oldest: setup-oldest ## the tests of noise, θ, journal and engine, with the oldest releases
 	$(OLDEST)/python -m pytest $(OLDEST_TESTS)
 
 fast: setup ## the fast tests alone
-	$(BIN)/python -m pytest $(IN_PARALLEL)
+	$(ONE_THREAD) $(BIN)/python -m pytest $(IN_PARALLEL)
 
 canary: model ## report whether a fresh `pip install`, as in the README, still works; never fails
 	@PYTHON=$(PYTHON) .ci/canary

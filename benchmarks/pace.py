@@ -40,7 +40,7 @@ class Quarter(NoFit):
 class Whole(Dispatch):
     """Hands out whole members, and late ones twice."""
 
-    def _share(self, left: int, workers: int) -> int:
+    def _largest_piece(self, left: int, workers: int) -> int:
         return self.prompts
 
 

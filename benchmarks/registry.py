@@ -175,7 +175,7 @@ BENCHMARKS = (
             ),
             Ratio(
                 "hang_over_bound",
-                "a reward that hangs ÷ ⌈hangs ÷ scorers⌉ × reward_timeout",
+                "a reward that hangs ÷ ⌈hangs ÷ reward processes⌉ × reward_timeout",
                 margin=0.05,
             ),
         ),

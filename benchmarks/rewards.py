@@ -6,8 +6,8 @@
                             10 ms per completion ÷ generation alone, at 2 s per member; at most 1.02
     plain_over_generation   the same with a plain function that sleeps 10 ms for each completion in
                             turn; the last member's 2 s cannot overlap with generation
-    hang_over_bound         scoring 40 completions in 4 scorers, with a function that hangs on 8 of
-                            them ÷ ⌈8 ÷ 4⌉ × reward_timeout; generation continues meanwhile
+    hang_over_bound         scoring 40 completions in 4 processes, with a function that hangs on 8
+                            of them ÷ ⌈8 ÷ 4⌉ × reward_timeout; generation continues meanwhile
 
 Generation is a sleep, because only what rewards add to it is measured.
 """
@@ -27,7 +27,7 @@ MEMBER_SECONDS = 2.0
 PAUSE = 0.01
 HANGING = 8
 OTHERS = 32
-SCORERS = 4
+PROCESSES = 4
 TIMEOUT = 3.0
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     given = options(__doc__)
     members = 3 if given.quick else 30
     generation = members * MEMBER_SECONDS
-    bound = math.ceil(HANGING / SCORERS) * TIMEOUT
+    bound = math.ceil(HANGING / PROCESSES) * TIMEOUT
     figures = {
         "judge_over_generation": step_seconds(judge, members) / generation,
         "plain_over_generation": step_seconds(plain, members) / generation,
@@ -66,7 +66,9 @@ def step_seconds(function: Any, members: int) -> float:
     rewards = RewardFunctions([function])
     rows = [{"prompt": str(number)} for number in range(PROMPTS)]
     completions = [Completion("x" * 200, list(range(100)), False)] * PROMPTS
-    rewards.score(rows[:1], completions[:1])  # starts the scorers, which happens once per run
+    rewards.score(
+        rows[:1], completions[:1]
+    )  # starts the reward processes, which happens once per run
     started = time.perf_counter()
     pending = []
     for number in range(1, members + 1):
@@ -81,7 +83,7 @@ def step_seconds(function: Any, members: int) -> float:
 
 def hanging_seconds() -> float:
     """Return the seconds of scoring, after a first time that makes calls of one completion each."""
-    rewards = RewardFunctions([hangs], limits=RewardLimits(SCORERS, TIMEOUT))
+    rewards = RewardFunctions([hangs], limits=RewardLimits(PROCESSES, TIMEOUT))
     texts = (["hang"] + ["fine"] * (OTHERS // HANGING)) * HANGING
     rows = [{"prompt": ""}] * len(texts)
     completions = [Completion(text, [1], False) for text in texts]

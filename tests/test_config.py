@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from estune.common.other_names import ADVICE, nearest
+from estune.common.name_hints import ADVICE, nearest
 from estune.config import MAY_CHANGE_ON_RESUME, ESConfig, RunConfig, build
 from estune.errors import ConfigError, EstuneError, InputError
 
@@ -271,6 +271,7 @@ def test_any_mapping_gives_a_config_or_one_line_that_names_a_setting(values):
         ("max_prompt_length", "prompts are never cut"),
         ("save_strategy", "set save_steps"),
         ("use_peft", "target_parameters"),
+        ("scale_rewards", "set prompt_shaping: standardize"),
     ],
 )
 def test_a_setting_of_trl_is_answered_with_estunes_own(name, said):

@@ -1,12 +1,6 @@
 """The command on a real model: SmolLM2-135M-Instruct with the transformers engine."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,38 +13,12 @@ from estune.theta.parameters import layout
 from estune.theta.theta import Theta
 
 pytestmark = pytest.mark.slow
-COMMON = [
-    "--task",
-    "conciseness",
-    "--population_size",
-    "2",
-    "--sigma",
-    "0.005",
-    "--batch_size",
-    "4",
-    "--max_completion_length",
-    "8",
-]
 
 
 @pytest.fixture(scope="module")
 def smollm() -> str:
     assert GGUF.exists(), "run `make model` first"
     return str(GGUF)
-
-
-def command(model: str, out: Path, *more: str) -> list[str]:
-    run = [
-        sys.executable,
-        "-m",
-        "estune",
-        "train",
-        "--model_name_or_path",
-        model,
-        "--output_dir",
-        str(out),
-    ]
-    return [*run, *COMMON, "--max_steps", "4", "--save_steps", "2", *more]
 
 
 def test_a_gguf_becomes_a_checkpoint_with_all_its_parameters(smollm):
@@ -103,36 +71,6 @@ def test_a_checkpoint_answers_as_the_engine_did(smollm, tmp_path):
         tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         == answers
     )
-
-
-def test_a_run_killed_in_three_places_ends_with_the_bytes_of_an_undisturbed_one(smollm, tmp_path):
-    subprocess.run(command(smollm, tmp_path / "whole"), check=True, stdout=subprocess.DEVNULL)
-    out = tmp_path / "killed"
-    for wanted in (
-        1,
-        2,
-        3,
-    ):  # kill -9 once this many steps are in the journal, wherever the run then is
-        run = subprocess.Popen(
-            command(smollm, out, "--resume_from_checkpoint", "true"), stdout=subprocess.DEVNULL
-        )
-        journal = out / "journal.jsonl"
-        while run.poll() is None and not (
-            journal.exists() and journal.read_bytes().count(b"\n") > wanted
-        ):
-            time.sleep(0.05)
-        assert run.poll() is None
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-    subprocess.run(
-        command(smollm, out, "--resume_from_checkpoint", "true"),
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    for name in os.listdir(tmp_path / "whole" / "checkpoint-4"):
-        assert (out / "checkpoint-4" / name).read_bytes() == (
-            tmp_path / "whole" / "checkpoint-4" / name
-        ).read_bytes(), name
 
 
 def test_a_member_of_the_real_model_is_the_same_for_one_thread_and_for_four(smollm):

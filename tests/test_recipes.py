@@ -204,6 +204,7 @@ def readme_commands() -> list[list[str]]:
     ]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_run_as_they_stand(tiny, tmp_path, monkeypatch, capsys):
     """Run them in order in one folder that has a small model, a data file and a reward function."""
     monkeypatch.chdir(tmp_path)

@@ -324,11 +324,11 @@ def test_a_launcher_without_the_workers_for_it_is_told_so(
     [{"WORLD_SIZE": "4", "RANK": "0"}, {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}],
 )
 def test_the_environment_of_a_job_scheduler_is_no_launcher(environment, monkeypatch):
-    from estune.workers.ranks import ranks_for
+    from estune.workers.launched_process import find_launched_process
 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert ranks_for("local") is None
+    assert find_launched_process("local") is None
 
 
 # what reward functions return

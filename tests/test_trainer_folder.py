@@ -13,8 +13,8 @@ from helpers import checkpoints_of, folder_of, metrics_of, same, short, weights_
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from estune import ESConfig
+from estune.common.checksummed_lines import checksummed
 from estune.common.durable import in_turn, locked
-from estune.common.signed_lines import signed
 from estune.config import build
 from estune.errors import ConfigError, ModelError
 
@@ -216,7 +216,7 @@ def test_checkpoints_without_a_journal_are_not_taken_for_this_run(make_trainer):
 def test_metrics_of_an_abandoned_start_do_not_stay(make_trainer):
     trainer = make_trainer()
     folder_of(trainer).mkdir()
-    (folder_of(trainer) / "metrics.jsonl").write_text(signed('{"step": 1, "reward": 77}'))
+    (folder_of(trainer) / "metrics.jsonl").write_text(checksummed('{"step": 1, "reward": 77}'))
     trainer.train()
     assert [line["step"] for line in metrics_of(trainer)] == [1, 2, 3, 4]
 
@@ -301,7 +301,7 @@ def test_the_base_models_folder_is_no_place_for_a_run(make_trainer, mini):
 def test_a_folder_named_base_that_holds_another_model_stays(make_trainer, mini, tiny):
     model = AutoModelForCausalLM.from_pretrained(mini)
     shutil.copytree(tiny, folder_of(make_trainer()) / "base")
-    with pytest.raises(ModelError, match="does not have the weights in .*base"):
+    with pytest.raises(ModelError, match="its weights differ from those in .*base"):
         make_trainer(model=model)
     assert (folder_of(make_trainer()) / "base" / "model.safetensors").read_bytes() == (
         tiny / "model.safetensors"

@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 from estune.common.fields import checked, setting
-from estune.common.other_names import nearest
+from estune.common.name_hints import nearest
 from estune.errors import ConfigError
 
-# A setting's group, and whether it may change on resume because it does not affect θ.
+# One function per group of settings. resume=True: they may change on resume, because they do not
+# affect θ; a field that says resume=False is an exception.
 _es = partial(setting, group="evolution strategy")
 _prompts = partial(setting, group="prompts and generation")
 _engine = partial(setting, group="engine and workers", resume=True)
@@ -36,7 +37,7 @@ class ESConfig:
     sigma: float = _es(1e-3, "σ: standard deviation of the noise added to each weight", above=0)
     learning_rate: float | Literal["auto"] | None = _es(
         None,
-        "α: step size, 1/σ included; default σ/2, as in the paper; auto: α and σ adapt",
+        "α: step size, which includes the gradient's 1/σ; default σ/2; auto: α and σ adapt",
         above=0,
     )
     max_steps: int = _es(500, "updates to make in total", resume=True, least=1)
@@ -66,7 +67,8 @@ class ESConfig:
         None, "center: subtract a prompt's mean reward; standardize: also divide by its deviation"
     )
     reward_shaping: Literal["z_score", "centered_rank", "none"] = _es(
-        "z_score", "how fitness becomes update weights; none: unchanged, for antithetic pairs only"
+        "z_score",
+        "how fitness is scaled before the update; none: not at all, for antithetic pairs only",
     )
     target_parameters: list[str] | None = _es(
         None,
@@ -79,7 +81,7 @@ class ESConfig:
     batch_size: int | None = _prompts(
         None, "prompts per member and step, the same for all members; default all", least=1
     )
-    max_completion_length: int = _prompts(256, "most new tokens of a completion", least=1)
+    max_completion_length: int = _prompts(256, "maximum of new tokens in a completion", least=1)
     stop: list[str] | None = _prompts(None, "strings that end a completion and are cut from it")
     chat_template_kwargs: dict[str, Any] | None = _prompts(
         None, "arguments of the chat template for conversational prompts"
@@ -90,9 +92,9 @@ class ESConfig:
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = _engine(
         "auto",
-        "of the engine's weights; auto: bfloat16 where the device computes in it, else float32",
+        "type of the engine's weights; auto: bfloat16 if the device computes in it, else float32",
     )
-    device: str = _engine("auto", "of the engine: auto, cpu, cuda, cuda:1, mps, xpu")
+    device: str = _engine("auto", "device of the engine: auto, cpu, cuda, cuda:1, mps, xpu")
     center_device: Literal["auto", "cuda", "cpu"] = _engine(
         "auto", "where θ lives; auto: the engine's GPU if it fits there, else host memory"
     )
@@ -103,7 +105,7 @@ class ESConfig:
     trust_remote_code: bool = _engine(False, "run model code that comes with a checkpoint")
     vllm_gpu_memory_utilization: float | None = _engine(
         None,
-        "fraction of GPU memory for vLLM; default vLLM's own, or a 4 GiB cache on a CPU",
+        "fraction of GPU memory for vLLM; default vLLM's; on a CPU a 4 GiB cache",
         above=0,
         most=1,
     )
@@ -113,7 +115,7 @@ class ESConfig:
     )
     vllm_enforce_eager: bool = _engine(False, "no CUDA graphs: starts faster, generates slower")
     vllm_model_impl: Literal["auto", "vllm", "transformers"] = _engine(
-        "auto", "whose implementation of the model vLLM runs"
+        "auto", "which implementation of the model vLLM uses: its own, or transformers'"
     )
     engine_kwargs: dict[str, Any] | None = _engine(
         None, "further arguments of vllm.LLM, such as {max_num_seqs: 512}"
@@ -128,7 +130,8 @@ class ESConfig:
         least=1,
     )
     ray_address: str | None = _engine(
-        None, "of a running Ray cluster; auto: this machine's; default one started for this run"
+        None,
+        "address of a Ray cluster; auto: this machine's; by default one is started for the run",
     )
     worker_timeout: float = _engine(
         3600, "seconds that one job of a Ray worker may take before the worker is replaced", above=0
@@ -179,7 +182,7 @@ class ESConfig:
     resume_from_checkpoint: bool = _folder(False, "continue the run in output_dir")
 
     logging_steps: int = _log(
-        1, "steps between lines to trackers, and to a screen without a progress bar", least=1
+        1, "steps between logged lines (trackers; screen without a progress bar)", least=1
     )
     log_level: Literal["debug", "info", "warning", "error"] = _log(
         "info", "lowest severity of messages on standard error"
@@ -218,7 +221,7 @@ class RunConfig(ESConfig):
     """Settings of `estune train`: an `ESConfig`, and the model, data and rewards under TRL's names.
 
     Raises:
-        ConfigError: as `ESConfig`, or datasets stands next to task or dataset_name.
+        ConfigError: as `ESConfig`, or datasets is given together with task or dataset_name.
     """
 
     model_name_or_path: str | None = _data(None, "hub id, local folder or .gguf file", resume=True)
@@ -232,7 +235,7 @@ class RunConfig(ESConfig):
     dataset_train_split: str = _data("train", "split to train on")
     dataset_test_split: str = _data("test", "split to evaluate on, if there is one", resume=True)
     eval_dataset_name: str | None = _data(
-        None, "separate dataset to evaluate on, given as dataset_name is", resume=True
+        None, "separate dataset to evaluate on, in the same form as dataset_name", resume=True
     )
     max_train_samples: int | None = _data(None, "use only the first training rows", least=1)
     max_eval_samples: int | None = _data(
@@ -248,8 +251,8 @@ class RunConfig(ESConfig):
             raise ConfigError("datasets: replaces task and dataset_name; give only one of them")
 
 
-# Settings that may change on resume because they do not affect θ, up to the engine's rounding and
-# failed rewards. Exception: max_steps when a schedule depends on it, see `spans_max_steps`.
+# Settings that may change on resume because they do not affect θ, except through the engine's
+# rounding and failed rewards. max_steps may not if a schedule needs it: `depends_on_max_steps`.
 MAY_CHANGE_ON_RESUME = frozenset(
     field.name for field in dataclasses.fields(RunConfig) if field.metadata["resume"]
 )
@@ -273,7 +276,7 @@ def build(kind: type[C], values: dict[str, Any], where: str = "") -> C:
         raise ConfigError(f"{where}{error}") from None
 
 
-def spans_max_steps(config: ESConfig) -> str | None:
+def depends_on_max_steps(config: ESConfig) -> str | None:
     """Return the schedule that depends on max_steps, as `name: value`, or None."""
     if config.lr_scheduler_type in ("linear", "cosine"):
         return f"lr_scheduler_type: {config.lr_scheduler_type}"
@@ -299,7 +302,7 @@ def _check_strategy(config: ESConfig) -> None:
         )
     if config.reward_shaping == "none" and not config.antithetic:
         raise ConfigError(
-            "reward_shaping: none has no baseline but the other member of a pair; "
+            "reward_shaping: none needs antithetic pairs, whose members are each other's baseline; "
             "set antithetic to true, or choose z_score"
         )
     if config.pass_k is not None and config.pass_k >= config.population_size:
@@ -319,8 +322,8 @@ def _check_auto(config: ESConfig) -> None:
     }
     for name in filter(clashes.get, clashes):
         raise ConfigError(
-            f"{name}: learning_rate: auto tries sizes by their mean reward "
-            "and follows no schedule; give a number instead"
+            f"{name}: learning_rate auto sets α and σ by the mean reward "
+            f"and does not combine with it; leave {name} out, or give learning_rate a number"
         )
 
 
@@ -330,7 +333,7 @@ def _check_schedules(config: ESConfig) -> None:
     decay = config.weight_decay
     if warmup and config.lr_scheduler_type == "constant":
         raise ConfigError(
-            "warmup_steps: lr_scheduler_type: constant has none; "
+            "warmup_steps: the schedule constant has no warm-up; "
             "choose constant_with_warmup, linear or cosine"
         )
     if warmup >= steps:
@@ -352,8 +355,8 @@ def _check_engine(config: ESConfig) -> None:
     if config.workers != "ray" and config.num_workers not in (None, 1):
         ways = {"local": "choose workers: ray", "accelerate": "use accelerate's --num_processes"}
         raise ConfigError(
-            f"num_workers: workers: {config.workers} has one engine in each process, "
-            f"not {config.num_workers}; {ways[config.workers]}"
+            f"num_workers: with workers {config.workers} there is one engine per process, "
+            f"so it cannot be {config.num_workers}; {ways[config.workers]}"
         )
     if config.engine != "vllm" and config.vllm_tensor_parallel_size != 1:
         raise ConfigError(f"vllm_tensor_parallel_size: needs engine: vllm; it is {config.engine}")

@@ -1,12 +1,13 @@
-"""Every error that estune raises on purpose, under one root, so that a caller can catch them all.
+"""The exceptions that estune raises on purpose. All derive from `EstuneError`.
 
-Each is also of a standard type, so that code unaware of estune can catch it. The user can fix an
-`InputError`: the command line prints it as one line and exits with status 2.
+Most also derive from a standard exception, so that code that does not know estune can catch them.
+An `InputError` is one that the user can fix: the command line prints it as one line and exits with
+status 2.
 """
 
 _CONTROLS = [*range(0x20), *range(0x7F, 0xA0)]  # C0 without \n and \t, DEL, C1
 _DIRECTIONS = [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x2070)]
-_SEPARATORS = [0x2028, 0x2029]  # of lines and paragraphs
+_SEPARATORS = [0x2028, 0x2029]  # Unicode's line separator and paragraph separator
 _SURROGATES = range(0xD800, 0xE000)  # half a character, or an undecodable byte of a file name
 _TABLE: dict[int, str] = {
     **dict.fromkeys([*_CONTROLS, *_DIRECTIONS], ""),
@@ -18,12 +19,12 @@ _TABLE: dict[int, str] = {
 
 
 def clean(text: str) -> str:
-    """Return `text` without terminal commands; line ends, tabs and visible characters stay."""
+    """Return `text` without control characters other than line ends and tabs."""
     return text.translate(_TABLE)
 
 
 class EstuneError(Exception):
-    """The root of estune's own errors. Its message is clean, whatever it quotes."""
+    """The base class of estune's errors. `str` removes control characters from the message."""
 
     def __str__(self) -> str:
         return clean(super().__str__())
@@ -38,7 +39,7 @@ class ConfigError(InputError):
 
 
 class DataError(InputError):
-    """A dataset, or a row of one, is not what the run needs."""
+    """A dataset or one of its rows cannot be used."""
 
 
 class ModelError(InputError):

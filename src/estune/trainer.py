@@ -21,14 +21,14 @@ from estune.config import ESConfig
 from estune.errors import ConfigError, DataError
 from estune.monitor.callbacks import Callbacks
 from estune.monitor.console import Screen
-from estune.monitor.held_out import HeldOut, held_out_scores
+from estune.monitor.theta_evaluation import ThetaEvaluation, evaluate_theta
 from estune.monitor.timeline import Timeline
 from estune.monitor.trackers import check_trackers
 from estune.rewards.scoring import RewardFunctions
 from estune.run.data_fingerprint import digest
 from estune.run.folder import RunFolder
 from estune.run.log import RunLog
-from estune.run.milestones import evaluates, saves
+from estune.run.milestones import best_step, evaluates, saves, trainer_state
 from estune.run.mixture import Mixture
 from estune.run.model import Model
 from estune.run.publish import push, write_card, write_config
@@ -115,14 +115,16 @@ class ESTrainer:
             self.model.workers.serve()
             return TrainOutput(self.model.theta.version, {})
         needed = self.folder.needs(self.model)
-        check_disk(self.folder.path, needed, "the checkpoints and the snapshot of θ")
+        what = "the checkpoints and the snapshot of θ"
+        check_disk(self.folder.path, needed, what, advice="keep fewer with save_total_limit")
         with self.folder.locked():
             if not resume:
                 self.folder.check_fresh(self.model.checkpoint.folder)
             self.screen.say(self.model.describe())
             for line in filter(None, (self.model.describe_left_out(), self.model.placement.why)):
                 self.screen.say(line)
-            workers = self.model.workers  # built now, because they check their weights against θ₀
+            # Reading `workers` starts them: now, because they compare their weights with θ₀'s.
+            workers = self.model.workers
             try:
                 self.log.trackers.start()
                 return self._train(self._journal())
@@ -138,9 +140,9 @@ class ESTrainer:
         Raises:
             DataError: there is no eval_dataset.
         """
-        return self.held_out().metrics
+        return self.held_out().eval_metrics
 
-    def held_out(self) -> HeldOut:
+    def held_out(self) -> ThetaEvaluation:
         """Like `evaluate`, with the completions and one record per held-out row.
 
         If several processes were launched together, only the first one gets them.
@@ -150,7 +152,7 @@ class ESTrainer:
         workers = self.model.workers
         if not self.model.leads:
             workers.serve()
-            return HeldOut({}, [])
+            return ThetaEvaluation({}, [])
         try:
             return self._held_out()
         finally:
@@ -180,7 +182,7 @@ class ESTrainer:
         with graceful() as stop, closing(self._timeline):
             self._after(journal)
             self.screen.start(begun)
-            while journal.last < self.args.max_steps and not self.log.ends(journal.last):
+            while journal.last < self.args.max_steps and not self.log.stops_early(journal.last):
                 stop.check()
                 self._step(journal, stop)
                 self._after(journal)
@@ -191,7 +193,7 @@ class ESTrainer:
         return self._finish(journal)
 
     def _step(self, journal: Journal, stop: Stop) -> None:
-        """Make one update, μ ← μ + α · 1/N · Σ Rₙ·εₙ (Qiu et al. 2026, section 3), and record it.
+        """Make one update, μ ← μ + α · 1/N · Σ R̃ₙ·εₙ (Qiu et al. 2026, section 3), and record it.
 
         Their μ is θ here; [1] to [7] are the paper's seven innovations.
         """
@@ -202,24 +204,24 @@ class ESTrainer:
 
         size = step_size.begin(config, step, journal.control, self.model.theta.root_mean_square)
         seeds = strategy.ask(config, step)  # N integers stand for the noise [1]
-        members = strategy.members(
-            config, step, seeds, size.sigma
-        )  # θ + σ·εₙ; engines write it by layer [2]
+        # Each member says how to compute θ + σ·εₙ; the engines do it later, layer by layer [2].
+        members = strategy.members(config, step, seeds, size.sigma)
         reference = [Unperturbed(step - 1)] if size.needs_reference else []
         scored = evaluate([*members, *reference])  # greedy decoding [5], on all workers [6]
         population = scored[: len(members)]
         rewards = np.stack([member.rewards for member in population])  # (N, B)
         fitness = fitness_of(config, rewards)  # Rₙ (N,)
 
+        # θ's own rewards: from now or from the previous step; None with a fixed learning rate.
         theta_rewards = scored[-1].rewards if size.needs_reference else size.reference
-        finite = sum(member.finite for member in population)
-        search = SizeSearch(config, size, rewards, fitness, theta_rewards, finite)
+        finite_members = sum(member.finite for member in population)
+        search = SizeSearch(config, size, rewards, fitness, theta_rewards, finite_members)
         while (alpha := search.next_size()) is not None:  # only for learning_rate: auto
             [tried] = evaluate([strategy.candidate(config, step, seeds, fitness, alpha)])
             search.add(alpha, tried.rewards)
 
-        coefficients = strategy.tell(config, fitness, alpha=search.alpha)  # α/N · z-score [4] [7]
-        coefficients = strategy.bounded(step, coefficients)
+        # cₙ = α/N · R̃ₙ: z-scores [4], with 1/σ included in α [7].
+        coefficients = strategy.bounded(step, strategy.tell(config, fitness, alpha=search.alpha))
         decay = schedules.decay(config, step) if coefficients else 0.0
         with self._timeline.span("update") as span:  # θ ← θ + Σ cₙ·εₙ, by layer and seed [3]
             self.model.workers.update(
@@ -235,6 +237,7 @@ class ESTrainer:
         """Append the update to the journal, with its metrics as notes."""
         self.log.show_members(update.step, evaluation)
         digest = self._verified_digest() if self._needs_digest(update.step) else None
+        # With all rows in every step, the next step has the same prompts.
         same_prompts = not self.mixture and len(update.rows) == len(self.train_rows)
         metrics = update.metrics(journal.steps, evaluation)
         line = update.line(
@@ -243,7 +246,7 @@ class ESTrainer:
         self.folder.append(line)
 
     def _evaluation(self, step: int, rows: list[Row], stop: Stop) -> StepEvaluation:
-        """What evaluates variants of θ on `rows`; Ctrl-C or SIGTERM ends it between members."""
+        """Return the evaluator of variants of θ on `rows`; Ctrl-C and SIGTERM stop it early."""
 
         def tick(evaluation: StepEvaluation) -> None:
             stop.check()
@@ -273,7 +276,10 @@ class ESTrainer:
         return [self.train_rows[index] for index in indices]
 
     def _after(self, journal: Journal) -> None:
-        """Evaluate and log, unless that was done before the run was killed; save if it is due."""
+        """Evaluate and log the last step, unless an earlier run did so already; save when due.
+
+        It is also called before the first step, for step 0 or the step that a resume starts from.
+        """
         step = journal.last
         if step not in self.log.lines and (step > 0 or self.args.eval_on_start):
             held_out = None
@@ -282,15 +288,15 @@ class ESTrainer:
                     held_out = self._held_out()
             metrics = journal.steps[-1].notes["metrics"] if step else {}
             self.log.write(step, metrics, held_out)
-        if saves(self.args, step) or (step and self.log.ends(step)):
-            state = self.log.trainer_state(step)
+        if saves(self.args, step) or (step and self.log.stops_early(step)):
+            state = trainer_state(self.args, self.log.lines, step)
             with self._timeline.span("save"):
                 self.folder.save(step, self.model, state, state["best_global_step"])
             self.callbacks.call("on_save")
 
-    def _held_out(self) -> HeldOut:
+    def _held_out(self) -> ThetaEvaluation:
         version = self.model.theta.version
-        return held_out_scores(
+        return evaluate_theta(
             self.model.workers,
             self.rewards,
             self.eval_rows,
@@ -304,10 +310,11 @@ class ESTrainer:
         """Show the result, load the best model if asked, write the card and upload."""
         step = journal.last
         self.log.show_result(step, self.model.loader)
-        best = self.log.best_step(step)
+        best = best_step(self.args, self.log.lines, step)
         if self.args.load_best_model_at_end and best is not None and best != step:
             self.model.theta.reset(self.model.checkpoint)
-            list(journal.replay(self.model.theta, best))
+            for _ in journal.replay(self.model.theta, best):
+                pass
             self.screen.say(f"θ is that of the best checkpoint, step {best}")
         last = dict(self.log.lines.get(step, {}))  # empty if a callback ended the run at once
         figures = {n: v for n, v in last.items() if n.startswith("eval_") and n != "eval_runtime"}
@@ -320,7 +327,7 @@ class ESTrainer:
         return TrainOutput(step, last)
 
     def _check(self) -> None:
-        """Check what needs no model: columns, reward functions, settings that need one another."""
+        """Check what needs no model: columns, reward functions, combinations of settings."""
         config = self.args
         for rows in filter(None, (self.train_rows, self.eval_rows)):
             self.rewards.check([name for name in rows[0] if name != "prompt"])
@@ -360,7 +367,10 @@ class ESTrainer:
         return resume
 
     def _needs_digest(self, step: int) -> bool:
-        """Whether θ's digest is needed: `step` is saved, evaluated, or may be the last."""
+        """Whether θ's digest is needed: `step` is saved, evaluated, or may be the last.
+
+        A callback may have asked for the end, or may ask for it when the step is logged.
+        """
         may_stop = self.callbacks.listening and step % self.args.logging_steps == 0
         stops = self.callbacks.stopping or may_stop
         return stops or saves(self.args, step) or evaluates(self.args, step)

@@ -32,7 +32,9 @@ def test_a_resume_with_another_setting_names_it(mini, data, capsys):
     assert main(train_on(mini, data)) == 0
     capsys.readouterr()
     assert main(train_on(mini, data, "--resume_from_checkpoint", "true", "--sigma", "0.5")) == 2
-    assert capsys.readouterr().err.startswith("estune: sigma: the run in out has 0.02, not 0.5")
+    assert capsys.readouterr().err.startswith(
+        "estune: sigma: the run in out began with 0.02, not 0.5"
+    )
 
 
 # replay

@@ -164,6 +164,7 @@ def test_a_second_run_in_the_folder_is_refused_unless_told_to_resume(place, caps
     )
 
 
+@pytest.mark.slow
 def test_a_failed_reward_loses_nothing(place, capsys):
     assert train(reward_funcs="rewards_of_mine.breaks") == 2
     capsys.readouterr()
@@ -265,7 +266,7 @@ def test_score_prints_one_reward_a_line_and_nothing_else(place, capsys):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "line 1 is no JSON"),
+        ("{", "line 1 is not JSON"),
         ('{"numbers": [1]}', "must be a JSON object with 'completion'"),
         ('{"completion": "a"}', "nothing provides its parameter"),
         ('{"completion": "a", "numbers": [1], "target": "x"}', "row 0"),

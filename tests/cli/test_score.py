@@ -50,6 +50,7 @@ def test_an_empty_file_scores_nothing(capsys):
     assert scored(capsys) == []
 
 
+@pytest.mark.slow
 def test_each_task_scores_its_own_rows(capsys, monkeypatch):
     problem = {
         "problem": "1 + 1",
@@ -99,13 +100,13 @@ def test_score_with_functions_of_ones_own(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"completion": "x", ', "answers.jsonl: line 1 is no JSON"),
+        ('{"completion": "x", ', "answers.jsonl: line 1 is not JSON"),
         (
             '{"completion": "x", "numbers": [1], "target": 1}\nnot json',
-            "answers.jsonl: line 2 is no JSON",
+            "answers.jsonl: line 2 is not JSON",
         ),
-        ("[" * 100_000, "answers.jsonl: line 1 is no JSON"),
-        ('{"completion": ' + "9" * 5000 + "}", "answers.jsonl: line 1 is no JSON"),
+        ("[" * 100_000, "answers.jsonl: line 1 is not JSON"),
+        ('{"completion": ' + "9" * 5000 + "}", "answers.jsonl: line 1 is not JSON"),
         (
             '{"numbers": [1], "target": 1}',
             "line 1 must be a JSON object with 'completion' and the task's columns",
@@ -118,11 +119,11 @@ def test_score_with_functions_of_ones_own(capsys, tmp_path):
         ('{"completion": "x", "numbers": [1]}', "nothing provides its parameter 'target'"),
         (
             '{"completion": 3, "numbers": [1], "target": 1}',
-            "answers.jsonl: row 1: its completion is neither text nor a list",
+            "answers.jsonl: row 1: the completion is neither text nor a list",
         ),
         (
             '{"completion": [], "numbers": [1], "target": 1}',
-            "answers.jsonl: row 1: its completion is neither text nor a list",
+            "answers.jsonl: row 1: the completion is neither text nor a list",
         ),
         (
             '{"completion": "x", "numbers": "1", "target": 1}',

@@ -16,6 +16,7 @@ from estune.common.moments import exponent, mean, scaled
 from estune.config import ESConfig
 from estune.evaluation import statistics
 from estune.monitor.metrics import fitness_metrics
+from estune.strategy import shaping
 from estune.strategy.fitness import PROMPT_SHAPING, centered, fitness_of, standardized
 
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
@@ -72,8 +73,8 @@ def test_an_update_does_not_depend_on_the_scale_of_the_rewards(
 
 def test_a_huge_reward_beside_ordinary_ones_is_a_z_score_like_another():
     np.testing.assert_allclose(
-        strategy.z_score(np.array([1e200, 1.0, 1.0, 1.0])),
-        strategy.z_score(np.array([1.0, 0, 0, 0])),
+        shaping.z_score(np.array([1e200, 1.0, 1.0, 1.0])),
+        shaping.z_score(np.array([1.0, 0, 0, 0])),
     )
 
 

@@ -33,11 +33,19 @@ def test_too_little_memory_names_both_amounts_what_needs_it_and_the_ways_out(mon
 def test_too_little_disk_names_both_amounts_the_folder_and_the_ways_out(monkeypatch, tmp_path):
     monkeypatch.setattr(resources, "free_disk", lambda folder: 512 * MIB)
     with pytest.raises(ResourceError) as refusal:
-        resources.check_disk(tmp_path, 3 * GIB, "the checkpoints")
-    message = str(refusal.value)
-    assert f"the checkpoints need 3.0 GiB in {tmp_path}, 512.0 MiB are free" in message
-    assert "output_dir" in message
-    assert "save_total_limit" in message
+        resources.check_disk(tmp_path, 3 * GIB, "the checkpoints", advice="keep fewer")
+    assert str(refusal.value) == (
+        f"disk: the checkpoints need 3.0 GiB in {tmp_path}, 512.0 MiB are free; "
+        "choose another output_dir, or keep fewer"
+    )
+
+
+def test_a_full_disk_is_answered_without_advice_that_the_command_does_not_have(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(resources, "free_disk", lambda folder: 512 * MIB)
+    with pytest.raises(ResourceError, match="choose another output$"):
+        resources.check_disk(tmp_path, GIB, "the checkpoint", setting="output")
 
 
 def test_exactly_enough_disk_is_enough(monkeypatch, tmp_path):
@@ -68,7 +76,7 @@ def test_a_disk_refusal_names_the_setting_that_gave_the_folder(tmp_path):
         resources.check_disk(tmp_path / "file" / "run", 1, "the checkpoint", setting="output")
 
 
-def test_too_few_resources_are_the_users_to_mend_and_an_os_error_to_other_code():
+def test_a_resource_error_is_an_input_error_and_an_os_error():
     assert issubclass(ResourceError, InputError)
     assert issubclass(ResourceError, OSError)
 
@@ -108,7 +116,7 @@ def test_a_container_without_a_limit_has_what_the_machine_has(tmp_path):
         resources._left_in_container(tmp_path)
 
 
-def test_memory_that_was_freed_can_be_given_back_anywhere(monkeypatch):
-    resources.give_back()
+def test_freed_memory_is_released_on_any_system(monkeypatch):
+    resources.release_freed_memory()
     monkeypatch.setattr(resources.ctypes, "CDLL", lambda name: object())  # a C library without it
-    resources.give_back()
+    resources.release_freed_memory()

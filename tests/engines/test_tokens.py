@@ -198,7 +198,7 @@ def test_tokens_before_a_plain_prompt_are_usual_and_not_logged(tmp_path, caplog)
 
 
 def test_a_token_that_the_model_lacks_is_refused_by_its_row(tmp_path):
-    with pytest.raises(DataError, match="row 1: token 99 of .* is none of the model's 64"):
+    with pytest.raises(DataError, match="row 1: token 99 of .* is not one of the model's 64"):
         Tokenizer(tmp_path, ESConfig(), make_tokenizer()).encode(["cat", [4, 99]], 64)
 
 

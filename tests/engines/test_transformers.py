@@ -63,7 +63,7 @@ def test_token_ids_go_in_as_they_are_and_those_of_another_model_are_refused_befo
     worker = Worker(
         Theta.load(open_checkpoint(tiny), layout(open_checkpoint(tiny)).targets(None)), one
     )
-    with pytest.raises(DataError, match="token 1000000 of .* is none of the model's"):
+    with pytest.raises(DataError, match="token 1000000 of .* is not one of the model's"):
         worker.check_lengths({"train_dataset": [[*ids, 10**6]]})
 
 

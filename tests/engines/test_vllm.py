@@ -306,7 +306,7 @@ def test_a_centre_on_a_device_is_read_where_it_is_by_the_engine_in_this_process(
 
 def test_a_token_that_the_model_does_not_know_is_one_error_and_the_next_prompts_are_answered(tied):
     load_both(tied, BASE)
-    with pytest.raises(DataError, match="row 1: token 6000 of .* is none of the model's 64"):
+    with pytest.raises(DataError, match="row 1: token 6000 of .* is not one of the model's 64"):
         tied.engine.generate([[5, 6], [5, 6_000]], max_completion_length=4)
     load_both(tied, MEMBERS[1])
     same_answers(tied)

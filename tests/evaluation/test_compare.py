@@ -10,7 +10,7 @@ from estune.cli.main import main
 from estune.config import RunConfig
 from estune.errors import ConfigError, EstuneError, InputError
 from estune.evaluation.compare import plots
-from estune.evaluation.compare.execute import _failed
+from estune.evaluation.compare.execute import _raise_failure
 from estune.evaluation.compare.methods import METHODS, grids
 from estune.evaluation.compare.runs import Budget, load, most_steps, runs
 from estune.evaluation.compare.table import best, markdown, reached, results_table, reward_at
@@ -117,7 +117,7 @@ def test_an_rl_step_sees_as_many_prompts_as_one_of_es(name, settings):
 def test_a_method_that_does_not_go_with_the_config_is_named():
     with pytest.raises(
         ConfigError,
-        match="^methods: es does not fit this config; change it or leave es out .weight_decay: ",
+        match="^methods: es does not fit this config; change it or leave es out: weight_decay: ",
     ):
         planned("es-paper", "es", weight_decay=0.1)
 
@@ -189,9 +189,9 @@ def test_a_run_that_was_killed_is_said_to_be_and_an_earlier_attempts_words_are_n
     with pytest.raises(
         EstuneError, match="killed by SIGKILL, as the system does when memory runs out"
     ):
-        _failed(run, log, -9, already=0)
+        _raise_failure(run, log, -9, old_bytes=0)
     with pytest.raises(InputError, match="no message"):
-        _failed(run, log, 2, already=log.stat().st_size)
+        _raise_failure(run, log, 2, old_bytes=log.stat().st_size)
 
 
 def test_rewards_are_read_off_at_equal_tokens():

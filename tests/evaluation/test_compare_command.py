@@ -39,7 +39,7 @@ BASE = [
         (["--methods", ","], "methods: name at least one"),
         (["--learning_rates", "fast"], "learning_rates: must be numbers"),
         (["--learning_rates", "0"], "learning_rates: must be numbers"),
-        (["--learning_rates", "mezo=1e-6"], "'mezo' is none of the methods"),
+        (["--learning_rates", "mezo=1e-6"], "'mezo' is not one of the methods"),
         (["--seeds", "0"], "seeds: must be at least 1"),
         (["--tokens", "0"], "tokens: must be at least 1"),
         (["--tokens", "10", "--eval_tokens", "11"], "eval_tokens: must be at most"),
@@ -50,15 +50,15 @@ BASE = [
         ),
         (
             ["--methods", "grpo", "--rl_kwargs", "{num_generations: 0}"],
-            "rl_kwargs: num_generations must be a whole number from 2",
+            "rl_kwargs: num_generations must be a whole number of at least 2",
         ),
         (
             ["--methods", "grpo", "--rl_kwargs", "{num_generations: many}"],
-            "rl_kwargs: num_generations must be a whole number from 2",
+            "rl_kwargs: num_generations must be a whole number of at least 2",
         ),
-        (["--lr_scheduler_type", "linear"], "a run ends with its tokens"),
+        (["--lr_scheduler_type", "linear"], "a run ends by its tokens"),
         (["--workers", "accelerate"], "workers: accelerate"),
-        (["--redraw", "nowhere"], "compare.json cannot be read"),
+        (["--redraw", "nowhere"], "compare.json: cannot be read"),
         (["--task", "countdwn"], "did you mean 'countdown'"),
     ],
 )
@@ -131,6 +131,7 @@ def test_a_dry_run_lists_the_runs_and_does_nothing(data, capsys):
     assert not Path("all").exists()
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_done_again_and_another_comparison_is_refused(mini, data, capfd):
     command = small(
         mini, data, "--engine", "fake", "--methods", "es-paper", "--seeds", "1", "--tokens", "150"
@@ -186,6 +187,7 @@ def test_a_run_under_way_goes_on_and_ends_as_if_undisturbed(mini, data, capfd):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_which_and_why(mini, data, capfd):
     Path("breaking.py").write_text("def breaks(completions, **columns): raise KeyError('gone')\n")
     command = small(

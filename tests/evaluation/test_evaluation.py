@@ -200,7 +200,7 @@ def test_workers_on_ray_draw_the_same_answers_as_one_engine_here(mini):
             ["--num_generations", 2, "--k", 1, 4],
             "k: must be from 1 to num_generations, 2; it is [1, 4]",
         ),
-        (["--kl"], "kl: name the model to measure from with --base"),
+        (["--kl"], "kl: give the model to measure from with --base"),
         (
             ["--kl", "--base", "b", "--num_generations", 2, "--top_p", 0.9],
             "kl: needs temperature and top_p of 1",

@@ -51,6 +51,7 @@ FILES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_is_recovered_from_or_refused(make_trainer, stopped, tmp_path, name):
     outcomes = _outcomes(make_trainer, stopped, tmp_path, name)
@@ -149,7 +150,7 @@ def test_a_damaged_evaluation_stops_a_run_that_needs_it_until_its_line_is_delete
     _damaged(folder, line=4)
     metrics = (folder / "metrics.jsonl").read_bytes()
     named = (
-        r"metrics\.jsonl: line 4 is damaged, and with it the evaluation of step 3, .*; "
+        r"metrics\.jsonl: line 4 is damaged, .* needs the evaluation of step 3 in it; "
         r"restore the file .*, or delete the line"
     )
     with pytest.raises(JournalError, match=named):
@@ -312,11 +313,11 @@ def test_no_bytes_make_the_journals_reader_raise_anything_else(tmp_path_factory,
 
 
 @pytest.mark.slow
-def test_a_minute_of_fuzzing_finds_nothing():
+def test_twenty_seconds_of_fuzzing_find_nothing():
     pytest.importorskip("atheris")
     fuzz = Path(__file__).with_name("fuzz.py")
     done = subprocess.run(
-        [sys.executable, str(fuzz), "60"], capture_output=True, text=True, timeout=300
+        [sys.executable, str(fuzz), "20"], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Done" in done.stderr

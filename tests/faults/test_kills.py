@@ -44,7 +44,7 @@ def undisturbed(mini, tmp_path_factory):
 class Forks:
     """Runs in forked children of a process that has imported everything.
 
-    Fifty fresh starts of Python would take minutes.
+    Fresh starts of Python would take minutes.
     """
 
     def __init__(self, model: Path, folder: Path) -> None:
@@ -59,6 +59,8 @@ class Forks:
             "import sys, os, time, signal\n"
             f"sys.path.insert(0, {str(CHILD.parent)!r})\n"
             "import run_child, estune.trainer, estune.noise.numba\n"
+            "from transformers import AutoTokenizer, GenerationConfig\n"
+            "from transformers import LlamaForCausalLM, TrainerCallback\n"
             "for line in sys.stdin:\n"
             "    folder, after, by = line.split('\\t')\n"
             "    pid = os.fork()\n"
@@ -84,6 +86,7 @@ class Forks:
                 stdout=-1,
                 stderr=subprocess.DEVNULL,
                 text=True,
+                process_group=0,
             )
         assert self.process.stdin and self.process.stdout
         print(self.folder, after, by, sep="\t", file=self.process.stdin, flush=True)
@@ -93,7 +96,7 @@ class Forks:
 
     def close(self) -> None:
         if hasattr(self, "process"):
-            self.process.stdin.close()
+            os.killpg(self.process.pid, signal.SIGKILL)  # with a run that hangs
             self.process.wait()
 
 
@@ -106,24 +109,20 @@ def forked(mini, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_a_run_killed_at_fifty_random_moments_ends_with_the_same_bytes(forked, undisturbed, by):
+def test_a_run_stopped_at_25_random_moments_ends_with_the_same_bytes(forked, undisturbed, by):
     chance = random.Random(1)
     whole = _seconds(forked)
-    finished = interrupted = 0
-    for _ in range(1000):
-        status = forked(chance.uniform(0, 0.8 * whole), by)
-        assert status in ((0, -9) if by == signal.SIGKILL else (0, 143, -15)), (
-            status
-        )  # −15: before there was a run to stop
-        interrupted += status != 0
-        if status == 0:
-            assert final(forked.folder) == undisturbed
-            finished += 1
-            shutil.rmtree(forked.folder)
-            if interrupted >= 50:
-                break
-    assert finished >= 1
-    assert interrupted >= 50
+    # −15: before there was a run to stop
+    expected = (0, -9) if by == signal.SIGKILL else (0, 143, -15)
+    statuses = []
+    for _ in range(5):
+        for _ in range(5):
+            statuses.append(forked(chance.uniform(0, 0.6 * whole), by))
+        assert forked(0, 0) == 0
+        assert final(forked.folder) == undisturbed
+        shutil.rmtree(forked.folder)
+    assert set(statuses) <= set(expected)
+    assert any(statuses)  # most runs; some may end early on a machine that becomes faster
 
 
 def _seconds(forked) -> float:
@@ -244,6 +243,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", [False, True], ids=["", "with a profile"])
 def test_a_disk_that_fills_up_at_any_moment_stops_the_run_and_loses_nothing(
     make_trainer, tmp_path, small_disk, profile

@@ -82,6 +82,7 @@ HARMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
 def test_only_the_guilty_completion_fails_and_it_gets_the_lowest_reward(rewards, harm):
     scores = scored(rewards(guarded(harm), timeout=2.0))
@@ -93,6 +94,7 @@ def test_only_the_guilty_completion_fails_and_it_gets_the_lowest_reward(rewards,
     assert re.search(HARMS[harm], scores.failures["judge"][1].reason)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [raises, sleeps, exits], ids=lambda harm: harm.__name__)
 def test_a_failure_in_the_first_batch_is_raised(rewards, harm):
     with pytest.raises(
@@ -139,6 +141,7 @@ def test_none_is_no_failure(rewards):
 # What a lost reward counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "total"),
     [("lowest", [4, 4, 4, 4]), ("zero", [4, 0, 4, 4]), ("drop", [4, None, 4, 4])],
@@ -153,6 +156,7 @@ def test_raise_ends_the_run_at_any_time(rewards):
         scored(rewards(guarded(raises), on_error="raise"))
 
 
+@pytest.mark.slow
 def test_the_lowest_reward_is_that_of_all_members_of_the_step_in_any_order(rewards):
     judged = rewards(guarded(raises))
     low, high = ([Completion(text, [1], False)] * 4 for text in ("a", "abcdefgh"))
@@ -165,6 +169,7 @@ def test_the_lowest_reward_is_that_of_all_members_of_the_step_in_any_order(rewar
         assert settled[order.index(0)].by_function["judge"].tolist() == [4, 1, 4, 4]
 
 
+@pytest.mark.slow
 def test_a_member_is_left_out_if_most_of_its_completions_failed(rewards):
     guilty = [Completion("guilty", [1], False)] * 3 + [Completion("fine", [1], False)]
     assert math.isnan(scored(rewards(guarded(raises)), guilty).fitness)
@@ -215,6 +220,7 @@ def test_logs_of_single_calls_are_merged(rewards):
 # Processes
 
 
+@pytest.mark.slow
 def test_children_of_a_killed_function_are_killed_too(rewards, tmp_path):
     pids = tmp_path / "pids"
     script = (
@@ -251,6 +257,7 @@ def _command(process):
         return []
 
 
+@pytest.mark.slow
 def test_children_that_use_too_much_memory_end_the_process(rewards):
     def judge(completions):
         if "guilty" in completions:
@@ -305,7 +312,7 @@ def test_threads_left_behind_do_not_accumulate(rewards):
     assert max(scored(judged).total.max() for _ in range(8)) < 130
 
 
-def test_scorers_end_when_the_process_that_started_them_is_killed(tmp_path):
+def test_reward_processes_end_when_the_process_that_started_them_is_killed(tmp_path):
     program = """
 import os, sys, time
 from estune.rewards.scoring import RewardFunctions
@@ -321,10 +328,10 @@ RewardFunctions([judge]).score([{"prompt": ""}], [Completion("", [1], False)])
     until = time.monotonic() + 60
     while not (path.exists() and path.read_text()) and time.monotonic() < until:
         time.sleep(0.05)
-    scorer = psutil.Process(int(path.read_text()))
+    reward_process = psutil.Process(int(path.read_text()))
     parent.kill()
     parent.wait()
-    scorer.wait(timeout=30)
+    reward_process.wait(timeout=30)
 
 
 # Async functions

@@ -44,7 +44,7 @@ def children():
 
 
 @pytest.mark.parametrize("what", ["spin", "power", "memory", "crash"])
-def test_a_call_that_does_not_end_is_ended_and_the_next_one_works(limited, what):
+def test_a_call_over_its_limit_is_ended_and_the_next_one_works(limited, what):
     started = time.monotonic()
     with pytest.raises(OverLimitError):
         limited(what)
@@ -66,7 +66,7 @@ def test_a_process_killed_from_outside_is_replaced(limited):
     assert limited("second") == "second"
 
 
-def test_a_function_that_cannot_be_made_keeps_its_message():
+def test_the_error_of_a_factory_is_reported():
     with pytest.raises(ConfigError, match="cannot be had"):
         Limited("limited_child:not_made", 1.0)("x")
 
@@ -84,7 +84,7 @@ def test_calls_from_several_threads_take_turns(limited):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's death signal")
-def test_it_ends_with_its_parent(tmp_path):
+def test_a_limited_process_ends_with_its_parent(tmp_path):
     program = (
         "import subprocess, sys, threading, time; sys.path.insert(0, sys.argv[1])\n"
         "from estune.rewards.processes.limited import Limited\n"
@@ -120,7 +120,7 @@ def bounded(completions, seconds=1.0, **columns):
     return Grades([float(len(text)) for text in completions], overran=1)
 
 
-def test_a_grader_says_how_long_its_calls_may_take():
+def test_own_limit_is_the_longest_time_of_a_marked_graders_call():
     columns = {"completions": ["a", "b"]}
     assert own_limit(bounded, columns) == 2
     assert own_limit(functools.partial(bounded, seconds=3.0), columns) == 6
@@ -164,7 +164,7 @@ def test_reward_timeout_does_not_apply_to_a_grader_that_bounds_itself(rewards, w
     assert failure_metrics([scores, scores]) == {"es/reward_errors": 0, "es/reward_timeouts": 4}
 
 
-def test_a_mixture_counts_completions_that_met_a_limit(rewards):
+def test_a_mixture_counts_completions_that_exceeded_a_limit(rewards):
     rows = [
         {"prompt": "p", "tests": TESTS, "task": "code"},
         {"prompt": "p", "tests": None, "task": "other"},
@@ -188,7 +188,7 @@ def test_reward_timeout_applies_to_other_functions(rewards):
     assert failure_metrics([scores]) == {"es/reward_errors": 1, "es/reward_timeouts": 1}
 
 
-def test_training_logs_completions_that_met_a_limit_from_the_first_step(
+def test_training_logs_completions_that_exceeded_a_limit_from_the_first_step(
     tiny, tmp_path, capsys, monkeypatch
 ):
     body = (
@@ -227,7 +227,7 @@ def test_training_logs_completions_that_met_a_limit_from_the_first_step(
     ]
 
 
-def test_score_reports_how_many_met_the_limit(tmp_path, capsys):
+def test_score_reports_how_many_exceeded_the_limit(tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"completion": "import os; os._exit(0)", "tests": ["assert f(1) == 1"]}\n')
     assert main(["score", "--task", "mbpp", "--completions", str(rows)]) == 0

@@ -94,7 +94,7 @@ def test_stopping_and_continuing_the_trainer_loses_no_reward():
     assert totals == ["total 1.0\n"] * 3
 
 
-def test_a_function_that_stops_its_own_process_is_given_up():
+def test_a_function_that_stops_its_own_process_times_out():
     from estune.common.types import Completion
     from estune.rewards.processes.pool import RewardLimits
     from estune.rewards.scoring import RewardFunctions

@@ -49,7 +49,7 @@ def test_a_tensor_of_several_numbers_for_a_completion_is_refused():
     ],
     ids=lambda v: type(v).__name__,
 )
-def test_a_value_that_is_no_list_is_refused(bad):
+def test_a_value_that_is_not_a_list_is_refused(bad):
     message = refusal(lambda completions: bad)
     assert message.startswith("reward function <lambda> returned ")
     assert "one number (or None) per completion" in message
@@ -67,7 +67,7 @@ def test_a_wrong_number_of_rewards_names_both_numbers(count):
     assert f"returned {count} rewards for 2 completions" in message
 
 
-def test_an_exception_is_reported_with_the_functions_name_its_kind_its_words_and_the_line():
+def test_an_exception_is_reported_with_function_type_message_and_line():
     def judge(completions):
         return [1 / 0 for _ in completions]
 
@@ -77,7 +77,7 @@ def test_an_exception_is_reported_with_the_functions_name_its_kind_its_words_and
     assert "resume the run" in message
 
 
-def test_the_line_named_is_the_functions_own_even_if_a_library_raised():
+def test_the_reported_line_is_in_the_function_even_if_a_library_raised():
     def judge(completions, extra=None):
         import json
 
@@ -106,7 +106,7 @@ def test_a_function_that_exits_does_not_end_the_run_unexplained():
 @pytest.mark.parametrize(
     "kind", [KeyboardInterrupt, SystemExit, GeneratorExit], ids=lambda kind: kind.__name__
 )
-def test_a_function_cannot_end_the_run_by_what_it_raises(kind):
+def test_no_exception_of_a_function_ends_the_run(kind):
     def judge(completions):
         raise kind
 
@@ -120,7 +120,7 @@ def test_a_message_of_many_lines_becomes_one():
     assert len(refusal(judge)) < 600
 
 
-def test_parameters_that_nothing_provides_are_found_before_generation():
+def test_missing_parameters_are_found_before_generation():
     def judge(completions, answer):
         return []
 
@@ -142,7 +142,7 @@ def test_a_function_that_takes_no_completions_is_refused_with_the_right_form():
         check_parameters(judge, ["target"])
 
 
-def test_positional_only_parameters_are_refused_since_all_is_passed_by_keyword():
+def test_positional_only_parameters_are_refused():
     def judge(completions, /):
         return []
 
@@ -199,7 +199,7 @@ def test_no_reward_function_at_all_is_refused(given):
         (5, "neither a function nor the name of one"),
     ],
 )
-def test_a_name_of_no_function_is_refused(given, says):
+def test_a_name_that_names_no_function_is_refused(given, says):
     with pytest.raises(ConfigError) as caught:
         resolve_rewards(given)
     assert str(caught.value).startswith("reward_funcs: ")

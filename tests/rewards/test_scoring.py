@@ -131,6 +131,7 @@ def test_any_sequence_of_numbers_is_accepted(values):
     assert score(lambda completions: values).total.tolist() == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_tensor_is_accepted():
     import torch
 

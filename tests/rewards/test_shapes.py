@@ -134,7 +134,7 @@ BAD = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
-def test_a_value_that_is_no_reward_ends_the_first_batch_with_one_line(value):
+def test_a_value_that_is_not_a_reward_ends_the_first_batch_with_one_line(value):
     with pytest.raises(
         RewardError,
         match=r"^reward function <lambda> returned .*it must return one number.*fix it",
@@ -146,7 +146,7 @@ def test_a_value_that_is_no_reward_ends_the_first_batch_with_one_line(value):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
-def test_a_value_that_is_no_reward_later_counts_as_failed(value):
+def test_a_value_that_is_not_a_reward_counts_as_failed_after_the_first_batch(value):
     def judge(completions):
         return value if len(completions) == 3 or completions == ["three"] else [1.0]
 

@@ -1,15 +1,14 @@
-"""Tests of programs are split: what they expect and the verdict stay here."""
+"""A split test runs in a process of its own, apart from the program."""
 
-import json
-import math
+import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from estune.rewards.programs.grade import ProgramGrade, grade
 from estune.rewards.programs.split import split
+from estune.rewards.sandbox import Unlocked
 
-SECRET = 41_977  # the tests below expect it; no request may hold it
+SECRET = 41_977  # the tests below expect it; the program never sees it
 
 # Each form of test that occurs in MBPP and HumanEval, once
 CHECK = "METADATA = {}\n\ndef check(candidate):\n    "
@@ -70,40 +69,37 @@ SPLIT = {
     "a count of elements": (
         f"from collections import Counter\nassert Counter(f(1)) == Counter([{SECRET}])"
     ),
-    "drawn input": (
+    "random input": (
         f"import random\nfor _ in range(3):\n    x, y = random.randint(0, 9), {SECRET}\n"
         f"    assert f(x) == x + y"
     ),
 }
 WHOLE = {
-    "an exception that is expected": (
-        "try:\n    f(-1)\nexcept ValueError:\n    pass\nelse:\n    assert False"
-    ),
-    "a helper of the test's own": (
-        "def near(a, b):\n    d = a - b\n    return d < 1\nassert near(f(1), 2)"
-    ),
-    "a loop without an end": "while f(1) != 2:\n    pass\nassert True",
     "a class of the library's": "import datetime\nassert f(1) == datetime.date(2020, 1, 2)",
-    "loops of a million rounds": (
-        "for a in range(1000):\n    for b in range(1000):\n        assert f(a, b) == a"
-    ),
-    "a comprehension of a million rounds": (
-        "assert all(all(f(a, b) for a in range(1000)) for b in range(1000))"
-    ),
+    "names of a whole module": "from math import *\nassert isclose(f(1), 2)",
     "objects of the program's": "assert f(1) == Point(1, 2)",
+    "the class of an object": "assert isinstance(f(1), Point)",
+    "what the program may have changed": (
+        "class Node:\n    pass\nroot = Node()\nf(root)\nassert root.value == 2"
+    ),
     "a verdict by call": "import unittest\nunittest.TestCase().assertEqual(f(1), 2)",
     "an unseen helper": "check(f)",
     "nothing of the program's": "assert True",
-    "no Python": "assert f(",
+    "invalid Python": "assert f(",
 }
 
 
+def fractions(program, tests, seconds=2.0):
+    """Return the part of `tests` that `program` passes, run apart from them."""
+    assert all(split(test) for test in tests)
+    return grade(program, tests, seconds, Unlocked()).fraction
+
+
 @pytest.mark.parametrize("test", SPLIT.values(), ids=SPLIT)
-def test_what_a_test_expects_is_not_sent_to_the_program(test):
+def test_each_usual_form_of_test_runs_apart_from_the_program(test):
     found = split(test, frozenset({"sum"}))
     assert found is not None
-    assert any(each.hand_back for each in found.requests)
-    assert not any(str(SECRET) in each.source for each in found.requests)
+    assert str(SECRET) not in found.definitions
 
 
 @pytest.mark.parametrize("test", WHOLE.values(), ids=WHOLE)
@@ -111,182 +107,134 @@ def test_a_test_that_only_the_program_can_judge_is_not_split(test):
     assert split(test) is None
 
 
-def passed(test, *values):
-    """Return whether handing back `values`, as JSON, passes `test`."""
-    found = split(test)
-    assert found is not None
-    return found.passed(json.dumps([{"value": value} for value in values]))
-
-
 EQUAL = [
-    ("assert f(1) == 3", 3, True),
-    ("assert f(1) == 3", 3.0, True),
-    ("assert f(1) == 1", True, True),
-    ("assert f(1) is True", 1, False),
-    ("assert f(1) is True", True, True),
-    ("assert f(1) is None", None, True),
-    ("assert f(1) is 3", 3, True),
-    ("assert f(1) == 0.0", -0.0, True),
-    ("assert f(1) == [1, 2]", {"tuple": [1, 2]}, False),
-    ("assert f(1) == (1, 2)", {"tuple": [1, 2]}, True),
-    ("assert f(1) == {1, 2}", {"set": [2, 1]}, True),
-    ("assert f(1) == {1, 2}", {"frozenset": [2, 1]}, True),
-    ("assert f(1) == {'b': 1, 'a': [2]}", {"dict": [["a", [2]], ["b", 1]]}, True),
-    ("assert f(1) == 10 ** 40", {"int": hex(10**40)}, True),
-    ("assert f(1) == 1 + 2j", {"complex": [1.0, 2.0]}, True),
-    ("assert f(1) == b'a'", {"bytes": "61"}, True),
-    ("assert f(1) == float('inf')", math.inf, True),
-    ("assert f(1) == [1]", {"iterator": [1]}, False),
-    ("assert list(f(1)) == [1]", {"iterator": [1]}, True),
-    ("assert f(1) == range(3)", {"range": [0, 3, 1]}, True),
-    ("assert f(1) == {'a'}", {"keys": ["a"]}, True),
+    ("assert f(1) == 3", "3", True),
+    ("assert f(1) == 3", "3.0", True),
+    ("assert f(1) == 1", "True", True),
+    ("assert f(1) is True", "1", False),
+    ("assert f(1) is True", "True", True),
+    ("assert f(1) is None", "None", True),
+    ("assert f(1) is 3", "3", True),
+    ("assert f(1) == 0.0", "-0.0", True),
+    ("assert f(1) == [1, 2]", "(1, 2)", False),
+    ("assert f(1) == (1, 2)", "(1, 2)", True),
+    ("assert f(1) == {1, 2}", "{1, 2}", True),
+    ("assert f(1) == {1, 2}", "frozenset([1, 2])", True),
+    ("assert f(1) == {'b': 1, 'a': [2]}", "{'a': [2], 'b': 1}", True),
+    ("assert f(1) == 10 ** 40", "10 ** 40", True),
+    ("assert f(1) == 1 + 2j", "1 + 2j", True),
+    ("assert f(1) == b'a'", "b'a'", True),
+    ("assert f(1) == float('inf')", "float('inf')", True),
+    ("assert f(1) == [1]", "iter([1])", False),
+    ("assert list(f(1)) == [1]", "iter([1])", True),
+    ("assert f(1) == range(3)", "range(3)", True),
+    ("assert f(1) == {'a'}", "{'a': 1}.keys()", True),
     (
         "from fractions import Fraction\nassert f(1) == Fraction(1, 2)",
-        {"fraction": ["0x1", "0x2"]},
+        "__import__('fractions').Fraction(1, 2)",
         True,
     ),
-    ("assert f(1) == 0.5", {"decimal": "0.5"}, True),
-    ("assert f(1) == 3", {"object": "Any"}, False),
-    ("assert f(1) is not None", {"object": "Any"}, True),
-    ("assert not f(1)", {"object": "Any"}, False),
-    ("assert f(1)", {"object": "Any"}, False),
+    ("assert f(1) == 0.5", "__import__('decimal').Decimal('0.5')", True),
+    ("assert f(1) == 3", "Any()", False),
+    ("assert f(1) is not None", "Any()", True),
+    ("assert f(1)(3) == 3", "lambda x: x", True),
+    ("assert f(1).value == 3", "Any()", True),
+    ("assert len(f(1)) == 2 and list(f(1)) == [1, 2]", "Any()", True),
+    ("assert f(lambda x: x + 1) == 3", "x(2)", True),
+    ("def inc(x):\n    return max(x, 1) + 1\nassert f(inc) == 3", "x(2)", True),
+    ("assert f(i for i in [1, 2]) == 3", "sum(x)", True),
+    ("import math\nassert f(math) == 3", "x.floor(3.5)", True),
+    ("class Node:\n    def __init__(self, v): self.v = v\nassert f(Node(3)) == 3", "x.v", True),
+    ("import heapq\nassert f(3) == 3", "heapq.nsmallest(1, [3])[0]", True),
+    ("try:\n    f('x')\nexcept ValueError:\n    pass\nassert f('1') == 1", "int(x)", True),
+    ("def near(a, b):\n    d = a - b\n    return d < 1\nassert near(f(1), 2)", "2", True),
+    ("i = 0\nwhile f(i) < 3:\n    i += 1\nassert i == 3", "x", True),
+    ("a = [3, 1]\nassert f(a) == sorted(a)\nassert f(a) == [1, 3]", "x.sort() or x", True),
+    ("a = [3, 1]\nf(a)\nassert a == [1, 3]", "x.sort()", True),
+    ("a = [3, 1]\nf(a)\nassert a == [1, 3]", "sorted(x)", False),
+    ("a = [3, 1]\nassert f(a) == sorted(a)", "x.clear() or []", False),
+    ("assert f(1) == 2 or f(2) == 3", "3 if x == 2 else 1 / 0", False),
+    ("assert any(map(f, [1, 2])) == False", "next(iter(()))", False),
+    ("assert all(f(x) == 1 for x in [1, 2])", "1 if x == 1 else next(iter(()))", False),
 ]
 
 
-@pytest.mark.parametrize(("test", "value", "verdict"), EQUAL)
-def test_values_are_compared_as_python_compares_them(test, value, verdict):
-    assert passed(test, value) is verdict
+def test_values_are_compared_as_python_compares_them():
+    program = (
+        "class Any:\n    value = 3\n    def __iter__(self): return iter([1, 2])\n"
+        "    def __len__(self): return 2\n"
+    )
+    program += "\n".join(f"def f{n}(x): return {value}" for n, (_, value, _) in enumerate(EQUAL))
+    tests = [re.sub(r"\bf\b", f"f{n}", test) for n, (test, _, _) in enumerate(EQUAL)]
+    right = [test for test, (_, _, verdict) in zip(tests, EQUAL, strict=True) if verdict]
+    wrong = [test for test in tests if test not in right]
+    assert fractions(program, right) == 1
+    assert fractions(program, wrong) == 0
 
 
 NAN = [
-    "assert f(1) == 3",
-    "assert f(1) != 3",
-    "assert f(1)",
-    "assert not f(1) > 3",
-    "assert not abs(f(1) - 3) > 0.1",
-    "assert f(1) is not None",
-    "assert f(1) not in [3]",
-    "assert max(1, f(1)) == 1",
-    "assert len(str(f(1))) == 3",
+    "assert f({0}) == 3",
+    "assert f({0}) != 3",
+    "assert f({0})",
+    "assert not f({0}) > 3",
+    "assert not abs(f({0}) - 3) > 0.1",
+    "assert f({0}) is not None",
+    "assert f({0}) not in [3]",
+    "assert max(1, f({0})) == 1",
+    "assert len(str(f({0}))) == 3",
+    "try:\n    f({0})\nexcept BaseException as error:\n    assert f(3) == 1",
 ]
 
 
-@pytest.mark.parametrize("test", NAN)
-@pytest.mark.parametrize(
-    "value", [math.nan, [math.nan], {"decimal": "NaN"}, {"complex": [math.nan, 0.0]}], ids=str
-)
-def test_nan_is_never_right_unless_the_test_names_it(test, value):
-    assert not passed(test, value)
-
-
-def test_a_test_that_names_nan_accepts_it():
-    assert passed("import math\nassert math.isnan(f(1))", math.nan)
-
-
-FORGED = [
-    "",
-    "null",
-    "{}",
-    "[]",
-    "[1]",
-    "[[]]",
-    '[{"value": 3}, {"value": 3}]',
-    '[{"raised": "ValueError"}]',
-    '[{"value": {"tuple": 3}}]',
-    '[{"value": {}}]',
-    '[{"value": {"a": 1, "b": 2}}]',
-    '[{"value": {"int": "0x3"}, "raised": 1}',
-    '[{"value": {"eval": "3"}}]',
-    '[{"value": {"set": [[]]}}]',
-    '[{"value": {"range": [0, 1e9, 1]}}]',
-    '[{"value": {"decimal": "1e999999999"}}]',
-    "[" * 100_000,
-    '[{"value": ' + "[" * 300 + "]" * 300 + "}]",
-    '[{"value": ' + "9" * 100_000 + "}]",
-    '[{"value": {"int": "0x' + "f" * 100_000 + '"}}]',
-    '[{"value": {"set": ['
-    + ",".join(f'{{"int":"{hex(k * (2**61 - 1))}"}}' for k in range(10_000))
-    + "]}}]",
-]
-
-
-@pytest.mark.timeout(10)
-@pytest.mark.parametrize("said", FORGED, ids=lambda said: said[:24])
-def test_output_that_is_no_value_fails_the_test_quickly(said):
-    found = split("assert f(1) == 3")
-    assert found is not None
-    assert not found.passed(said)
-
-
-VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4)),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.dictionaries(
-            st.sampled_from(["tuple", "set", "dict", "int", "iterator", "range", "decimal", "x"]),
-            inner,
-            max_size=2,
-        ),
-    ),
-    max_leaves=8,
-)
-
-
-@given(values=st.lists(st.fixed_dictionaries({"value": VALUES}), max_size=2))
-def test_no_value_makes_the_comparison_raise(values):
-    found = split("assert sorted(f(1)) == [1] or len(f(1)) ** f(1) < 3")
-    assert found is not None
-    assert found.passed(json.dumps(values)) in (True, False)
+def test_nan_is_never_right_unless_the_test_names_it():
+    nans = "float('nan'), [float('nan')], __import__('decimal').Decimal('NaN'), complex('nan')"
+    program = f"def f(i): return [{nans}, 1][i]"
+    assert fractions(program, [test.format(i) for test in NAN for i in range(4)][:-4]) == 0
+    assert fractions(program, ["import math\nassert math.isnan(f(0))"]) == 1
 
 
 BUSY = [
-    ("assert f(1) ** f(1) == 3", 10**9),
-    ("assert f([0] * 10 ** 9) == 10 ** 10 ** 10", 1),
-    ("assert 'x' * f(1) == 'x'", 10**12),
-    ("assert list(range(f(1))) == []", 10**12),
-    ("import math\nassert math.factorial(f(1)) == 6", 10**7),
-    ("assert round(7, f(1)) == 7", -(10**9)),
-    ("assert sum(i for i in range(99999) for j in [1]) == f(1)", 1),
+    ("assert f(1) ** f(1) == 3", "10**9"),
+    ("assert f(1) == 10 ** 10 ** 10", "1"),
+    ("assert 'x' * f(1) == 'x'", "10**12"),
+    ("assert list(range(f(1))) == []", "10**12"),
+    ("import math\nassert math.factorial(f(1)) == 6", "10**7"),
+    ("assert f(1) == {1}", "{k * (2**61 - 1) for k in range(10**5)}"),
+    ("assert f(1) == 1", "'x' * 2**21"),
+    ("assert f(1) == []", "(lambda x: [x.append(x), x][1])([])"),
+    ("assert f(1) == []", "__import__('itertools').count()"),
 ]
 
 
-@pytest.mark.timeout(10)
+@pytest.mark.timeout(20)
 @pytest.mark.parametrize(("test", "value"), BUSY, ids=lambda one: str(one)[:30])
-def test_a_value_that_is_slow_to_compare_fails_the_test(test, value):
-    found = split(test)
-    assert found is None or not found.passed(json.dumps([{"value": {"int": hex(value)}}] * 2))
+def test_a_value_that_is_slow_to_compare_fails_the_test_in_its_time(test, value):
+    assert fractions(f"def f(x): return {value}", [test], seconds=0.5) == 0
 
 
-def test_a_call_that_raises_fails_only_what_needs_it():
-    found = split("assert f(1) == 2 or f(2) == 3")
-    assert found is not None
-    assert found.passed('[{"value": 2}, {"raised": "ValueError"}]')
-    assert not found.passed('[{"raised": "ValueError"}, {"value": 3}]')
+FORGES = {
+    "writes a result at once": "os.write(4, b'%016d' % 20 + b'{{\"value\": 3, \"a\": 1}}')",
+    "writes something that is not a message": "os.write(4, b'x' * 99)",
+    "writes a message without an end": "os.write(4, b'9' * 16 + b'x' * 9999)",
+    "closes its pipes": "os.closerange(3, 64)",
+    "writes an unknown type": "os.write(4, b'%016d' % 21 + b'{{\"value\": {{\"ev\": 1}}}}')",
+}
 
 
-def test_a_program_gets_the_tests_definitions_but_not_what_they_expect():
-    setup = (
-        "import heapq\nclass Node: pass\ndef walk(node):\n    yield node\n"
-        "    yield node.next\ndef wanted(): return 41977\nlimit = 3\n"
-    )
-    found = split(f"{setup}assert f(limit) == wanted()")
-    assert found is not None
-    sent = "\n".join(each.source for each in found.requests)
-    assert all(one in sent for one in ("import heapq", "class Node", "def walk", "limit = 3"))
-    assert "41977" not in sent
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("forges", FORGES.values(), ids=FORGES)
+def test_a_program_that_forges_results_of_calls_does_not_pass(forges):
+    program = f"import os\n{forges.format()}\ndef f(x): return 4"
+    assert fractions(program, ["assert f(1) == 3"] * 2, seconds=0.5) == 0
 
 
-def test_a_list_given_to_the_program_is_sent_again_for_the_next_assert():
-    once = "assert f(numbers) == sorted(numbers)"
-    found = split(f"numbers = [3, 1]\n{once}\n{once}")
-    assert found is not None
-    assert [each.source for each in found.requests] == ["numbers = [3, 1]", "f(numbers)"] * 2
-    assert found.passed('[{"value": [1, 3]}, {"value": [1, 3]}]')
-    assert not found.passed('[{"value": [1, 3]}, {"value": []}]')
+def test_a_test_whose_arguments_cannot_be_sent_to_the_program_runs_as_a_whole():
+    test = "import sys\nassert f(sys.stdout) == 3"
+    assert split(test) is not None
+    assert grade("def f(x): return 3", [test], 2.0, Unlocked()) == ProgramGrade(1.0)
+    assert grade("def f(x): return 4", [test], 2.0, Unlocked()) == ProgramGrade(0.0)
 
 
-def test_a_list_that_the_program_may_have_changed_is_read_back():
-    found = split("numbers = [3, 1]\nf(numbers)\nassert numbers == [1, 3]")
-    assert found is not None
-    assert found.passed('[{"value": [1, 3]}]')
-    assert not found.passed('[{"value": [3, 1]}]')
+def test_more_tests_than_fit_into_one_start_are_all_run():
+    tests = [f"assert f({n}) == {n}" for n in range(23)]
+    assert fractions("def f(x): return x if x != 22 else 0", tests) == 22 / 23

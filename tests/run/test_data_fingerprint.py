@@ -155,7 +155,7 @@ def test_a_value_without_content_is_refused_by_its_row_and_column(value, says):
 def test_a_value_that_holds_itself_is_refused():
     value = []
     value.append(value)
-    with pytest.raises(DataError, match="column 'value' is nested too deeply, or in itself"):
+    with pytest.raises(DataError, match="column 'value' is nested too deeply, or contains itself"):
         digest(rows(value))
 
 

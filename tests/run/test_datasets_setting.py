@@ -50,7 +50,7 @@ def test_other_datasets_are_refused_on_resume(train, data, capsys):
     capsys.readouterr()
     changed = [entries[0] | {"weight": 2}, entries[1]]
     assert train(changed, "--resume_from_checkpoint", "true") == 2
-    assert capsys.readouterr().err.startswith("estune: datasets: the run in out has ")
+    assert capsys.readouterr().err.startswith("estune: datasets: the run in out began with ")
 
 
 def test_a_mixture_can_be_given_as_a_flag(mini, tmp_path, monkeypatch):
@@ -93,10 +93,10 @@ def test_a_mixture_can_be_given_as_a_flag(mini, tmp_path, monkeypatch):
             [{"task": "conciseness", "from_step": 0}],
             "datasets: entry 1: from_step: must be at least 1",
         ),
-        ([{}], "datasets: entry 1: give a task, or the path of data"),
+        ([{}], "datasets: entry 1: give either a task or the path of a dataset"),
         (
             [{"task": "conciseness", "path": "x"}],
-            "datasets: entry 1: give a task, or the path of data",
+            "datasets: entry 1: give either a task or the path of a dataset",
         ),
         (
             [{"path": "x.jsonl"}],
@@ -112,7 +112,7 @@ def test_a_mixture_can_be_given_as_a_flag(mini, tmp_path, monkeypatch):
         ),
         (
             [{"task": "conciseness"}, {"task": "conciseness"}],
-            "each a name (label) of its own; they are conciseness, conciseness",
+            "each with its own name (label); they are conciseness, conciseness",
         ),
         ("conciseness", "datasets: must be"),
         ([], "task: give one"),
@@ -128,7 +128,7 @@ def test_a_wrong_entry_is_named_in_one_line(train, capsys, datasets, says):
 def test_evaluating_where_no_dataset_has_held_out_rows_is_refused(train, data, capsys):
     entries = [{"path": str(data), "reward_funcs": ["conciseness_reward"]}]
     assert train(entries, "--eval_strategy", "steps") == 2
-    assert "datasets: none of them has held-out rows" in capsys.readouterr().err
+    assert "datasets: no entry has held-out rows" in capsys.readouterr().err
 
 
 def test_datasets_take_the_place_of_task_and_dataset_name():

@@ -47,7 +47,7 @@ def test_a_folder_that_was_moved_is_named_where_it_is_and_resumed_there(
 ):
     said = stopped(make_trainer, lambda: run.rename(tmp_path / "away"))
     assert said.startswith(
-        f"{run}: was moved to {tmp_path / 'away'} during the run, which can be resumed there"
+        f"{run}: was moved to {tmp_path / 'away'} during the run, which can be resumed from there"
     )
     assert not run.exists()
     make_trainer(output_dir=str(tmp_path / "away")).train(resume_from_checkpoint=True)
@@ -181,7 +181,7 @@ def test_the_command_ends_with_status_1_and_one_line(
     err = capsys.readouterr().err
     assert err == (
         f"estune: out: was moved to {tmp_path / 'away'} during the run, "
-        "which can be resumed there; the run stops before it writes there again\n"
+        "which can be resumed from there; the run stops before it writes to this path again\n"
     )
     assert [
         json.loads(line).get("step") for line in Path("away/journal.jsonl").read_text().splitlines()

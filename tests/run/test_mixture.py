@@ -198,7 +198,7 @@ def test_a_wrong_number_of_rewards_names_the_task(make_trainer):
     mixture = Mixture([Part("a", rows("a", 2), [one]), Part("b", rows("b", 1), [longest])])
     with pytest.raises(
         RewardError,
-        match="reward function a/one raised ValueError: 1 rewards for the 2 completions of a",
+        match="a/one raised ValueError: returned 1 rewards for the 2 completions of a",
     ):
         make_trainer(
             train_dataset=mixture, eval_dataset=None, reward_funcs=mixture.reward_funcs
@@ -215,12 +215,12 @@ def test_a_wrong_number_of_rewards_names_the_task(make_trainer):
         (
             lambda: Mixture([Part("a", rows("a", 1)), Part("a", rows("a", 1))]),
             ConfigError,
-            "each a name .* of its own; they are a, a",
+            "each with its own name .*; they are a, a",
         ),
         (
             lambda: two(easy={"from_reward": 0.5}),
             ConfigError,
-            "easy: is the first, so from_reward",
+            "easy: from_reward waits for the dataset before it",
         ),
         (lambda: two(easy={"weight": 0.0}), ConfigError, "easy: weight must be greater than 0"),
         (

@@ -9,7 +9,7 @@ from estune.engines.device import engine_device
 from estune.errors import ConfigError, InputError, ResourceError
 from estune.run import placement
 from estune.run.model import Model
-from estune.run.placement import RESERVE, Placement, choose, place_theta, vllm_takes
+from estune.run.placement import RESERVE, Placement, choose, place_theta, vllm_bytes
 
 GIB = 1 << 30
 
@@ -34,21 +34,21 @@ def test_it_goes_to_the_gpu_where_it_fits_to_the_byte(spare, device):
 
 
 def test_the_reason_has_all_sizes():
-    there = "28.0 GiB plus 20.0 GiB for the engine and 2.0 GiB in reserve"
+    needs = "28.0 GiB for θ, 20.0 GiB for the engine and 2.0 GiB in reserve"
     assert (
         choose("auto", 28 * GIB, 20 * GIB, 79 * GIB, "cuda").why
-        == f"θ is on cuda, which has 79.0 GiB free: {there}"
+        == f"θ is on cuda: {needs} fit into the free 79.0 GiB"
     )
     assert (
         choose("auto", 28 * GIB, 20 * GIB, 40 * GIB, "cuda").why
-        == f"θ is in host memory, because cuda has 40.0 GiB free, not {there}"
+        == f"θ is in host memory, because cuda has 40.0 GiB free, less than {needs}"
     )
 
 
 def test_where_it_does_not_fit_but_has_to_it_is_refused():
     with pytest.raises(
         ResourceError,
-        match=r"center_device: θ does not fit: cuda has 40.0 GiB free, not 28.0 GiB plus .* choose",
+        match=r"center_device: θ does not fit: cuda has 40.0 GiB free, less than .* choose",
     ):
         choose("cuda", 28 * GIB, 20 * GIB, 40 * GIB, "cuda")
 
@@ -61,14 +61,14 @@ def test_without_a_gpu_it_is_in_host_memory_and_nothing_is_said_unless_it_was_as
 
 
 OTHERS = [
-    ({"workers": "ray"}, "workers: ray has engines in other processes"),
-    ({"workers": "accelerate"}, "workers: accelerate has engines in other processes"),
+    ({"workers": "ray"}, "workers: ray runs engines in processes that read θ"),
+    ({"workers": "accelerate"}, "workers: accelerate runs engines in processes"),
     (
         {"engine": "vllm", "vllm_tensor_parallel_size": 2},
-        "the processes of vllm_tensor_parallel_size read it in host memory",
+        "vllm_tensor_parallel_size starts processes that read θ from host memory",
     ),
-    ({"engine": "fake"}, r"the engine is not on one \(engine: fake"),
-    ({"device": "cpu"}, r"the engine is not on one \(engine: transformers, device: cpu"),
+    ({"engine": "fake"}, r"the engine is not on a GPU \(engine: fake"),
+    ({"device": "cpu"}, r"the engine is not on a GPU \(engine: transformers, device: cpu"),
     ({"device": "cuda:1"}, "this machine has no cuda:1"),
 ]
 
@@ -108,8 +108,8 @@ def test_of_vllm_its_part_of_the_gpu_counts_weights_and_cache_together(
 ):
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
     config = ESConfig(engine="vllm", device="cuda", **settings)
-    room = 79 * GIB - RESERVE - vllm_takes(config, 80 * GIB)
-    assert vllm_takes(config, 80 * GIB) == int(part * 80 * GIB)
+    room = 79 * GIB - RESERVE - vllm_bytes(config, 80 * GIB)
+    assert vllm_bytes(config, 80 * GIB) == int(part * 80 * GIB)
     assert [placed(config, theta, 0).device for theta in (room, room + 1)] == [
         "cuda",
         "cpu",

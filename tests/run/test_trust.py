@@ -273,7 +273,9 @@ def test_a_file_of_settings_that_turns_trust_on_is_said_once(mini, told):
     assert main(["eval", *command, "--trust_remote_code", "false"]) == 0
     assert told() == []
     assert main(["eval", *command]) == 0
-    assert told() == ["run.yaml: turns trust_remote_code on: code that comes with the model runs"]
+    assert told() == [
+        "run.yaml: turns trust_remote_code on, so code that comes with the model runs"
+    ]
 
 
 @pytest.mark.parametrize("name", ["model_init_kwargs", "engine_kwargs"])

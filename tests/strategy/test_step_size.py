@@ -12,7 +12,7 @@ from estune.common.types import Candidate, Member, Unperturbed
 from estune.errors import ConfigError
 from estune.monitor.metrics import size_metrics
 from estune.strategy.fitness import fitness_of
-from estune.strategy.search import PopulationGains, SizeSearch, best, learn, next_size
+from estune.strategy.search import PopulationRewards, SizeSearch, best, learn, size_to_try
 from estune.strategy.step_size import StepSize, begin
 
 DIMENSIONS, PROMPTS = 300, 8
@@ -138,7 +138,7 @@ def test_on_a_summit_nothing_moves_any_more():
     one.run(3)
     assert not one.theta.any()
     assert [search.alpha for search in one.searches] == [0, 0, 0]
-    assert all(size_metrics(s.learned, s.reference)["es/refused"] for s in one.searches)
+    assert all(size_metrics(s.learned, s.new_reference)["es/refused"] for s in one.searches)
     assert all(len(found.learned.tried) == 6 for found in one.searches)
 
 
@@ -184,12 +184,12 @@ UNIT = [-1 / 16, 1 / 16] * 8  # so a size of 0.1 promises a gain of 1 where σ =
 
 
 def told(center, totals=TOTALS, unit=UNIT, finite=16):
-    return PopulationGains(totals, unit, np.array([center]), finite)
+    return PopulationRewards(totals, unit, np.array([center]), finite)
 
 
 def tried_next(now, center, *tried):
     """The size to try after sizes of which each gained that much."""
-    return next_size(
+    return size_to_try(
         now,
         told(center),
         [size for size, _ in tried],
@@ -251,7 +251,7 @@ def test_the_bound_is_how_far_the_update_goes_whatever_its_shaping(settings):
     config = auto(sigma=0.1, **settings)
     fitness = np.random.default_rng(1).standard_normal(16)
     unit = strategy.tell(config, fitness, alpha=1.0)
-    size = next_size(StepSize(0.1, 1e9, 0.02), told(0.0, fitness[:, None], unit), [], [])
+    size = size_to_try(StepSize(0.1, 1e9, 0.02), told(0.0, fitness[:, None], unit), [], [])
     update = strategy.tell(config, fitness, alpha=size)
     weights = sum(
         c * np.random.default_rng(seed).standard_normal(100_000) for seed, c in enumerate(update)

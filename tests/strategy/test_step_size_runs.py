@@ -115,7 +115,9 @@ def test_the_centre_is_asked_again_only_where_the_prompts_change(make_trainer, t
     ],
 )
 def test_what_cannot_go_with_auto_is_refused_in_one_line(name, settings):
-    with pytest.raises(ConfigError, match=f"^{name}: learning_rate: auto .*give a number instead$"):
+    with pytest.raises(
+        ConfigError, match=f"^{name}: learning_rate auto .*or give learning_rate a number$"
+    ):
         ESConfig(learning_rate="auto", **settings)
 
 

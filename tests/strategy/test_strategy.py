@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from estune import strategy
 from estune.config import ESConfig
 from estune.errors import ConfigError
+from estune.strategy import shaping
 from estune.strategy.fitness import PROMPT_SHAPING
 
 FITNESS = np.array([3.0, -1.0, 4.0, 1.5])
@@ -39,7 +40,7 @@ def test_fitness_of_any_size_that_a_number_can_have_is_normalised_alike(scale):
 
 
 def test_fitness_that_differs_in_its_last_digit_alone_is_still_centred():
-    z = strategy.z_score(np.array([0.1, 0.1, np.nextafter(0.1, 1)]))
+    z = shaping.z_score(np.array([0.1, 0.1, np.nextafter(0.1, 1)]))
     assert z.tolist() == pytest.approx([-(0.5**0.5), -(0.5**0.5), 2**0.5])
 
 
@@ -121,7 +122,7 @@ def test_half_a_pair_counts_when_the_other_half_has_no_fitness():
     )
 )
 def test_centered_ranks_sum_to_zero_with_any_ties(values):
-    ranks = strategy.centered_rank(np.array(values, float))
+    ranks = shaping.centered_rank(np.array(values, float))
     assert abs(ranks.sum()) < 1e-12
     assert all(
         (ranks[i] < ranks[j]) == (values[i] < values[j])
@@ -131,8 +132,8 @@ def test_centered_ranks_sum_to_zero_with_any_ties(values):
 
 
 def test_centered_ranks_spread_evenly_and_ties_share_their_rank():
-    assert strategy.centered_rank(FITNESS).tolist() == pytest.approx([1 / 6, -0.5, 0.5, -1 / 6])
-    assert strategy.centered_rank(np.array([1.0, 1.0, 2.0])).tolist() == pytest.approx(
+    assert shaping.centered_rank(FITNESS).tolist() == pytest.approx([1 / 6, -0.5, 0.5, -1 / 6])
+    assert shaping.centered_rank(np.array([1.0, 1.0, 2.0])).tolist() == pytest.approx(
         [-0.25, -0.25, 0.5]
     )
     shaped = strategy.tell(config(reward_shaping="centered_rank", learning_rate=1.0), FITNESS)
@@ -222,5 +223,5 @@ def test_a_batch_may_reach_into_the_next_epoch():
 
 def test_each_shaping_that_the_config_accepts_exists():
     hints = get_type_hints(ESConfig)
-    assert set(strategy.SHAPING) == set(get_args(hints["reward_shaping"]))
+    assert set(shaping.SHAPING) == set(get_args(hints["reward_shaping"]))
     assert set(PROMPT_SHAPING) == set(get_args(get_args(hints["prompt_shaping"])[0]))

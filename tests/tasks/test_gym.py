@@ -268,6 +268,7 @@ def test_the_metric_correct_counts_full_scores_only() -> None:
     assert logged == {"correct": 0.5}
 
 
+@pytest.mark.slow
 def test_the_task_is_found_by_its_prefix_and_its_rows_do_not_depend_on_the_process() -> None:
     task = get_task("reasoning_gym:ransom_note")
     assert task.name == "reasoning_gym:ransom_note" and task.reward_funcs == (gym_reward,)
@@ -375,6 +376,7 @@ def test_the_working_folder_shadows_nothing_where_rows_are_made(
     assert len(get_task("reasoning_gym:basic_arithmetic").train(1)) == 1
 
 
+@pytest.mark.slow
 def test_a_model_trains_on_a_task_of_reasoning_gym(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

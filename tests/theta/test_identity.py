@@ -142,7 +142,7 @@ def test_a_flipped_bit_of_the_newest_is_found_and_mended(make_trainer, run, capl
     before = files_of(run / "checkpoint-4")
     flip(run / "checkpoint-4" / "model.safetensors", at)
     text = resumed_log(make_trainer, caplog)
-    not_said = "is not what the journal says of step 4 (model.safetensors is not the file"
+    not_said = "differs from the journal's step 4 (model.safetensors is not the file"
     assert f"{run / 'checkpoint-4'} {not_said}" in text
     assert files_of(run / "checkpoint-4") == before | {
         "trainer_state.json": files_of(run / "checkpoint-4")["trainer_state.json"]
@@ -173,10 +173,9 @@ def test_a_checkpoint_of_a_torn_step_is_written_again_when_the_step_turns_out_ot
     journal = run / "journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-3])
     text = resumed_log(make_trainer, caplog, steps=4, reward_funcs=by_chance)
-    assert "checkpoint-4 is of a step that the journal does not have" in text
+    assert "checkpoint-4 belongs to a step that the journal does not have" in text
     assert (
-        "checkpoint-4 is not what the journal says of step 4 "
-        "(it says that it is θ of step 4 with digest"
+        "checkpoint-4 differs from the journal's step 4 (it says that it is θ of step 4 with digest"
     ) in text
     assert_as_replayed(run, [2, 4], tmp_path)
     assert (
@@ -235,7 +234,7 @@ def test_the_best_is_checked_as_the_newest_is(make_trainer, caplog, tmp_path, ha
     text = resumed_log(
         make_trainer, caplog, reward_funcs=falling, load_best_model_at_end=True, **CHOOSES
     )
-    assert f"{best} is not what the journal says of step 2" in text
+    assert f"{best} differs from the journal's step 2" in text
     assert_as_replayed(run, [2, 4, 6], tmp_path)
 
 
@@ -255,7 +254,7 @@ def test_a_checkpoint_of_a_step_whose_digest_the_journal_lacks_is_compared_with_
     if flipped:
         flip(run / "checkpoint-3" / "model.safetensors", -9)
     assert (
-        "checkpoint-3 is not what the journal says" in resumed_log(make_trainer, caplog)
+        "checkpoint-3 differs from the journal's step" in resumed_log(make_trainer, caplog)
     ) == flipped
     assert_as_replayed(run, [3, 4, 6], tmp_path)
 

@@ -79,7 +79,7 @@ def test_a_theta_that_is_half_written_is_not_used(theta):
                 Member(1, 1, 0.1, "iid", 0), lambda name: torch.empty(other.tensors[name].shape)
             )
         )
-    theta.became(0)
+    theta.finish_put(0)
     assert other.at(0)
 
 

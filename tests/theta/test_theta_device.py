@@ -89,7 +89,7 @@ def test_theta_is_put_into_it_part_by_part(here, checkpoint, device):
     for name, theta in here.tensors.items():
         there.put(name, 0, theta.view(-1)[:2])
         there.put(name, 2, theta.view(-1)[2:])
-    there.became(3)
+    there.finish_put(3)
     assert (there.digest(), there.version) == (here.digest(), 3)
 
 

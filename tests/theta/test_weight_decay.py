@@ -266,5 +266,5 @@ def test_a_line_with_a_decay_but_no_coefficients_is_refused(make_trainer):
 
 def test_another_decay_is_refused_on_resume(make_trainer):
     interrupted(make_trainer)
-    with pytest.raises(ValueError, match=r"^weight_decay: the run in .* has 0.0, not 0.1"):
+    with pytest.raises(ValueError, match=r"^weight_decay: the run in .* began with 0.0, not 0.1"):
         make_trainer(weight_decay=0.1, reward_funcs=short).train(resume_from_checkpoint=True)

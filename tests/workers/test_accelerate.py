@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import make_model
 
-import estune.workers.ranks as module
+import estune.workers.launched_process as module
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -218,7 +218,7 @@ def test_several_machines_meet_over_the_interface_that_was_meant_whatever_an_eng
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
         monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-        module.Ranks()._group("θ")
+        module.LaunchedProcess()._group("θ")
         assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
     assert seen == ["eth7", None]
 

@@ -6,8 +6,11 @@ Ray, the processes and the kills are real.
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,14 +167,55 @@ def test_a_cluster_that_is_not_there_is_one_line(tiny, tmp_path):
     )
 
 
+def _wait_until_open(port: int) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            assert time.monotonic() < deadline, "Ray did not start"
+            time.sleep(0.2)
+
+
+@pytest.fixture
+def cluster_without_processors() -> Iterator[tuple[str, dict[str, str]]]:
+    """A Ray cluster with room for no engine: its address, and the environment to join it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    ray = Path(sys.executable).with_name("ray")
+    flags = "--head --block --num-cpus=0 --node-ip-address=127.0.0.1 --disable-usage-stats".split()
+    command = [str(ray), "start", *flags, f"--port={port}", "--include-dashboard=false"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as head:
+        try:
+            _wait_until_open(port)
+            yield f"127.0.0.1:{port}", environment
+        finally:
+            head.terminate()
+
+
+def test_a_cluster_without_room_for_an_engine_is_one_line(
+    cluster_without_processors, tiny, tmp_path
+):
+    address, environment = cluster_without_processors
+    command = train_command(tiny, tmp_path, "--ray_address", address)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip().splitlines()[-1] == (
+        f"estune: workers: one engine needs 1 CPU on one node, and no node of the cluster at "
+        f"{address} has that; add a node, or set num_workers to wait until one joins; "
+        "see vllm_tensor_parallel_size"
+    )
+
+
 def test_several_workers_without_ray_are_refused(capsys):
     assert (
         main(["train", "--num_workers", "2", "--model_name_or_path", "m", "--task", "conciseness"])
         == 2
     )
     assert (
-        "num_workers: workers: local has one engine in each process, not 2; choose workers: ray"
-        in capsys.readouterr().err
+        "num_workers: with workers local there is one engine per process, so it cannot be 2; "
+        "choose workers: ray" in capsys.readouterr().err
     )
 
 

@@ -1,4 +1,4 @@
-"""Evaluate models on held-out prompts: rewards, intervals, comparison with the base, KL.
+"""Evaluate models on held-out prompts: rewards with intervals, and a comparison with the base.
 
   estune eval --model out/checkpoint-10 --task countdown
   estune eval --model MODEL --tasks countdown conciseness --num_generations 8 --k 1 4 8
@@ -8,20 +8,21 @@
   estune eval --model MODEL --dataset_name data.jsonl --dataset_test_split train \\
     --reward_funcs my_rewards.short
 
-The first command generates greedily and prints tables: completions, figures with 95 % intervals,
-and lengths, repetition and the like, which reveal reward hacking. The second also draws 8
-completions per prompt, for mean@8 and pass@k. The third compares two models prompt by prompt with a
-paired test. The fourth sets each checkpoint's reward against its KL from the base. The fifth runs
-lm-evaluation-harness. docs/evaluation.md gives each figure's formula. Any setting of `estune train`
-may be given too.
+The first command generates greedily and prints completions, figures with 95 % intervals, and
+lengths, repetition and the like, which reveal reward hacking. The second also draws 8 completions
+per prompt, for mean@8 and pass@k. The third compares two models prompt by prompt with a paired
+test. The fourth lists each checkpoint's reward next to its KL from the base. The fifth runs
+lm-evaluation-harness. docs/evaluation.md gives the formula of each figure. All settings of
+`estune train` are accepted too.
 """
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from estune.cli.settings import add_flags, read
+from estune.cli.settings import add_flags, read, require_model
 from estune.config import RunConfig
 from estune.errors import ConfigError
 
@@ -39,16 +40,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     def add(name: str, metavar: str, help: str, **more: Any) -> None:
         parser.add_argument(f"--{name}", metavar=metavar, help=help, **more)
 
-    add("model", "MODEL", "hub ids, folders or .gguf files, as model_name_or_path", nargs="+")
+    add("model", "MODEL", "models to evaluate: hub ids, folders or .gguf files", nargs="+")
     add("base", "MODEL", "base model to compare each model with, prompt by prompt")
-    add("tasks", "TASK", "several tasks at once; estune tasks lists them", nargs="+")
-    add("num_generations", "N", "draw N completions per prompt, besides the greedy one", type=int)
+    add("tasks", "TASK", "tasks to evaluate on; estune tasks lists them", nargs="+")
+    add("num_generations", "N", "also draw N completions per prompt at random", type=int)
     add("temperature", "T", "temperature of drawn completions [1.0]", type=float)
-    add("top_p", "P", "probability mass to draw from, likeliest tokens first [1.0]", type=float)
-    add("k", "K", "the k of each pass@k [1 and num_generations]", type=int, nargs="+")
+    top_p = "draw only from the likeliest tokens, up to this total probability [1.0]"
+    add("top_p", "P", top_p, type=float)
+    add("k", "K", "values of k for pass@k [1 and num_generations]", type=int, nargs="+")
     success = "lowest reward that counts as a success [1.0]"
     add("threshold", "REWARD", success, type=float, default=1.0)
-    kl = "estimate KL(model || base) from drawn completions, and show it against the reward"
+    kl = "estimate KL(model || base) from drawn completions, and show it next to the reward"
     parser.add_argument("--kl", action="store_true", help=kl)
     add("output", "FILE", "write every completion with its reward here, one JSON object per line")
     add("figures", "FILE", "write every figure here, one row per model and task: .csv or .json")
@@ -60,11 +62,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, unknown: list[str]) -> int:
     config = read(options, unknown)
-    models = options.model or ([config.model_name_or_path] if config.model_name_or_path else [])
-    if not models:
-        raise ConfigError("model: give a hub id, a local folder or a .gguf file")
+    models = options.model or [require_model(config, "model")]
     sampling = _sampling(options, config)
-    _check_files(options)
+    _check_threshold_and_files(options)
     exams = _exams(options, unknown, config)
     from estune.monitor.console import quieten_libraries
 
@@ -76,13 +76,19 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     if exams:
         report.show_exams(options, config, list(dict.fromkeys(models)), exams, sampling)
     if options.lm_eval:
-        everyone = [options.base, *models] if options.base else models
-        report.show_harness(options, config, list(dict.fromkeys(everyone)))
+        with_base = [options.base, *models] if options.base else models
+        report.show_harness(options, config, list(dict.fromkeys(with_base)))
     return 0
 
 
 def _sampling(options: argparse.Namespace, config: RunConfig) -> "Sampling | None":
-    """Return how to draw completions, or None. Raises ConfigError: a value is out of range."""
+    """Return how to draw completions, or None if only greedy ones are wanted.
+
+    Sets `options.k` to all values of k.
+
+    Raises:
+        ConfigError: a value is out of range, or does not go with the others.
+    """
     from estune.common.types import Sampling
 
     count = options.num_generations
@@ -95,27 +101,29 @@ def _sampling(options: argparse.Namespace, config: RunConfig) -> "Sampling | Non
         return None
     temperature = 1.0 if options.temperature is None else options.temperature
     top_p = 1.0 if options.top_p is None else options.top_p
-    ks = sorted(set(options.k or (1, count)))
-    options.k = ks
-    positive = "a number above 0; greedy completions are always included"
-    _check_range("num_generations", count >= 1, "at least 1", count)
-    _check_range("temperature", 0 < temperature < float("inf"), positive, temperature)
-    _check_range("top_p", 0 < top_p <= 1, "above 0 and at most 1", top_p)
-    _check_range("k", ks[0] >= 1 and ks[-1] <= count, f"from 1 to num_generations, {count}", ks)
+    options.k = sorted(set(options.k or (1, count)))
+    _check_ranges(count, temperature, top_p, options.k)
     if options.kl and (temperature, top_p) != (1.0, 1.0):
         raise ConfigError("kl: needs temperature and top_p of 1, the model's own distribution")
     if options.kl and not options.base:
-        raise ConfigError("kl: name the model to measure from with --base")
+        raise ConfigError("kl: give the model to measure from with --base")
     return Sampling(temperature, top_p, count, config.seed)
 
 
-def _check_range(name: str, right: bool, limits: str, value: Any) -> None:
-    if not right:
-        raise ConfigError(f"{name}: must be {limits}; it is {value}")
+def _check_ranges(count: int, temperature: float, top_p: float, ks: list[int]) -> None:
+    def check(name: str, valid: bool, limits: str, value: Any) -> None:
+        if not valid:
+            raise ConfigError(f"{name}: must be {limits}; it is {value}")
+
+    positive = "a number above 0; greedy completions are always included"
+    check("num_generations", count >= 1, "at least 1", count)
+    check("temperature", 0 < temperature < math.inf, positive, temperature)
+    check("top_p", 0 < top_p <= 1, "above 0 and at most 1", top_p)
+    check("k", ks[0] >= 1 and ks[-1] <= count, f"from 1 to num_generations, {count}", ks)
 
 
-def _check_files(options: argparse.Namespace) -> None:
-    if options.threshold != options.threshold:
+def _check_threshold_and_files(options: argparse.Namespace) -> None:
+    if math.isnan(options.threshold):
         raise ConfigError("threshold: must be a number; it is nan")
     if options.figures and Path(options.figures).suffix not in _FORMATS:
         raise ConfigError(f"figures: {options.figures} must end in {' or '.join(_FORMATS)}")
@@ -134,22 +142,30 @@ def _check_writable(name: str, path: Path) -> None:
 
 
 def _exams(options: argparse.Namespace, unknown: list[str], config: RunConfig) -> "list[Exam]":
-    """Return an exam per task or one of the dataset; none if only lm-eval is wanted."""
-    names = list(dict.fromkeys([*([config.task] if config.task else []), *(options.tasks or [])]))
-    data = next(
-        (name for name in ("dataset_name", "eval_dataset_name") if getattr(config, name)), None
-    )
-    if not names:
-        return [] if options.lm_eval and not data else [_exam(config)]
-    if data and len(names) > 1:
+    """Return one exam per task; without tasks, the exam of the dataset that the config names.
+
+    The list is empty if the command is to run only lm-evaluation-harness.
+    """
+    tasks = list(dict.fromkeys([config.task, *(options.tasks or [])]))
+    tasks = [task for task in tasks if task]
+    data_settings = ("dataset_name", "eval_dataset_name")
+    data = next((name for name in data_settings if getattr(config, name)), None)
+    if data and len(tasks) > 1:
         raise ConfigError(f"tasks: {data} replaces a task's data, so give only one task with it")
-    return [
-        _exam(read(argparse.Namespace(**vars(options) | {"task": name}), unknown, quietly=True))
-        for name in names
-    ]
+    if tasks:
+        return [_exam(_config_of_task(task, options, unknown)) for task in tasks]
+    if options.lm_eval and not data:
+        return []
+    return [_exam(config)]
+
+
+def _config_of_task(task: str, options: argparse.Namespace, unknown: list[str]) -> RunConfig:
+    """Return the command line's config with `task`, whose defaults then apply."""
+    return read(argparse.Namespace(**vars(options) | {"task": task}), unknown, quietly=True)
 
 
 def _exam(config: RunConfig) -> "Exam":
+    """Return the exam on the config's held-out rows."""
     from estune.run.inputs import data_and_rewards
 
     config = dataclasses.replace(config, eval_strategy="steps")
@@ -157,7 +173,7 @@ def _exam(config: RunConfig) -> "Exam":
     if held_out is None:
         raise ConfigError(
             f"dataset_test_split: {config.dataset_name} has no split "
-            f"{config.dataset_test_split!r}; name one that it has, or give eval_dataset_name"
+            f"{config.dataset_test_split!r}; give a split that it has, or eval_dataset_name"
         )
     from estune.evaluation.exams import Exam
 

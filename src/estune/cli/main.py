@@ -32,13 +32,11 @@ _EPILOG = """first run:
   estune train --task conciseness --sigma 0.005 \\
     --model_name_or_path HuggingFaceTB/SmolLM2-135M-Instruct
 each command explains itself: estune train --help"""
-
-
 _RESUME = "the run can be resumed with --resume_from_checkpoint true"
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one line that names the nearest right option."""
+    """An argparse parser that raises InputError, instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
@@ -57,17 +55,17 @@ def _logged(arguments: list[str]) -> int:
         return _run(arguments)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         if isinstance(error, Exception) and _debugging(arguments):
-            _show(error)
-        return _status(error)
+            _print_traceback(error)
+        return _exit_status(error)
 
 
-def _status(error: BaseException) -> int:
+def _exit_status(error: BaseException) -> int:
     """Print in one line why the command ended; return the exit status."""
     if isinstance(error, EstuneError):
         return _ended(error, 2 if isinstance(error, InputError) else 1)
     if isinstance(error, KeyboardInterrupt):
         return _ended(f"stopped by Ctrl-C; {_RESUME}", 130)
-    if isinstance(error, BrokenPipeError):  # the reader of a pipe, such as head, has ended
+    if isinstance(error, BrokenPipeError):  # the program that reads our output, such as head, ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, SystemExit):
@@ -79,22 +77,22 @@ def _status(error: BaseException) -> int:
     if isinstance(error, OSError):
         where = error.filename or "system"
         return _ended(f"{where}: {error.strerror or error}; fix that and resume the run", 1)
-    what = f"{type(error).__name__} at {_origin(error)}"
-    return _ended(f"unexpected {what} ({reason(error)}); --debug shows the traceback", 1)
+    what = f"unexpected {type(error).__name__} at {_origin(error)} ({reason(error)})"
+    return _ended(f"{what}; --debug shows the traceback", 1)
 
 
 def _debugging(arguments: Sequence[str]) -> bool:
     return "--debug" in arguments or os.environ.get("ESTUNE_TRACEBACK", "0") not in ("", "0")
 
 
-def _show(error: BaseException) -> None:
-    """Print the traceback with all causes, including those that the one line omits."""
-    link: BaseException | None = error
+def _print_traceback(error: BaseException) -> None:
+    """Print the traceback with all causes, including those that `raise … from None` hides."""
+    cause: BaseException | None = error
     seen: set[int] = set()
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        link.__suppress_context__ = link.__cause__ is not None
-        link = link.__cause__ or link.__context__
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        cause.__suppress_context__ = cause.__cause__ is not None
+        cause = cause.__cause__ or cause.__context__
     traceback.print_exception(error)
 
 
@@ -105,11 +103,12 @@ def _origin(error: BaseException) -> str:
 
 
 class _ToStderr(logging.Handler):
-    """Writes to the current sys.stderr, which a progress bar replaces to print above itself."""
+    """Writes to the sys.stderr of the moment: progress bars replace it, to print above the bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         lines = self.format(record).splitlines() or [""]
-        print("\n  ".join(lines), file=sys.stderr)  # no message can forge the start of another
+        # Further lines are indented, so that a message cannot fake the start of another one.
+        print("\n  ".join(lines), file=sys.stderr)
 
 
 def _run(arguments: list[str]) -> int:
@@ -133,7 +132,7 @@ def _run(arguments: list[str]) -> int:
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if name == chosen:  # only the chosen command's options are built
+        if name == chosen:  # building the options of all commands would take too long
             module.add_options(sub)
             _add_debug(sub)
     options, unknown = parser.parse_known_args(arguments)
@@ -141,7 +140,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
-    """Add `--debug`, which may stand before the command or among its options."""
+    """Add `--debug`, which is accepted before and after the command."""
     parser.add_argument(
         "--debug",
         action="store_true",
@@ -151,5 +150,6 @@ def _add_debug(parser: argparse.ArgumentParser) -> None:
 
 
 def _ended(why: object, status: int) -> int:
+    """Print why the command ended; return `status`."""
     print(f"estune: {one_line(why)}", file=sys.stderr)
     return status

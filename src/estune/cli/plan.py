@@ -1,13 +1,13 @@
-"""Estimate a run before it starts: memory by part and, given a speed, its hours and its price.
+"""Estimate a run before it starts: its memory and, given a speed, its time and price.
 
   estune plan --config run.yaml
   estune plan --config run.yaml --measured runs/quickstart
   estune plan --model_name_or_path Qwen/Qwen2.5-7B-Instruct --gpus 4 --tokens_per_second 9000
   estune plan --parameters 70e9 --gpus 16 --vllm_tensor_parallel_size 4
 
-RL's memory is shown for comparison. Only the model's config is read. Without --gpus the estimate is
-for this machine's processor. --measured takes the speed and the length of completions from a run's
-metrics. Any setting of `estune train` may be given too.
+RL's memory is shown for comparison. No weights are read, only the model's config. Without --gpus
+the estimate is for this machine's processor. --measured takes the speed and the length of
+completions from a run's metrics. All settings of `estune train` are accepted too.
 """
 
 import argparse
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 SUMMARY = "estimate a run's memory, time and price"
 USAGE = """estune plan [--config FILE ...] [--parameters P] [--gpus N]
                    [--tokens_per_second R | --measured RUN] [--SETTING VALUE ...]"""
-_PROMPTS, _PROMPT_TOKENS = 200, 128
+_PROMPTS = 200  # per member and step, unless the settings limit them
+_PROMPT_TOKENS = 128
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,9 +43,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=0,
-        help="GPUs of the run, each engine on vllm_tensor_parallel_size of them [0]",
+        help="number of GPUs; each engine uses vllm_tensor_parallel_size of them [0]",
     )
-    add("--gpu_memory", metavar="GB", type=float, default=80.0, help="memory of each, in GB [80]")
+    add("--gpu_memory", metavar="GB", type=float, default=80.0, help="memory per GPU, in GB [80]")
     add(
         "--prompts",
         metavar="N",
@@ -56,16 +57,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=_PROMPT_TOKENS,
-        help=f"tokens of each prompt [{_PROMPT_TOKENS}]",
+        help=f"tokens per prompt [{_PROMPT_TOKENS}]",
     )
     add(
         "--completion_tokens",
         metavar="N",
         type=float,
-        help="mean tokens of a completion [max_completion_length]",
+        help="mean tokens per completion [max_completion_length]",
     )
-    add("--tokens_per_second", metavar="R", type=float, help="speed of one engine")
-    add("--measured", metavar="RUN", help="folder of a run whose speed to use")
+    add("--tokens_per_second", metavar="R", type=float, help="completion tokens/s of one engine")
+    add("--measured", metavar="RUN", help="folder of a run whose measured speed to use")
     add(
         "--price",
         metavar="PRICE",
@@ -84,7 +85,7 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     from estune.monitor.console import Screen
     from estune.run import estimate
 
-    speed, completion = _speed(options, config)
+    speed, completion_tokens = _speed_and_length(options, config)
     if options.parameters:
         shape = estimate.shape_like(options.parameters)
     else:
@@ -92,13 +93,16 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     work = estimate.Workload(
         options.prompts or config.batch_size or config.max_train_samples or _PROMPTS,
         options.prompt_tokens,
-        completion,
+        completion_tokens,
     )
     screen = Screen(config)
-    screen.say(_about(options, config, shape))
+    screen.say(_heading(options, config, shape))
     if shape.parts and config.target_parameters is None:
-        screen.say(_about_theta(shape))
-    _show_memory(screen, options, config, shape, work)
+        screen.say(_theta_of_experts(shape))
+    if options.gpus:
+        _show_memory_of_gpus(screen, options, config, shape, work)
+    else:
+        _show_memory_here(screen, config, shape, work)
     _show_time(screen, options, config, work, speed)
     return 0
 
@@ -106,7 +110,7 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
 def _check(options: argparse.Namespace, config: RunConfig) -> None:
     if not options.parameters and not config.model_name_or_path:
         raise ConfigError(
-            "model_name_or_path: give a hub id, a folder or a config.json, or --parameters 7e9"
+            "model_name_or_path: give a hub id, a folder or a config.json; or give --parameters"
         )
     for name in (
         "parameters",
@@ -126,15 +130,18 @@ def _check(options: argparse.Namespace, config: RunConfig) -> None:
             f"gpus: must be a multiple of vllm_tensor_parallel_size, {size}; it is {options.gpus}"
         )
     if options.tokens_per_second and options.measured:
-        raise ConfigError("measured: it already gives the speed, so leave tokens_per_second out")
+        raise ConfigError("measured: the run gives the speed, so leave tokens_per_second out")
 
 
-def _speed(options: argparse.Namespace, config: RunConfig) -> "tuple[Speed | None, float]":
-    """Return the speed, None if unknown, and the mean length of a completion."""
+def _speed_and_length(
+    options: argparse.Namespace, config: RunConfig
+) -> "tuple[Speed | None, float]":
+    """Return the speed, None if unknown, and the mean tokens per completion."""
     from estune.run.estimate import Speed, measured_speed
     from estune.run.metrics_file import MetricsFile
 
-    given = options.completion_tokens
+    speed: Speed | None = None
+    length = float(config.max_completion_length)
     if options.measured:
         records = MetricsFile(Path(options.measured) / "metrics.jsonl").read()
         if not records:
@@ -142,25 +149,24 @@ def _speed(options: argparse.Namespace, config: RunConfig) -> "tuple[Speed | Non
                 f"measured: {options.measured} has no metrics.jsonl with a step; "
                 "give a run's folder"
             )
-        speed, seen = measured_speed(records)
-        return speed, given or seen
-    speed_given = Speed(options.tokens_per_second) if options.tokens_per_second else None
-    return speed_given, given or float(config.max_completion_length)
+        speed, length = measured_speed(records)
+    elif options.tokens_per_second:
+        speed = Speed(options.tokens_per_second)
+    return speed, options.completion_tokens or length
 
 
-def _about(options: argparse.Namespace, config: RunConfig, shape: "Shape") -> str:
-    name = "a model of this size" if options.parameters else config.model_name_or_path
-    part = "all tuned" if shape.tuned == shape.parameters else f"{shape.tuned:,} tuned"
-    where = (
-        f"{options.gpus} GPUs of {options.gpu_memory:g} GB"
-        if options.gpus
-        else "this machine's processor"
-    )
-    engine = f"engine {config.engine} in {_dtype(options, config)}"
-    return f"{name}: {shape.parameters:,} parameters, {part}; {engine}, on {where}"
+def _heading(options: argparse.Namespace, config: RunConfig, shape: "Shape") -> str:
+    """Return the line that names the model, the engine and the machine."""
+    model = "a model of this size" if options.parameters else config.model_name_or_path
+    tuned = "all tuned" if shape.tuned == shape.parameters else f"{shape.tuned:,} tuned"
+    where = "this machine's processor"
+    if options.gpus:
+        where = f"{options.gpus} GPUs of {options.gpu_memory:g} GB"
+    engine = f"engine {config.engine} in {_dtype(config, on_gpu=bool(options.gpus))}"
+    return f"{model}: {shape.parameters:,} parameters, {tuned}; {engine}, on {where}"
 
 
-def _about_theta(shape: "Shape") -> str:
+def _theta_of_experts(shape: "Shape") -> str:
     """Return the memory that θ of a mixture of experts takes, and what would take less."""
     parts = ", ".join(f"{name} {_size(4 * count)}" for name, count in shape.parts.items())
     size = 4 * shape.tuned
@@ -171,75 +177,86 @@ def _about_theta(shape: "Shape") -> str:
     )
 
 
-def _dtype(options: argparse.Namespace, config: RunConfig) -> str:
+def _dtype(config: RunConfig, *, on_gpu: bool) -> str:
     from estune.engines.device import dtype_name, engine_dtype
 
-    return (
-        "bfloat16" if options.gpus and config.dtype == "auto" else dtype_name(engine_dtype(config))
-    )
+    if on_gpu and config.dtype == "auto":
+        return "bfloat16"
+    return dtype_name(engine_dtype(config))
 
 
-def _show_memory(
+def _itemsize(config: RunConfig, *, on_gpu: bool) -> int:
+    """Return the bytes per weight in the engine."""
+    return 4 if _dtype(config, on_gpu=on_gpu) == "float32" else 2
+
+
+def _show_memory_here(
+    screen: "Screen", config: RunConfig, shape: "Shape", work: "Workload"
+) -> None:
+    from estune.common.resources import available_memory
+    from estune.run import estimate
+
+    itemsize = _itemsize(config, on_gpu=False)
+    es = estimate.es_on_cpu(shape, config, work, itemsize)
+    _table(screen, "memory", es, estimate.rl(shape, work, itemsize))
+    screen.say(_verdict(es, available_memory(), "this machine"))
+
+
+def _show_memory_of_gpus(
     screen: "Screen",
     options: argparse.Namespace,
     config: RunConfig,
     shape: "Shape",
     work: "Workload",
 ) -> None:
-    from estune.common.resources import available_memory
     from estune.run import estimate
 
-    itemsize = 4 if _dtype(options, config) == "float32" else 2
-    rival = estimate.rl(shape, work, itemsize)
-    if not options.gpus:
-        here = estimate.es_here(shape, config, work, itemsize)
-        _table(screen, "memory", here, rival)
-        screen.say(_verdict("ES", sum(here.values()), available_memory(), "this machine has"))
-        return
+    itemsize = _itemsize(config, on_gpu=True)
+    rl = estimate.rl(shape, work, itemsize)
     device, host = estimate.es_on_gpu(shape, config, work, itemsize)
-    memory = options.gpu_memory * 1e9
+    memory = int(options.gpu_memory * 1e9)
     if options.gpus == 1 and config.workers == "local" and config.center_device != "cpu":
-        screen.say(_place_theta(config, device, host, int(memory)))
-    _table(screen, "memory of each GPU for ES, in all for RL", device, rival)
-    screen.say(_verdict("ES", sum(device.values()), memory, "a GPU has"))
-    gpus = math.ceil(sum(rival.values()) / memory)
-    screen.say(f"RL: takes at least {gpus} such GPUs, weights and optimizer sharded over them")
+        screen.say(_move_theta(config, device, host, memory))
+    _table(screen, "memory per GPU for ES, in all for RL", device, rl)
+    screen.say(_verdict(device, memory, "a GPU"))
+    gpus = math.ceil(sum(rl.values()) / memory)
+    screen.say(f"RL takes at least {gpus} such GPUs, with weights and optimizer spread over them")
     parts = ", ".join(f"{what} {_size(size)}" for what, size in host.items())
     screen.say(f"in the machine's memory: {parts}")
 
 
-def _place_theta(config: RunConfig, device: "Memory", host: "Memory", memory: int) -> str:
-    """Move θ into `device` if a run would keep it on the GPU; return the reason."""
+def _move_theta(config: RunConfig, device: "Memory", host: "Memory", memory: int) -> str:
+    """Move θ's entry from `host` to `device` if a run would keep θ on the GPU.
+
+    Returns:
+        Where θ is, and why.
+    """
     from estune.run import placement
 
-    engine = (
-        placement.vllm_takes(config, memory) if config.engine == "vllm" else sum(device.values())
-    )
-    place = placement.choose(config.center_device, host["θ, fp32"], engine, memory, "cuda")
-    if place.device != "cpu":
+    engine = sum(device.values())
+    if config.engine == "vllm":
+        engine = placement.vllm_bytes(config, memory)
+    chosen = placement.choose(config.center_device, host["θ, fp32"], engine, memory, "cuda")
+    if chosen.device != "cpu":
         device["θ, fp32"] = host.pop("θ, fp32")
-    return place.why
+    return chosen.why
 
 
 def _table(screen: "Screen", title: str, es: "Memory", rl: "Memory") -> None:
-    rows = [
-        [name, _size(es[name]) if name in es else "–", _size(rl[name]) if name in rl else "–"]
-        for name in dict.fromkeys([*es, *rl])
-    ]
-    screen.table(
-        title,
-        ("", "ES", "RL, at least"),
-        [*rows, ["in all", _size(sum(es.values())), _size(sum(rl.values()))]],
-    )
+    names = dict.fromkeys([*es, *rl])
+    rows = [[name, _size_in(es, name), _size_in(rl, name)] for name in names]
+    total = ["in all", _size(sum(es.values())), _size(sum(rl.values()))]
+    screen.table(title, ("", "ES", "RL, at least"), [*rows, total])
 
 
-def _verdict(who: str, need: int, there: float, whose: str) -> str:
-    fits = (
-        "fits"
-        if need <= there
-        else "does not fit: choose more GPUs, bfloat16, target_parameters or a smaller model"
-    )
-    return f"{who}: takes {_size(need)}, {whose} {_size(int(there))}: {fits}"
+def _verdict(es: "Memory", available: int, owner: str) -> str:
+    """Return whether the memory of ES fits into the `available` memory of `owner`."""
+    needed = sum(es.values())
+    sizes = f"it takes {_size(needed)}, and {owner} has {_size(available)}"
+    if needed <= available:
+        return f"ES fits: {sizes}"
+    advice = "choose more GPUs, bfloat16, target_parameters or a smaller model"
+    return f"ES does not fit: {sizes}; {advice}"
 
 
 def _show_time(
@@ -251,25 +268,32 @@ def _show_time(
 ) -> None:
     from estune.run import estimate
 
-    tokens = estimate.tokens_a_step(config, work)
-    each = f"{tokens:,.0f} tokens at {work.completion_tokens:.0f} each"
-    screen.say(f"per step: {config.population_size} members × {work.prompts} prompts, {each}")
+    tokens = estimate.tokens_per_step(config, work)
+    prompts = f"{config.population_size} members × {work.prompts} prompts"
+    each = f"{work.completion_tokens:.0f} per completion"
+    screen.say(f"per step: {prompts}, {tokens:,.0f} tokens ({each})")
     if speed is None:
-        screen.say("for hours and price add --tokens_per_second R or --measured RUN, and --price")
+        screen.say(
+            "for the time, add --tokens_per_second R or --measured RUN; for the price, --price"
+        )
         return
     engines = config.num_workers or 1
     if options.gpus:
         engines = max(1, options.gpus // config.vllm_tensor_parallel_size)
-    seconds = estimate.seconds_a_step(config, work, speed, engines)
+    seconds = estimate.seconds_per_step(config, work, speed, engines)
     hours = seconds * config.max_steps / 3600
     cost = hours * max(1, options.gpus) * (options.price or 0)
-    price = f", {cost:,.2f} in all" if cost else ""
-    own = f", {speed.fixed:,.2f} s for the trainer's own work" if speed.fixed else ""
+    price = f", price {cost:,.2f}" if cost else ""
+    trainer = f" and {speed.fixed:,.2f} s in the trainer" if speed.fixed else ""
     screen.say(
         f"{seconds:,.1f} s per step on {engines} engine{'s' * (engines > 1)} "
-        f"({speed.tokens:,.0f} tokens/s each, {speed.overhead:.1%} beyond generating{own}); "
+        f"({speed.tokens:,.0f} tokens/s each, plus {speed.overhead:.1%} for other work{trainer}); "
         f"{config.max_steps} steps: {hours:,.2f} hours{price}"
     )
+
+
+def _size_in(memory: "Memory", name: str) -> str:
+    return _size(memory[name]) if name in memory else "–"
 
 
 def _size(size: int) -> str:

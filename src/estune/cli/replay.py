@@ -3,14 +3,16 @@
   estune replay out --step 40 --output out-40
   estune replay out --step 40 --output out-40 --model /elsewhere/base-model
 
-A run is its base model and its journal: a few kilobytes of seeds and coefficients per step. Nothing
-is generated. A journal from someone else may name any base model, so its name is shown before it is
-downloaded, and code that comes with it runs only with --trust_remote_code.
+A base model and a journal (a few kilobytes of seeds and coefficients per step) determine the whole
+run, so no completions are generated. A journal from someone else may name any base model. Therefore
+the model's name is shown before it is downloaded, and its code runs only with --trust_remote_code.
 """
 
 import argparse
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from estune.cli.settings import refuse_unknown
 from estune.common.visible import one_line
@@ -24,16 +26,16 @@ SUMMARY = "rebuild the model of a step from a run's journal"
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="a run's folder, with its journal.jsonl")
     parser.add_argument(
-        "--step", metavar="K", help="the step to rebuild, 0 for the base model; default the last"
+        "--step", metavar="K", help="step to rebuild; 0: the base model; default: the last step"
     )
     parser.add_argument(
         "--output",
         metavar="DIR",
         required=True,
-        help="where to write the checkpoint; must not exist",
+        help="folder to write the checkpoint to; it must not exist",
     )
     parser.add_argument(
-        "--model", metavar="MODEL", help="the base model's new location, if it moved"
+        "--model", metavar="MODEL", help="the base model, if it is not where the journal says"
     )
     parser.add_argument(
         "--trust_remote_code",
@@ -53,20 +55,12 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     output = Path(options.output)
     if output.exists():
         raise ConfigError(f"output: {output} exists already; choose another")
-    said = journal.header.config
+    config = _config(options, journal.header.config)
     model_name = options.model or journal.header.model
-    typed = {"trust_remote_code": options.trust_remote_code} if options.trust_remote_code else {}
-    settings = {
-        "target_parameters": said.get("target_parameters"),
-        "model_revision": None if options.model else said.get("model_revision"),
-    }
-    config = build(RunConfig, settings | typed | {"engine": "fake"})
     if not options.model:
         revision = f" at revision {config.model_revision}" if config.model_revision else ""
-        logger.info(
-            "%s",
-            one_line(f"base model, from the journal of {options.run}: {model_name}{revision}"),
-        )
+        line = f"base model, from the journal of {options.run}: {model_name}{revision}"
+        logger.info("%s", one_line(line))
 
     from rich.progress import track
 
@@ -84,11 +78,21 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     return 0
 
 
-def _step(given: str | None, last: int) -> int:
-    if given is None:
+def _config(options: argparse.Namespace, recorded: Mapping[str, Any]) -> RunConfig:
+    """Return the settings that decide θ, from the journal; trust comes only from the user."""
+    settings = {"engine": "fake", "target_parameters": recorded.get("target_parameters")}
+    if not options.model:
+        settings["model_revision"] = recorded.get("model_revision")
+    if options.trust_remote_code:
+        settings["trust_remote_code"] = options.trust_remote_code
+    return build(RunConfig, settings)
+
+
+def _step(text: str | None, last: int) -> int:
+    if text is None:
         return last
-    if not given.isdecimal() or not given.isascii() or int(given) > last:
+    if not text.isdecimal() or not text.isascii() or int(text) > last:
         raise ConfigError(
-            f"step: must be a number from 0 to {last}, the run's last step; it is {given!r}"
+            f"step: must be a number from 0 to {last}, the run's last step; it is {text!r}"
         )
-    return int(given)
+    return int(text)

@@ -1,4 +1,4 @@
-"""Score existing completions, without a model.
+"""Score completions that a file holds; no model is needed.
 
   estune score --task countdown --completions answers.jsonl
 
@@ -9,11 +9,12 @@ task's columns, such as `numbers` and `target`. The output is one JSON number pe
 import argparse
 import contextlib
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
-from estune.cli.settings import refuse_unknown
+from estune.cli.settings import refuse_unknown, unreadable
 from estune.errors import ConfigError, DataError
 from estune.tasks.data_files import decoded
 
@@ -22,19 +23,19 @@ SUMMARY = "score completions from a file"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--task", metavar="TASK", help="task whose reward to use; estune tasks lists them"
+        "--task", metavar="TASK", help="task whose reward scores them; estune tasks lists all"
     )
     parser.add_argument(
         "--reward_funcs",
         metavar="NAME",
         nargs="+",
-        help="reward functions, instead of a task's",
+        help="reward functions to use instead of a task's",
     )
     parser.add_argument(
         "--completions",
         metavar="FILE",
         required=True,
-        help="JSONL file of completions with their columns; - reads stdin",
+        help="JSONL file of completions with their columns; -: standard input",
     )
 
 
@@ -44,8 +45,8 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
 
     refuse_unknown(unknown, ["task", "reward_funcs", "completions"])
     if not options.task and not options.reward_funcs:
-        raise ConfigError("task: give one (see estune tasks), or reward_funcs")
-    with contextlib.redirect_stdout(sys.stderr):  # keeps what functions print apart from rewards
+        raise ConfigError("task: give one (estune tasks lists them), or reward_funcs")
+    with contextlib.redirect_stdout(sys.stderr):  # for what reward functions print
         functions = resolve_rewards(
             options.reward_funcs or list(get_task(options.task).reward_funcs)
         )
@@ -63,14 +64,14 @@ def _score(functions: list[Any], rows: list[dict[str, Any]], where: str) -> list
 
     rewards = RewardFunctions(functions)
     rewards.check([name for name in rows[0] if name != "prompt"])
-    answers = [
+    completions = [
         Completion(_text(row["completion"], where, number), [], False)
         for number, row in enumerate(rows, 1)
     ]
-    scores = rewards.score(_opened(rows, where), answers)
+    scores = rewards.score(_opened(rows, where), completions)
     if scores.overran:
         print(overran_line(scores.overran), file=sys.stderr)
-    return [None if value != value else float(value) for value in scores.total]
+    return [None if math.isnan(reward) else float(reward) for reward in scores.total]
 
 
 def _opened(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
@@ -89,19 +90,8 @@ def _opened(rows: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
 
 
 def _rows(path: str) -> list[dict[str, Any]]:
-    try:
-        text = (
-            sys.stdin.read().removeprefix("\ufeff")
-            if path == "-"
-            else decoded(Path(path).read_bytes(), path)
-        )
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
-        ) from None
-    rows = [
-        _row(path, number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()
-    ]
+    lines = enumerate(_file_text(path).split("\n"), 1)
+    rows = [_row(path, number, line) for number, line in lines if line.strip()]
     for number, row in enumerate(rows, 1):
         if set(row) != set(rows[0]):
             here, first = (", ".join(sorted(columns)) for columns in (row, rows[0]))
@@ -109,11 +99,20 @@ def _rows(path: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _file_text(path: str) -> str:
+    try:
+        if path == "-":
+            return sys.stdin.read().removeprefix("\ufeff")
+        return decoded(Path(path).read_bytes(), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(unreadable(path, error)) from None
+
+
 def _row(path: str, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # ValueError: also a number of 5,000 digits
-        raise DataError(f"{path}: line {number} is no JSON ({error})") from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError too
+        raise DataError(f"{path}: line {number} is not JSON ({error})") from None
     if not isinstance(row, dict) or "completion" not in row:
         raise DataError(
             f"{path}: line {number} must be a JSON object with 'completion' and the task's columns"
@@ -122,6 +121,7 @@ def _row(path: str, number: int, line: str) -> dict[str, Any]:
 
 
 def _text(completion: Any, path: str, number: int) -> str:
+    """Return a completion's text, or that of its last message."""
     if isinstance(completion, str):
         return completion
     if (
@@ -131,4 +131,4 @@ def _text(completion: Any, path: str, number: int) -> str:
         and "content" in completion[-1]
     ):
         return str(completion[-1]["content"] or "")
-    raise DataError(f"{path}: row {number}: its completion is neither text nor a list of messages")
+    raise DataError(f"{path}: row {number}: the completion is neither text nor a list of messages")

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from estune.common.guard import guarded
-from estune.common.other_names import nearest
+from estune.common.name_hints import nearest
 from estune.config import RunConfig, build
 from estune.errors import ConfigError
 from estune.run import trust
@@ -52,16 +52,19 @@ def settings_by_group() -> dict[str, list[dataclasses.Field[Any]]]:
 def read(options: argparse.Namespace, unknown: list[str], *, quietly: bool = False) -> RunConfig:
     """Return the config that the command line asks for.
 
-    Unless `quietly`, log what code or data the files of a run would load.
+    Unless `quietly`, log which code and data the files that a run wrote would load.
 
     Raises:
-        ConfigError: a flag or key is unknown, a value is wrong, a file cannot be read, or a file
-            in a run's folder names code that lies there.
+        ConfigError: a flag or key is unknown, a value is wrong, a file cannot be read, or a run's
+            file names code in the run's folder, which the user does not trust.
     """
     refuse_unknown(unknown, [name for name in vars(options) if name != "command"])
     names = {field.name for field in dataclasses.fields(RunConfig)}
-    given = {name: value for name, value in vars(options).items() if value is not None}
-    flags = {name: _value(name, value) for name, value in given.items() if name in names}
+    flags = {
+        name: _value(name, value)
+        for name, value in vars(options).items()
+        if name in names and value is not None
+    }
     files = [(path, _from_file(path)) for path in options.config]
     settings: Settings = {}
     for _, values in files:
@@ -82,36 +85,57 @@ def refuse_unknown(unknown: list[str], names: list[str]) -> None:
         raise ConfigError(f"unknown option {flag!r}{nearest(flag, names)}")
 
 
+def require_model(config: RunConfig, setting: str = "model_name_or_path") -> str:
+    """Return the config's model. Raises ConfigError, which names `setting`, if it has none."""
+    if not config.model_name_or_path:
+        raise ConfigError(f"{setting}: give a hub id, a local folder or a .gguf file")
+    return config.model_name_or_path
+
+
+def unreadable(path: str | Path, error: Exception) -> str:
+    """Return a message that the file at `path` cannot be read, with the reason."""
+    why = getattr(error, "strerror", None) or error
+    return f"{path}: cannot be read ({why})"
+
+
 def parsed(text: str, where: str) -> Any:
-    """Return what a YAML text holds. Raises ConfigError, which begins with `where`."""
+    """Return the value that a YAML text describes.
+
+    Raises:
+        ConfigError: the text is not valid YAML; the message begins with `where`.
+    """
     with guarded(ConfigError, f"{where}: not valid YAML"):
         return yaml.safe_load(text)
 
 
 def _check_trust(files: list[tuple[str, Settings]], flags: Settings, quietly: bool) -> None:
-    """Log what the files turn on or load, and refuse code that lies in a run's folder.
+    """Log what the files load, and refuse code in a run's folder that the user does not trust.
 
-    Only a flag or a file that no run wrote can allow that code: a run cannot vouch for itself.
+    A run cannot vouch for its own code, so it matters where trust_remote_code is true:
+
+        true in                       code of the model    code in a run's folder
+        a flag, or the user's file    runs                 runs
+        a file that a run wrote       runs                 is refused
     """
-    given: Settings = {}
-    users_own: Settings = {}
+    all_files: Settings = {}
+    users_files: Settings = {}
     for path, values in files:
-        given |= values
+        all_files |= values
         if not trust.is_run_file(Path(path)):
-            users_own |= values
-    model_code = trust.is_on((given | flags).get("trust_remote_code"))
-    folder_code = trust.is_on((users_own | flags).get("trust_remote_code"))
+            users_files |= values
+    trusts_model = trust.is_on((all_files | flags).get("trust_remote_code"))
+    trusts_folder = trust.is_on((users_files | flags).get("trust_remote_code"))
     for path, values in files:
-        effective = {name: value for name, value in values.items() if name not in flags}
+        without_flags = {name: value for name, value in values.items() if name not in flags}
         if not quietly:
-            _log_sources(path, effective, model_code)
+            _log_sources(path, without_flags, trusts_model)
         if trust.is_run_file(Path(path)):
-            trust.check_modules(effective, Path(path).parent, trusted=folder_code)
+            trust.check_modules(without_flags, Path(path).parent, trusted=trusts_folder)
 
 
-def _log_sources(path: str, values: Settings, model_code: bool) -> None:
-    if model_code and trust.is_on(values.get("trust_remote_code")):
-        logger.info("%s: turns trust_remote_code on: code that comes with the model runs", path)
+def _log_sources(path: str, values: Settings, trusts_model: bool) -> None:
+    if trusts_model and trust.is_on(values.get("trust_remote_code")):
+        logger.info("%s: turns trust_remote_code on, so code that comes with the model runs", path)
     if trust.is_run_file(Path(path)):
         for line in trust.sources(values):
             logger.info("%s: %s", path, line)
@@ -123,7 +147,10 @@ def _config(settings: Settings) -> RunConfig:
 
 
 def _naming_its_file(error: ConfigError, files: list[tuple[str, Settings]]) -> ConfigError:
-    """Return `error` with the name of the first file that causes it, if one does without flags."""
+    """Return `error` with the name of the file that causes it, or unchanged if a flag does.
+
+    That is the first file up to which the files alone cause the same error.
+    """
     settings: Settings = {}
     for path, values in files:
         settings |= values
@@ -138,8 +165,9 @@ def _naming_its_file(error: ConfigError, files: list[tuple[str, Settings]]) -> C
 def _flag(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     """Return the arguments of `add_argument` for a setting."""
     text = field.metadata["help"].replace("%", "%%")
-    shown = text if field.default in (None, "") else f"{text} [{field.default}]"
-    flag: dict[str, Any] = {"help": shown, "metavar": field.name.split("_")[-1].upper()}
+    if field.default not in (None, ""):
+        text += f" [{field.default}]"
+    flag: dict[str, Any] = {"help": text, "metavar": field.name.split("_")[-1].upper()}
     parts = typing.get_args(hint)
     if hint is bool:
         return flag | {"nargs": "?", "const": "true", "metavar": "true|false"}
@@ -151,7 +179,7 @@ def _flag(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
 
 
 def _value(name: str, value: Any) -> Any:
-    """Return a flag's text as the config takes it: `none` unsets, mappings are written as YAML."""
+    """Return a flag's value for the config: `none` becomes None, and YAML mappings are parsed."""
     if value in ("none", ["none"]) and name != "report_to":
         return None
     if name == "datasets" and isinstance(value, list):
@@ -165,11 +193,13 @@ def _from_file(path: str) -> Settings:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: cannot be read ({why})") from None
-    values = {} if (found := parsed(text, path)) is None else found
+        raise ConfigError(unreadable(path, error)) from None
+    values = parsed(text, path)
+    if values is None:  # an empty file
+        values = {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path}: must be settings, one 'name: value' per line")
+        raise ConfigError(f"{path}: must hold settings, one 'name: value' per line")
     if trust.is_run_file(Path(path)):
-        values.pop("fitness", None)  # written by earlier versions; pass_k says the same
+        # Earlier versions wrote a setting `fitness`, which pass_k has made redundant.
+        values.pop("fitness", None)
     return values

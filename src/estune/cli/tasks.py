@@ -1,9 +1,9 @@
-"""List the built-in tasks: data, prompt and reward together, for `--task`.
+"""List the built-in tasks. A task brings its data, prompt and reward: train on it with `--task`.
 
-  estune tasks                  # all, those of reasoning-gym in one line
-  estune tasks reasoning_gym    # the names of reasoning-gym's datasets
+  estune tasks                  # all tasks, with one line for those of reasoning-gym
+  estune tasks reasoning_gym    # the tasks of reasoning-gym
 
-After each name stands where its data come from: generated, packed with estune, or from the hub.
+The second column says where the data come from: generated, packed with estune, or from the hub.
 """
 
 import argparse
@@ -22,9 +22,7 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]!r}; estune tasks takes none")
     if options.family not in (None, FAMILY):
-        raise ConfigError(
-            f"there is no family of tasks {options.family!r}; did you mean {FAMILY!r}?"
-        )
+        raise ConfigError(f"there is no task family {options.family!r}; did you mean {FAMILY!r}?")
     for line in _family() if options.family else _all():
         print(line)
     return 0
@@ -38,12 +36,14 @@ def _all() -> list[str]:
         (
             f"{FAMILY}:NAME",
             "generated",
-            f"some hundred puzzles, Sudoku and ARC among them: estune tasks {FAMILY}",
+            f"about a hundred puzzles, such as Sudoku and ARC: estune tasks {FAMILY}",
         )
     )
     rows.append(("MODULE.TASK", "your own", "written by estune new-task NAME"))
-    name, source = (max(len(row[column]) for row in rows) for column in (0, 1))
-    return [f"{row[0]:<{name}}  {row[1]:<{source}}  {row[2]}" for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return [
+        f"{name:<{widths[0]}}  {source:<{widths[1]}}  {summary}" for name, source, summary in rows
+    ]
 
 
 def _family() -> list[str]:

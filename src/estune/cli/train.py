@@ -5,19 +5,18 @@
   estune train --model_name_or_path MODEL --task countdown --output_dir out
   estune train --model_name_or_path MODEL --dataset_name data.jsonl --reward_funcs my_rewards.short
 
-The model is a hub id, a local folder or a .gguf file. The data have a column `prompt` (text, or a
-list of chat messages) and any others, which the reward functions get by name:
+The model is a hub id, a local folder or a .gguf file. The data need a column `prompt` (text, or a
+list of chat messages). Reward functions receive the other columns by name:
 
   def short(completions, target, **columns):
       return [-abs(len(c) - len(t)) for c, t in zip(completions, target)]
 
-Whatever stops a run, the same command with --resume_from_checkpoint true continues it.
+If a run stops, repeat the command with --resume_from_checkpoint true to continue it.
 """
 
 import argparse
 
-from estune.cli.settings import add_flags, read
-from estune.errors import ConfigError
+from estune.cli.settings import add_flags, read, require_model
 
 SUMMARY = "fine-tune a model"
 USAGE = "estune train [--config FILE ...] [--SETTING VALUE ...]"
@@ -29,8 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, unknown: list[str]) -> int:
     config = read(options, unknown)
-    if not config.model_name_or_path:
-        raise ConfigError("model_name_or_path: give a hub id, a local folder or a .gguf file")
+    model = require_model(config)
     from estune.monitor.console import quieten_libraries
     from estune.run.inputs import data_and_rewards
 
@@ -38,6 +36,6 @@ def run(options: argparse.Namespace, unknown: list[str]) -> int:
     quieten_libraries()
     from estune.trainer import ESTrainer
 
-    trainer = ESTrainer(config.model_name_or_path, rewards, config, train_rows, eval_rows)
+    trainer = ESTrainer(model, rewards, config, train_rows, eval_rows)
     trainer.train()
     return 0

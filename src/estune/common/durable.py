@@ -1,4 +1,7 @@
-"""Writes that survive a kill or a power cut whole or not at all, and locks for one writer."""
+"""Write files and folders so that a kill or a power cut leaves the old or the new content.
+
+Also: lock a folder, so that only one process writes to it.
+"""
 
 import fcntl
 import os
@@ -13,7 +16,7 @@ from estune.errors import ConfigError
 
 @contextmanager
 def locked(folder: Path, setting: str) -> Iterator[None]:
-    """Lock `folder`, the value of `setting`, for this process. The lock ends with the process.
+    """Lock the folder that `setting` names while the block runs; a killed process loses its lock.
 
     Raises:
         ConfigError: another process has locked it, or its disk cannot lock files.
@@ -41,7 +44,7 @@ def locked(folder: Path, setting: str) -> Iterator[None]:
 
 @contextmanager
 def in_turn(folder: Path) -> Iterator[None]:
-    """Let one process at a time into the block, per folder; create the folder if necessary."""
+    """Wait until no other process is in this block for `folder`; create the folder if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
         with suppress(OSError):  # some network disks cannot lock files; then nobody waits
@@ -69,7 +72,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_folder(target: Path) -> None:
-    """Delete `target`. It is renamed first, so that a kill never leaves half of it."""
+    """Rename `target`, then delete it, so that a kill never leaves half a folder at `target`."""
     scratch = target.with_name(f".{target.name}.tmp")
     if scratch.exists():
         shutil.rmtree(scratch)
@@ -116,7 +119,7 @@ def sync_tree(folder: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn errors of Rust libraries, such as for a full disk, back into OSError."""
+    """Raise OSError where a Rust library reports a disk error in its message, such as disk full."""
     try:
         yield
     except OSError:

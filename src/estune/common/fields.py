@@ -1,4 +1,4 @@
-"""Settings as fields of a dataclass: their metadata, and how their values are checked.
+"""Settings as fields of a dataclass, with limits and help text; check their values.
 
 sigma: float = setting(1e-3, "σ: standard deviation of the noise", group="strategy", above=0)
 """
@@ -48,24 +48,30 @@ def checked(kind: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(kind: type, field: dataclasses.Field[Any], value: Any) -> Any:
-    if value is False and "no" in get_args(field.type):
-        value = "no"  # YAML reads a bare no as false
-    if isinstance(value, bool) and _is_number(field):
+    if isinstance(value, bool) and _takes_numbers(field):  # pydantic would read true as 1
         raise ConfigError(f"{field.name}: must be a number; it is {value}")
-    if isinstance(value, (str, int, float)) and "list" in str(field.type):
-        value = [value]
+    value = _as_written(field, value)
     try:
-        value = _adapters(kind)[field.name].validate_python(value)
+        converted = _adapters(kind)[field.name].validate_python(value)
     except ValidationError as error:
         wanted = error.errors()[0]["msg"].removeprefix("Input should be ")
         raise ConfigError(f"{field.name}: must be {wanted}; it is {value!r}") from None
-    for number in value if isinstance(value, list) else [value]:
+    for number in converted if isinstance(converted, list) else [converted]:
         if isinstance(number, (int, float)) and not isinstance(number, bool):
             _check_limits(field, number)
+    return converted
+
+
+def _as_written(field: dataclasses.Field[Any], value: Any) -> Any:
+    """Return what the user means by `value`: YAML reads `no` as false, and one item is a list."""
+    if value is False and "no" in get_args(field.type):
+        return "no"
+    if isinstance(value, (str, int, float)) and "list" in str(field.type):
+        return [value]
     return value
 
 
-def _is_number(field: dataclasses.Field[Any]) -> bool:
+def _takes_numbers(field: dataclasses.Field[Any]) -> bool:
     return bool({field.type, *get_args(field.type)} & {int, float, list[float]})
 
 

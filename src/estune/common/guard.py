@@ -1,7 +1,6 @@
-"""Turn exceptions of other libraries into one-line errors of ours.
+"""Turn exceptions of other libraries into estune's own errors, which are one line.
 
-Libraries raise many types of exceptions, and new ones with each version, so no list of types is
-complete.
+Libraries raise many types of exceptions, and each version may add more. So any exception is caught.
 
     with guarded(ModelError, f"{folder}: transformers cannot load this model"):
         AutoModelForCausalLM.from_pretrained(folder)
@@ -13,15 +12,16 @@ from contextlib import contextmanager
 
 from estune.errors import EstuneError
 
-# Errors of the disk, which the command line reports in the same way for every command.
+# Disk errors pass through, because the command line has one message for them in all commands.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 @contextmanager
 def guarded(kind: type[EstuneError], what: str, advice: str = "") -> Iterator[None]:
-    """Turn any exception in the block into `kind`, with what failed, why, and what to do.
+    """Turn any exception in the block into an error of type `kind`: "what (reason); advice".
 
-    The original is its cause, which --debug shows. Our own errors and disk errors pass unchanged.
+    The original exception is the cause of the new one; --debug shows it. estune's own errors and
+    disk errors pass unchanged.
     """
     try:
         yield
@@ -34,9 +34,9 @@ def guarded(kind: type[EstuneError], what: str, advice: str = "") -> Iterator[No
 
 
 def reason(error: BaseException, length: int = 240) -> str:
-    """Return the error as part of a line: its message, after its type if it is unclear."""
-    said = " ".join(str(error).split())[:length].rstrip(" .")
+    """Return the error's message on one line; after the type's name if it alone is unclear."""
+    message = " ".join(str(error).split())[:length].rstrip(" .")
     name = type(error).__name__
-    if isinstance(error, (OSError, RuntimeError, ValueError)) and len(said.split()) > 3:
-        return said
-    return f"{name}: {said}" if said else name
+    if isinstance(error, (OSError, RuntimeError, ValueError)) and len(message.split()) > 3:
+        return message
+    return f"{name}: {message}" if message else name

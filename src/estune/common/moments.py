@@ -1,8 +1,8 @@
-"""Means and deviations of finite numbers of any size, since 1e308 and 5e-324 are valid rewards.
+"""Means and standard deviations that are right for very large and very small numbers too.
 
-Squares and sums of such numbers overflow or vanish. Where that can happen the numbers are first
-divided by a power of two, which changes no digit, and the result is multiplied by it again.
-Ordinary numbers are left as they are, so that their results keep their bits.
+A reward may be 1e308 or 5e-324, whose square or sum overflows or becomes 0. Such numbers are first
+divided by a power of two, which changes no digit, and the result is multiplied by it at the end.
+Numbers of ordinary size are not divided, so results are the same bits as without this module.
 """
 
 import math
@@ -14,19 +14,22 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
-_ORDINARY = 400  # between 2**-400 and 2**400 neither squares nor long sums are in danger
+_ORDINARY = 400  # from 2**-400 to 2**400, squares and long sums stay within the range of float64
 LARGEST = float(np.finfo(np.float64).max)
 
 
 def exponent(*arrays: ArrayLike) -> int:
-    """Return p such that `arrays` ÷ 2**p are safe, 0 if they are already; NaN and ∞ are ignored."""
+    """Return p such that squares and sums of `arrays` ÷ 2**p are in the range of float64.
+
+    It is 0 for numbers of ordinary size. NaN and ∞ are ignored.
+    """
     largest = max((_largest(np.asarray(array, np.float64)) for array in arrays), default=0.0)
     power = math.frexp(largest)[1] if largest else 0
     return power if abs(power) > _ORDINARY else 0
 
 
 def divided(array: ArrayLike, power: int) -> Array:
-    """Return `array` ÷ 2**power, ∞ or 0 where it over- or underflows."""
+    """Return `array` ÷ 2**power; a quotient out of range becomes ∞ or 0."""
     numbers = np.asarray(array, np.float64)
     if not power:
         return numbers
@@ -36,7 +39,10 @@ def divided(array: ArrayLike, power: int) -> Array:
 
 
 def scaled(statistic: Callable[[Array], Any], values: ArrayLike) -> float:
-    """Return `statistic(values)`, which must scale like the values: a mean or a deviation."""
+    """Return `statistic(values)` for a statistic that grows in proportion to the values.
+
+    A mean and a standard deviation do.
+    """
     power = exponent(values)
     return float(divided(statistic(divided(values, power)), -power))
 
@@ -48,14 +54,17 @@ def known(values: ArrayLike) -> Array:
 
 
 def mean(values: ArrayLike, count: int | None = None) -> float:
-    """Return the exact sum, rounded once, over `count` (default: their number); NaN for none."""
+    """Return the exact sum, rounded once, divided by `count` (default: how many values there are).
+
+    If `count` is 0, it is NaN.
+    """
     numbers = np.asarray(values, np.float64)
     count = numbers.size if count is None else count
     if not count:
         return math.nan
     try:
         return math.fsum(numbers) / count
-    except OverflowError:  # in the sum or an intermediate one
+    except OverflowError:  # the sum or an intermediate sum is out of range
         power = exponent(numbers)
         return float(divided(math.fsum(divided(numbers, power)) / count, -power))
 

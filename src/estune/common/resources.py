@@ -1,4 +1,4 @@
-"""Check memory and disk before anything is loaded; errors give the needed and available amounts."""
+"""Measure memory, disk and cores, and refuse a run that needs more than there is."""
 
 import ctypes
 import os
@@ -20,11 +20,18 @@ def check_memory(needed: int, what: str) -> None:
         )
 
 
-def check_disk(folder: Path, needed: int, what: str, setting: str = "output_dir") -> None:
-    """Check that `folder`, the value of `setting`, can be written and its disk has `needed` bytes.
+def check_disk(
+    folder: Path, needed: int, what: str, setting: str = "output_dir", advice: str = ""
+) -> None:
+    """Create `folder` and check that it can be written and that its disk has `needed` bytes free.
+
+    Args:
+        what: what is going to be written, for the error.
+        setting: the setting or flag that named the folder.
+        advice: what the user can do instead of choosing another folder.
 
     Raises:
-        ResourceError: it cannot, or has not.
+        ResourceError: the folder cannot be written, or its disk is too full.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +46,7 @@ def check_disk(folder: Path, needed: int, what: str, setting: str = "output_dir"
     if free < needed:
         raise ResourceError(
             f"disk: {what} need {amount(needed)} in {folder}, {amount(free)} are free; "
-            f"choose another {setting}, or keep fewer with save_total_limit"
+            f"choose another {setting}{advice and ', or '}{advice}"
         )
 
 
@@ -49,7 +56,7 @@ def amount(size: int) -> str:
 
 
 def available_memory() -> int:
-    """Return how many bytes this process can still allocate, in its container if it has one."""
+    """Return how many bytes this process can still allocate, also under its container's limit."""
     import psutil
 
     machine = int(psutil.virtual_memory().available)
@@ -60,8 +67,15 @@ def available_memory() -> int:
 
 
 def _left_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the limit minus the memory in use, without cached files, which the kernel can drop."""
-    limit = int((folder / "memory.max").read_text())  # ValueError for "max", which is no limit
+    """Return the container's limit minus its memory in use.
+
+    Cached files don't count as used, because the kernel drops them when memory is short.
+
+    Raises:
+        OSError: this is not a container.
+        ValueError: the container has no limit.
+    """
+    limit = int((folder / "memory.max").read_text())  # the text "max" means no limit
     used = int((folder / "memory.current").read_text())
     kinds = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     return limit - used + int(kinds.get("active_file", 0)) + int(kinds.get("inactive_file", 0))
@@ -77,8 +91,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def give_back() -> None:
-    """Return freed memory to the system; Linux's C library keeps some of it otherwise."""
+def release_freed_memory() -> None:
+    """Give memory that this process has freed to the system; Linux's C library may keep it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)

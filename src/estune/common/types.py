@@ -21,7 +21,7 @@ def is_token_ids(prompt: Any) -> TypeGuard[list[int]]:
 
 @dataclass(frozen=True)
 class Member:
-    """A member of a population, by address: θ + sign·σ·ε(seed) of θ after `version` updates."""
+    """The member θ + sign·σ·ε(seed) of a population, where θ is that after `version` updates."""
 
     seed: int
     sign: int  # +1 or −1
@@ -39,7 +39,10 @@ class Unperturbed:
 
 @dataclass(frozen=True)
 class Candidate:
-    """θ + Σ cₙ·ε(seedₙ): what θ at `version` would become by an update that has not been made."""
+    """θ + Σ cₙ·ε(seedₙ): what θ would become by an update that is only tried.
+
+    θ is that after `version` updates.
+    """
 
     seeds: tuple[int, ...]
     coefficients: tuple[float, ...]  # fp32 numbers, one per seed
@@ -54,8 +57,8 @@ class ThetaUpdate:
     seeds: one per ε.
     coefficients: fp32 numbers, one per seed. If empty, only the version changes.
     noise: "iid" or "correlated".
-    version: of θ before the update.
-    decay: d, the fraction of the way back to θ₀ that θ moves first, from 0 to 1.
+    version: how many updates θ has had before this one.
+    decay: from 0 to 1; before δ is added, θ moves back towards θ₀ by this fraction of its distance.
     """
 
     seeds: Sequence[int]
@@ -65,16 +68,16 @@ class ThetaUpdate:
     decay: float = 0.0
 
 
-Variant = Member | Unperturbed | Candidate  # the weights that an engine can hold, computed from θ
+Variant = Member | Unperturbed | Candidate  # weights that are computed from θ and put in an engine
 
 
 def variant_to_json(variant: Variant) -> dict[str, Any]:
-    """Return the variant's fields and its kind, as JSON can hold them."""
+    """Return the variant as values that JSON can hold: its class as `kind`, and its fields."""
     return {"kind": type(variant).__name__, **vars(variant)}
 
 
 def variant_from_json(record: dict[str, Any]) -> Variant:
-    """Return the variant that `variant_to_json` described."""
+    """Return the variant from which `variant_to_json` made `record`."""
     fields = {name: value for name, value in record.items() if name != "kind"}
     if record["kind"] == "Candidate":
         seeds, coefficients = tuple(fields.pop("seeds")), tuple(fields.pop("coefficients"))
@@ -84,23 +87,23 @@ def variant_from_json(record: dict[str, Any]) -> Variant:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw several completions of each prompt; the names are TRL's and vLLM's.
+    """How to sample completions; the fields have the names that TRL and vLLM use.
 
-    A completion depends only on `seed`, the prompt's tokens and its index below `n`, up to the
-    engine's rounding; batches, workers and other prompts don't change it.
+    A completion depends only on `seed`, the prompt's tokens and its number from 0 to n − 1. Batch
+    size, workers and other prompts change it only by the engine's rounding.
     """
 
-    temperature: float = 1.0  # above 0; 1 is the model itself
-    top_p: float = 1.0  # part of the probability to draw from, likeliest tokens first
+    temperature: float = 1.0  # above 0; 1 leaves the model's probabilities as they are
+    top_p: float = 1.0  # sample from the likeliest tokens that together have this probability
     n: int = 1  # completions per prompt
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One completion of a prompt; `ids` are its new tokens, without padding and end token."""
+    """One completion of a prompt; `ids` are its tokens, without padding and without end token."""
 
     text: str
     ids: list[int]
-    clipped: bool  # ended by the token budget rather than by the model or a stop string
+    clipped: bool  # cut off at the token budget, not ended by the model or a stop string
     finite: bool = True  # False if the model computed NaN or ∞; then the text is meaningless

@@ -1,9 +1,9 @@
-"""Show text of models, data, files and reward functions as text, never as terminal commands.
+"""Remove control characters from everything that people read.
 
-A control character can clear the screen, rename the window or overwrite a line; a bidirectional
-override displays text in a different order. Both are removed from everything that people read:
-stdout, stderr and files such as `reward_error.txt`. Files for programs (JSON, Parquet) keep the
-exact text, escaped.
+Text from models, data and reward functions may contain control characters, which can clear the
+screen, rename the window or overwrite a line, and bidirectional overrides, which display text in a
+different order. Both are removed from stdout, stderr and files such as `reward_error.txt`. Files
+for programs (JSON, Parquet) keep the exact text, escaped.
 """
 
 import sys
@@ -15,19 +15,19 @@ from estune.errors import clean
 
 
 def one_line(text: object, most: int | None = None) -> str:
-    """Return the object's text as one clean line of at most `most` characters.
+    """Return str(text) on one line without control characters, cut to `most` characters if given.
 
-    If str() fails, the line names the object's type.
+    If str() raises, the line names the object's type instead.
     """
     try:
         line = clean(" ".join(str(text).split()))
-    except BaseException as error:  # a __str__ of the user's, or an int of too many digits
+    except BaseException as error:  # a user's __str__ may raise; an int may have too many digits
         line = f"{_kind(text)} without a text ({_kind(error)})"
     return line if most is None or len(line) <= most else f"{line[: most - 1]}…"
 
 
 def table_cell(text: object) -> str:
-    """Return text for a cell of a Markdown table, where bars and line ends are special."""
+    """Return str(text) for a cell of a Markdown table: on one line, with bars escaped."""
     return one_line(text).replace("|", "\\|")
 
 
@@ -36,19 +36,20 @@ def _kind(thing: object) -> str:
 
 
 class CleanStream:
-    """A text stream that shows only clean text, with question marks for what its encoding lacks.
+    """A text stream that removes control characters before it writes to `stream`.
 
-    A progress bar begins each write with a carriage return. On a terminal it is kept; in a file it
-    becomes a line end. rich writes control sequences of its own, so it finds the stream below by
-    `rich_proxied_file`.
+    Characters that the stream's encoding does not have become question marks. A carriage return at
+    the start of a write, as progress bars send it, is kept on a terminal and becomes a line end
+    elsewhere. rich needs its own control sequences, so `rich_proxied_file` gives it `stream`.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        returns = text.startswith("\r") and not text.startswith("\r\n")
-        start = ("\r" if self._stream.isatty() else "\n") if returns else ""
+        start = ""
+        if text.startswith("\r") and not text.startswith("\r\n"):
+            start = "\r" if self._stream.isatty() else "\n"
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         self._stream.write(start + clean(text).encode(encoding, "replace").decode(encoding))
         return len(text)
@@ -66,7 +67,7 @@ class CleanStream:
 
 
 def wrap_streams() -> None:
-    """Clean everything that is printed from now on."""
+    """Wrap stdout and stderr in a CleanStream, unless they are wrapped already."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, CleanStream):
@@ -75,7 +76,10 @@ def wrap_streams() -> None:
 
 @contextmanager
 def clean_streams() -> Iterator[None]:
-    """Clean everything printed in the block, and the traceback of its error."""
+    """Wrap stdout and stderr in a CleanStream while the block runs.
+
+    After an error they stay wrapped, because Python has yet to print the traceback.
+    """
     before = sys.stdout, sys.stderr
     wrap_streams()
     yield

@@ -1,6 +1,6 @@
 """The interface to an engine, which holds one variant of θ and completes prompts.
 
-An engine knows nothing of rewards or of the strategy. If it does not take a weight, it must raise
+An engine does not know rewards or the strategy. If it cannot load a weight, it must raise
 `EngineError`.
 """
 
@@ -15,7 +15,7 @@ from estune.theta.theta import Theta
 
 
 class Engine(Protocol):
-    """What `workers/` needs of an engine."""
+    """What `workers/` needs from an engine."""
 
     def load(self, theta: Theta, variant: Variant) -> None:
         """Take the variant's weights from `theta.perturbed`.
@@ -77,5 +77,5 @@ def wrong_weights(variant: Variant, name: str) -> EngineError:
     """Return the error for an engine whose weights in `name` are not the variant's."""
     whose = "θ's" if isinstance(variant, Unperturbed) else "the member's"
     return EngineError(
-        f"the engine does not hold {whose} weights in {name}; its layout differs from the files'"
+        f"the engine does not hold {whose} weights in {name}; its layout may differ from the files'"
     )

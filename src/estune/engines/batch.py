@@ -1,4 +1,4 @@
-"""A batch of sequences that are being generated, with their cache of keys and values."""
+"""A batch of sequences while they are generated, with their cache of keys and values."""
 
 from collections.abc import Sequence
 from itertools import takewhile
@@ -8,18 +8,18 @@ import torch
 
 from estune.engines.cache_reuse import Reuse, new_cache
 
-# The prefix is computed separately if that saves at least so many tokens, since it costs one more
-# pass over the weights.
+# The common prefix is computed separately only if that saves at least this many tokens, because it
+# costs one more pass over the weights.
 _WORTH = 64
 
 
 class Batch:
-    """Left-padded sequences of tokens, one per prompt; those that have ended can leave.
+    """Left-padded sequences of tokens, one per prompt. Ended ones can be removed.
 
     Args:
         model: a causal LM of transformers.
-        reuse: which computation the model lets us reuse. If ended sequences must stay, `cache` is
-            None, and one call of `generate` must complete the sequences.
+        reuse: what the model allows to reuse. If ended sequences must stay, `cache` is None, and a
+            single call of `generate` must complete all sequences.
         encoded: the tokens of each prompt.
         pad: the token to pad with.
         features: what belongs to the prompts' images; then ended sequences must stay.
@@ -53,7 +53,7 @@ class Batch:
                 self._compute_prefix(model, reuse.argument, shared)
 
     def extend(self, ids: torch.Tensor) -> None:
-        """Replace the sequences by `ids`, which `generate` made by appending tokens to them."""
+        """Replace the sequences by `ids`, to which `generate` has appended tokens."""
         new = ids.shape[1] - self.ids.shape[1]
         self.ids = ids
         self.mask = torch.nn.functional.pad(self.mask, (0, new), value=1)
@@ -70,7 +70,7 @@ class Batch:
             self.cache.batch_select_indices(chosen)
 
     def _compute_prefix(self, model: Any, argument: str, shared: int) -> None:
-        """Fill the cache of each sequence up to its first `shared` places, padding included."""
+        """Fill the first `shared` positions of every sequence in the cache, including padding."""
         padding = (self.mask == 0).sum(1, keepdim=True)  # (B, 1)
         first = self.ids[:1, int(padding[0]) :][:, :shared]  # (1, P)
         model.base_model(input_ids=first, use_cache=True, **{argument: self.cache})
@@ -89,8 +89,9 @@ def _left_padded(rows: list[torch.Tensor], value: int) -> torch.Tensor:
 
 
 def _common_prefix(encoded: Sequence[list[int]]) -> int:
-    """Return how many tokens all prompts begin with, leaving each at least one more."""
+    """Return how many tokens all prompts share at the start, leaving at least one in each."""
     shortest = min(map(len, encoded))
-    first, last = min(encoded), max(encoded)  # in lexical order, so all others are between them
+    # All others lie between these two in lexical order, so they share the prefix of these two.
+    first, last = min(encoded), max(encoded)
     pairs = zip(first[: shortest - 1], last, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

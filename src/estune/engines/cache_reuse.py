@@ -1,8 +1,8 @@
-"""Which computation a batch can save with a cache of keys and values, for a given model.
+"""What a batch need not compute, if the model's cache of keys and values allows it.
 
-transformers' `generate` computes the prompts' common prefix once per sequence, and continues with
-sequences that have ended until the last one has. A cache that outlives a call allows more: the
-prefix is computed once, and ended sequences leave the batch between calls.
+transformers' `generate` computes the common prefix of the prompts for each sequence, and goes on
+computing sequences that have ended until all have. If a cache is kept between several calls, the
+prefix is computed only once, and ended sequences leave the batch between calls.
 """
 
 import inspect
@@ -19,9 +19,9 @@ class Reuse:
     """What a batch can reuse with one model, or why it cannot.
 
     Attributes:
-        argument: the name of the cache among the arguments of the model's `forward`.
-        keeps_ended: why ended sequences stay in the batch; empty if they leave it.
-        repeats_prefix: why the common prefix is computed per prompt; empty if it is computed once.
+        argument: the name of the cache argument of the model's `forward`.
+        keeps_ended: why ended sequences must stay in the batch; empty if they leave it.
+        repeats_prefix: why the common prefix is computed for each prompt; empty if only once.
     """
 
     argument: str
@@ -75,9 +75,9 @@ def new_cache(model: Any) -> Any:
 
 
 def _other_state(cache: Any) -> str:
-    """Return what `cache` keeps besides keys and values, or nothing.
+    """Return what `cache` holds besides keys and values; empty if nothing.
 
-    Sequences can be taken out of keys and values only.
+    A sequence can be removed from keys and values, but not from other states.
     """
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -96,7 +96,7 @@ def _keeps_positions(model: Any) -> bool:
 
 
 def _why_repeated(model: Any) -> str:
-    """Return why a prefix's keys and values may depend on what follows it, or nothing."""
+    """Return why a prefix's keys and values may depend on what follows it; empty if they do not."""
     from transformers.cache_utils import DynamicLayer
 
     if not type(model).__module__.startswith("transformers."):

@@ -1,8 +1,8 @@
-"""A conversation as the text that a model's chat template makes of it.
+"""Turn a conversation into text with a model's chat template.
 
 Many templates accept no system message, and most accept only text. Those of models that see expect
-parts, which are texts and images. A conversation is rewritten to fit if nothing is lost; otherwise
-the error names the prompt in one line.
+parts, which are texts and images. A conversation is rewritten for the template if nothing gets
+lost. Otherwise it is refused.
 """
 
 import logging
@@ -18,9 +18,9 @@ Messages = list[dict[str, Any]]
 
 
 class Chat:
-    """The chat template of `tokenizer`, with settings that are passed to it.
+    """The chat template of `tokenizer`, and the settings to pass to it.
 
-    Changes to a conversation beyond rendering it are logged once.
+    It logs once if conversations are changed, beyond rendering them.
 
     Args:
         template: used instead of the tokenizer's own.
@@ -101,7 +101,7 @@ class Chat:
         return text
 
     def _without_system(self, folded: Messages) -> str:
-        """Render `folded`; return nothing if the template refuses it or drops some of its text."""
+        """Render `folded`; return "" if the template refuses it or drops its first message."""
         try:
             text = self._rendered(folded)
         except DataError:
@@ -126,7 +126,7 @@ class Chat:
 
 
 def _plain(message: Mapping[str, Any], *, sees: bool) -> dict[str, Any]:
-    """Return the message without empty fields, which tables add.
+    """Return the message without None, which tables add as fields.
 
     Its content becomes text, or a list of texts and images if it holds an image.
     """
@@ -135,6 +135,7 @@ def _plain(message: Mapping[str, Any], *, sees: bool) -> dict[str, Any]:
 
 
 def _content(content: Any, *, sees: bool) -> Any:
+    """Return a message's content as text, or as a list of texts and images if it has an image."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -184,9 +185,9 @@ def _shows(text: str, message: Mapping[str, Any]) -> bool:
 
 
 def _folded(messages: Messages) -> Messages | None:
-    """Return the conversation with its system message put before the first user message.
+    """Return the conversation with the system message's text moved into the first user message.
 
-    Return None if it does not begin with these two.
+    Return None if it does not begin with a system and a user message.
     """
     if [message.get("role") for message in messages[:2]] != ["system", "user"]:
         return None

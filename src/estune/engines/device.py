@@ -1,6 +1,6 @@
-"""The device and the dtype in which an engine computes: what `auto` means on this machine.
+"""Find the device and the dtype with which an engine computes, if a setting is `auto`.
 
-`build` resolves both once and passes them to the engine.
+`build` does this once and passes both to the engine.
 """
 
 import torch
@@ -9,12 +9,12 @@ from estune.config import ESConfig
 
 
 def engine_device(config: ESConfig) -> str:
-    """Return torch's name of the device that `config` asks for."""
+    """Return the engine's device, by torch's name; for `auto`, the one that torch finds."""
     return default_device() if config.device == "auto" else config.device
 
 
 def engine_dtype(config: ESConfig) -> torch.dtype:
-    """Return the dtype that `config` asks for; `auto` depends on the device."""
+    """Return the engine's dtype; for `auto`, the one that suits the device."""
     if config.dtype == "auto":
         return default_dtype(engine_device(config))
     dtype: torch.dtype = getattr(torch, config.dtype)

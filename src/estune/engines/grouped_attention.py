@@ -1,8 +1,8 @@
-"""Attention on the CPU that reads the keys and values of grouped-query models without copying them.
+"""Attention on the CPU for grouped-query models, without copies of the shared keys and values.
 
-transformers repeats shared keys and values for every query head when there is a mask. With one new
-token per sequence, torch then spends most of its time on these copies. Here the query heads that
-share a key are treated as more queries of one head, which gives the same result.
+If there is a mask, transformers copies shared keys and values for every query head. With one new
+token per sequence, these copies take most of the time. Here the query heads that share a key are
+treated as further queries of a single head, which gives the same result.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ def attend(
     attention_mask: torch.Tensor | None,  # (B, 1, L, S)
     **settings: Any,
 ) -> tuple[torch.Tensor, None]:  # (B, L, H, D)
-    """Attend as transformers' `sdpa_attention_forward` does, which handles all other cases."""
+    """Do what transformers' `sdpa_attention_forward` does; cases not supported here go to it."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     batch, heads, length, _ = query.shape

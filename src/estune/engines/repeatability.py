@@ -1,9 +1,9 @@
-"""Whether a model completes a prompt the same way again, and the same way in a batch.
+"""Check that a model completes a prompt in the same way each time, alone and in a batch.
 
-Some models change their own weights or state as they run, and some do not mask the padding of a
-batch, so that a completion depends on earlier prompts or on the others in its batch. Comparing
-weights does not show that. So the engine completes the same few tokens twice alone and once in a
-padded batch, and the logits are compared.
+Some models change their weights or state as they run. Others do not mask the padding in a batch.
+Their completions then depend on earlier prompts, or on the other prompts in the batch, which a
+comparison of weights does not show. So the engine completes the same few tokens twice alone and
+once in a padded batch, and these functions compare the logits.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ import torch
 
 # Token ids. In a batch of both, the first prompt is padded.
 PROMPTS = ((5, 7, 11), (2, 3, 13, 17, 19, 23, 29, 31))
-STEPS = 2  # tokens to generate: the second needs the state (cache) that the first left
-# Larger differences are not rounding. Between different prompts the difference is about 1.
+STEPS = 2  # tokens to generate; the second one uses the cache that the first one left
+# Differences above these are not rounding errors. Different prompts differ by about 1.
 _ROUNDING = {torch.float32: 2e-2, torch.float16: 0.25, torch.bfloat16: 0.4}
 
 
@@ -45,8 +45,8 @@ class Probe:
 def difference(one: Probe, other: Probe) -> float:
     """Return the largest distance between the logits of two probes of one prompt.
 
-    It is measured per step in standard deviations of the logits, up to the first step at which the
-    chosen tokens differ; 0 if they are equal to the bit.
+    The unit is the standard deviation of the logits. Steps after the first different token are not
+    compared. 0 means that all bits are equal.
     """
     largest = 0.0
     for step, (first, second) in enumerate(zip(one.logits, other.logits, strict=False)):
@@ -57,7 +57,7 @@ def difference(one: Probe, other: Probe) -> float:
 
 
 def within_rounding(distance: float, dtype: torch.dtype) -> bool:
-    """Whether a difference so large may come from rounding in `dtype` alone."""
+    """Whether rounding in `dtype` alone may cause such a difference."""
     return distance <= _ROUNDING.get(dtype, _ROUNDING[torch.float32])
 
 

@@ -1,8 +1,8 @@
-"""Drawing tokens with transformers so that a completion depends on its own seed alone.
+"""Draw tokens with transformers so that a completion depends only on its own seed.
 
-torch's own sampling draws for a whole batch from one stream, so the batch size changes what is
-drawn. Here each completion has a stream of uniform numbers, one per token, made with numpy: the
-same on every device.
+torch draws the random numbers of a whole batch from one stream, so the batch size would change the
+completions. Here each completion has its own stream of uniform numbers, one per token. numpy makes
+them, so they are the same on every device.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ class Drawn:
         seeds: one per row.
         sampling: temperature and top_p.
         prompt_length: tokens in each row before the first new one.
-        budget: the most new tokens.
+        budget: the maximum of new tokens.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Drawn:
 
 
 def draw(scores: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Return the token at which the cumulated probability of `scores` passes `uniform`.
+    """Return the first token at which the cumulative probability exceeds `uniform`.
 
     Args:
         scores: logits (B, V).
@@ -57,16 +57,20 @@ def draw(scores: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> tor
     """
     probabilities = (scores.float() / sampling.temperature).softmax(-1)
     order = None
-    if sampling.top_p < 1:  # keep the likeliest tokens up to the one that reaches top_p
+    if sampling.top_p < 1:  # drop all tokens after the one that reaches top_p
         probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.where(before < sampling.top_p, 0.0)
-    cumulated = probabilities.cumsum(-1)
-    index = torch.searchsorted(cumulated, uniform[:, None] * cumulated[:, -1:], right=True)
-    # Rounding may lead past the last token that has any probability.
-    last = probabilities.shape[-1] - 1 - probabilities.flip(-1).ne(0).int().argmax(-1, keepdim=True)
-    index = torch.minimum(index, last)
+    cumulative = probabilities.cumsum(-1)
+    index = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+    index = torch.minimum(index, _last_possible(probabilities))  # rounding may exceed it
     return (index if order is None else order.gather(1, index))[:, 0]
+
+
+def _last_possible(probabilities: torch.Tensor) -> torch.Tensor:
+    """Return the index (B, 1) of the last token whose probability is not zero."""
+    from_the_end = probabilities.flip(-1).ne(0).int().argmax(-1, keepdim=True)
+    return probabilities.shape[-1] - 1 - from_the_end
 
 
 def _hash(prompt: bytes, seed: int, index: int) -> int:

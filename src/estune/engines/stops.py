@@ -1,7 +1,7 @@
-"""Stop strings: where a completion's tokens first contain one, and the text before it.
+"""Find the first stop string in a completion's tokens, and the text before it.
 
-Decoding leaves special tokens out. A stop string that names one (`<|im_end|>`) is therefore looked
-for in a text that shows them.
+Completions are decoded without special tokens. A stop string that names one, such as `<|im_end|>`,
+is therefore searched for in a second text, decoded with special tokens.
 """
 
 import bisect
@@ -15,11 +15,11 @@ from estune.errors import EngineError
 
 
 class Stops:
-    """The stop strings `strings`, as `tokenizer`, of transformers, decodes them.
+    """The stop strings of a run, for texts that `tokenizer`, of transformers, decodes.
 
     Attributes:
-        special: those that contain a special token.
-        window: a stop string that ends at the last token lies within so many last tokens.
+        special: the stop strings that contain a special token.
+        window: how many tokens the longest stop string can span.
     """
 
     def __init__(self, tokenizer: Any, strings: Sequence[str]) -> None:
@@ -28,7 +28,8 @@ class Stops:
         self.strings = list(strings)
         self.special = [string for string in strings if any(token in string for token in special)]
         longest = max((len(string.encode()) for string in strings), default=0)
-        self.window = longest + 4  # a token is at least one byte, unless it is special
+        # A token has at least one byte, unless it is special; 4 are in reserve for those.
+        self.window = longest + 4
 
     def __bool__(self) -> bool:
         return bool(self.strings)
@@ -38,21 +39,22 @@ class Stops:
         return self._contains(ids, self.strings) or self._contains(ids, self.special, special=True)
 
     def first(self, ids: list[int]) -> int | None:
-        """Return how many of `ids` complete the first stop string; None if they contain none."""
+        """Return how many tokens there are up to the end of the first stop string; None if none."""
         if not self.found(ids):
             return None
         lengths = range(len(ids))
         return bisect.bisect_left(lengths, True, key=lambda length: self.found(ids[:length]))
 
     def before(self, ids: list[int]) -> str:
-        """Return the text before the first stop string of `ids`, without special tokens."""
-        text = decoded(self._tokenizer, ids)
-        cuts = [text[:at] for string in self.strings if (at := text.find(string)) >= 0]
+        """Return the text of `ids` before the first stop string, without special tokens."""
+        plain = decoded(self._tokenizer, ids)
+        starts = [start for string in self.strings if (start := plain.find(string)) >= 0]
+        texts = [plain[:start] for start in starts]
         if self.special:
-            shown = decoded(self._tokenizer, ids, special=True)
-            found = [at for string in self.special if (at := shown.find(string)) >= 0]
-            cuts += [self._cut(ids, shown, at) for at in found]
-        return min(cuts, key=len, default=text)
+            full = decoded(self._tokenizer, ids, special=True)
+            starts = [start for string in self.special if (start := full.find(string)) >= 0]
+            texts += [self._plain_before(start, full, ids) for start in starts]
+        return min(texts, key=len, default=plain)
 
     def _contains(self, ids: list[int], strings: list[str], *, special: bool = False) -> bool:
         if not strings:
@@ -60,26 +62,35 @@ class Stops:
         text = decoded(self._tokenizer, ids, special=special)
         return any(string in text for string in strings)
 
-    def _cut(self, ids: list[int], shown: str, at: int) -> str:
-        """Return the text before position `at` of `shown`, without special tokens."""
+    def _plain_before(self, end: int, full: str, ids: list[int]) -> str:
+        """Return the text before position `end` of `full`, without special tokens.
 
-        def length(count: int) -> int:
+        `full` is the text of `ids` with special tokens. For example, the tokens `Hi`, `<s>`, `you`
+        and `<e>` have the full text `Hi<s>you<e>`. The stop string `u<e>` begins at its position 7,
+        inside the token `you`. The result is `Hiyo`: the plain text of the tokens before that one,
+        and its own characters before position 7.
+        """
+
+        def full_length(count: int) -> int:
             return len(decoded(self._tokenizer, ids[:count], special=True))
 
-        whole = bisect.bisect_right(range(len(ids)), at, key=length) - 1
+        # The first `count` tokens end at or before `end`; the next one goes beyond it.
+        count = bisect.bisect_right(range(len(ids)), end, key=full_length) - 1
+        text = decoded(self._tokenizer, ids[:count])
         # A special token decodes to nothing, or to a space.
-        plain = decoded(self._tokenizer, ids[whole : whole + 1])
-        return decoded(self._tokenizer, ids[:whole]) + (shown[length(whole) : at] if plain else "")
+        if decoded(self._tokenizer, ids[count : count + 1]):
+            text += full[full_length(count) : end]
+        return text
 
 
 class Stopped:
-    """A stopping criterion of transformers that ends rows at a stop string.
+    """A stopping criterion for transformers that ends rows at a stop string.
 
-    transformers' own compares tokens with strings, and fails on tokenizers that don't spell their
-    tokens as they decode them.
+    transformers' own criterion compares stop strings with the tokens' spelling, and fails if a
+    tokenizer decodes its tokens to something else.
 
     Attributes:
-        rows: whether each row has ever contained a stop string (B,).
+        rows: whether each row has contained a stop string so far (B,).
     """
 
     def __init__(self, stops: Stops, prompt_length: int) -> None:
@@ -93,18 +104,18 @@ class Stopped:
         return self.rows
 
     def _ends(self, new: list[int]) -> bool:
-        """Look at the last tokens first, since decoding a whole row takes longer."""
+        """Whether a row contains a stop string. Its last tokens come first, to decode fewer."""
         return self._stops.found(new[-self._stops.window :]) and self._stops.found(new)
 
 
 def decoded(tokenizer: Any, ids: list[int], *, special: bool = False) -> str:
     """Return the text of `ids`, with or without special tokens.
 
-    Tokens that the model has and the tokenizer lacks are left out.
+    Tokens that the tokenizer does not know are left out; a model may have more than its tokenizer.
     """
     try:
         return str(tokenizer.decode(ids, skip_special_tokens=not special))
-    except Exception:  # some tokenizers refuse what they don't know
+    except Exception:  # some tokenizers raise an error for a token that they do not know
         known = [token for token in ids if _knows(tokenizer, token)]
     with guarded(EngineError, "the tokenizer cannot decode what the model generated"):
         return str(tokenizer.decode(known, skip_special_tokens=not special))
@@ -113,7 +124,7 @@ def decoded(tokenizer: Any, ids: list[int], *, special: bool = False) -> str:
 def _knows(tokenizer: Any, token: int) -> bool:
     try:
         return tokenizer.convert_ids_to_tokens(token) is not None
-    except Exception:  # each kind of tokenizer refuses in its own way
+    except Exception:  # each kind of tokenizer raises its own
         return False
 
 

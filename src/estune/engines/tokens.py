@@ -1,6 +1,7 @@
-"""Prompts to token ids and back, the same for every engine.
+"""Turn prompts into token ids, and generated ids into completions, for every engine alike.
 
-Token ids pass unchanged, plain text is tokenized, and conversations go through the chat template.
+Prompts of token ids stay unchanged, plain text is tokenized, and conversations are rendered with
+the chat template first.
 """
 
 import logging
@@ -24,7 +25,7 @@ class Tokenizer:
     """The tokenizer of a checkpoint folder, with the settings of a run.
 
     Args:
-        inner: used instead of the tokenizer in the folder.
+        inner: a tokenizer to use instead of the folder's.
 
     Raises:
         ModelError: the folder has no tokenizer that transformers can load.
@@ -55,7 +56,7 @@ class Tokenizer:
         """Return each prompt as the model takes it: token ids, and what belongs to its images.
 
         Args:
-            vocabulary: the number of tokens that the model knows.
+            vocabulary: how many tokens the model has, to check the ids; None: no check.
 
         Raises:
             DataError: the chat template refuses a conversation, an image cannot be shown to the
@@ -66,12 +67,12 @@ class Tokenizer:
     def ends(self, generation_config: Any = None) -> set[int]:
         """Return the tokens that end a completion.
 
-        These are all that the folder's files name, and those of a model's generation config.
+        The folder's files name them, and the model's own generation config may name more.
         """
         return self._ends | _token_ids(getattr(generation_config, "eos_token_id", None))
 
     def padding(self, vocabulary: int) -> int:
-        """Return a token to pad with. Padding is masked, so any token of the model will do."""
+        """Return a token for padding. It is masked, so any token that the model has will do."""
         for name in ("pad_token_id", "eos_token_id"):
             for token in _token_ids(getattr(self.inner, name, None)):
                 if token < vocabulary:
@@ -95,8 +96,8 @@ class Tokenizer:
         if vocabulary is not None and ids and (wrong := max(ids)) >= vocabulary:
             start = ", ".join(map(str, ids[:6]))
             raise DataError(
-                f"row {row}: token {wrong} of [{start}, …] is none of the model's {vocabulary:,} "
-                "tokens; use the tokenizer that belongs to this model"
+                f"row {row}: token {wrong} of [{start}, …] is not one of the model's "
+                f"{vocabulary:,} tokens; use the tokenizer that belongs to this model"
             )
         return inputs
 
@@ -121,7 +122,7 @@ class Tokenizer:
     def _warn_of_suffix(self, prompt: str) -> None:
         """Log once which tokens the tokenizer appends to plain prompts.
 
-        A model may take them for the end of the completion.
+        A model may treat them as the end of the completion.
         """
         if self._checked_suffix:
             return
@@ -145,7 +146,7 @@ def _suffix(plain: list[int], whole: list[int]) -> list[int]:
 
 
 def _token_ids(*named: Any) -> set[int]:
-    """Return the ids in `named`: each may be an id, a list of ids, or None or −1 for none."""
+    """Return all ids in `named`. Each entry is an id, a list of ids, or None or −1 for no id."""
     ids: set[int] = set()
     for one in named:
         tokens = one if isinstance(one, (list, tuple, set)) else [one]
@@ -154,7 +155,7 @@ def _token_ids(*named: Any) -> set[int]:
 
 
 def _ends_of(folder: Path, trust_remote_code: bool) -> list[Any]:
-    """Return what the model's config and generation config name as end tokens."""
+    """Return the end tokens that the model's config and generation config name."""
     if not (folder / "config.json").is_file():
         return []
     from transformers import AutoConfig, GenerationConfig

@@ -1,4 +1,4 @@
-"""The settings that vLLM gets: environment variables, which it reads on import, and arguments."""
+"""The settings for vLLM: environment variables, which it reads on import, and arguments."""
 
 import os
 from pathlib import Path
@@ -13,11 +13,11 @@ CPU_CACHE = 4 << 30  # bytes for keys and values on a CPU
 
 
 def set_environment(config: ESConfig, on_cpu: bool) -> None:
-    """Set the environment variables that vLLM reads; those that the user set stay."""
+    """Set environment variables that vLLM reads, except those that the user has set."""
     defaults = {
-        # The engine runs in this process: it ends with it, and its errors arrive.
+        # Run the engine in this process, so that it ends with it and its exceptions reach us.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_HOST_IP": "127.0.0.1",  # nothing listens beyond this machine
+        "VLLM_HOST_IP": "127.0.0.1",  # other machines cannot connect
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
@@ -30,7 +30,7 @@ def set_environment(config: ESConfig, on_cpu: bool) -> None:
 
 
 def _cores_per_rank(ranks: int) -> str:
-    """Return the cores of each rank, as vLLM spells them: `0,1|2,3`."""
+    """Return the cores of each rank in vLLM's notation, such as `0,1|2,3`."""
     if ranks == 1:
         return "nobind"
     cores = sorted(os.sched_getaffinity(0))
@@ -47,7 +47,7 @@ def llm_arguments(
     arguments |= {
         "model": str(folder),
         "model_impl": config.vllm_model_impl,
-        # Greedy means the most likely token: the model's own sampling settings are ignored.
+        # Ignore the model's own sampling settings: greedy means the likeliest token.
         "generation_config": "vllm",
         "worker_extension_cls": extension,
         "disable_log_stats": True,
@@ -63,7 +63,7 @@ def llm_arguments(
 
 
 def model_arguments(config: ESConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Return what `config` says about a model in vLLM, by vLLM's names."""
+    """Return the settings in `config` that concern the model, with vLLM's names."""
     arguments = {
         "dtype": dtype_name(dtype),
         "trust_remote_code": config.trust_remote_code,

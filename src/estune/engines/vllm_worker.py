@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from estune.common.resources import cores, give_back
+from estune.common.resources import cores, release_freed_memory
 from estune.common.types import Variant, variant_from_json
 from estune.engines.base import wrong_weights
 from estune.engines.vllm_copy_trace import CopyTrace
@@ -198,7 +198,7 @@ class VariantLoader:
         self.dtypes = trace.dtypes
         self._map = WeightMap(trace.copies)
         self._try_direct(trace, variant, after)
-        give_back()
+        release_freed_memory()
         return dict(trace.taken)
 
     def alter(self, variant: Variant, kind: str, altered: bool) -> bool:

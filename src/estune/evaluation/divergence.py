@@ -1,9 +1,12 @@
-"""How far a tuned model moved from its base: KL(π‖π₀), estimated from completions drawn from π.
+"""Estimate how far a tuned model π moved from its base π₀, as the divergence KL(π‖π₀).
 
-For a completion y of π the mean of Σ (log π − log π₀) over its tokens is KL(π‖π₀), so the average
-over completions is an unbiased estimate; single values may be negative. Both models read the same
-tokens with transformers. A completion that the model ended has one more token, its end: any of the
-model's end tokens. One that the budget or a stop string ended has none.
+For a completion sampled from π, Σ (log π − log π₀) over its tokens is an unbiased estimate of
+KL(π‖π₀). It may be negative; the mean over many completions is close to the divergence. Both models
+read the same tokens with transformers.
+
+If the model itself ended a completion, its end token counts as a token too. If a model has several
+end tokens, their probabilities are added. A completion that the token budget or a stop string
+ended has no end token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +28,11 @@ from estune.engines.vision import Inputs, merged
 from estune.errors import ConfigError, EngineError
 from estune.evaluation.exams import ExamResult
 from estune.evaluation.statistics import standard_error
-from estune.theta.checkpoint import resolve
+from estune.run.base_model import base_model
 
 Pair = tuple[Prompt, Completion]
-LogProbabilities = list[NDArray[np.float64]]  # (T,) of each completion
-Divergences = dict[tuple[str, str], "Divergence"]  # model, exam's name
+LogProbabilities = list[NDArray[np.float64]]  # one array per completion, (T,), T tokens
+Divergences = dict[tuple[str, str], "Divergence"]  # (model, name of the exam) → divergence
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ class Divergence:
 
 
 class Likelihood:
-    """Log-probabilities of completions under the model in `folder`, in fp32 unless dtype is set.
+    """Computes log-probabilities of completions under the model in `folder`.
+
+    The model is in fp32 unless the config sets a dtype.
 
     Raises:
         ModelError: transformers cannot load it.
@@ -58,36 +63,45 @@ class Likelihood:
         self._ends = sorted(token for token in ends if token < known)
 
     def of(self, pairs: Sequence[Pair], stop: Sequence[str]) -> LogProbabilities:
-        """Return the log-probabilities of each completion's tokens, its end included if chosen."""
+        """Return the log-probability of each token of each completion.
+
+        Args:
+            stop: the stop strings with which the completions were generated.
+        """
         prompts = self._tokenizer.inputs([prompt for prompt, _ in pairs])
         return [
-            self._read(inputs, completion.ids, self._ended(completion, stop))
+            self._of_tokens(inputs, completion.ids, self._ended_by_model(completion, stop))
             for inputs, (_, completion) in zip(prompts, pairs, strict=True)
         ]
 
     @torch.inference_mode()
-    def _read(self, prompt: Inputs, new: list[int], ended: bool) -> NDArray[np.float64]:
-        ids = torch.tensor([prompt.ids + new], device=self._model.device)
-        seen = merged([prompt.followed_by(len(new))], self._model.device, self._model.dtype)
-        kept = {"logits_to_keep": len(new) + 1} if self._model._supports_logits_to_keep() else {}
+    def _of_tokens(
+        self, prompt: Inputs, completion: list[int], with_end: bool
+    ) -> NDArray[np.float64]:
+        """Return the log-probability of each token, and that of ending if `with_end`."""
+        ids = torch.tensor([prompt.ids + completion], device=self._model.device)
+        count = len(completion) + 1
+        images = merged(
+            [prompt.followed_by(len(completion))], self._model.device, self._model.dtype
+        )
+        options = {"logits_to_keep": count} if self._model._supports_logits_to_keep() else {}
         with guarded(EngineError, "the model failed to read a completion for its KL"):
-            logits = self._model(input_ids=ids, **seen, **kept).logits[0]
-        logits = logits[-len(new) - 1 :]  # (T + 1, V)
+            logits = self._model(input_ids=ids, **images, **options).logits[0, -count:]
         log_probabilities = logits.float().log_softmax(-1)
-        found = log_probabilities[:-1].gather(1, ids[0, len(prompt) :, None])[:, 0]
-        if ended:
+        chosen = log_probabilities[:-1].gather(1, ids[0, len(prompt) :, None])[:, 0]
+        if with_end:
             end = log_probabilities[-1:, self._ends].logsumexp(-1)
-            found = torch.cat([found, end])
-        return np.asarray(found.double().cpu().numpy(), np.float64)
+            chosen = torch.cat([chosen, end])
+        return np.asarray(chosen.double().cpu().numpy(), np.float64)
 
-    def _ended(self, completion: Completion, stop: Sequence[str]) -> bool:
-        """Return whether the model itself ended the completion."""
+    def _ended_by_model(self, completion: Completion, stop: Sequence[str]) -> bool:
+        """Return whether an end token ended the completion, not a stop string or the budget."""
         stopped = Stops(self._tokenizer.inner, stop).found(completion.ids)
         return bool(self._ends) and not completion.clipped and not stopped
 
 
 def divergences(results: Sequence[ExamResult], base: str) -> Divergences:
-    """Return how far each model moved from `base` in each exam; 0 for the base itself.
+    """Return each model's divergence from `base` in each exam; that of the base itself is 0.
 
     Raises:
         ConfigError: a model's tokenizer differs from the base's.
@@ -108,9 +122,10 @@ def divergences(results: Sequence[ExamResult], base: str) -> Divergences:
 
 
 def estimate(tuned: LogProbabilities, base: LogProbabilities, samples: int) -> Divergence:
-    """Return the divergence seen in completions, of which each prompt has `samples` in sequence.
+    """Estimate the divergence from the log-probabilities of the same completions under two models.
 
-    The figure per token is Σ sums ÷ Σ tokens, with the error of a ratio estimator.
+    Each prompt has `samples` completions, one after another. The divergence per token is the sum
+    over all tokens divided by their number, and its standard error is that of a ratio estimator.
     """
     differences = [own - other for own, other in zip(tuned, base, strict=True)]
     sums = _prompt_means([one.sum() for one in differences], samples)
@@ -121,6 +136,7 @@ def estimate(tuned: LogProbabilities, base: LogProbabilities, samples: int) -> D
 
 
 def _prompt_means(values: Sequence[float], samples: int) -> NDArray[np.float64]:
+    """Return the mean of each prompt's `samples` values."""
     means: NDArray[np.float64] = np.array(values, np.float64).reshape(-1, samples).mean(axis=1)
     return means
 
@@ -134,7 +150,7 @@ def _likelihoods(
 ) -> Mapping[tuple[str, str], LogProbabilities]:
     """Return the log-probabilities under `model` of the completions drawn in `results`."""
     config = results[0].exam.config
-    reader = Likelihood(_folder(model, config), config)
+    reader = Likelihood(base_model(model, config, None)[1], config)
     return {_key(one): reader.of(_drawn_pairs(one), one.exam.config.stop or []) for one in results}
 
 
@@ -145,17 +161,14 @@ def _drawn_pairs(result: ExamResult) -> list[Pair]:
 
 
 def _check_vocabulary(models: Sequence[str], config: RunConfig) -> None:
+    """Raise ConfigError if a tokenizer's vocabulary differs from that of the first model."""
     with guarded(ConfigError, "kl: the tokenizers cannot be compared"):
-        tokenizers = [Tokenizer(_folder(model, config), config) for model in models]
+        tokenizers = [Tokenizer(base_model(model, config, None)[1], config) for model in models]
         first, *others = [tokenizer.inner.get_vocab() for tokenizer in tokenizers]
     for model, vocabulary in zip(models[1:], others, strict=True):
         if vocabulary != first:
             raise ConfigError(
-                f"kl: {model} has another tokenizer than {models[0]}, "
-                "so their probabilities cannot be compared; give its own base"
+                f"kl: the tokenizers of {model} and {models[0]} differ, "
+                "so their probabilities cannot be compared; "
+                f"give as base the model from which {model} was tuned"
             )
-
-
-def _folder(model: str, config: RunConfig) -> Path:
-    trusted = config.trust_remote_code
-    return resolve(model, config.model_revision, trust_remote_code=trusted)

@@ -1,4 +1,4 @@
-"""Models on tasks: each model is loaded once, answers all tasks, and is released before the next.
+"""Evaluate a model on tasks, for which it is loaded only once.
 
 results = examine("out/checkpoint-10", exams, sampling)
 """
@@ -17,7 +17,7 @@ from estune.common.types import Row, Sampling
 from estune.config import RunConfig, build
 from estune.errors import RewardError
 from estune.monitor.callbacks import Callbacks
-from estune.monitor.held_out import HeldOut, held_out_scores
+from estune.monitor.theta_evaluation import ThetaEvaluation, evaluate_theta
 from estune.rewards.marks import overran_line
 from estune.rewards.scoring import RewardFunctions
 from estune.run.model import Model
@@ -28,7 +28,7 @@ from estune.tasks.rows import rows_of
 
 @dataclass(frozen=True)
 class Exam:
-    """A task for a model: held-out rows, and the reward functions that score its completions."""
+    """A task on which models are evaluated: held-out rows and reward functions."""
 
     name: str
     config: RunConfig
@@ -37,7 +37,11 @@ class Exam:
 
     @classmethod
     def of(cls, name: str, config: RunConfig, rows: Any, reward_funcs: Any) -> "Exam":
-        """Return an exam, checked as a trainer would. Raises InputError."""
+        """Return an exam, with the same checks of rows and rewards as in training.
+
+        Raises:
+            InputError: a row or a reward function cannot be used.
+        """
         usable = rows_of(rows, name)
         rewards = RewardFunctions.of(resolve_rewards(reward_funcs), config)
         rewards.check([column for column in usable[0] if column != "prompt"])
@@ -46,17 +50,20 @@ class Exam:
 
 @dataclass(frozen=True)
 class ExamResult:
-    """A model's greedy completions in an exam, and `samples` drawn ones per prompt, if any."""
+    """What a model did in an exam: `greedy` completions, and `samples` sampled ones per prompt.
+
+    If none were sampled, `drawn` is None and `samples` is 0.
+    """
 
     model: str
     exam: Exam
-    greedy: HeldOut
-    drawn: HeldOut | None
+    greedy: ThetaEvaluation
+    drawn: ThetaEvaluation | None
     samples: int
 
     @property
-    def evaluations(self) -> dict[str, HeldOut]:
-        """The greedy and the drawn completions, by name."""
+    def evaluations(self) -> dict[str, ThetaEvaluation]:
+        """The evaluation with greedy completions, and that with drawn ones if there is one."""
         return {"greedy": self.greedy} | ({"drawn": self.drawn} if self.drawn else {})
 
     @property
@@ -72,7 +79,7 @@ class ExamResult:
         return rewards_of(self.drawn).reshape(-1, self.samples)
 
     def warnings(self) -> list[str]:
-        """Return a line on lost rewards and one on a grader's time limit, where they occurred."""
+        """Return a line if rewards were lost, and a line if a grader hit its time limit."""
         evaluations = self.evaluations.values()
         lines = []
         lost = [item for one in evaluations for item in one.failures.items()]
@@ -87,17 +94,19 @@ class ExamResult:
 
 
 def examine(model: str, exams: Sequence[Exam], sampling: Sampling | None) -> list[ExamResult]:
-    """Return the model's results, in the exams' order; none in a launched process that follows.
+    """Return the model's results, in the order of `exams`.
 
-    Exams that need different engines (because of stop strings, for example) get an engine each.
+    If several processes were launched together, only the leading one gets results; the others
+    return an empty list. Exams share an engine if their settings of it are the same; stop strings,
+    for example, may differ.
 
     Raises:
-        RewardError: a reward function failed at every completion, or at any of them where
-            `on_reward_error` is `raise`.
+        RewardError: a reward function failed at every completion; or at one, if `on_reward_error`
+            is `raise`.
     """
     results: dict[str, ExamResult] = {}
-    in_groups = sorted(exams, key=lambda exam: repr(_engine_config(exam)))
-    for _, group in groupby(in_groups, _engine_config):
+    by_engine = sorted(exams, key=lambda exam: repr(_engine_config(exam)))
+    for _, group in groupby(by_engine, _engine_config):
         for result in _with_one_engine(model, list(group), sampling):
             results[result.exam.name] = result
         gc.collect()  # free this engine before the next one is built
@@ -106,14 +115,15 @@ def examine(model: str, exams: Sequence[Exam], sampling: Sampling | None) -> lis
     return [results[exam.name] for exam in exams if exam.name in results]
 
 
-def rewards_of(evaluation: HeldOut) -> NDArray[np.float64]:
-    """Return the rewards of an evaluation's completions, NaN where there is none."""
+def rewards_of(evaluation: ThetaEvaluation) -> NDArray[np.float64]:
+    """Return the reward of each completion, NaN where there is none."""
     return np.array([record["reward"] for record in evaluation.records], np.float64)
 
 
 def _with_one_engine(
     name: str, exams: Sequence[Exam], sampling: Sampling | None
 ) -> Iterator[ExamResult]:
+    """Load the model `name`, and yield its result in each exam; none if this process follows."""
     config = exams[0].config
     prompts = {exam.name: [row["prompt"] for row in exam.rows] for exam in exams}
     model = Model(name, config, None, prompts)
@@ -127,8 +137,8 @@ def _with_one_engine(
     try:
         for exam in exams:
             about = model.workers, exam.rewards, exam.rows, exam.config, version, state
-            drawn = held_out_scores(*about, sampling) if sampling else None
-            greedy = held_out_scores(*about)
+            drawn = evaluate_theta(*about, sampling) if sampling else None
+            greedy = evaluate_theta(*about)
             result = ExamResult(name, exam, greedy, drawn, sampling.n if sampling else 0)
             _check_scored(result)
             yield result
@@ -139,7 +149,7 @@ def _with_one_engine(
 
 
 def _check_scored(result: ExamResult) -> None:
-    """Raise RewardError if a function failed at all completions, which is a bug in it."""
+    """Raise RewardError if a reward function failed at all completions: it must have a bug."""
     for evaluation in result.evaluations.values():
         for name, failures in evaluation.failures.items():
             if len(failures) == len(evaluation.records):
@@ -151,6 +161,11 @@ def _check_scored(result: ExamResult) -> None:
 
 
 def _engine_config(exam: Exam) -> RunConfig:
-    """Return the settings that an engine depends on."""
-    of_the_task = {"task": None, "dataset_name": None, "reward_weights": None}
-    return build(RunConfig, vars(exam.config) | of_the_task | {"max_completion_length": 1})
+    """Return the exam's config, in which settings that do not affect the engine are all alike."""
+    alike = {
+        "task": None,
+        "dataset_name": None,
+        "reward_weights": None,
+        "max_completion_length": 1,
+    }
+    return build(RunConfig, vars(exam.config) | alike)

@@ -1,4 +1,4 @@
-"""The figures of models on tasks. docs/evaluation.md gives the formula of each."""
+"""The numbers that `estune eval` reports; docs/evaluation.md gives the formula of each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +11,21 @@ from estune.evaluation import statistics
 from estune.evaluation.divergence import Divergence
 from estune.evaluation.exams import ExamResult
 from estune.evaluation.statistics import Array, Estimate, SignFlipTest
-from estune.monitor.held_out import HeldOut
 from estune.monitor.metrics import Tally, as_json
+from estune.monitor.theta_evaluation import ThetaEvaluation
 from estune.strategy.fitness import pass_chance
 
-SHAPE = ("tokens", "chars", "empty", "clipped", "repeat", "distinct")
+FORM = ("tokens", "chars", "empty", "clipped", "repeat", "distinct")
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The lowest reward of a success, the k of each pass@k, and the seed of random draws."""
+    """How rewards are turned into numbers to report.
+
+    threshold: a reward of at least this is a success.
+    ks: which pass@k to compute.
+    seed: for bootstrap and tests.
+    """
 
     threshold: float = 1.0
     ks: tuple[int, ...] = ()
@@ -29,7 +34,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """A measure of the base and of a tuned model on the same prompts."""
+    """The mean of a measure for the base and for a tuned model on the same prompts."""
 
     measure: str
     base: float
@@ -39,7 +44,7 @@ class PairedComparison:
 
 
 def measures(result: ExamResult, rules: Rules) -> dict[str, Estimate]:
-    """Return the reward and the success of a model in an exam, by the name of the figure."""
+    """Return the mean reward and the success rates of a model in an exam, by name."""
     rewards = known(result.rewards)
     passes = int((rewards >= rules.threshold).sum())
     found = {
@@ -55,10 +60,10 @@ def measures(result: ExamResult, rules: Rules) -> dict[str, Estimate]:
     return found
 
 
-def shape(evaluation: HeldOut) -> dict[str, float]:
-    """Return what completions look like, which shows a reward that is hacked.
+def form(evaluation: ThetaEvaluation) -> dict[str, float]:
+    """Return what completions look like: length and fractions, under the names in `FORM`.
 
-    All are means or fractions over completions, under the names of `SHAPE`.
+    They show if a model gets reward by odd completions, such as empty or repetitive ones.
     """
     completions = evaluation.completions
     tally = Tally.of(completions)
@@ -66,13 +71,13 @@ def shape(evaluation: HeldOut) -> dict[str, float]:
     characters = float(np.mean([len(completion.text) for completion in completions]))
     fractions = [count / len(completions) for count in counts]
     values = [float(tally.lengths.mean()), characters, *fractions]
-    return dict(zip(SHAPE, values, strict=True))
+    return dict(zip(FORM, values, strict=True))
 
 
 def compare(base: ExamResult, tuned: ExamResult, rules: Rules) -> list[PairedComparison]:
-    """Return the comparison of two models' rewards in an exam, prompt by prompt.
+    """Compare two models' rewards in an exam, prompt by prompt.
 
-    It covers the greedy rewards, and the means over samples if both models drew some.
+    The greedy rewards are compared, and the mean rewards of samples if both models have samples.
     """
     found = [_compared("reward", base.rewards, tuned.rewards, rules)]
     if base.samples and tuned.samples:
@@ -88,13 +93,13 @@ def flat(
     comparisons: Sequence[PairedComparison],
     moved: Divergence | None,
 ) -> dict[str, Any]:
-    """Return all figures of a model in an exam, one per column, for CSV and JSON."""
+    """Return all numbers of a model in an exam as one row, column → value, for CSV and JSON."""
     exam = result.exam
     row: dict[str, Any] = {"model": result.model, "task": exam.name, "prompts": len(exam.rows)}
     for name, one in measures(result, rules).items():
         row |= {name: one.value, f"{name} low": one.low, f"{name} high": one.high}
     for way, evaluation in result.evaluations.items():
-        row |= {f"{way} {name}": value for name, value in shape(evaluation).items()}
+        row |= {f"{way} {name}": value for name, value in form(evaluation).items()}
     for compared in comparisons:
         name = compared.measure
         difference = compared.difference
@@ -109,9 +114,10 @@ def flat(
 
 
 def records(result: ExamResult) -> list[dict[str, Any]]:
-    """Return one record per completion: model, task, sample, length in tokens, and its record.
+    """Return one record per completion: that of the evaluation, with model, task and length.
 
-    `sample` numbers the drawn completions of a prompt and is None for a greedy one.
+    `sample` is the number of a drawn completion among those of its prompt, and None for a greedy
+    one.
     """
     found = []
     for way, evaluation in result.evaluations.items():
@@ -123,16 +129,17 @@ def records(result: ExamResult) -> list[dict[str, Any]]:
                 "sample": None if way == "greedy" else index % result.samples,
                 "length": len(completion.ids),
             }
-            found.append(about | record)  # a column of the data under such a name wins
+            found.append(about | record)  # a column of the dataset that has such a name is kept
     return found
 
 
 def row_means(values: Array) -> Array:
-    """Return the mean of each row, (P, n) → (P,), without NaN."""
+    """Return the mean of each row without its NaN, (P, n) → (P,)."""
     return np.array([mean(known(row)) for row in values])
 
 
 def _compared(measure: str, base: Array, tuned: Array, rules: Rules) -> PairedComparison:
+    """Compare the values of two models on the prompts for which both have one."""
     both = ~np.isnan(base) & ~np.isnan(tuned)
     before = base[both]
     after = tuned[both]

@@ -1,6 +1,6 @@
-"""EleutherAI's lm-evaluation-harness on a checkpoint: did tuning for one task harm another?
+"""Run EleutherAI's lm-evaluation-harness on a model, to see if tuning harmed other abilities.
 
-https://github.com/EleutherAI/lm-evaluation-harness; a thin call of its Python interface.
+https://github.com/EleutherAI/lm-evaluation-harness
 """
 
 import math
@@ -11,12 +11,12 @@ from typing import Any
 from estune.common.guard import guarded, reason
 from estune.config import RunConfig
 from estune.errors import ConfigError, DataError
-from estune.theta.checkpoint import resolve
+from estune.run.base_model import base_model
 
 
 @dataclass(frozen=True)
 class HarnessFigure:
-    """A figure that the harness computed; `error` is its standard error as text."""
+    """A number that the harness computed; `error` is its standard error as text."""
 
     task: str
     metric: str
@@ -27,11 +27,11 @@ class HarnessFigure:
 def harness(
     model: str, tasks: Sequence[str], config: RunConfig, include_path: str | None
 ) -> list[HarnessFigure]:
-    """Run the harness's `tasks` on `model`; return one figure per task and metric.
+    """Run the harness's `tasks` on `model`; return one number per task and metric.
 
     Raises:
         ConfigError: the harness is not installed, or has no such task.
-        DataError: it failed, for example because a dataset cannot be fetched.
+        DataError: the harness failed, for example because a dataset cannot be downloaded.
     """
     manager = _manager(include_path)
     with guarded(ConfigError, f"lm-eval: it cannot look for {', '.join(tasks)}"):
@@ -41,7 +41,7 @@ def harness(
             f"lm-eval: it has no task {unknown[0]!r}; lm-eval ls tasks lists them, "
             "--lm-eval-include-path adds a folder"
         )
-    folder = resolve(model, config.model_revision, trust_remote_code=config.trust_remote_code)
+    _, folder = base_model(model, config, None)
     with guarded(ConfigError, "lm-eval: it cannot be imported"):
         import lm_eval
 
@@ -53,7 +53,7 @@ def harness(
             limit=config.max_eval_samples,
             bootstrap_iters=1000,
         )
-    except Exception as error:  # datasets, hub, model, memory: each has its own kind
+    except Exception as error:  # the causes (dataset, hub, model, memory) have many types
         raise DataError(
             f"lm-eval: {', '.join(tasks)} cannot be run ({reason(error)}); "
             "its data come from the hub: without a network, use tasks whose data are local files"
@@ -67,7 +67,7 @@ def _manager(include_path: str | None) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError:
         raise ConfigError('lm-eval: it is not installed; pip install "estune[lm-eval]"') from None
-    except Exception as error:  # its packages do not fit the installed ones
+    except Exception as error:  # for example, it needs other versions of packages
         raise ConfigError(f"lm-eval: it cannot be imported ({reason(error)})") from error
     advice = "look into --lm-eval-include-path"
     with guarded(ConfigError, "lm-eval: its tasks cannot be listed", advice):
@@ -97,7 +97,7 @@ def _model(folder: str, config: RunConfig) -> dict[str, Any]:
 
 
 def _figures(task: str, values: dict[str, Any]) -> list[HarnessFigure]:
-    """Return the figures of a task, which the harness names `metric,filter`."""
+    """Return the numbers of a task; the harness names each `metric,filter`."""
     found = []
     for name, value in values.items():
         metric, _, used = name.partition(",")

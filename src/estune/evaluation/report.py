@@ -1,4 +1,4 @@
-"""What `estune eval` does with checked input: examine the models, show tables, write files."""
+"""Evaluate the models that `estune eval` was given, show tables, and write files."""
 
 import argparse
 import csv
@@ -20,7 +20,7 @@ from estune.monitor.console import Screen
 from estune.run.folder import json_lines
 
 Comparisons = dict[str, dict[str, list[PairedComparison]]]  # model → task → measures
-_MODELS_WITH_SAMPLES = 2  # with more, their completions are left to the file
+_MODELS_WITH_SAMPLES = 2  # with more models, completions are only written to the file
 
 
 def show_exams(
@@ -30,18 +30,22 @@ def show_exams(
     exams: Sequence[Exam],
     sampling: Sampling | None,
 ) -> None:
-    """Examine the base, if any, and the models; show each when done, then how they compare."""
+    """Evaluate the base (if given) and the models, show each result, then compare them.
+
+    Args:
+        options: the command's flags.
+    """
     rules = Rules(options.threshold, tuple(options.k or ()), config.seed)
     screen = Screen(config)
     base = options.base
-    everyone = list(dict.fromkeys([base, *models] if base else models))
+    every_model = list(dict.fromkeys([base, *models] if base else models))
     results: list[ExamResult] = []
-    for model in everyone:
+    for model in every_model:
         done = examine(model, exams, sampling)
         if done:
-            _show_model(screen, done, rules, samples=len(everyone) <= _MODELS_WITH_SAMPLES)
+            _show_model(screen, done, rules, samples=len(every_model) <= _MODELS_WITH_SAMPLES)
         results += done
-    if not results:  # a launched process that does not lead
+    if not results:  # this is a launched process that does not lead
         return
     compared = _compared(results, base, rules) if base else {}
     moved = divergences(results, base) if options.kl else {}
@@ -75,8 +79,8 @@ def _show_model(
         screen.samples(f"{len(result.exam.rows)} held-out prompts", result.greedy.records)
     for line in [line for result in results for line in result.warnings()]:
         screen.say(line)
-    screen.table(model, *tables.figures_table(results, rules))
-    screen.table(f"{model}, its completions", *tables.shape_table(results))
+    screen.table(model, *tables.measures_table(results, rules))
+    screen.table(f"{model}, its completions", *tables.form_table(results))
     details = [_details(result) for result in results]
     names = dict.fromkeys(name for one in details for name in one)
     tasks = [result.exam.name for result in results] if len(results) > 1 else ["value"]
@@ -85,10 +89,10 @@ def _show_model(
 
 
 def _details(result: ExamResult) -> dict[str, str]:
-    """Return the metrics that a training run logs, without those of the table of completions."""
+    """Return the metrics that a run would log, without those that `form_table` shows."""
     return {
         name: f"{value:.4g}"
-        for name, value in result.greedy.metrics.items()
+        for name, value in result.greedy.eval_metrics.items()
         if isinstance(value, (int, float)) and not name.startswith("eval_completions/")
     }
 

@@ -1,7 +1,7 @@
-"""Estimates from a sample of prompts, their uncertainty, and tests whether two models differ.
+"""Estimate means with their uncertainty, and test whether two models differ.
 
-Prompts are the sample, so every interval and test is over prompts: several completions of a prompt
-first become one number. All functions are pure; those that draw are seeded.
+The prompts are regarded as a sample of all prompts, so intervals and tests are over prompts. If a
+prompt has several completions, the caller first averages them. Random draws depend only on `seed`.
 """
 
 import math
@@ -15,14 +15,14 @@ from estune.common.moments import divided, exponent, known, scaled
 
 Array = NDArray[np.float64]
 _RESAMPLES = 10_000
-_AT_ONCE = 1 << 22  # numbers drawn at a time
-_EXACT = 16  # up to so many differences all 2ⁿ signs are tried
+_AT_ONCE = 1 << 22  # how many random numbers are in memory at a time
+_EXACT = 16  # for up to n = 16 differences, all 2ⁿ sign patterns are tried
 _Z = 1.959963984540054  # Φ⁻¹(0.975)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % confidence interval; NaN where nothing is known."""
+    """An estimate with its 95 % confidence interval; all are NaN if there are no data."""
 
     value: float
     low: float
@@ -36,7 +36,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class SignFlipTest:
-    """A two-sided p-value, `exact` from all sign flips or else from random ones."""
+    """A two-sided p-value; `exact` if it comes from all sign patterns, not from random ones."""
 
     p: float
     exact: bool
@@ -46,7 +46,7 @@ _NOTHING = Estimate(math.nan, math.nan, math.nan)
 
 
 def wilson(successes: int, count: int) -> Estimate:
-    """Return a fraction with Wilson's score interval (1927)."""
+    """Return successes ÷ count, with Wilson's score interval (1927)."""
     if not count:
         return _NOTHING
     z2 = _Z**2
@@ -58,7 +58,7 @@ def wilson(successes: int, count: int) -> Estimate:
 
 
 def mean(values: ArrayLike, *, seed: int = 0) -> Estimate:
-    """Return the mean of one number per prompt, (P,), with a percentile bootstrap over prompts.
+    """Return the mean of `values`, one per prompt, with a percentile-bootstrap interval.
 
     NaN are left out.
     """
@@ -77,9 +77,9 @@ def mean(values: ArrayLike, *, seed: int = 0) -> Estimate:
 
 
 def standard_error(values: ArrayLike) -> float:
-    """Return that of the mean of `values`, (P,): s ÷ √P, where s divides by P − 1.
+    """Return the standard error of the mean of `values`: s ÷ √P, with P − 1 in the variance s².
 
-    It is NaN for fewer than two values.
+    NaN are left out. For fewer than two values the result is NaN.
     """
     numbers = known(values)
     if numbers.size < 2:
@@ -88,15 +88,16 @@ def standard_error(values: ArrayLike) -> float:
 
 
 def sign_flip(differences: ArrayLike, *, seed: int = 0, draws: int = 100_000) -> SignFlipTest:
-    """Test whether paired differences, (P,), have mean 0: if so, each sign is equally likely.
+    """Test whether the paired differences between two models, one per prompt, have mean 0.
 
-    p is the fraction of sign patterns whose sum is at least as far from 0 as the observed one.
-    Zeros have no sign and are left out. Up to 16 differences, all patterns are tried; beyond that,
-    `draws` random ones, and p = (hits + 1) ÷ (draws + 1), never 0.
+    If they do, + and − are equally likely for each difference. So p is the fraction of all patterns
+    of signs for which the sum is at least as far from 0 as the observed sum. Differences of 0 are
+    left out. For more than 16 differences, `draws` random patterns are tried instead of all, and
+    p = (hits + 1) ÷ (draws + 1), which is never 0.
     """
     numbers = known(differences)
     numbers = divided(numbers[numbers != 0], exponent(numbers))
-    observed = abs(float(numbers.sum())) * (1 - 1e-12)  # the order of summation must not matter
+    observed = abs(float(numbers.sum())) * (1 - 1e-12)  # other orders of summation round otherwise
     if numbers.size <= _EXACT:
         patterns = np.arange(2**numbers.size)[:, None] >> np.arange(numbers.size) & 1
         sums = (1 - 2 * patterns) @ numbers
@@ -110,7 +111,7 @@ def sign_flip(differences: ArrayLike, *, seed: int = 0, draws: int = 100_000) ->
 
 
 def _chunks(count: int, width: int) -> Iterator[int]:
-    """Yield sizes that sum to `count`, each small enough to draw rows of `width` numbers."""
+    """Split `count` rows of `width` random numbers into chunks that fit in memory; yield sizes."""
     most = max(1, _AT_ONCE // max(1, width))
     for start in range(0, count, most):
         yield min(most, count - start)

@@ -1,4 +1,4 @@
-"""The tables that `estune eval` shows: a head, and rows of cells."""
+"""The tables that `estune eval` prints."""
 
 import math
 import re
@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from estune.common.moments import known, mean
 from estune.evaluation.divergence import Divergences
 from estune.evaluation.exams import ExamResult, rewards_of
-from estune.evaluation.figures import SHAPE, PairedComparison, Rules, measures, shape
+from estune.evaluation.figures import FORM, PairedComparison, Rules, form, measures
 from estune.evaluation.statistics import Estimate
 
 Table = tuple[Sequence[str], list[list[str]]]  # head, rows
 
 
-def figures_table(results: Sequence[ExamResult], rules: Rules) -> Table:
+def measures_table(results: Sequence[ExamResult], rules: Rules) -> Table:
     """Return one row per task: estimates and their 95 % intervals."""
     found = [measures(result, rules) for result in results]
     rows = [
@@ -23,19 +23,19 @@ def figures_table(results: Sequence[ExamResult], rules: Rules) -> Table:
     return ("task", *found[0]), rows
 
 
-def shape_table(results: Sequence[ExamResult]) -> Table:
-    """Return one row per task and way of generating: reward, and what completions look like."""
+def form_table(results: Sequence[ExamResult]) -> Table:
+    """Return two rows per task, greedy and drawn: the reward, and what completions look like."""
     rows = []
     for result in results:
         for way, evaluation in result.evaluations.items():
             reward = mean(known(rewards_of(evaluation)))
-            cells = map(_number, [reward, *shape(evaluation).values()])
+            cells = map(_number, [reward, *form(evaluation).values()])
             rows.append([f"{result.exam.name}\n{way}", *cells])
-    return ("task", "reward", *SHAPE), rows
+    return ("task", "reward", *FORM), rows
 
 
 def comparison_table(found: Mapping[str, Sequence[PairedComparison]]) -> Table:
-    """Return one row per task and measure."""
+    """Return one row per task and measure: base, tuned model, difference and p."""
     rows = []
     for task, comparisons in found.items():
         for one in comparisons:
@@ -53,7 +53,7 @@ def how_tested(found: Mapping[str, Sequence[PairedComparison]]) -> str:
 
 
 def frontier_table(results: Sequence[ExamResult], divergences: Divergences) -> Table:
-    """Return one row per model and task: the reward of drawn completions against the KL."""
+    """Return one row per task and model: the mean reward of drawn completions, and the KL."""
     rows = []
     for result in sorted(results, key=lambda one: (one.exam.name, natural(one.model))):
         moved = divergences[result.model, result.exam.name]
@@ -61,14 +61,14 @@ def frontier_table(results: Sequence[ExamResult], divergences: Divergences) -> T
             _number(mean(known(result.drawn_rewards))),
             _with_error(moved.per_completion, moved.error),
             _with_error(moved.per_token, moved.token_error),
-            _number(shape(result.evaluations["drawn"])["tokens"]),
+            _number(form(result.evaluations["drawn"])["tokens"]),
         ]
         rows.append([result.model, result.exam.name, *cells])
     return ("model", "task", "reward", "KL", "KL per token", "tokens"), rows
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """Return a key that sorts checkpoint-2 before checkpoint-10."""
+    """Return a sort key with which checkpoint-2 comes before checkpoint-10."""
     parts = re.split(r"([0-9]+)", name)
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 

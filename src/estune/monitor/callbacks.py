@@ -1,4 +1,4 @@
-"""transformers' `TrainerCallback`s, called at the same moments as in TRL."""
+"""Call the user's `TrainerCallback`s at the same moments as transformers and TRL do."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from estune.config import ESConfig
 class Callbacks:
     """Calls each callback with the config as `args`, a `TrainerState` and a `TrainerControl`.
 
-    `state` is also what reward functions get as `trainer_state`.
+    Reward functions get the same `state`, as `trainer_state`.
     """
 
     def __init__(self, config: ESConfig, callbacks: Sequence[Any]) -> None:
@@ -32,21 +32,21 @@ class Callbacks:
 
     @property
     def stopping(self) -> bool:
-        """Whether a callback asked to end the training."""
+        """Whether a callback has asked to end the training."""
         return bool(self._control.should_training_stop)
 
     @property
     def listening(self) -> bool:
-        """Whether a callback has an on_log, where it may ask to end the training."""
+        """Whether a callback overrides on_log, in which it may ask to end the training."""
         from transformers import TrainerCallback
 
-        default = TrainerCallback.on_log
-        return any(getattr(type(one), "on_log", None) is not default for one in self._callbacks)
+        inherited = TrainerCallback.on_log
+        return any(getattr(type(one), "on_log", None) is not inherited for one in self._callbacks)
 
     def call(self, event: str, **details: Any) -> None:
-        """Call `event`, such as on_step_end, on every callback.
+        """Call the method `event`, such as on_step_end, of every callback.
 
-        on_train_begin clears an earlier request to stop.
+        Before on_train_begin, an earlier request to stop is cleared.
         """
         if event == "on_train_begin":
             self._control.should_training_stop = False

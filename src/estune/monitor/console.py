@@ -1,7 +1,7 @@
-"""What a person sees: a progress bar on a terminal, plain lines elsewhere, tables of completions.
+"""What a run prints: a progress bar on a terminal, lines elsewhere, and tables of completions.
 
-Model output is text, never markup: rich would take `[/think]` for a tag, so its markup is off, and
-a terminal would obey control characters, so they are removed.
+rich would read `[/think]` in a completion as markup, so its markup is switched off. A terminal
+would obey control characters, so they are removed.
 """
 
 import logging
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from estune.workers.base import Status  # imports torch
 
 _LONGEST_CELL = 300  # characters
-_DETAILS = ("eval_rewards/", "eval_completions/")  # metrics that the one-line summary leaves out
+_DETAILS = ("eval_rewards/", "eval_completions/")  # metrics that are not in an evaluation's line
 
 
 class Screen:
-    """Shows a run: lines, tables, and on a terminal a bar that moves with each member."""
+    """Prints lines and tables, and on a terminal a progress bar that moves with each member."""
 
     def __init__(self, config: ESConfig) -> None:
         set_log_level(config)
@@ -36,7 +36,7 @@ class Screen:
         self._console = Console(file=sys.stdout, markup=False, emoji=False, highlight=False)
         self._bar = self._console.is_terminal and not config.disable_tqdm
         self._progress: Progress | None = None
-        self._first = 0  # the step after which the bar starts
+        self._done_before = 0  # steps that were done when the bar was started
 
     def say(self, line: str) -> None:
         """Print one line, however long."""
@@ -44,7 +44,7 @@ class Screen:
 
     def start(self, done: int) -> None:
         """Show the bar of a run that has `done` steps."""
-        self._first = done
+        self._done_before = done
         if not self._bar:
             return
         total = (self._config.max_steps - done) * self._config.population_size
@@ -53,12 +53,13 @@ class Screen:
             f"step {done + 1}/{self._config.max_steps}", total=total, reward="starting"
         )
         self._progress.start()
-        wrap_streams()  # rich has replaced them with its own, which print above the bar
+        wrap_streams()  # rich has just replaced stdout and stderr with streams of its own
 
     def member(self, step: int, done: int, workers: "Status") -> None:
-        """Move the bar: `done` members of `step` are evaluated and scored.
+        """Move the bar to `done` scored members of `step`.
 
-        Several workers also show members in flight and workers alive: (7+2/30) 3/4 workers.
+        With several workers, the bar also shows how many members are in flight and how many workers
+        are alive: (7+2/30) 3/4 workers.
         """
         if self._progress is None:
             return
@@ -68,7 +69,7 @@ class Screen:
             label += f" {workers.alive}/{workers.requested} workers"
         else:
             label = f"step {step}/{steps} ({done}/{size})"
-        completed = (step - 1 - self._first) * size + done
+        completed = (step - 1 - self._done_before) * size + done
         self._progress.update(self._progress.task_ids[0], completed=completed, description=label)
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -99,7 +100,7 @@ class Screen:
         self.say(f"step {step}  " + "  ".join(shown))
 
     def lost_rewards(self, step: int, count: int, first: str, details: Path) -> None:
-        """Print that `count` rewards were lost; `details` is the file about the `first`."""
+        """Print how many rewards were lost, why the first was, and the file with its details."""
         self.say(f"step {step}: {count} rewards were lost; first: {first} (see {details})")
 
     def samples(self, title: str, records: Sequence[Mapping[str, Any]]) -> None:
@@ -114,12 +115,17 @@ class Screen:
         first: Mapping[str, Any],
         last: Mapping[str, Any],
     ) -> None:
-        """Print held-out completions and metrics, before and after the training."""
+        """Print two tables of an evaluation before and after the training.
+
+        Args:
+            before, after: records of the held-out completions.
+            first, last: metrics.
+        """
         pairs = list(zip(before, after, strict=False))
         head = ("prompt", "before", "after")
         rows = [[b["prompt"], b["completion"], a["completion"]] for b, a in pairs]
         self._texts("held out", head, rows)
-        figures = [
+        metrics = [
             (name, f"{first[name]:.4g}", f"{value:.4g}")
             for name, value in last.items()
             if name.startswith("eval_")
@@ -127,10 +133,10 @@ class Screen:
             and isinstance(value, (int, float))
             and first.get(name) is not None
         ]
-        self.table(f"{len(pairs)} held-out prompts", ("metric", "before", "after"), figures)
+        self.table(f"{len(pairs)} held-out prompts", ("metric", "before", "after"), metrics)
 
     def table(self, title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a small table of figures; all columns but the first are right-aligned."""
+        """Print a table of numbers; all columns but the first are right-aligned."""
         table = Table(title=self._text(title))
         for index, column in enumerate(head):
             table.add_column(
@@ -154,6 +160,7 @@ class Screen:
         )
 
     def _texts(self, title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Print a table of prompts and completions: its first `num_completions_to_print` rows."""
         count = self._config.num_completions_to_print
         if not count or not rows:
             return
@@ -165,13 +172,13 @@ class Screen:
         self._console.print(table)
 
     def _text(self, text: str) -> Text:
-        """`text` as this stream can show it, with question marks for what its encoding lacks."""
+        """Return `text` for rich; characters that the stream cannot encode are question marks."""
         encoding = self._console.encoding
         return Text(clean(text).encode(encoding, "replace").decode(encoding))
 
 
 def set_log_level(config: ESConfig) -> None:
-    """Show the lines of estune's loggers that are at least as severe as `log_level`."""
+    """Let estune's loggers show lines of `log_level` and above."""
     logging.getLogger("estune").setLevel(config.log_level.upper())
 
 
@@ -183,7 +190,7 @@ def quieten_libraries() -> None:
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """What to show of a prompt: the text, the token ids, or the last message."""
+    """Return what to show of a prompt: its text, its token ids, or its last message."""
     if isinstance(prompt, str):
         return prompt
     last = prompt[-1]
@@ -200,6 +207,7 @@ def _part_text(part: Any) -> str:
 
 
 def _summary(metrics: Mapping[str, Any], *, short: bool) -> str:
+    """Return the main metrics of a step in a few words."""
     if metrics["reward"] is None:
         return "no member got a reward"
     text = f"reward {metrics['reward']:.3g} ± {metrics['reward_std']:.2g}"

@@ -1,4 +1,4 @@
-"""The metrics of a step, under TRL's names where it has them; estune's own start with `es/`."""
+"""The metrics of a step. They have TRL's names where TRL has them; the others start with `es/`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from estune.common.moments import mean, scaled
+from estune.common.moments import known, mean, scaled
 from estune.common.types import Completion
 from estune.monitor.expert_load import ExpertLoad, expert_metrics
 from estune.rewards.call import Failure
@@ -20,17 +20,17 @@ Metrics = dict[str, float | int | None]
 
 _HASH = np.array(
     [0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB86659FD93], np.uint64
-)  # odd factors of random bits, one per token of a 4-gram
+)  # random odd numbers; the hash of a 4-gram is the sum of its tokens times these
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts of a variant's completions, which are not kept because they would fill the memory."""
+    """What is counted in a variant's completions; they themselves would take too much memory."""
 
-    lengths: NDArray[np.int32]  # (B,), tokens
+    lengths: NDArray[np.int32]  # (B,), in tokens
     clipped: int
     empty: int
-    repetition: float  # summed over the completions
+    repetition: float  # the sum over completions of their `repetition`
     distinct: int
 
     @classmethod
@@ -46,9 +46,9 @@ class Tally:
 
 @dataclass(frozen=True)
 class Scored:
-    """What is kept of a variant of θ after it was evaluated.
+    """What is kept of a variant after it was evaluated and scored.
 
-    finite: False if its model computed NaN or infinity; it is then left out.
+    finite: False if the model computed NaN or infinity; the variant is then left out.
     experts: the load of its experts, if it is a mixture of them and the engine counts.
     """
 
@@ -61,12 +61,17 @@ class Scored:
 
     @property
     def rewards(self) -> PromptRewards:
-        """Its reward for each prompt (B,), NaN where there is none."""
+        """The reward for each prompt, (B,); NaN where there is none."""
         return self.scores.total
 
 
 def step_metrics(members: Sequence[Scored], others: Sequence[Scored]) -> dict[str, Any]:
-    """Metrics of a step's evaluations: the members, and θ itself and candidates if any."""
+    """Return the metrics of a step.
+
+    Args:
+        others: what else was evaluated in the step: θ itself and candidates. Only time and failed
+            rewards include them.
+    """
     everyone = [*members, *others]
     scores = [member.scores for member in members]
     own = {
@@ -79,7 +84,8 @@ def step_metrics(members: Sequence[Scored], others: Sequence[Scored]) -> dict[st
         "es/generate_seconds": sum(one.generate_seconds for one in everyone),
         "es/load_seconds": sum(one.load_seconds for one in everyone),
     }
-    return own | logged_metrics(scores) | own  # a reward function cannot replace the run's own
+    # `own` comes first for the order, and last so that no reward function replaces its values.
+    return own | logged_metrics(scores) | own
 
 
 def tokens_generated(evaluated: Sequence[Scored]) -> int:
@@ -87,21 +93,23 @@ def tokens_generated(evaluated: Sequence[Scored]) -> int:
 
 
 def size_metrics(learned: LearnedSize | None, reference: PromptRewards | None) -> dict[str, Any]:
-    """What `learning_rate: auto` found; `reference` are the rewards (B,) of the new θ."""
+    """Return what `learning_rate: auto` found; `reference` holds the rewards of the new θ, (B,)."""
     if learned is None or reference is None:
         return {}
-    rewards = reference[~np.isnan(reference)]
     return {
         "es/gain": learned.gain,
         "es/gain_predicted": learned.predicted,
-        "es/center_reward": mean(rewards) if rewards.size else None,
+        "es/center_reward": mean(known(reference)),
         "es/drop": learned.drop,
         "es/refused": int(bool(learned.tried) and not learned.alpha),
     }
 
 
 def repetition(ids: Sequence[int]) -> float:
-    """The fraction of a completion's 4-grams of tokens that are repeats; 0 below 4 tokens."""
+    """Return the fraction of a completion's 4-grams that repeat an earlier one.
+
+    It is 0 for fewer than 4 tokens.
+    """
     count = len(ids) - len(_HASH) + 1
     if count < 1:
         return 0.0
@@ -113,9 +121,10 @@ def repetition(ids: Sequence[int]) -> float:
 
 
 def completion_metrics(tallies: Sequence[Tally]) -> Metrics:
-    """Lengths in tokens, and which fractions are clipped, empty, repetitive and distinct.
+    """Return the lengths in tokens, and the fractions clipped, empty, repetitive and distinct.
 
-    `distinct` is a mean over `tallies`, the others are means over completions.
+    The fraction of distinct completions is taken in each tally and then averaged; all else is a
+    mean over completions.
     """
     lengths = np.concatenate([tally.lengths for tally in tallies])
     distinct = math.fsum(tally.distinct / tally.lengths.size for tally in tallies)
@@ -131,18 +140,20 @@ def completion_metrics(tallies: Sequence[Tally]) -> Metrics:
 
 
 def reward_metrics(scores: Sequence[Scores]) -> Metrics:
-    """Mean and standard deviation of each reward function over all completions."""
+    """Return the mean and standard deviation of each reward function over all completions."""
     metrics: Metrics = {}
     for name in scores[0].by_function:
-        values = np.concatenate([score.by_function[name] for score in scores])
-        values = values[~np.isnan(values)]
+        values = known(np.concatenate([score.by_function[name] for score in scores]))
         metrics[f"rewards/{name}/mean"] = scaled(np.mean, values) if values.size else None
         metrics[f"rewards/{name}/std"] = scaled(np.std, values) if values.size else None
     return metrics
 
 
 def logged_metrics(scores: Sequence[Scores]) -> Metrics:
-    """The means of what reward functions passed to `log_metric`; None if a value is not finite."""
+    """Return the means of what reward functions passed to `log_metric`.
+
+    A mean is None if one of its values is not finite.
+    """
     metrics: Metrics = {}
     for name in sorted({name for score in scores for name in score.metrics}):
         values = [score.metrics[name] for score in scores if name in score.metrics]
@@ -151,10 +162,10 @@ def logged_metrics(scores: Sequence[Scores]) -> Metrics:
 
 
 def failure_metrics(scores: Sequence[Scores]) -> Metrics:
-    """How many rewards were lost because a function failed, and how many took too long.
+    """Return how many rewards were lost because a function failed, and the number of timeouts.
 
-    Timeouts are rewards lost to `reward_timeout`, and completions that hit a grader's own time
-    limit. The latter get a valid grade, the lowest, so they are no errors.
+    A timeout is a reward lost to `reward_timeout`, or a completion that hit a grader's own time
+    limit. The latter gets the lowest reward, so it counts as a timeout but not as an error.
     """
     timed_out = sum(failure.timed_out for failure in _failures(scores))
     overran = sum(score.overran for score in scores)
@@ -162,7 +173,7 @@ def failure_metrics(scores: Sequence[Scores]) -> Metrics:
 
 
 def lost_rewards(scores: Sequence[Scores]) -> int:
-    """How many rewards were lost because a function failed."""
+    """Return how many rewards were lost because a function failed."""
     return len(_failures(scores))
 
 
@@ -176,11 +187,15 @@ def _failures(scores: Sequence[Scores]) -> list[Failure]:
 
 
 def fitness_metrics(fitness: Fitness) -> Metrics:
-    """`reward` is the mean over members of their mean reward, `reward_std` its deviation."""
-    present = fitness[~np.isnan(fitness)]
+    """Return the mean, deviation and extremes of fitness over the members that have one.
+
+    If no member has one, these are None, and all members are left out.
+    """
+    present = known(fitness)
     if not present.size:
         names = ("reward", "reward_std", "es/reward_best", "es/reward_worst")
-        return dict.fromkeys(names, None) | {"frac_reward_zero_std": 1.0}
+        without = {"es/members_left_out": int(fitness.size), "frac_reward_zero_std": 1.0}
+        return dict.fromkeys(names, None) | without
     return {
         "reward": scaled(np.mean, present),
         "reward_std": scaled(np.std, present),
@@ -192,14 +207,9 @@ def fitness_metrics(fitness: Fitness) -> Metrics:
 
 
 def as_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """`metrics` with None for NaN and infinity, which JSON has no numbers for."""
+    """Return `metrics` with None for NaN and infinity, which JSON does not have."""
 
     def plain(value: Any) -> Any:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return {name: plain(value) for name, value in metrics.items()}
-
-
-def prefixed(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The metrics with `prefix` before each name."""
-    return {prefix + name: value for name, value in metrics.items()}

@@ -1,8 +1,8 @@
 """Where a run's time goes: one line at its end, and with `profile` a trace for Chrome and Perfetto.
 
-Engines report how long they loaded and generated, the trainer notes when the result arrived. A
-worker's spans end at that moment, so it does not matter if its machine's clock is wrong. Scores of
-several members overlap, so they have a lane of their own.
+Engines report only how long they loaded and generated. In the trace, this time ends when the
+trainer received the result, so the clocks of other machines do not matter. Rewards of several
+members are computed at the same time, so they have a lane of their own.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from estune.workers.base import Work
 
 _TRAINER, _REWARDS = 0, -1  # lanes; workers have 1, 2, …
-_SHOWN = 0.0005  # the smallest fraction of the time that `summary` names
+_SHOWN = 0.0005  # `summary` leaves out activities below this fraction of the time
 
 
 @dataclass
@@ -29,10 +29,10 @@ class Span:
 
 
 class Timeline:
-    """Sums the time of each activity, and writes a trace while the run goes if a `path` is given.
+    """Sums the time of each activity; with a `path`, also writes a trace while the run goes on.
 
-    The trace is Chrome's JSON array of events. A killed run leaves one without its closing bracket,
-    which viewers accept.
+    The trace is a JSON array of events in Chrome's format. If the run is killed, the array has no
+    closing bracket, which viewers accept.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -51,7 +51,7 @@ class Timeline:
 
     @contextmanager
     def span(self, activity: str) -> Iterator["Span"]:
-        """Time an activity of the trainer. The outer span does not count the inner one."""
+        """Time an activity of the trainer. What an inner span counts, the outer one does not."""
         span = Span()
         started = time.perf_counter()
         before = sum(self._seconds.values())
@@ -65,7 +65,7 @@ class Timeline:
             self._write(activity, _TRAINER, started, ended)
 
     def work(self, pieces: Iterable[Work], workers: int) -> None:
-        """Record work of engines; `workers` is how many of them work at the same time."""
+        """Record work of engines, `workers` of which work at the same time."""
         for piece in pieces:
             loaded = piece.ended - piece.generate
             self._seconds["load"] += piece.load / workers
@@ -86,7 +86,7 @@ class Timeline:
                 self._event("score", _REWARDS, ph=phase, cat="rewards", id=self._scored, ts=at)
 
     def summary(self) -> str:
-        """One line: the total in seconds, and the fraction of each activity, largest first."""
+        """Return one line: the total in seconds, and each activity's fraction, largest first."""
         total = time.perf_counter() - self._started
         parts = self._seconds | {"other": total - sum(self._seconds.values())}
         largest = sorted(parts.items(), key=lambda part: -part[1])

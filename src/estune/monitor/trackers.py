@@ -1,4 +1,4 @@
-"""Metrics to tensorboard, wandb, trackio, mlflow and others, through accelerate's trackers."""
+"""Send metrics to tensorboard, wandb, trackio, mlflow and others, through accelerate."""
 
 import logging
 from pathlib import Path
@@ -12,17 +12,17 @@ logger = logging.getLogger(__name__)
 
 
 class Trackers:
-    """The trackers that `report_to` names; one that fails later is dropped with a warning."""
+    """The trackers in `report_to`. One that fails during the run is closed with a warning."""
 
     def __init__(self, config: ESConfig) -> None:
         self._config = config
         self._trackers: dict[str, Any] = {}
 
     def start(self) -> None:
-        """Start all of them.
+        """Start the trackers.
 
         Raises:
-            ConfigError: one does not start, for example because it needs a login or a server.
+            ConfigError: a tracker does not start, for example because it needs a login or a server.
         """
         values = {
             name: value
@@ -32,14 +32,13 @@ class Trackers:
         for name in dict.fromkeys(self._config.report_to or []):
             if name == "none":
                 continue
-            with guarded(
-                ConfigError, f"report_to: {name} does not start", "fix that, or leave it out"
-            ):
+            advice = f"fix that, or leave {name} out"
+            with guarded(ConfigError, f"report_to: {name} does not start", advice):
                 self._trackers[name] = _started(name, self._config)
                 self._trackers[name].store_init_configuration(values)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Send one step's metrics."""
+        """Send one step's metrics to all trackers."""
         for name, tracker in list(self._trackers.items()):
             try:
                 tracker.log(metrics, step=step)
@@ -52,7 +51,7 @@ class Trackers:
                 self._end(name)
 
     def close(self) -> None:
-        """Flush and close all of them."""
+        """Flush and close the trackers."""
         for name in list(self._trackers):
             self._end(name)
 
@@ -84,7 +83,7 @@ def _started(name: str, config: ESConfig) -> Any:
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    PartialState()  # trackers ask it which process is the main one
+    PartialState()  # creates accelerate's global state, without which trackers do not start
     folder = Path(config.output_dir)
     run = config.run_name or folder.resolve().name
     kind: Any = LOGGER_TYPE_TO_CLASS[name]

@@ -1,7 +1,8 @@
-"""A reward for programs: the fraction of a row's tests that a completion's Python passes.
+"""A reward for programs: the fraction of a row's tests that the program in a completion passes.
 
-The model's program runs in a sandbox, which only hands back values. What a test expects stays in
-this process, which compares the two. On a machine without a sandbox, nothing is run.
+The program runs in a sandbox, which returns only values. The values that a test expects stay in
+this process, which compares them with the returned ones. On a machine without a sandbox, no program
+is run.
 """
 
 import json
@@ -16,20 +17,21 @@ from estune.common.resources import cores
 from estune.errors import RewardError
 from estune.rewards import sandbox as sandboxes
 from estune.rewards.marks import Grades, bounds_itself, prepared_by
-from estune.rewards.programs.grade import ProgramGrade, grade, most_seconds
+from estune.rewards.programs.grade import ProgramGrade, grade, max_seconds
 
 _BLOCK = re.compile(r"```(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
-_SECONDS = 5.0  # per test
-_PROOF = 30.0  # seconds that the proof of a sandbox can take, on a busy machine
+_SECONDS = 5.0  # the default time limit per test
+_SANDBOX_TEST_SECONDS = 30.0  # the longest time to test a sandbox, on a busy machine
 
 
-def _most_seconds(tests: Sequence[Any], seconds: float = _SECONDS, **columns: Any) -> float:
-    """Return the seconds within which a call ends, whatever the programs do."""
-    return _PROOF + sum(most_seconds(len(_listed(given)), seconds) for given in tests if given)
+def _max_seconds(tests: Sequence[Any], seconds: float = _SECONDS, **columns: Any) -> float:
+    """Return the longest time, in seconds, that a call can take, whatever the programs do."""
+    per_program = [max_seconds(len(_parsed(given)), seconds) for given in tests if given]
+    return _SANDBOX_TEST_SECONDS + sum(per_program)
 
 
 @prepared_by(sandboxes.prepare)
-@bounds_itself(_most_seconds)
+@bounds_itself(_max_seconds)
 def code_reward(
     completions: Sequence[Any],
     tests: Sequence[Any],
@@ -42,19 +44,20 @@ def code_reward(
     """Score each completion by the fraction of its row's tests that its program passes.
 
     The program is the last block of Python in the completion, or all of it if there is no block.
-    `tests` of a row are a list, or JSON of one: asserts as text, or {"input": …, "output": …} for
-    standard input and output, which are compared word by word. The metric `correct` is the fraction
-    of programs that pass all their tests.
+    A row's `tests` are a list, or the JSON text of a list. A test is either an assert statement as
+    text, or {"input": …, "output": …}: the program gets the input on standard input, and what it
+    prints is compared with the output word by word. The metric `correct` is the fraction of
+    programs that pass all their tests.
 
     Args:
-        seconds: limit per test. A program that takes longer fails that test and those after it.
-        unlocked: run programs without a sandbox; so does ESTUNE_RUN_CODE_UNLOCKED=1.
+        seconds: time limit per test. A program that exceeds it fails this test and all later ones.
+        unlocked: run programs without a sandbox. ESTUNE_RUN_CODE_UNLOCKED=1 does the same.
 
     Raises:
         RewardError: this machine has no sandbox, or a row has no tests.
     """
     programs = [program_in(_text(completion)) for completion in completions]
-    checked = [_tests(given, row) for row, given in enumerate(tests)]
+    checked = [_checked_tests(given, index) for index, given in enumerate(tests)]
     unlocked = unlocked or os.environ.get(sandboxes.UNLOCKED) == "1"
     sandbox = sandboxes.Unlocked() if unlocked else sandboxes.proven()
     graded = partial(grade, seconds=seconds, sandbox=sandbox)
@@ -67,7 +70,7 @@ def code_reward(
 
 
 def program_in(text: str) -> str:
-    """Return the last block of Python in `text`, closed or not, or all of `text`."""
+    """Return the last fenced block of Python in `text`, or all of `text` if there is no block."""
     blocks = _BLOCK.findall(text)
     return str(blocks[-1]) if blocks else text
 
@@ -76,14 +79,14 @@ def _text(completion: Any) -> str:
     return completion if isinstance(completion, str) else str(completion[-1]["content"] or "")
 
 
-def _listed(given: Any) -> Any:
+def _parsed(given: Any) -> Any:
     return json.loads(given) if isinstance(given, str) else given
 
 
-def _tests(given: Any, row: int) -> list[str | Mapping[str, Any]]:
-    where = f"code_reward: completion {row}"
+def _checked_tests(given: Any, index: int) -> list[str | Mapping[str, Any]]:
+    where = f"code_reward: completion {index}"
     try:
-        tests = _listed(given)
+        tests = _parsed(given)
     except (ValueError, RecursionError) as error:
         raise RewardError(f"{where}: its tests are not JSON ({error}); give a list") from None
     if not tests:

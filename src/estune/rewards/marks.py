@@ -1,8 +1,9 @@
-"""Marks on a reward function: the longest time of its calls, and what must be prepared first.
+"""Mark reward functions that limit their own time, or that need a preparation.
 
-`reward_timeout` guards against reward functions that hang. A built-in grader instead ends each
-completion that takes too long, gives it the lowest grade, and counts it. Such a function is marked
-with the longest time that a call can take, so that `reward_timeout` does not cut it short.
+`reward_timeout` guards against reward functions that hang. A built-in grader guards itself: it
+stops grading a completion that takes too long, gives it the lowest grade, and counts it. Such a
+function is marked with the longest time that a call can take, so that its calls are not ended at
+`reward_timeout`.
 """
 
 import functools
@@ -14,7 +15,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Grades(list[float]):
-    """Rewards, one per completion; `overran` counts those that exceeded the grader's own limit."""
+    """One reward per completion.
+
+    overran: how many completions exceeded the grader's own time limit.
+    """
 
     def __init__(self, grades: Iterable[float], overran: int = 0) -> None:
         super().__init__(grades)
@@ -30,38 +34,38 @@ def overran_line(count: int) -> str:
     )
 
 
-def bounds_itself(most_seconds: Callable[..., float]) -> Callable[[_Function], _Function]:
-    """Mark a reward function whose calls end within `most_seconds(**columns)`."""
-    return _mark("most_seconds", most_seconds)
+def bounds_itself(max_seconds: Callable[..., float]) -> Callable[[_Function], _Function]:
+    """Mark a reward function whose calls take at most `max_seconds(**columns)` seconds."""
+    return _mark("max_seconds", max_seconds)
 
 
 def prepared_by(prepare: Callable[[], None]) -> Callable[[_Function], _Function]:
-    """Mark a reward function that needs `prepare` once per run.
+    """Mark a reward function for which `prepare()` must be called once per run.
 
-    The trainer calls it before it starts a process for the function. An environment variable
-    carries the result to that process.
+    The trainer calls it before the first call of the function. What it stores in environment
+    variables reaches the reward processes, which start later.
     """
     return _mark("estune_prepare", prepare)
 
 
 def own_limit(function: Callable[..., Any], columns: dict[str, Any]) -> float | None:
-    """Return the seconds within which a call with `columns` ends, or None if there is no mark."""
+    """Return the longest time that a call with `columns` can take, or None without a mark."""
     for layer in layers(function):
         if isinstance(layer, functools.partial):
             columns = columns | layer.keywords
-        if most_seconds := getattr(layer, "most_seconds", None):
+        if max_seconds := getattr(layer, "max_seconds", None):
             try:
-                return float(most_seconds(**columns))
-            except Exception:  # the call itself will refuse these columns by name
+                return float(max_seconds(**columns))
+            except Exception:  # wrong columns: the call itself will report them
                 return None
     return None
 
 
 def prepare(function: Callable[..., Any]) -> None:
-    """Prepare `function`, if it or a function inside it is marked with `prepared_by`."""
+    """Run the preparation that `prepared_by` attached to `function` or to a function inside it."""
     for layer in layers(function):
-        if work := getattr(layer, "estune_prepare", None):
-            work()
+        if marked := getattr(layer, "estune_prepare", None):
+            marked()
             return
 
 
@@ -82,7 +86,10 @@ def source(function: Callable[..., Any]) -> str | None:
 
 
 def layers(function: Callable[..., Any]) -> Iterator[Any]:
-    """Yield `function`, then the function inside a partial, a decorator or a task's reward."""
+    """Yield `function`, then the function that it wraps, then the one that this wraps, and so on.
+
+    The wrappers are partials, decorated functions and rewards of one task (TaskReward).
+    """
     layer: Any = function
     while callable(layer):
         yield layer

@@ -1,4 +1,4 @@
-"""The numbers in what a reward function returned: a list, an array, a tensor, a pandas column."""
+"""Read numbers from what a reward function returned: a list, an array, a tensor or the like."""
 
 import math
 from collections.abc import Mapping
@@ -10,16 +10,21 @@ from estune.errors import clean
 
 
 class NotRewards(Exception):
-    """A function returned something other than rewards; the message shows it."""
+    """A function returned something other than rewards; the message shows what."""
 
 
 def numbers(values: Any, count: int) -> list[float]:
-    """Return the `count` values as numbers, in their order; NaN for None. Raises NotRewards."""
+    """Return `values` as `count` numbers, with NaN for None.
+
+    Raises:
+        NotRewards: `values` are not a list of `count` numbers or Nones.
+    """
     if not is_list(values):
         raise NotRewards(shown(values))
     if len(values) != count:
         raise NotRewards(f"{len(values)} rewards for {count} completion{'s' * (count != 1)}")
-    # pandas indexes by label and iterates over a table's columns, so its array is used
+    # A pandas Series is indexed by label and a DataFrame iterates over column names, so the
+    # underlying array is used.
     by_position = values.to_numpy() if hasattr(values, "to_numpy") else values
     listed = list(islice(iter(by_position), count))
     if len(listed) != count:
@@ -29,7 +34,7 @@ def numbers(values: Any, count: int) -> list[float]:
 
 
 def is_list(values: Any) -> bool:
-    """Return whether `values` is a list, an array or the like, but not a text or a scalar."""
+    """Return whether `values` is a list, an array or the like; a text or a scalar is not."""
     if isinstance(values, (str, bytes, Mapping)) or getattr(values, "ndim", 1) == 0:
         return False
     return hasattr(values, "__len__") and hasattr(values, "__getitem__")
@@ -39,7 +44,7 @@ def shown(value: Any) -> str:
     """Return `value` as at most 60 characters of one line."""
     try:
         return one_line(repr(value), 60)
-    except BaseException as error:  # an int of too many digits, or a __repr__ of the user's
+    except BaseException as error:  # an int of too many digits, or a __repr__ that raises
         return f"a {clean(type(value).__name__)} without a text ({clean(type(error).__name__)})"
 
 
@@ -56,7 +61,7 @@ def _number(index: int, value: Any) -> float:
 
 
 def _single(value: Any) -> Any:
-    """Return the element of an array of one element, without its gradient, or `value` itself."""
+    """Return the only element of an array or tensor, or `value` itself."""
     value = value.detach() if hasattr(value, "detach") else value
     while getattr(value, "ndim", 0) and len(value) == 1:
         value = value[0]

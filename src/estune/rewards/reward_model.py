@@ -1,4 +1,4 @@
-"""A reward model, such as TRL's `RewardTrainer` makes, as a reward function."""
+"""Use a reward model, such as one trained with TRL's `RewardTrainer`, as a reward function."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,15 +14,16 @@ _BATCH = 16  # sequences at a time
 
 
 class RewardModel:
-    """Scores each prompt with its completion.
+    """Scores the prompt together with the completion.
 
-    Texts are concatenated; conversations go through the model's chat template.
+    A prompt and a completion that are texts are concatenated. Conversations are formatted with the
+    model's chat template.
 
     Args:
         source: hub id or local folder of a sequence classifier with one label, and its tokenizer.
 
     Raises:
-        ConfigError: it cannot be loaded, or has several labels.
+        ConfigError: the model cannot be loaded, or has several labels.
     """
 
     def __init__(self, source: str) -> None:
@@ -35,7 +36,10 @@ class RewardModel:
             raise ConfigError(
                 f"reward_funcs: {source} cannot be loaded as a reward model ({error})"
             ) from error
-        safe = {"use_safetensors": True, "trust_remote_code": False}  # no pickle, no foreign code
+        safe = {
+            "use_safetensors": True,
+            "trust_remote_code": False,
+        }  # load no pickles, run no code from the hub
         with guarded(ConfigError, f"reward_funcs: {source} cannot be loaded as a reward model"):
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             model = AutoModelForSequenceClassification.from_pretrained(folder, **safe)

@@ -1,8 +1,8 @@
-"""Score a member's completions: every function once with all of them, then a weighted sum.
+"""Score a member's completions: call every reward function with all of them, and sum the rewards.
 
 The calling convention is TRL's, so that a function written for `GRPOTrainer` works unchanged:
 keyword arguments, every dataset column as a list, async functions, None for "does not apply". The
-room processes/ calls the functions and limits their time and memory.
+package processes/ calls the functions and limits their time and memory.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from estune.common.moments import mean
+from estune.common.moments import known, mean
 from estune.common.types import Completion, Row, is_token_ids
 from estune.config import ESConfig
 from estune.errors import ConfigError
@@ -38,18 +38,20 @@ logger = logging.getLogger(__name__)
 _LOGGERS = ("log_extra", "log_metric")
 OnError = Literal["lowest", "zero", "drop", "raise"]
 
-_MOST_FAILED = 0.5  # a member is left out if more than this fraction of its completions failed
+_MAX_FAILED = 0.5  # a member is left out if more than this fraction of its completions failed
 
 
 @dataclass(frozen=True)
 class Scores:
     """The rewards of one member.
 
-    total: the weighted sum for each completion, (B,), NaN where no function gave a number.
-    by_function: function's name → its rewards (B,), NaN for None, and for failures until `settle`.
-    metrics, extra: what the functions logged through log_metric and log_extra.
-    failures: function's name → completion → what went wrong.
-    overran: how many completions exceeded a function's own time limit, and got its lowest grade.
+    total: the weighted sum for each completion, (B,); NaN where no function returned a number.
+    by_function: name of a function → its rewards (B,); NaN where it returned None. A failed
+        reward is NaN until `settle` replaces it.
+    metrics: what the functions logged through `log_metric`.
+    extra: what they logged through `log_extra`.
+    failures: name of a function → index of a completion → what went wrong.
+    overran: how many completions exceeded a function's own time limit and got its lowest grade.
     """
 
     total: NDArray[np.float64]
@@ -61,36 +63,40 @@ class Scores:
 
     @property
     def fitness(self) -> float:
-        """The mean over the completions that got a number; NaN if none did."""
-        return mean(self.total[~np.isnan(self.total)])
+        """The mean reward of the completions that have one; NaN if none has."""
+        return mean(known(self.total))
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A member's completions while reward functions score them."""
+    """A member's completions while the reward functions score them.
+
+    outcomes: one future per function.
+    strict: whether `result` raises if a function failed.
+    """
 
     outcomes: "list[Future[FunctionScores]]"
     rewards: "RewardFunctions"
-    strict: bool  # whether a failure is raised
+    strict: bool
 
     def done(self) -> bool:
         """Return whether all functions have returned."""
         return all(outcome.done() for outcome in self.outcomes)
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait until all functions have returned, or for `seconds`."""
+        """Wait until all functions have returned, or at most `seconds`."""
         wait(self.outcomes, timeout=seconds)
 
     def on_done(self, listener: Callable[[], None]) -> None:
-        """Call `listener` each time a function has returned, in any thread."""
+        """Call `listener` whenever a function has returned; the call can be in any thread."""
         for outcome in self.outcomes:
             outcome.add_done_callback(lambda _: listener())
 
     def result(self) -> Scores:
-        """Wait for the scores; `settle` then fills in the rewards that failed.
+        """Wait for the scores and return them, with NaN for rewards that failed (see `settle`).
 
         Raises:
-            RewardError: a function failed, and the scoring is strict.
+            RewardError: a function failed, and `strict` is set.
         """
         names, weights = self.rewards.names, self.rewards.weights
         scores = dict(zip(names, (one.result() for one in self.outcomes), strict=True))
@@ -115,13 +121,14 @@ class RewardFunctions:
 
     Args:
         functions: callables with TRL's calling convention.
-        weights: one per function; default 1 each.
-        limits: limits on their time, memory and processes.
-        on_error: what counts as the reward if a function fails: `lowest`, the function's lowest
-            reward among all members of the step; `zero`; `drop`, none; `raise` ends the run.
+        weights: one per function; by default all are 1.
+        limits: limits on the functions' time, memory and processes.
+        on_error: what to do if a function fails for a completion. `lowest` gives the lowest reward
+            of this function among all members of the step; `zero` gives 0; `drop` leaves the
+            completion out; `raise` ends the run.
 
     Raises:
-        ConfigError: the number of weights is not the number of functions.
+        ConfigError: the number of weights differs from the number of functions.
     """
 
     def __init__(
@@ -143,7 +150,11 @@ class RewardFunctions:
 
     @classmethod
     def of(cls, functions: Sequence[RewardFunc], config: ESConfig) -> "RewardFunctions":
-        """Return `functions` with the weights and limits of `config`. Raises ConfigError."""
+        """Return `functions` with the weights and limits of `config`.
+
+        Raises:
+            ConfigError: the number of weights differs from the number of functions.
+        """
         limits = RewardLimits(
             config.reward_workers,
             config.reward_timeout,
@@ -153,7 +164,11 @@ class RewardFunctions:
         return cls(functions, config.reward_weights, limits, config.on_reward_error)
 
     def check(self, columns: Sequence[str]) -> None:
-        """Check every function's parameters against the dataset's columns. Raises RewardError."""
+        """Check every function's parameters against the dataset's columns.
+
+        Raises:
+            RewardError: a function needs a parameter that nothing provides.
+        """
         if hidden := [name for name in columns if name in (*OFFERED, "self")]:
             logger.warning(
                 "the dataset's column %r does not reach reward functions,"
@@ -171,9 +186,10 @@ class RewardFunctions:
         *,
         first: bool = False,
     ) -> Pending:
-        """Start to score `completions` of the prompts in `rows`.
+        """Start to score `completions`, one for each of the prompts in `rows`.
 
-        In the `first` batch of a run a failure is a bug of the function, and raised.
+        first: whether this is the first batch of the run. A failure in it is most likely a bug of
+            the function, so it is raised even if `on_error` is `lowest`.
         """
         strict = self._on_error == "raise" or (first and self._on_error == "lowest")
         columns = _columns(rows, completions)
@@ -182,7 +198,7 @@ class RewardFunctions:
         return Pending(outcomes, self, strict)
 
     def none(self, count: int) -> Scores:
-        """Return the scores of a member that is left out: NaN for its `count` completions."""
+        """Return the scores of a member that is left out: NaN for each of `count` completions."""
         nothing = np.full(count, np.nan)
         return Scores(nothing, {name: nothing.copy() for name in self.names})
 
@@ -197,13 +213,17 @@ class RewardFunctions:
         """Score completions and wait for the result.
 
         Raises:
-            RewardError: a function raised, or did not return one finite number or None per
-                completion, and `on_error` or `first` makes that an error.
+            RewardError: a function failed, and `on_error` or `first` says to raise. A function
+                fails if it raises, takes too long, or does not return one finite number or None
+                per completion.
         """
         return self.settle([self.submit(rows, completions, state, first=first).result()])[0]
 
     def settle(self, scores: Sequence[Scores]) -> list[Scores]:
-        """Replace failed rewards as `on_error` says; `lowest` looks at all of `scores`."""
+        """Replace failed rewards as `on_error` says.
+
+        scores: those of all members of the step, among which `lowest` looks for the lowest reward.
+        """
         if not any(score.failures for score in scores):
             return list(scores)
         lowest = {
@@ -218,13 +238,13 @@ class RewardFunctions:
     def _settled(self, scores: Scores, lowest: dict[str, float]) -> Scores:
         by_function = {name: values.copy() for name, values in scores.by_function.items()}
         for name, failures in scores.failures.items():
-            counts = {"lowest": lowest[name], "zero": 0.0}.get(self._on_error, math.nan)
-            by_function[name][list(failures)] = counts
+            reward = {"lowest": lowest[name], "zero": 0.0}.get(self._on_error, math.nan)
+            by_function[name][list(failures)] = reward
         total = weighted_sum.weighted(by_function, self.weights)
-        lost = sorted({i for failures in scores.failures.values() for i in failures})
+        failed = sorted({i for failures in scores.failures.values() for i in failures})
         if self._on_error == "drop":
-            total[lost] = np.nan
-        if len(lost) > _MOST_FAILED * total.size:
+            total[failed] = np.nan
+        if len(failed) > _MAX_FAILED * total.size:
             total[:] = np.nan
         return replace(scores, total=total, by_function=by_function)
 
@@ -241,7 +261,7 @@ def _lowest(values: Sequence[NDArray[np.float64]]) -> float:
 
 
 def _columns(rows: Sequence[Row], completions: Sequence[Completion]) -> dict[str, list[Any]]:
-    """Return the keyword arguments with one value per completion."""
+    """Return the arguments that are lists with one value per completion."""
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in NOT_PASSED}
     prompts = [row.get("prompt", "") for row in rows]
     return columns | {
@@ -252,22 +272,23 @@ def _columns(rows: Sequence[Row], completions: Sequence[Completion]) -> dict[str
 
 
 def _as_prompt(prompt: Any, completion: Completion) -> Any:
-    """Return a completion's text, as a message where the prompt is a list of messages."""
+    """Return the completion in the prompt's form: a text, or a list with one message."""
     if isinstance(prompt, str) or is_token_ids(prompt):
         return completion.text
     return [{"role": "assistant", "content": completion.text}]
 
 
 def _call(function: RewardFunc, columns: dict[str, list[Any]], count: int, state: Any) -> Call:
-    given = accepted(function, columns)
+    accepted_columns = accepted(function, columns)
     others = accepted(function, dict.fromkeys(("trainer_state", *_LOGGERS)))
     shared = {"trainer_state": state} if "trainer_state" in others else {}
     loggers = tuple(name for name in _LOGGERS if name in others)
-    return Call(given, shared, loggers, count, own_limit(function, given))
+    seconds = own_limit(function, accepted_columns)
+    return Call(accepted_columns, shared, loggers, count, seconds)
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """Make all names different: the second function called "f" becomes "f_2"."""
+    """Return `names` with numbers added where they repeat: a second "f" becomes "f_2"."""
     distinct: list[str] = []
     for name in names:
         candidates = (name if number == 1 else f"{name}_{number}" for number in itertools.count(1))

@@ -1,4 +1,4 @@
-"""The parameters of reward functions, and a check of them before anything is generated."""
+"""Check the parameters of reward functions before anything is generated."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,8 @@ RewardFunc = Callable[..., Any]
 # Offered to every reward function in addition to the dataset's columns, as in TRL.
 OFFERED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
-# Columns that no reward function gets: `prompt` and `completion` as in TRL, the others because
-# their names mean something else in the call.
+# Dataset columns that no reward function gets: `prompt` and `completion` as in TRL, the others
+# because a call uses their names for something else.
 NOT_PASSED = ("prompt", "completion", "self", *OFFERED)
 
 
@@ -22,10 +22,11 @@ def reward_name(function: RewardFunc) -> str:
 
 
 def check_parameters(function: RewardFunc, columns: Sequence[str]) -> None:
-    """Check that `function` can be called with what a run offers it.
+    """Check that `function` can be called with the arguments that a run offers.
 
     Raises:
-        RewardError: it needs a parameter that no column provides, or takes no `completions`.
+        RewardError: the function needs a parameter that nothing provides, or does not take
+            `completions`.
     """
     parameters = _parameters(function)
     if parameters is None:
@@ -48,7 +49,7 @@ def check_parameters(function: RewardFunc, columns: Sequence[str]) -> None:
 
 
 def accepted(function: RewardFunc, keywords: dict[str, Any]) -> dict[str, Any]:
-    """Return those of `keywords` that `function` takes: all of them if it has **columns."""
+    """Return the part of `keywords` that `function` takes; all of them if it has **columns."""
     parameters = _parameters(function)
     if parameters is None or _takes_all(parameters):
         return keywords

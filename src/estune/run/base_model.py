@@ -39,7 +39,7 @@ def base_model(source: Any, config: ESConfig, tokenizer: Any) -> tuple[str, Path
             "give model.merge_and_unload()"
         )
     folder = Path(config.output_dir) / "base"
-    if folder.is_dir():  # a run depends on its base, so what is there is never overwritten
+    if folder.is_dir():  # an earlier run may depend on this base model, so it is never overwritten
         _check_same(source, folder)
     else:
         _write_base(source, tokenizer, folder, trusted)
@@ -47,14 +47,14 @@ def base_model(source: Any, config: ESConfig, tokenizer: Any) -> tuple[str, Path
 
 
 def _write_base(source: Any, tokenizer: Any, folder: Path, trusted: bool) -> None:
-    # A tokenizer with code of its own may save less than it reads, so the files it came from are
-    # copied too, unless the user gave another tokenizer.
+    # A tokenizer with its own code may read files that it does not save. So the files that it came
+    # from are copied too, unless the user gave another tokenizer.
     origin = None if tokenizer else _origin(source, trusted)
     tokenizer = tokenizer or _tokenizer_of(origin, trusted)
     with replaced_folder(folder) as scratch:
         _save(source, tokenizer, scratch)
         if origin:
-            copy_companions(origin, scratch, but=INDEX)
+            copy_companions(origin, scratch, skip=INDEX)
         sync_tree(scratch)
 
 
@@ -70,17 +70,17 @@ def _save(source: Any, tokenizer: Any, folder: Path) -> None:
 
 @contextmanager
 def _valid_generation_config(source: Any) -> Iterator[None]:
-    """Reduce a generation config that transformers refuses to save to its special tokens.
+    """Give `source` a generation config that transformers can save, for the time of the block.
 
-    Greedy completions need no more of it.
+    If its own is not valid, the special tokens are taken from it. Greedy completions need no more.
     """
     own = getattr(source, "generation_config", None)
     if own is None or _is_valid(own):
         yield
         return
     logger.warning(
-        "the model's generation config is not valid; only its special tokens are kept, "
-        "which are all that greedy completions need"
+        "the model's generation config is not valid, so only its special tokens are saved; "
+        "greedy completions need nothing else of it"
     )
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     source.generation_config = type(own)(**{name: getattr(own, name, None) for name in names})
@@ -99,6 +99,7 @@ def _is_valid(generation_config: Any) -> bool:
 
 
 def _check_same(source: Any, folder: Path) -> None:
+    """Raise ModelError if the weights of `source` differ from those in `folder`."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         _save(source, None, Path(scratch))
         new = open_checkpoint(Path(scratch))
@@ -108,13 +109,13 @@ def _check_same(source: Any, folder: Path) -> None:
         )
     if not same:
         raise ModelError(
-            f"model: it does not have the weights in {folder}, with which a run in "
-            f"{folder.parent} began; give those, or choose another output_dir"
+            f"model: its weights differ from those in {folder}, with which the run in "
+            f"{folder.parent} began; give the same model, or choose another output_dir"
         )
 
 
 def _origin(source: Any, trusted: bool) -> Path:
-    """Return the folder that the model was loaded from; weights are not downloaded."""
+    """Return the folder that the model was loaded from, without downloading weights."""
     name = getattr(source, "name_or_path", "")
     if not name:
         raise ModelError(

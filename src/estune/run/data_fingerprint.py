@@ -1,8 +1,9 @@
-"""A fingerprint of training rows, by which a resumed run checks that its data are the same.
+"""A fingerprint of training rows: a resumed run checks with it that its data are the same.
 
 It depends only on the content of the rows, not on memory addresses, the order of a set or how an
-array prints. Rows of plain JSON keep the fingerprint of earlier versions, so that their runs can be
-resumed. Values without comparable content, such as a lambda, are refused before a run begins.
+array prints. Rows of plain JSON have the same fingerprint as in earlier versions, whose runs can so
+be resumed. Values whose content cannot be compared, such as a lambda, are refused before a run
+begins.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -30,7 +31,7 @@ from estune.common.images import ImageFile
 from estune.errors import DataError
 
 Rows = Sequence[Mapping[str, Any]]
-_MARK = "\0"  # begins the key that names a type JSON does not have
+_MARK = "\0"  # begins a key that names a type which JSON lacks
 _LONG = 10_000  # bits; Python refuses to print much longer integers in decimal
 
 
@@ -44,7 +45,10 @@ def digest(rows: Rows, what: str = "train_dataset") -> str:
 
 
 def recorded_or_new(recorded: Any, rows: Rows, new: str) -> str:
-    """Return a run's `recorded` fingerprint if an earlier version gave it to `rows`, else `new`."""
+    """Return the fingerprint to compare with the `recorded` one of a run that is resumed.
+
+    That is the `new` one, unless an earlier version computed `recorded` from the same rows.
+    """
     return str(recorded) if recorded and recorded == _earlier(rows) else new
 
 
@@ -67,7 +71,7 @@ def _text(row: Mapping[str, Any], where: str) -> str:
     """Return the row as canonical JSON."""
     try:
         text = json.dumps(row, sort_keys=True, allow_nan=False)
-        if json.loads(text) == row:  # so it holds only JSON's own types
+        if json.loads(text) == row:  # then the row holds only JSON's own types
             return text
     except (TypeError, ValueError, RecursionError):
         pass
@@ -79,15 +83,15 @@ def _column(value: Any, where: str) -> Any:
     try:
         return _plain(value)
     except RecursionError:
-        raise DataError(f"{where} is nested too deeply, or in itself") from None
+        raise DataError(f"{where} is nested too deeply, or contains itself") from None
+    except _Unknown as error:
+        held = str(error)
     except Exception as error:  # reading another library's object may raise anything
-        what = (
-            str(error) if isinstance(error, _Unknown) else f"an unreadable value ({reason(error)})"
-        )
-        raise DataError(
-            f"{where} holds {what}; a resumed run could not check that the data are the same. "
-            "Make it text, numbers, lists or mappings, or drop the column"
-        ) from None
+        held = f"an unreadable value ({reason(error)})"
+    raise DataError(
+        f"{where} holds {held}; a resumed run could not check that the data are the same. "
+        "Make it text, numbers, lists or mappings, or drop the column"
+    )
 
 
 class _Unknown(Exception):
@@ -110,106 +114,59 @@ def _plain(value: Any) -> Any:
     raise _Unknown(f"an object of type {kind}, whose content cannot be compared")
 
 
-@_plain.register(type(None))
-@_plain.register(bool)
-def _(value: Any) -> Any:
-    return value
-
-
-@_plain.register
-def _(value: str) -> Any:
-    return str(value)
-
-
-@_plain.register
-def _(value: int) -> Any:
+def _integer(value: int) -> Any:
     return int(value) if value.bit_length() < _LONG else _tagged("int", hex(value))
 
 
-@_plain.register
-def _(value: float) -> Any:
+def _float(value: float) -> Any:
     return float(value) if math.isfinite(value) else _tagged("float", str(float(value)))
 
 
-@_plain.register
-def _(value: ImageFile) -> Any:
-    return _tagged("image", value.digest)
-
-
-@_plain.register(complex)
-@_plain.register(Decimal)
-@_plain.register(Fraction)
-@_plain.register(PurePath)
-@_plain.register(UUID)
-@_plain.register(range)
-@_plain.register(timedelta)
-def _(value: Any) -> Any:
-    return _tagged(type(value).__name__, str(value))
-
-
-@_plain.register(date)
-@_plain.register(time)
-def _(value: date | time) -> Any:
-    return _tagged("date", [value.isoformat(), getattr(value, "fold", 0)])
-
-
-@_plain.register(datetime)
-def _(value: datetime) -> Any:
-    return _tagged("datetime", [value.isoformat(), value.fold])
-
-
-@_plain.register(bytes)
-@_plain.register(bytearray)
-@_plain.register(memoryview)
-def _(value: Any) -> Any:
-    return _tagged("bytes", _bytes(value))
-
-
-@_plain.register
-def _(value: re.Pattern) -> Any:  # type: ignore[type-arg]
-    return _tagged("pattern", [_plain(value.pattern), value.flags])
-
-
-@_plain.register
-def _(value: Enum) -> Any:
-    return _tagged("enum", [_name_of(type(value)), value.name])
-
-
-@_plain.register
-def _(value: SimpleNamespace) -> Any:
-    return _object(value, vars(value))
-
-
-@_plain.register
-def _(value: BaseModel) -> Any:
-    return _object(value, dict(value))
-
-
-@_plain.register
-def _(value: Sequence) -> Any:  # type: ignore[type-arg]
+def _sequence(value: Sequence[Any]) -> Any:
     plain = [_plain(one) for one in value]
     return plain if isinstance(value, list) else _tagged("sequence", plain)
 
 
-@_plain.register
-def _(value: Set) -> Any:  # type: ignore[type-arg]
-    return _tagged("set", sorted(_dumped(_plain(one)) for one in value))
-
-
-@_plain.register
-def _(value: Mapping) -> Any:  # type: ignore[type-arg]
+def _mapping(value: Mapping[Any, Any]) -> Any:
     if all(type(key) is str and not key.startswith(_MARK) for key in value):
         return {key: _plain(one) for key, one in value.items()}
     pairs = [(_dumped(_plain(key)), _dumped(_plain(one))) for key, one in value.items()]
     return _tagged("mapping", sorted(pairs))
 
 
-@_plain.register(np.ndarray)
-@_plain.register(np.generic)
-def _(value: Any) -> Any:
+def _array(value: Any) -> Any:
     array = np.asarray(value)
     content = _plain(array.tolist()) if array.dtype.hasobject else _bytes(array.tobytes())
     return _tagged("array", [str(array.dtype), array.shape, content])
+
+
+def _date(value: date | time) -> Any:
+    return _tagged("date", [value.isoformat(), getattr(value, "fold", 0)])
+
+
+_BY_TEXT = (complex, Decimal, Fraction, PurePath, UUID, range, timedelta)
+_KINDS: dict[tuple[type, ...], Callable[[Any], Any]] = {
+    (type(None), bool): lambda value: value,
+    (str,): str,
+    (int,): _integer,
+    (float,): _float,
+    _BY_TEXT: lambda value: _tagged(type(value).__name__, str(value)),
+    (date, time): _date,
+    (datetime,): lambda value: _tagged("datetime", [value.isoformat(), value.fold]),
+    (bytes, bytearray, memoryview): lambda value: _tagged("bytes", _bytes(value)),
+    (re.Pattern,): lambda value: _tagged("pattern", [_plain(value.pattern), value.flags]),
+    (Enum,): lambda value: _tagged("enum", [_name_of(type(value)), value.name]),
+    (SimpleNamespace,): lambda value: _object(value, vars(value)),
+    (BaseModel,): lambda value: _object(value, dict(value)),
+    (Sequence,): _sequence,
+    (Set,): lambda value: _tagged("set", sorted(_dumped(_plain(one)) for one in value)),
+    (Mapping,): _mapping,
+    (np.ndarray, np.generic): _array,
+    (ImageFile,): lambda value: _tagged("image", value.digest),
+}
+for _kinds, _function in _KINDS.items():
+    for _kind in _kinds:
+        _plain.register(_kind, _function)
 
 
 def _tensor(value: Any) -> Any:

@@ -1,9 +1,9 @@
-"""The distance that a run has moved θ from the base model, computed from the journal alone.
+"""How far a run has moved θ from the base model, computed from the journal alone.
 
 Each weight's noise is standard normal and independent of the others'. A step with coefficients cₙ
-therefore moves the weights by a root mean square of √Σcₙ², and the squares of different steps add
-up. Over a model's many weights this gives the distance itself to about four digits; rounding is far
-smaller. A weight decay d first moves θ back by that fraction of the distance.
+therefore moves the weights by √Σcₙ² (root mean square), and the squares of different steps add up.
+A model has so many weights that the result is right to about four digits; rounding errors are far
+smaller. A weight decay d first moves θ back by the fraction d of its distance.
 """
 
 import math
@@ -21,18 +21,18 @@ def distance(before: float, coefficients: Sequence[float], decay: float = 0.0) -
 
 
 def travelled(steps: Sequence[Step]) -> float:
-    """Return the RMS of θ − θ₀ after `steps`, from the last step that recorded it.
+    """Return the RMS of θ − θ₀ after `steps`.
 
-    Older versions of estune did not record it.
+    It is computed from the last step that recorded it, because earlier versions did not.
     """
-    far = 0.0
+    rms = 0.0
     unrecorded: list[Step] = []
     for step in reversed(steps):
         metrics = step.notes.get("metrics", {})
         if "es/distance" in metrics:
-            far = metrics["es/distance"]
+            rms = metrics["es/distance"]
             break
         unrecorded.append(step)
     for step in reversed(unrecorded):
-        far = distance(far, step.coefficients, step.decay or 0.0)
-    return float(far)
+        rms = distance(rms, step.coefficients, step.decay or 0.0)
+    return float(rms)

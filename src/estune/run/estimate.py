@@ -1,7 +1,7 @@
-"""An estimate of a run before it begins: memory by part, for ES and for RL, and hours from a speed.
+"""Estimate a run before it begins: memory, part by part, for ES and for RL; and time from a speed.
 
-Weights, θ and caches are arithmetic. The overheads of Python, torch and the engines were measured
-(docs/performance.md).
+The sizes of weights, θ and caches are computed. The overheads of Python, torch and the engines were
+measured (docs/performance.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,30 +16,32 @@ from estune.common.guard import guarded
 from estune.config import ESConfig
 from estune.errors import ConfigError, ModelError
 
-Memory = dict[str, int]  # what → bytes
+Memory = dict[str, int]  # name of a part → its bytes
 
 _MIB = 1 << 20
-_LIBRARIES = 326 * _MIB  # of a process that has loaded torch, transformers and the kernels
-_GENERATING = 50 * _MIB  # of transformers, in addition to what grows with the batch
-_VLLM = 500 * _MIB  # of vLLM on a CPU, in addition to weights and cache
-_VLLM_CHECK = 0.75  # of θ: held while vLLM's first members are checked
-_CUDA = 600 * _MIB  # of a GPU: its context and the libraries' kernels
-# Bytes per token, layer and hidden unit in 16 bits (Korthikanti et al. 2022,
+_LIBRARIES = 326 * _MIB  # bytes of a process that has loaded torch, transformers and the kernels
+_GENERATING = 50 * _MIB  # bytes that transformers needs in addition to what grows with the batch
+_VLLM = 500 * _MIB  # bytes that vLLM on a CPU needs in addition to weights and cache
+_VLLM_CHECK = 0.75  # memory for checking vLLM's first members, as a fraction of θ
+_CUDA = 600 * _MIB  # bytes on each GPU for the CUDA context and the libraries' kernels
+# RL's activations: bytes per token, layer and hidden unit in 16 bits (Korthikanti et al. 2022,
 # https://arxiv.org/abs/2205.05198).
 _ACTIVATIONS = 34
-_LOGITS = 3  # copies of the logits in fp32 that a policy gradient's step holds
+_LOGITS = 3  # copies of the logits in fp32 that RL holds during a backward pass
 _RL_BATCH = 8  # completions per backward pass, TRL's default
-OVERHEAD = 0.03  # of generating: loading, updating, scoring; measured on two cores (docs/log.md)
+# Time for loading, updating and scoring, as a fraction of the time for generating; measured on two
+# cores (docs/log.md).
+OVERHEAD = 0.03
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model that decide its memory."""
+    """The sizes of a model that decide how much memory it takes."""
 
     parameters: int
-    tuned: int
+    tuned: int  # parameters that ES tunes
     layers: int
-    width: int
+    width: int  # hidden units
     cached: int  # numbers per token and layer in the cache of keys and values
     vocabulary: int
     stored: int  # bytes per weight in the checkpoint
@@ -165,8 +167,8 @@ def _model_config(model: str, revision: str | None, trusted: bool) -> Any:
 def shape_like(parameters: float) -> Shape:
     """Return the shape of a typical model with this many parameters, in 16 bits.
 
-    Typical: width 128 · layers, 12 · width² parameters per layer, a quarter as many key and value
-    heads as query heads, and a vocabulary of 128,000.
+    "Typical" means: the width is 128 · layers, a layer has 12 · width² parameters, there are a
+    quarter as many key and value heads as query heads, and the vocabulary has 128,000 tokens.
     """
     layers = max(1, round((parameters / (12 * 128**2)) ** (1 / 3)))
     width = 128 * layers
@@ -174,7 +176,7 @@ def shape_like(parameters: float) -> Shape:
     return Shape(count, count, layers, width, cached=width // 2, vocabulary=128_000, stored=2)
 
 
-def es_here(shape: Shape, config: ESConfig, work: Workload, itemsize: int) -> Memory:
+def es_on_cpu(shape: Shape, config: ESConfig, work: Workload, itemsize: int) -> Memory:
     """Return the memory of a run with one engine on a machine without a GPU."""
     parts = {
         "libraries": _LIBRARIES,
@@ -189,7 +191,7 @@ def es_here(shape: Shape, config: ESConfig, work: Workload, itemsize: int) -> Me
         return parts
     cache = _cache(shape, config, work, itemsize)
     generating = _GENERATING + _logits(shape, config, work, itemsize)
-    # Saving copies θ into the checkpoint's dtype, unless that is fp32 too.
+    # Saving converts θ to the checkpoint's dtype, which takes a copy unless that is fp32.
     saving = shape.stored * shape.parameters if shape.stored < 4 else 0
     return parts | {"cache": cache, "generating or saving": max(generating, saving - cache)}
 
@@ -197,9 +199,9 @@ def es_here(shape: Shape, config: ESConfig, work: Workload, itemsize: int) -> Me
 def es_on_gpu(
     shape: Shape, config: ESConfig, work: Workload, itemsize: int
 ) -> tuple[Memory, Memory]:
-    """Return the memory of each GPU, and of its machine, which holds θ.
+    """Return the memory taken on each GPU, and in the machine's own memory, which holds θ.
 
-    The cache is the least that holds one batch; vLLM takes all that is left.
+    The cache has room for one batch; vLLM makes it as large as its part of the GPU allows.
     """
     gpus = config.vllm_tensor_parallel_size
     device = {
@@ -212,7 +214,7 @@ def es_on_gpu(
 
 
 def rl(shape: Shape, work: Workload, itemsize: int) -> Memory:
-    """Return the least memory of GRPO with a reference model, and gradients and Adam in fp32."""
+    """Return the least memory that GRPO takes: with a reference model, and Adam in fp32."""
     tokens = _RL_BATCH * (work.prompt_tokens + work.completion_tokens)
     activations = tokens * shape.layers * shape.width * _ACTIVATIONS * itemsize // 2
     logits = _LOGITS * _RL_BATCH * work.completion_tokens * shape.vocabulary * 4
@@ -225,32 +227,33 @@ def rl(shape: Shape, work: Workload, itemsize: int) -> Memory:
     }
 
 
-def tokens_a_step(config: ESConfig, work: Workload) -> float:
-    """Return the completion tokens per step; `learning_rate: auto` evaluates two more members."""
-    members = config.population_size + (2 if config.learning_rate == "auto" else 0)
-    return members * work.prompts * work.completion_tokens
+def tokens_per_step(config: ESConfig, work: Workload) -> float:
+    """Return the completion tokens per step."""
+    candidates = 2 if config.learning_rate == "auto" else 0
+    evaluated = config.population_size + candidates
+    return evaluated * work.prompts * work.completion_tokens
 
 
-def seconds_a_step(config: ESConfig, work: Workload, speed: Speed, engines: int) -> float:
-    """Return the wall time per step when all engines are busy throughout."""
-    generating = tokens_a_step(config, work) / (speed.tokens * engines)
+def seconds_per_step(config: ESConfig, work: Workload, speed: Speed, engines: int) -> float:
+    """Return the wall time per step if no engine ever waits."""
+    generating = tokens_per_step(config, work) / (speed.tokens * engines)
     return generating * (1 + speed.overhead) + speed.fixed
 
 
 def measured_speed(records: Sequence[Mapping[str, Any]]) -> tuple[Speed, float]:
     """Return the speed of a run and its mean completion length, from its metrics.
 
-    Both are medians over all steps but the first, which includes compilation.
+    Both are medians over all steps except the first, which includes compilation.
 
     Raises:
-        ConfigError: there is no step.
+        ConfigError: the run has not finished a step.
     """
     steps = [record for record in records if record.get("es/generate_seconds")]
     if not steps:
-        raise ConfigError("measured: the run has no step yet; wait for one")
+        raise ConfigError("measured: the run has not finished a step yet; wait for the first one")
     tokens = [after - before for before, after in pairwise([0, *_column(steps, "num_tokens")])]
-    kept = slice(1, None) if len(steps) > 1 else slice(None)
-    steps, tokens = steps[kept], tokens[kept]
+    if len(steps) > 1:
+        steps, tokens = steps[1:], tokens[1:]
     generating = _column(steps, "es/generate_seconds")
     loading = _column(steps, "es/load_seconds")
     speed = Speed(
@@ -266,32 +269,35 @@ def _column(steps: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
 
 
 def _fixed_seconds(record: Mapping[str, Any]) -> float:
-    """Return the seconds of a step outside the engines.
+    """Return the seconds of a step that the trainer spends outside the engines.
 
-    The engines' seconds are summed, so with several engines the difference can be negative; then
-    the update is what is known of the rest.
+    Several engines work at the same time, and their seconds are added up, so subtracting them can
+    give too little. The time of the update is then the best estimate.
     """
     rest = record["step_time"] - record["es/generate_seconds"] - record["es/load_seconds"]
     return float(max(rest, record["es/update_seconds"]))
 
 
 def _cached(text: Any) -> int:
-    """Return the size of the keys and values of a token and layer; 0 without attention (Mamba)."""
+    """Return how many numbers a token's keys and values have per layer; 0 without attention."""
     heads = getattr(text, "num_attention_heads", None) or 0
-    head = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
-    return 2 * (getattr(text, "num_key_value_heads", None) or heads) * head
+    head_size = getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0)
+    return 2 * (getattr(text, "num_key_value_heads", None) or heads) * head_size
 
 
 def _cache(shape: Shape, config: ESConfig, work: Workload, itemsize: int) -> int:
+    """Return the bytes of the cache of keys and values for one batch."""
     length = work.prompt_tokens + config.max_completion_length
     return itemsize * shape.layers * shape.cached * length * _batch(config, work)
 
 
 def _logits(shape: Shape, config: ESConfig, work: Workload, itemsize: int) -> int:
-    return (2 * 4 + itemsize) * shape.vocabulary * _batch(config, work)
+    """Return the bytes of a batch's logits: one copy in the engine's dtype and two in fp32."""
+    return (itemsize + 2 * 4) * shape.vocabulary * _batch(config, work)
 
 
 def _batch(config: ESConfig, work: Workload) -> int:
-    """Return the sequences generated at a time; vLLM's own limit is far above transformers'."""
-    most = 256 if config.engine == "vllm" else config.generation_batch_size
-    return min(work.prompts, most)
+    """Return how many sequences are generated at a time."""
+    vllm_limit = 256
+    limit = vllm_limit if config.engine == "vllm" else config.generation_batch_size
+    return min(work.prompts, limit)

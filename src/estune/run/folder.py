@@ -1,4 +1,4 @@
-"""The folder of a run: its journal, metrics, checkpoints and snapshots of θ.
+"""The files in the folder of a run.
 
 journal.jsonl     the record of the run (theta/journal.py)
 metrics.jsonl     one line per step, with TRL's names (metrics_file.py)
@@ -9,8 +9,8 @@ profile-K.json    with `profile`: a trace from step K on (monitor/timeline.py)
 reward_error.txt  the first reward that failed, with its traceback
 config.yaml, README.md
 
-Only one process at a time may use it. What a run left there is data: a checkpoint or snapshot
-counts only if it names the journal's θ and its content matches.
+Only one process at a time may use the folder. Its files are not trusted: a checkpoint or snapshot
+is used only if its digests match the journal and its content.
 """
 
 import json
@@ -55,12 +55,13 @@ class RunFolder:
             ConfigError: another process has locked it.
         """
         with locked(self.path, "output_dir"):
-            self._anchor, self._journal = Anchor(self.path), None
+            self._anchor = Anchor(self.path)
+            self._journal = None
             yield
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Check the folder around a write.
+        """Check before a write, and again if it fails, that the folder is still this run's.
 
         Raises:
             LostFolderError: the folder is no longer this run's.
@@ -85,15 +86,15 @@ class RunFolder:
         return self._journal
 
     def reopen(self) -> Journal:
-        """Return the existing journal, to continue it. Raises JournalError."""
+        """Open the existing journal to continue it. Raises JournalError if it is damaged."""
         self._journal = Journal.open(self.path, repair=True)
         return self._journal
 
     def check_fresh(self, base: Path) -> None:
-        """Refuse a folder that holds a run, the base model, or files that a run would replace.
+        """Check that a new run may begin in the folder.
 
         Raises:
-            ConfigError: it does.
+            ConfigError: it holds a run, the base model, or files that a run would replace.
         """
         where = f"output_dir: {self.path}"
         if exists(self.path):
@@ -114,17 +115,19 @@ class RunFolder:
             raise ConfigError(f"{where} is the folder of the base model; choose another")
 
     def model_folder(self, wanted: str | None) -> Path:
-        """Return where `save_model` writes: `wanted`, which must be new or empty, or `final`.
+        """Return the folder that `save_model` writes to: `wanted`, or else `final`.
+
+        The folder of the run itself, which TRL's scripts give, also means `final`.
 
         Raises:
-            ConfigError: something else is there.
+            ConfigError: `wanted` holds something that `save_model` did not write.
         """
         final = self.path / "final"
         target = Path(wanted) if wanted else final
-        if target.resolve() == self.path.resolve():  # as TRL's scripts ask
+        if target.resolve() == self.path.resolve():
             target = final
-        ours = target.resolve() in self._models | {final.resolve()}
-        if target.exists() and not ours and (not target.is_dir() or any(target.iterdir())):
+        may_replace = target.resolve() in self._models | {final.resolve()}
+        if not may_replace and _holds_something(target):
             raise ConfigError(f"output_dir: {target} exists already; give save_model a new folder")
         self._models.add(target.resolve())
         return target
@@ -137,7 +140,7 @@ class RunFolder:
         return _numbered(self.path, "checkpoint-", "")
 
     def append(self, step: Step) -> None:
-        """Add a step to the journal, on disk when this returns."""
+        """Add a step to the journal; it is on disk when this returns."""
         assert self._journal is not None
         with self.writing():
             self._journal.append(step)
@@ -148,9 +151,9 @@ class RunFolder:
             self.metrics.append(record)
 
     def save(self, step: int, model: Model, state: dict[str, Any], best: int | None) -> None:
-        """Write the snapshot and the checkpoint of `step`, then delete those no longer kept.
+        """Write the snapshot and the checkpoint of `step`, then delete those no longer needed.
 
-        Either is left alone if it exists and holds θ as it is now.
+        A snapshot or checkpoint that already holds the current θ is not written again.
         """
         with self.writing():
             identity = self.identity(model)
@@ -162,7 +165,7 @@ class RunFolder:
                 if other != step:
                     self._snapshot(other).unlink()
             self.save_checkpoint(step, model, state)
-            self._rotate(step, best)
+            self._delete_old_checkpoints(step, best)
 
     def save_checkpoint(self, step: int, model: Model, state: dict[str, Any]) -> None:
         """Write θ as the checkpoint of `step`, unless an undamaged one exists."""
@@ -177,7 +180,7 @@ class RunFolder:
             if wrong is None:
                 return
             logger.warning(
-                "%s is not what the journal says of step %d (%s); it is written again",
+                "%s differs from the journal's step %d (%s); it is written again",
                 target,
                 step,
                 wrong,
@@ -185,7 +188,7 @@ class RunFolder:
         model.write(target, identity, write_state)
 
     def identity(self, model: Model) -> Identity | None:
-        """Return which run and step the model's θ belongs to; None before the run has begun."""
+        """Return the run and the step to which the model's θ belongs; None before a run begins."""
         if self._journal is None:
             return None
         version = model.theta.version
@@ -193,13 +196,13 @@ class RunFolder:
         return Identity(run_digest(self._journal.header), version, known or model.theta.digest())
 
     def unverified(self, best: int | None) -> list[int]:
-        """Return which of the newest and the best checkpoint differ from the journal, by step."""
+        """Return which of the newest and the best checkpoint, by step, differ from the journal."""
         assert self._journal is not None
         existing = self.checkpoints()
         within = [step for step in existing if step <= self._journal.last]
         if len(within) < len(existing):
             logger.warning(
-                "%s is of a step that the journal does not have; it is checked when the run "
+                "%s belongs to a step that the journal does not have; it is checked when the run "
                 "reaches that step",
                 self.checkpoint(existing[-1]),
             )
@@ -210,42 +213,51 @@ class RunFolder:
         digest = journal.digest(step)
         if digest is None:
             return False
-        return (
-            fault(self.checkpoint(step), Identity(run_digest(journal.header), step, digest)) is None
-        )
+        identity = Identity(run_digest(journal.header), step, digest)
+        return fault(self.checkpoint(step), identity) is None
 
     def needs(self, model: Model) -> int:
-        """Return the bytes of disk that the run needs at most, beyond what it uses already.
+        """Return how many more bytes of disk the run needs at most.
 
-        A snapshot is replaced after the new one is written, so there are two for a moment.
+        There are two snapshots for a moment, because the old one is deleted after the new one is
+        written.
         """
         config = self._config
-        saves = math.ceil(config.max_steps / config.save_steps)
-        kept = min(saves, config.save_total_limit + 2) if config.save_total_limit else saves
-        new = max(1, kept - len(self.checkpoints()))
+        most = math.ceil(config.max_steps / config.save_steps)
+        if config.save_total_limit:  # besides these, the best and the one that is being written
+            most = min(most, config.save_total_limit + 2)
+        new = max(1, most - len(self.checkpoints()))
         return new * model.saved_bytes() + 2 * model.theta_bytes()
 
-    def restore_near(self, model: Model, until: int) -> None:
-        """Bring θ to the newest state up to step `until` whose digest the journal has.
+    def restore_up_to(self, last: int, model: Model) -> None:
+        """Bring θ to the latest state available that is not after step `last`.
 
-        That is a snapshot, θ as it is, or the base model. Damaged snapshots are deleted.
+        That is a snapshot whose digest the journal has, θ as it is now, or the base model. Damaged
+        snapshots are deleted.
         """
         assert self._journal is not None
-        here = model.theta.version
-        for step in reversed([step for step in self._snapshots() if step <= until]):
-            if step <= here <= until:
+        now = model.theta.version
+        for step in reversed([step for step in self._snapshots() if step <= last]):
+            if step <= now <= last:
                 return
             if self._journal.digest(step) is None:
                 continue
-            try:
-                model.theta.restore(self._snapshot(step))
-                return self._journal.check(model.theta)
-            except JournalError as error:
-                logger.warning("%s; going back to an earlier state", error)
-                self._snapshot(step).unlink()
-                here = -1
-        if not 0 <= here <= until:
+            if self._restored(step, model, self._journal):
+                return
+            now = -1  # the damaged snapshot has overwritten θ
+        if not 0 <= now <= last:
             model.theta.reset(model.checkpoint)
+
+    def _restored(self, step: int, model: Model, journal: Journal) -> bool:
+        """Read θ from the snapshot of `step`; if that is damaged, delete it and return False."""
+        try:
+            model.theta.restore(self._snapshot(step))
+            journal.check(model.theta)
+        except JournalError as error:
+            logger.warning("%s; going back to an earlier state", error)
+            self._snapshot(step).unlink()
+            return False
+        return True
 
     def write_completions(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Write the completions of an evaluation, one JSON object per line."""
@@ -254,7 +266,7 @@ class RunFolder:
             write_text(self._completions(step), json_lines(rows))
 
     def keep_reward_error(self, text: str) -> Path:
-        """Write the report of the run's first failed reward; return the file's path."""
+        """Write the report of a failed reward, if it is the run's first; return the file's path."""
         path = self.path / "reward_error.txt"
         with self.writing():
             if not path.exists():
@@ -271,17 +283,19 @@ class RunFolder:
             rows = [json.loads(line) for line in self._completions(step).read_bytes().splitlines()]
         except (OSError, ValueError, RecursionError):
             return None
-        wanted = {"prompt", "completion", "reward"}
-        whole = all(isinstance(row, dict) and wanted <= set(row) for row in rows)
-        return rows if whole else None
+        columns = {"prompt", "completion", "reward"}
+        undamaged = all(isinstance(row, dict) and columns <= set(row) for row in rows)
+        return rows if undamaged else None
 
     def _in_the_way(self) -> str | None:
         """Return a file with a name that runs use, unless this trainer wrote it."""
         if self.metrics.has_foreign_lines():
             return "metrics.jsonl"
         patterns = ["theta/step-*.safetensors", "completions/step-*.jsonl"]
-        patterns += ["profile-*.json"] * self._config.profile
-        patterns += ["final/*"] * ((self.path / "final").resolve() not in self._models)
+        if self._config.profile:
+            patterns.append("profile-*.json")
+        if (self.path / "final").resolve() not in self._models:
+            patterns.append("final/*")
         found = (path for pattern in patterns for path in self.path.glob(pattern))
         return next((str(path.relative_to(self.path)) for path in found), None)
 
@@ -294,7 +308,7 @@ class RunFolder:
     def _snapshots(self) -> list[int]:
         return _numbered(self.path / "theta", "step-", ".safetensors")
 
-    def _rotate(self, newest: int, best: int | None) -> None:
+    def _delete_old_checkpoints(self, newest: int, best: int | None) -> None:
         for scratch in self.path.glob(".checkpoint-*.tmp"):
             shutil.rmtree(scratch)  # left by a kill
         limit = self._config.save_total_limit
@@ -307,9 +321,9 @@ class RunFolder:
 
 
 def json_lines(rows: list[dict[str, Any]]) -> str:
-    """Return one JSON object per line.
+    """Return `rows` as one JSON object per line.
 
-    NaN and infinity become null; a value that JSON cannot hold becomes its text.
+    NaN and infinity become null, and other values that JSON cannot hold become text.
     """
     plain = [{str(name): _plain(value) for name, value in row.items()} for row in rows]
     return "".join(json.dumps(row) + "\n" for row in plain)
@@ -320,6 +334,11 @@ def _plain(value: Any) -> Any:
         return json.loads(json.dumps(value, default=str), parse_constant=lambda word: None)
     except Exception:  # tuples as keys, an int of 5,000 digits, a __str__ that fails
         return one_line(value)
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether `path` is a file, or a folder that is not empty."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
 
 
 def _numbered(folder: Path, prefix: str, suffix: str) -> list[int]:

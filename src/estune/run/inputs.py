@@ -1,13 +1,13 @@
-"""Load what a config names: training rows, held-out rows and reward functions.
+"""Load the training rows, held-out rows and reward functions that a config names.
 
-`datasets` is a list as in TRL, with a weight for each entry; the entries become one mixture.
+The setting `datasets` is a list as in TRL; its entries become the parts of a mixture.
 """
 
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from estune.common.fields import checked
-from estune.common.other_names import nearest
+from estune.common.name_hints import nearest
 from estune.common.types import Row
 from estune.config import RunConfig
 from estune.errors import ConfigError, InputError
@@ -18,7 +18,7 @@ from estune.tasks.rows import has_split, load_rows
 
 
 def data_and_rewards(config: RunConfig) -> tuple[Any, Any, Any]:
-    """Return training rows, held-out rows or None, and reward functions.
+    """Return the training rows, the held-out rows (or None) and the reward functions.
 
     Raises:
         ConfigError: the config names neither a task nor a dataset with reward functions.
@@ -27,31 +27,43 @@ def data_and_rewards(config: RunConfig) -> tuple[Any, Any, Any]:
         return mixtures(config, evaluating=_evaluating(config))
     task = get_task(config.task) if config.task else None
     if task is None and not config.dataset_name:
-        raise ConfigError("task: give one (see estune tasks), or dataset_name and reward_funcs")
+        raise ConfigError(
+            "task: give one (estune tasks lists them), or dataset_name and reward_funcs"
+        )
     rewards: Any = config.reward_funcs or (task.reward_funcs if task else None)
     if rewards is None:
         raise ConfigError(
             "reward_funcs: give a built-in name or a dotted path such as my_rewards.short"
         )
-    if config.dataset_name or task is None:
-        train = _dataset_rows(config, config.dataset_name or "", config.dataset_train_split, task)
-    else:
-        train = task.train(config.max_train_samples)
-    return train[: config.max_train_samples], _held_out_rows(config, task), rewards
+    return _training_rows(config, task), _held_out_rows(config, task), rewards
+
+
+def _training_rows(config: RunConfig, task: Task | None) -> list[Row]:
+    """Return the rows of dataset_name, or else those of the task."""
+    most = config.max_train_samples
+    if task and not config.dataset_name:
+        return task.train(most)[:most]
+    name = config.dataset_name or ""
+    return _dataset_rows(config, name, config.dataset_train_split, task)[:most]
 
 
 def _held_out_rows(config: RunConfig, task: Task | None) -> list[Row] | None:
-    """Return the rows of eval_dataset_name, else of the training data's test split, if wanted."""
-    most = config.max_eval_samples
+    """Return the rows to evaluate on, or None.
+
+    They come from eval_dataset_name. Without it they come from the test split of the training data,
+    if there is one and the config wants evaluations.
+    """
+    most, split = config.max_eval_samples, config.dataset_test_split
     if name := config.eval_dataset_name:
-        split = config.dataset_test_split
-        split = split if has_split(name, split) else "train"  # a single file has only "train"
+        if not has_split(name, split):
+            split = "train"  # the only split of a single file
         return _dataset_rows(config, name, split, task)[:most]
     if not _evaluating(config):
         return None
     if name := config.dataset_name:
-        split = config.dataset_test_split
-        return _dataset_rows(config, name, split, task)[:most] if has_split(name, split) else None
+        if not has_split(name, split):
+            return None
+        return _dataset_rows(config, name, split, task)[:most]
     return task.test(most) if task else None
 
 
@@ -69,11 +81,11 @@ def _key(default: Any, **limits: Any) -> Any:
 
 @dataclass(frozen=True)
 class Entry:
-    """One mapping in `datasets`: a `task`, or data by `path`, `name` and `split` as in TRL.
+    """One entry of `datasets`: a `task`, or else a dataset's `path`, `name` and `split`, as in TRL.
 
     Raises:
-        ConfigError: a value has the wrong type or is out of range, or not exactly one of task and
-            path is given.
+        ConfigError: a value has the wrong type or is out of range; or both or neither of task and
+            path are given.
     """
 
     task: str | None = _key(None)
@@ -92,13 +104,13 @@ class Entry:
         for name, value in checked(type(self), vars(self)).items():
             object.__setattr__(self, name, value)
         if (self.task is None) == (self.path is None):
-            raise ConfigError("give a task, or the path of data; one of them")
+            raise ConfigError("give either a task or the path of a dataset")
 
 
 def mixtures(config: RunConfig, *, evaluating: bool) -> tuple[Mixture, Mixture | None, list[Any]]:
-    """Return the training mixture of `config.datasets`, the held-out one or None, and the rewards.
+    """Return the training mixture, the held-out mixture (or None) and the reward functions.
 
-    Entries without held-out rows are left out of the held-out mixture.
+    The held-out mixture has only those entries of `datasets` that have held-out rows.
 
     Raises:
         InputError: an entry is wrong, or its data or reward functions cannot be loaded.
@@ -117,8 +129,8 @@ def mixtures(config: RunConfig, *, evaluating: bool) -> tuple[Mixture, Mixture |
             test.append(Part(part.name, held_out))
     if evaluating and not test:
         raise ConfigError(
-            "datasets: none of them has held-out rows to evaluate on; "
-            "give one a test_split that it has"
+            "datasets: no entry has held-out rows to evaluate on; "
+            "set test_split to a split that the dataset has"
         )
     mixture = Mixture(train)
     return mixture, Mixture(test) if test else None, mixture.reward_funcs
@@ -134,8 +146,8 @@ def _entry(values: dict[str, Any]) -> Entry:
 
 def _part(entry: Entry, config: RunConfig) -> Part:
     task = get_task(entry.task) if entry.task else None
-    usual = task.reward_funcs if task else config.reward_funcs
-    rewards = resolve_rewards(entry.reward_funcs or usual)
+    default = task.reward_funcs if task else config.reward_funcs
+    rewards = resolve_rewards(entry.reward_funcs or default)
     if task:
         rows = task.train(config.max_train_samples)
     else:

@@ -1,22 +1,22 @@
-"""What a run reports of its steps: on the screen, in metrics.jsonl, to trackers and callbacks."""
+"""Report a run's steps on the screen, in metrics.jsonl, to trackers and to callbacks."""
 
 from typing import Any
 
 from estune.config import ESConfig
 from estune.monitor.callbacks import Callbacks
 from estune.monitor.console import Screen
-from estune.monitor.held_out import HeldOut
 from estune.monitor.metrics import lost_rewards
+from estune.monitor.theta_evaluation import ThetaEvaluation
 from estune.monitor.trackers import Trackers
 from estune.run.folder import RunFolder
-from estune.run.milestones import best_step, best_value, plateaued, trainer_state
+from estune.run.milestones import best_value, plateaued
 from estune.run.step_evaluation import StepEvaluation
 
 
 class RunLog:
-    """The metrics of a run's steps, and where they go.
+    """Reports the metrics of each step, and keeps them.
 
-    lines: step → its line of metrics.
+    lines: step → its line in metrics.jsonl.
     """
 
     def __init__(
@@ -33,13 +33,14 @@ class RunLog:
         """Load the lines of the folder's metrics.jsonl."""
         self.lines = {line["step"]: line for line in self._folder.metrics.read()}
 
-    def write(self, step: int, metrics: dict[str, Any], held_out: HeldOut | None) -> None:
+    def write(self, step: int, metrics: dict[str, Any], held_out: ThetaEvaluation | None) -> None:
         """Write and show the metrics of `step`, and of an evaluation after it if there was one."""
         if metrics:
             self._screen.step(step, metrics)
         if held_out:
-            metrics = metrics | held_out.metrics
+            metrics = metrics | held_out.eval_metrics
             self._show_held_out(step, held_out)
+        # The step comes first in the line, and no metric may replace it.
         self.lines[step] = {"step": step} | metrics | {"step": step}
         self._folder.log(self.lines[step])
         if held_out or step % self._config.logging_steps == 0:
@@ -49,15 +50,16 @@ class RunLog:
             self._callbacks.call("on_log", logs=metrics)
         if held_out:
             self._callbacks.call("on_evaluate", metrics=metrics)
-            # Set after on_evaluate, because transformers' own callbacks expect it then.
+            # Set after on_evaluate: transformers' callbacks compare with the previous best there.
             self._callbacks.state.best_metric = best_value(self._config, self.lines, step)
 
     def show_members(self, step: int, evaluation: StepEvaluation) -> None:
-        """Show the best member's completions, and what went wrong with members or rewards."""
+        """Show the best member's completions, and which members or rewards failed."""
         if self.shows_completions(step):
             self._screen.samples(f"step {step}, best member", evaluation.best)
         scored = evaluation.results
-        broken = sum(not one.finite for one in scored[: self._config.population_size])
+        members = scored[: self._config.population_size]
+        broken = sum(not member.finite for member in members)
         if broken:
             self._screen.say(
                 f"step {step}: {broken} members computed NaN or infinity and are left out; "
@@ -69,9 +71,10 @@ class RunLog:
             self._screen.lost_rewards(step, count, evaluation.lost.summary, path)
 
     def show_result(self, step: int, loader: str) -> None:
-        """Show held-out completions and metrics, before and after if both were evaluated.
+        """Show the held-out completions of `step`, next to those from before training, if any.
 
-        `loader` names the class of transformers that loads the model.
+        Args:
+            loader: the class of transformers that loads the model.
         """
         before, after = self._folder.completions(0), self._folder.completions(step)
         if before and after and step:
@@ -85,20 +88,12 @@ class RunLog:
     def shows_completions(self, step: int) -> bool:
         return self._config.log_completions and step % self._config.logging_steps == 0
 
-    def ends(self, step: int) -> bool:
-        """Whether the run ends after `step`, before max_steps."""
+    def stops_early(self, step: int) -> bool:
+        """Whether the run ends after `step`, although max_steps is not reached."""
         return self._callbacks.stopping or plateaued(self._config, self.lines, step)
 
-    def best_step(self, until: int) -> int | None:
-        """The saved step that metric_for_best_model finds best."""
-        return best_step(self._config, self.lines, until)
-
-    def trainer_state(self, step: int) -> dict[str, Any]:
-        """What trainer_state.json of a checkpoint holds."""
-        return trainer_state(self._config, self.lines, step)
-
-    def _show_held_out(self, step: int, held_out: HeldOut) -> None:
+    def _show_held_out(self, step: int, held_out: ThetaEvaluation) -> None:
         self._folder.write_completions(step, held_out.records)
-        self._screen.evaluation(step, held_out.metrics)
-        if step < self._config.max_steps:
+        self._screen.evaluation(step, held_out.eval_metrics)
+        if step < self._config.max_steps:  # `show_result` shows the last step's
             self._screen.samples(f"held out, step {step}", held_out.records)

@@ -1,8 +1,9 @@
 """metrics.jsonl: one line per step with TRL's names, and a checksum as its last field.
 
-The journal holds the training metrics too, so a damaged line is rewritten from there. Evaluation
-metrics are only here: the last step is evaluated again, and losing an earlier evaluation that
-decides the best checkpoint is an error. Lines of versions without checksums are accepted.
+The journal also has the training metrics, so a damaged line is restored from there. Only this file
+has the evaluation metrics. If the last step's are lost, the step is evaluated again; if an earlier
+evaluation is lost that decides the best checkpoint, that is an error. Earlier versions wrote no
+checksums; their lines are accepted.
 """
 
 import json
@@ -12,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from estune.common.checksummed_lines import checksummed, verified
 from estune.common.durable import write_text
-from estune.common.signed_lines import signed, verified
 from estune.config import ESConfig
 from estune.errors import JournalError
 from estune.theta.journal import Journal
@@ -67,18 +68,19 @@ class MetricsFile:
         for step in lost:
             if step:
                 kept[step] = {"step": step, **journal.steps[step - 1].notes["metrics"]}
-                kept[step]["step"] = step  # whatever a metric of this name says
+                kept[step]["step"] = step  # a reward function may log a metric of this name
         write_text(self.path, "".join(_line(kept[step]) for step in sorted(kept)))
 
     def _report(self, number: int, evaluations: list[int], config: ESConfig) -> None:
+        """Report a damaged line; `evaluations` are the steps whose evaluations are lost."""
         what = f"{self.path}: line {number} is damaged"
         if evaluations and config.metric_for_best_model:
             raise JournalError(
-                f"{what}, and with it the evaluation of step {evaluations[0]}, by which "
-                "metric_for_best_model chooses; restore the file from a copy, or delete the line "
-                "to continue without that evaluation"
+                f"{what}, and metric_for_best_model needs the evaluation of step {evaluations[0]} "
+                "in it; restore the file from a copy, or delete the line to continue without that "
+                "evaluation"
             )
-        exception = ", without those of an evaluation" if evaluations else ""
+        exception = ", except those of an evaluation, which are lost" if evaluations else ""
         logger.warning("%s; its figures are taken from the journal%s", what, exception)
 
     def _lines(self) -> list[bytes]:
@@ -86,7 +88,7 @@ class MetricsFile:
 
 
 def _line(record: Record) -> str:
-    return signed(json.dumps(record, allow_nan=False))
+    return checksummed(json.dumps(record, allow_nan=False))
 
 
 def _record(line: bytes) -> Record | None:

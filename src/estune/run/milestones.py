@@ -1,4 +1,4 @@
-"""When a run evaluates and saves, and which saved step is the best, from config and metrics."""
+"""When a run evaluates, saves and stops early, and which of its saved steps is the best."""
 
 import math
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ Logged = Mapping[int, Mapping[str, Any]]  # step → its line of metrics
 
 
 def saves(config: ESConfig, step: int) -> bool:
-    """Whether a checkpoint follows `step`: every save_steps and after the last step."""
+    """Whether a checkpoint is saved after `step`: every save_steps and after the last step."""
     return step > 0 and (step % config.save_steps == 0 or step == config.max_steps)
 
 
 def evaluates(config: ESConfig, step: int) -> bool:
-    """Whether an evaluation follows `step`; step 0 means before the first step."""
+    """Whether an evaluation follows `step`; for step 0, whether one comes before training."""
     if step == 0:
         return config.eval_on_start
     periodic = config.eval_steps is not None and step % config.eval_steps == 0
@@ -24,9 +24,9 @@ def evaluates(config: ESConfig, step: int) -> bool:
 
 
 def best_step(config: ESConfig, logged: Logged, until: int) -> int | None:
-    """Return the best saved step up to `until` by metric_for_best_model; of equals the earliest.
+    """Return the saved step up to `until` with the best metric_for_best_model.
 
-    None if no saved step was evaluated.
+    If several are equal, it is the earliest; if no saved step was evaluated, None.
 
     Raises:
         ConfigError: there are evaluations, but none has this metric.
@@ -42,18 +42,18 @@ def best_step(config: ESConfig, logged: Logged, until: int) -> int | None:
             f"metric_for_best_model: evaluations have no {name!r}; they have {', '.join(names)}"
         )
     known = [step for step in evaluated if logged[step].get(name) is not None]
-    return max(known, key=lambda step: _sign(config) * logged[step][name], default=None)
+    return max(known, key=lambda step: _goodness(config, logged[step][name]), default=None)
 
 
 def best_value(config: ESConfig, logged: Logged, until: int) -> float | None:
     """The best value of metric_for_best_model in any evaluation up to `until`."""
     if config.metric_for_best_model is None:
         return None
-    name, sign = best_metric(config), 1 if config.greater_is_better else -1
+    name = best_metric(config)
     values = [
         line[name] for step, line in logged.items() if step <= until and line.get(name) is not None
     ]
-    return max(values, key=lambda value: sign * value, default=None)
+    return max(values, key=lambda value: _goodness(config, value), default=None)
 
 
 def plateaued(config: ESConfig, logged: Logged, until: int) -> bool:
@@ -71,9 +71,10 @@ def plateaued(config: ESConfig, logged: Logged, until: int) -> bool:
     for value in values:
         if value is None:
             continue
-        improved = _sign(config) * value - best > config.early_stopping_threshold
+        goodness = _goodness(config, value)
+        improved = goodness - best > config.early_stopping_threshold
         waited = 0 if improved else waited + 1
-        best = max(best, _sign(config) * value)
+        best = max(best, goodness)
     return waited >= config.early_stopping_patience
 
 
@@ -83,9 +84,9 @@ def best_metric(config: ESConfig) -> str:
 
 
 def trainer_state(config: ESConfig, logged: Logged, step: int) -> dict[str, Any]:
-    """Return a checkpoint's trainer_state.json, with transformers' names.
+    """Return the content of a checkpoint's trainer_state.json, with transformers' names.
 
-    It contains nothing that differs between two runs of the same config.
+    It is the same in all runs of one config, so it has no times.
     """
     best = best_step(config, logged, step)
     return {
@@ -98,5 +99,6 @@ def trainer_state(config: ESConfig, logged: Logged, step: int) -> dict[str, Any]
     }
 
 
-def _sign(config: ESConfig) -> int:
-    return 1 if config.greater_is_better else -1
+def _goodness(config: ESConfig, value: float) -> float:
+    """Return `value`, or −`value` if a lower metric_for_best_model is better."""
+    return value if config.greater_is_better else -value

@@ -1,8 +1,8 @@
-"""Several tasks in one run: each one's share of a batch, and the steps in which it takes part.
+"""Several tasks in one run: each has a share of the batch, and steps in which it is active.
 
-The rows of all tasks form one training set, with the task's name in the column `task`. The rows of
-a step depend only on the seed, the step and, for `from_reward`, on the rewards of earlier steps.
-Those are in the journal, so a resumed run draws the same rows.
+The rows of all tasks form one training set, with the task's name in the column `task`. Which rows a
+step uses depends only on the seed, the step and, for `from_reward`, the rewards of earlier steps.
+The journal has those rewards, so a resumed run draws the same rows.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from estune.common.moments import mean
+from estune.common.moments import known, mean
 from estune.common.types import Row
 from estune.config import ESConfig
 from estune.errors import ConfigError, DataError
@@ -23,8 +23,8 @@ from estune.rewards.signature import NOT_PASSED, RewardFunc, check_parameters
 from estune.run.task_reward import TaskReward
 from estune.tasks.rows import rows_of
 
-COLUMN = "task"  # names the part that a row belongs to
-_DRAWS = 0x9FB21C651E98DF25  # separates the random numbers drawn here from the members' seeds
+COLUMN = "task"  # holds the name of the part that a row belongs to
+_DRAWS = 0x9FB21C651E98DF25  # makes the random numbers drawn here differ from the members' seeds
 Earned = Mapping[str, float | None]  # active part → its mean reward in a step
 
 
@@ -36,7 +36,8 @@ class Part:
     reward_funcs: score only these rows; empty if the run's reward functions score all rows.
     weight: its share of a batch, relative to the other active parts.
     from_step, until_step: the first and last step in which it is active.
-    from_reward: it joins after a step in which the part before it earned at least this on average.
+    from_reward: it also waits for a step in which the mean reward of the part before it was at
+        least this.
 
     Raises:
         ConfigError: a weight or a step is out of range.
@@ -67,7 +68,7 @@ class Part:
         return self.from_step <= step and (self.until_step is None or step <= self.until_step)
 
     def joined(self, previous: "Part | None", history: Sequence[Earned]) -> bool:
-        """Whether the part before it has earned from_reward in some step of `history`."""
+        """Whether the mean reward of `previous` reached from_reward in some step of `history`."""
         if self.from_reward is None or previous is None:
             return True
         rewards = [earned.get(previous.name) for earned in history]
@@ -89,12 +90,13 @@ class Mixture:
         names = [part.name for part in parts]
         if not parts or len(set(names)) < len(names):
             raise ConfigError(
-                "datasets: give at least one, and each a name (label) of its own; "
+                "datasets: give at least one, each with its own name (label); "
                 f"they are {', '.join(names) or 'none'}"
             )
         if parts[0].from_reward is not None:
             raise ConfigError(
-                f"datasets: {names[0]}: is the first, so from_reward has no entry before it to use"
+                f"datasets: {names[0]}: from_reward waits for the dataset before it, "
+                "but this one is the first; leave it out"
             )
         self.parts = list(parts)
         rows_of_part = {part.name: _checked(part) for part in parts}
@@ -122,7 +124,7 @@ class Mixture:
 
     @property
     def settings(self) -> list[dict[str, Any]]:
-        """What besides the rows decides which rows a step uses; part of the data's fingerprint."""
+        """The settings that decide which rows a step uses, as part of the data's fingerprint."""
         settings = []
         for part in self.parts:
             values = vars(part) | {"rows": len(part.rows)}
@@ -131,21 +133,24 @@ class Mixture:
         return settings
 
     @property
-    def by_reward(self) -> bool:
-        """Whether some part waits for a reward."""
+    def waits_for_rewards(self) -> bool:
+        """Whether any part has from_reward."""
         return any(part.from_reward is not None for part in self.parts)
 
     def check(self, config: ESConfig) -> None:
         """Check the mixture against a run's settings.
 
         Raises:
-            ConfigError: weights without a batch_size, or a step in which no part may be active.
+            ConfigError: weights differ but there is no batch_size; or in some step no part may be
+                active.
         """
         if config.batch_size is None and len({part.weight for part in self.parts}) > 1:
             raise ConfigError(
                 "batch_size: weights are shares of a batch; "
-                "give one, or the same weight to all datasets"
+                "set batch_size, or give all datasets the same weight"
             )
+        # Parts with from_reward may never become active, so the others must cover all steps. The
+        # first step that they miss, if any, is step 1 or follows an until_step.
         scheduled = [part for part in self.parts if part.from_reward is None]
         ends = [part.until_step + 1 for part in scheduled if part.until_step is not None]
         for step in sorted({1, *ends}):
@@ -185,22 +190,23 @@ class Mixture:
     def earned(
         self, rows: Sequence[Row], totals: NDArray[np.float64]
     ) -> dict[str, float | None] | None:
-        """Return each part's mean reward in a step, for the journal; None if no part waits for it.
+        """Return each part's mean reward in a step; None if no part waits for rewards.
 
         Args:
             rows: the step's batch.
-            totals: the rewards, shape (members, rows), NaN where there is none.
+            totals: the rewards, shape (members, rows); NaN means none.
         """
-        if not self.by_reward:
+        if not self.waits_for_rewards:
             return None
         names = np.array([row[COLUMN] for row in rows])
         return {name: _mean(totals[:, names == name]) for name in dict.fromkeys(names.tolist())}
 
 
 def shares(weights: Sequence[float], size: int, start: float) -> list[int]:
-    """Divide `size` by `weights`: systematic sampling (Madow & Madow 1944).
+    """Divide `size` into whole numbers in proportion to `weights`.
 
-    `start` is a random number in [0, 1).
+    `start`, a random number in [0, 1), decides which shares are rounded up. Over many draws each
+    share is exact on average: this is systematic sampling (Madow & Madow 1944).
     """
     whole = math.fsum(weights)
     ends = [
@@ -211,19 +217,20 @@ def shares(weights: Sequence[float], size: int, start: float) -> list[int]:
 
 
 def _drawn(size: int, count: int, start: int) -> list[int]:
-    """Return `count` of the numbers below `size` in random order, none twice until all were drawn.
+    """Draw `count` of the numbers below `size`; none repeats before all of them have been drawn.
 
-    These are the first steps of the Fisher-Yates shuffle; `moved` holds the entries it has swapped.
+    Each round is a Fisher-Yates shuffle. Only the entries that it has swapped are stored, because
+    a round is rarely completed.
     """
     drawn: list[int] = []
-    moved: dict[int, int] = {}
+    swapped: dict[int, int] = {}
     for n in range(count):
-        at = n % size
-        if at == 0:
-            moved = {}
-        other = at + mix(start + n) % (size - at)
-        drawn.append(moved.get(other, other))
-        moved[other] = moved.get(at, at)
+        position = n % size
+        if position == 0:  # a new round
+            swapped = {}
+        other = position + mix(start + n) % (size - position)
+        drawn.append(swapped.get(other, other))
+        swapped[other] = swapped.get(position, position)
     return drawn
 
 
@@ -231,7 +238,7 @@ def _checked(part: Part) -> list[Row]:
     rows = rows_of(part.rows, f"datasets: {part.name}")
     if COLUMN in rows[0]:
         raise DataError(
-            f"datasets: {part.name}: has a column {COLUMN!r}, which mixtures use; rename it"
+            f"datasets: {part.name}: has a column {COLUMN!r}, which mixtures add; rename it"
         )
     for function in part.reward_funcs:
         check_parameters(function, [name for name in rows[0] if name not in NOT_PASSED])
@@ -239,5 +246,5 @@ def _checked(part: Part) -> list[Row]:
 
 
 def _mean(rewards: NDArray[np.float64]) -> float | None:
-    known = rewards[~np.isnan(rewards)]
-    return mean(known) if known.size else None
+    present = known(rewards)
+    return mean(present) if present.size else None

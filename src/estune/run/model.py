@@ -1,7 +1,7 @@
 """The model of a run: its checkpoint, its θ, and the workers that evaluate its members.
 
-Each is created when first needed. All that headers alone can show is checked before a weight is
-read.
+Each is created when first needed. What the headers of the files show is checked before any weights
+are read.
 """
 
 import math
@@ -31,8 +31,8 @@ from estune.theta.identity import Identity, seal
 from estune.theta.parameters import Layout, layout
 from estune.theta.theta import Theta
 from estune.workers.base import Workers
+from estune.workers.launched_process import find_launched_process
 from estune.workers.model_source import ModelSource
-from estune.workers.ranks import ranks_for
 
 
 class Model:
@@ -43,19 +43,19 @@ class Model:
             `output_dir/base`.
         config: which parameters to tune, and with which engine.
         tokenizer: used and saved instead of the checkpoint's own.
-        prompts: dataset's name → all its prompts, to check that they fit into the context.
+        prompts: name of a dataset → its prompts, to check that they fit into the context.
 
     Raises:
-        ModelError, ResourceError: there is no such model, it cannot be tuned, or does not fit into
-            memory.
+        ModelError: there is no such model, or it cannot be tuned.
+        ResourceError: the model and θ do not fit into memory.
         ConfigError: `target_parameters` matches nothing.
     """
 
     def __init__(
         self, source: Any, config: ESConfig, tokenizer: Any, prompts: Mapping[str, Sequence[Prompt]]
     ) -> None:
-        self._ranks = ranks_for(config.workers)
-        self.leads = self._ranks is None or self._ranks.leads
+        self._process = find_launched_process(config.workers)
+        self.leads = self._process is None or self._process.leads
         self.name, folder = self._leader_first(partial(base_model, source, config, tokenizer))
         self.checkpoint: Checkpoint = open_checkpoint(folder)
         self.layout: Layout = layout(self.checkpoint, trust_remote_code=config.trust_remote_code)
@@ -77,23 +77,23 @@ class Model:
 
     @cached_property
     def theta(self) -> Theta:
-        """θ; it is θ₀ when first used."""
+        """θ. It starts as θ₀."""
         read_elsewhere = self._config.engine == "vllm" or self._config.workers != "local"
         page_locked = self._device.startswith("cuda")  # copies to a GPU need one block of memory
         share = self.placement.device == "cpu" and (read_elsewhere or page_locked)
         load = partial(
             Theta.load, self.checkpoint, self.tuned, device=self.placement.device, share=share
         )
-        return self._ranks.theta(load) if self._ranks else load()
+        return self._process.theta(load) if self._process else load()
 
     @cached_property
     def workers(self) -> Workers:
-        """The workers; create them while θ is θ₀, which they compare with the engines' weights."""
+        """The workers. First use them while θ is θ₀: they compare it with the engines' weights."""
         revision = self._config.model_revision if isinstance(self._config, RunConfig) else None
         source = ModelSource(
             self.name, revision, self.checkpoint, self.layout, self.tuned, self._tokenizer
         )
-        return workers.start_workers(self.theta, source, self._config, self._prompts, self._ranks)
+        return workers.start_workers(self.theta, source, self._config, self._prompts, self._process)
 
     @property
     def loader(self) -> str:
@@ -143,7 +143,7 @@ class Model:
     ) -> None:
         """Write θ as a checkpoint with the base's names, dtypes and files.
 
-        `identity` is recorded in it; `add_files` may put further files into its folder.
+        `identity` is recorded in the checkpoint; `add_files` may add files to its folder.
         """
 
         def value(name: str) -> torch.Tensor:
@@ -175,12 +175,12 @@ class Model:
                 )
 
     def _leader_first(self, locate: Callable[[], tuple[str, Path]]) -> tuple[str, Path]:
-        """Let the leader of launched processes locate first: it may write or download the model."""
-        if self._ranks and not self.leads:
-            self._ranks.hear("located")
+        """Call `locate` in the leading process first, since it may write or download the model."""
+        if self._process and not self.leads:
+            self._process.wait_for("located")
         found = locate()
-        if self._ranks and self.leads:
-            self._ranks.say("located", True)
+        if self._process and self.leads:
+            self._process.publish("located", True)
         return found
 
     def _count(self, names: Sequence[str]) -> int:
@@ -195,7 +195,7 @@ class Model:
         return self._itemsize * self._count(list(self.layout.in_model))
 
     def _gpu_bytes(self) -> int:
-        """Return what transformers takes of a GPU, if a token of a prompt has two characters."""
+        """Return the GPU memory that transformers takes, counting a token per two characters."""
         prompts = [prompt for each in self._prompts.values() for prompt in each]
         longest = max((len(str(prompt)) for prompt in prompts), default=0)
         work = estimate.Workload(
@@ -206,13 +206,13 @@ class Model:
         return sum(device.values())
 
     def _check_memory(self) -> None:
-        here = self.theta_bytes() if self.placement.device == "cpu" else 0
+        needed = self.theta_bytes() if self.placement.device == "cpu" else 0
         if self._config.engine == "fake" or self._device == "cpu":
-            here += self._engines_here() * self._engine_bytes()
-        check_memory(int(1.1 * here), f"θ in fp32 and the engine's weights of {self.name}")
+            needed += self._engines_here() * self._engine_bytes()
+        check_memory(int(1.1 * needed), f"θ in fp32 and the engine's weights of {self.name}")
 
     def _engines_here(self) -> int:
-        """Return the engines on this machine, as far as is known before they are placed."""
-        if self._ranks:
-            return self._ranks.world // self._ranks.nodes
+        """Return the number of engines on this machine, as far as is known before they start."""
+        if self._process:
+            return self._process.world_size // self._process.nodes
         return 1 if self._config.ray_address else self._config.num_workers or 1

@@ -1,7 +1,7 @@
-"""Files such as README.md that users write too: estune replaces only what it wrote itself.
+"""Write files that the user may write too, such as README.md, without replacing the user's.
 
-The last line of such a file is a comment with a checksum of the rest. A file that somebody has
-edited since no longer matches, and is left alone.
+The last line that estune writes is a comment with a checksum of the rest. A file that somebody has
+edited no longer matches its checksum, so it is not replaced.
 """
 
 import hashlib
@@ -18,27 +18,27 @@ _MARK = "written by estune, checksum "
 
 
 def write_own(path: Path, text: str, comment: str) -> None:
-    """Write `text` to `path`, or next to it under another name if somebody else wrote `path`.
+    """Write `text` to `path`, or to another name next to it if somebody else wrote `path`.
 
-    `comment` makes a line a comment of the file's language, for example `# {}`.
+    `comment` is the format of a comment in the file's language, for example `# {}`.
     """
     target = next(name for name in _names(path) if not name.exists() or _is_own(name))
     if target != path:
         logger.warning(
-            "%s was not written by estune and stays as it is; the run's is %s", path, target.name
+            "%s was not written by estune and stays as it is; see %s instead", path, target.name
         )
     mark = comment.format(_MARK + _checksum(text))
     write_text(target, f"{text}{mark}\n")
 
 
 def own(path: Path) -> Path | None:
-    """Return the file that `write_own` wrote for `path`, unless it is gone."""
+    """Return the file that `write_own` wrote for `path`; None if it is gone or was edited."""
     existing = itertools.takewhile(Path.exists, _names(path))
     return next(filter(_is_own, existing), None)
 
 
 def was_own(path: Path) -> bool:
-    """Whether estune once wrote the file, even if somebody has changed it since."""
+    """Whether estune wrote the file, even if somebody has edited it since."""
     return _MARK in _text(path)
 
 
@@ -55,6 +55,7 @@ def _text(path: Path) -> str:
 
 
 def _names(path: Path) -> Iterator[Path]:
+    """Yield `path` and the other names for it, in the order in which they are tried."""
     yield path
     yield path.with_name(f"estune-{path.name}")
     yield from (path.with_name(f"estune-{number}-{path.name}") for number in itertools.count(2))

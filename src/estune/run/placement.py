@@ -1,6 +1,6 @@
-"""Where θ lives: on the engine's GPU if both fit there, else in host memory.
+"""Decide where θ lives: on the engine's GPU if both fit there, else in host memory.
 
-This is decided from sizes before anything is loaded; the engine's size is that of `estune plan`.
+The decision is made before anything is loaded. `estune plan` estimates the engine's size for it.
 """
 
 import os
@@ -15,7 +15,7 @@ from estune.config import ESConfig
 from estune.errors import ConfigError, ResourceError
 
 RESERVE = 2 << 30  # bytes of a GPU left free for temporary buffers and fragmentation
-_VLLM_PART = 0.92  # vLLM's default gpu_memory_utilization
+_VLLM_FRACTION = 0.92  # vLLM's default gpu_memory_utilization
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ def place_theta(config: ESConfig, device: str, theta: int, engine: Callable[[], 
     """Return where θ goes.
 
     Args:
-        config: the settings; `center_device` is the user's wish.
+        config: the settings; `center_device` says where the user wants θ.
         device: the engine's device.
         theta: bytes of θ.
-        engine: returns the bytes that the transformers engine takes of a GPU.
+        engine: returns the bytes that the transformers engine will take on the GPU.
 
     Raises:
         ConfigError: center_device is cuda, but θ cannot be on a GPU.
@@ -50,20 +50,28 @@ def place_theta(config: ESConfig, device: str, theta: int, engine: Callable[[], 
         why = f"θ is in host memory, because {obstacle}" if torch.cuda.is_available() else ""
         return Placement("cpu", why)
     free, total = torch.cuda.mem_get_info(device)
-    taken = vllm_takes(config, total) if config.engine == "vllm" else engine()
-    return choose(wanted, theta, taken, free, device)
+    engine_bytes = vllm_bytes(config, total) if config.engine == "vllm" else engine()
+    return choose(wanted, theta, engine_bytes, free, device)
 
 
 def choose(wanted: str, theta: int, engine: int, free: int, device: str) -> Placement:
-    """Return where θ goes, given the bytes of θ, of the engine, and those free on the device.
+    """Return where θ goes.
+
+    Args:
+        wanted: the setting center_device.
+        theta: bytes of θ.
+        engine: bytes that the engine will take on `device`.
+        free: bytes that are free on `device`.
 
     Raises:
         ResourceError: `wanted` is "cuda", and θ does not fit.
     """
-    needs = f"{amount(theta)} plus {amount(engine)} for the engine and {amount(RESERVE)} in reserve"
+    needs = (
+        f"{amount(theta)} for θ, {amount(engine)} for the engine and {amount(RESERVE)} in reserve"
+    )
     if theta + engine + RESERVE <= free:
-        return Placement(device, f"θ is on {device}, which has {amount(free)} free: {needs}")
-    short = f"{device} has {amount(free)} free, not {needs}"
+        return Placement(device, f"θ is on {device}: {needs} fit into the free {amount(free)}")
+    short = f"{device} has {amount(free)} free, less than {needs}"
     if wanted == "cuda":
         raise ResourceError(
             f"center_device: θ does not fit: {short}; "
@@ -72,23 +80,25 @@ def choose(wanted: str, theta: int, engine: int, free: int, device: str) -> Plac
     return Placement("cpu", f"θ is in host memory, because {short}")
 
 
-def vllm_takes(config: ESConfig, total: int) -> int:
-    """Return the bytes that vLLM takes of a GPU with `total` bytes, for weights and cache."""
-    given = config.vllm_gpu_memory_utilization
-    part = (config.engine_kwargs or {}).get("gpu_memory_utilization", given)
-    return int(total * (_VLLM_PART if part is None else part))
+def vllm_bytes(config: ESConfig, total: int) -> int:
+    """Return the bytes that vLLM's weights and cache take on a GPU of `total` bytes."""
+    setting = config.vllm_gpu_memory_utilization
+    fraction = (config.engine_kwargs or {}).get("gpu_memory_utilization", setting)
+    return int(total * (_VLLM_FRACTION if fraction is None else fraction))
 
 
 def _obstacle(config: ESConfig, device: str) -> str | None:
-    """Return why θ cannot be on a GPU, whatever its size."""
+    """Return why θ cannot be on a GPU, whatever its size; None if it can."""
     if config.workers != "local":
-        return f"workers: {config.workers} has engines in other processes, which read host memory"
+        return f"workers: {config.workers} runs engines in processes that read θ from host memory"
     if config.vllm_tensor_parallel_size > 1:
-        return "the processes of vllm_tensor_parallel_size read it in host memory"
+        return "vllm_tensor_parallel_size starts processes that read θ from host memory"
     if config.engine == "vllm" and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0") != "0":
         return "VLLM_ENABLE_V1_MULTIPROCESSING puts vLLM into another process"
     if config.engine == "fake" or torch.device(device).type != "cuda":
-        return f"the engine is not on one (engine: {config.engine}, device: {device})"
+        return f"the engine is not on a GPU (engine: {config.engine}, device: {device})"
     if (torch.device(device).index or 0) >= torch.cuda.device_count():
         return f"this machine has no {device}"
-    return None if find_spec("triton") else "Triton, which makes its noise there, is not installed"
+    if not find_spec("triton"):
+        return "Triton, which computes θ's noise on a GPU, is not installed"
+    return None

@@ -1,4 +1,4 @@
-"""What a run gives to others: its config.yaml, a model card, and an upload to the hub."""
+"""Write a run's config.yaml and model card, and upload its model to the hub."""
 
 import dataclasses
 import json
@@ -17,25 +17,25 @@ from estune.run.resume import without_tokens
 from estune.tasks import get_task
 
 _FROM_PYTHON = (
-    "# Made from Python, where model, data and rewards were given as objects: "
-    "add them to rerun this.\n"
+    "# This run was started from Python, with model, data and rewards as objects: "
+    "add them to rerun it.\n"
 )
 
 
 def write_config(folder: Path, config: ESConfig) -> None:
     """Write the settings that differ from the defaults, for `estune train --config`."""
     task = get_task(config.task) if isinstance(config, RunConfig) and config.task else None
-    usual = {field.name: field.default for field in dataclasses.fields(config)}
-    usual |= task.defaults if task else {}
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    defaults |= task.defaults if task else {}
     settings = {
-        field.name: getattr(config, field.name)
-        for field in dataclasses.fields(config)
-        if getattr(config, field.name) != usual[field.name]
+        name: getattr(config, name)
+        for name, default in defaults.items()
+        if getattr(config, name) != default
     }
     settings.pop("resume_from_checkpoint", None)
     settings = without_tokens(settings)
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    if clean(text) != text:  # no setting may change, so hidden characters are escaped instead
+    if clean(text) != text:  # escape control characters: removing them would change a setting
         text = yaml.safe_dump(settings, sort_keys=False)
     heading = "" if isinstance(config, RunConfig) else _FROM_PYTHON
     write_own(folder / "config.yaml", heading + text, "# {}")
@@ -73,20 +73,21 @@ def push(folder: Path, config: ESConfig, message: str) -> str:
     """Upload `folder/final` and the model card to `hub_model_id`; return the commit's address.
 
     Raises:
-        ConfigError: the hub refused, or could not be reached.
+        ConfigError: the upload failed.
     """
     from huggingface_hub import HfApi
 
     final = folder / "final"
     repository = config.hub_model_id or folder.resolve().name
-    what = f"hub_model_id: {repository} could not be pushed to"
+    what = f"hub_model_id: the upload to {repository} failed"
     with guarded(ConfigError, what, f"the model is in {final}"):
         api = HfApi()
         repository = api.create_repo(repository, exist_ok=True).repo_id
         commit = api.upload_folder(
             repo_id=repository, folder_path=str(final), commit_message=message
         )
-        if card := own(folder / "README.md"):  # last: the folder may hold the base model's card
+        # The card comes last, because `final` may hold the base model's card.
+        if card := own(folder / "README.md"):
             api.upload_file(path_or_fileobj=str(card), path_in_repo="README.md", repo_id=repository)
         return str(commit)
 
@@ -99,7 +100,7 @@ tags: [estune, evolution-strategies]
 
 # {model}, fine-tuned by evolution strategies
 
-All chosen parameters were tuned with forward passes only by \
+The parameters were tuned with forward passes only, by \
 [Evolution Strategies at Scale](https://arxiv.org/abs/2509.24372):
 N = {config.population_size}, σ = {config.sigma:g}, {alpha}, {step} steps, seed {config.seed}, \
 {config.noise} noise.

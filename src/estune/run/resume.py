@@ -1,7 +1,7 @@
 """Check that a run may be resumed with these settings and data, then restore its θ.
 
-Settings that may change on resume say so themselves (config.MAY_CHANGE_ON_RESUME).
-Any other change is refused: it would change θ.
+Some settings may change on resume (config.MAY_CHANGE_ON_RESUME). A change of any other setting is
+refused, because it would change θ.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from estune.config import MAY_CHANGE_ON_RESUME, ESConfig, RunConfig, spans_max_steps
+from estune.config import MAY_CHANGE_ON_RESUME, ESConfig, RunConfig, depends_on_max_steps
 from estune.errors import ConfigError, JournalError
 from estune.run.data_fingerprint import Rows, recorded_or_new
 from estune.run.folder import RunFolder
@@ -26,19 +26,19 @@ def header(config: ESConfig, model: Model, rewards: list[str], data: str) -> Hea
 
 
 def as_recorded(now: Header, before: Header, rows: Rows) -> Header:
-    """Return `now`, with the fingerprint in `before` if an earlier version gave it to `rows`."""
+    """Return `now`, with the fingerprint of `before` if an earlier version made it from `rows`."""
     data = recorded_or_new(before.config.get("train_data"), rows, now.config["train_data"])
     return dataclasses.replace(now, config=now.config | {"train_data": data})
 
 
 def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
-    """Compare the settings, data and weights that a run began with and those given now.
+    """Compare the settings, data and weights of `now` with those that the run began with.
 
-    A setting missing from the journal counts as its default.
+    A setting that the journal lacks had its default.
 
     Raises:
         ConfigError: something differs that may not change.
-        JournalError: a line lacks what a resume needs, although a replay does not.
+        JournalError: a line lacks metrics, which a resume needs, although a replay does not.
     """
     for step in journal.steps:
         if not isinstance(step.notes.get("metrics"), dict):
@@ -49,14 +49,14 @@ def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
     before = journal.header
     run = f"the run in {journal.path.parent}"
     _check_settings(before.config, now.config, run)
-    began, schedule = before.config.get("max_steps"), spans_max_steps(config)
+    began, schedule = before.config.get("max_steps"), depends_on_max_steps(config)
     if schedule and began != config.max_steps:
         raise ConfigError(
-            f"max_steps: {schedule} spans the {began} steps of {run}, so they cannot be "
-            f"{config.max_steps}; give the same again, or choose another output_dir"
+            f"max_steps: cannot change from {began} to {config.max_steps} in {run}, because "
+            f"{schedule} depends on it; give {began} again, or choose another output_dir"
         )
     if before.digest != now.digest:
-        raise ConfigError(f"model: {now.model} does not have the weights that {run} began with")
+        raise ConfigError(f"model: {now.model} does not have the weights with which {run} began")
     if journal.last > now.config["max_steps"]:
         raise ConfigError(
             f"max_steps: {run} has {journal.last} steps already; give at least that many"
@@ -65,21 +65,22 @@ def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
 
 def _check_settings(before: dict[str, Any], now: dict[str, Any], run: str) -> None:
     defaults = recorded({field.name: field.default for field in dataclasses.fields(RunConfig)})
-    began = defaults | recorded(before)
-    given = defaults | recorded(now)
-    for name in sorted(given.keys() - {"fitness"} - MAY_CHANGE_ON_RESUME):  # pass_k implies fitness
-        old, new = began.get(name), given[name]
+    before = defaults | recorded(before)
+    now = defaults | recorded(now)
+    # `fitness` follows from pass_k, which the user knows.
+    for name in sorted(now.keys() - MAY_CHANGE_ON_RESUME - {"fitness"}):
+        old, new = before.get(name), now[name]
         if old == new:
             continue
         if name == "train_data":
             raise ConfigError(
                 f"train_data: the rows differ from those that {run} began with (fingerprint {old}, "
                 f"now {new}); give the same data again, or choose another output_dir. Earlier "
-                "versions read numbers in CSV files and dates in JSON differently: finish such "
+                "versions read numbers in CSV files and dates in JSON differently: finish their "
                 "runs with them"
             )
         raise ConfigError(
-            f"{name}: {run} has {old!r}, not {new!r}; "
+            f"{name}: {run} began with {old!r}, not {new!r}; "
             "give the same again, or choose another output_dir"
         )
 
@@ -96,18 +97,18 @@ def restore(
     folder.metrics.repair(journal, config, folder.evaluated)
     logged = {record["step"]: record for record in folder.metrics.read()}
     for step in folder.unverified(best_step(config, logged, journal.last)):
-        folder.restore_near(model, step)
+        folder.restore_up_to(step, model)
         for _ in journal.replay(model.theta, step):
             pass
         folder.save_checkpoint(step, model, trainer_state(config, logged, step))
-    folder.restore_near(model, journal.last)
+    folder.restore_up_to(journal.last, model)
     say(f"resuming {folder.path} after step {journal.last}, from θ of step {model.theta.version}")
     for step in journal.replay(model.theta, journal.last):
         say(f"replayed step {step} of {journal.last}")
 
 
 def without_tokens(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings without the access tokens in them, at any depth."""
+    """Return the settings without access tokens; those in nested mappings are left out too."""
     return {
         name: without_tokens(value) if isinstance(value, dict) else value
         for name, value in settings.items()

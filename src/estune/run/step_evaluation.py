@@ -1,6 +1,6 @@
-"""One step's members on their way from prompts to rewards.
+"""Evaluate the members of one step: generate their completions and score them.
 
-Engines generate for the next members while reward functions score earlier ones.
+Engines already generate for the next members while reward functions score earlier ones.
 """
 
 import math
@@ -15,15 +15,15 @@ from estune.config import ESConfig
 from estune.errors import clean
 from estune.monitor.console import prompt_text
 from estune.monitor.expert_load import ExpertLoad
-from estune.monitor.held_out import records
 from estune.monitor.metrics import Scored, Tally
+from estune.monitor.theta_evaluation import records
 from estune.monitor.timeline import Timeline
 from estune.rewards.call import Failure
 from estune.rewards.scoring import Pending, RewardFunctions, Scores
 from estune.workers.base import Evaluation, Workers
 
-_MOST_WAITING = 256  # members waiting for rewards, before engines have to wait too
-_TICK = 0.1  # seconds between two calls of `tick` while rewards are awaited
+_MOST_WAITING = 256  # variants that may wait for rewards; with that many, engines wait too
+_TICK = 0.1  # seconds between two calls of `tick` while only rewards are awaited
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,17 @@ class LostReward:
 class StepEvaluation:
     """Evaluates variants of θ on the rows of one step: call it to get their rewards.
 
-    results: those of all variants so far, in order.
-
     Args:
-        tick: called often while results are awaited; may raise to end the step.
-        first_step: a failing reward function ends the run on the first member, since it is a bug.
-        best_of: `best` keeps the completions of the best of this many first variants; 0: none.
+        tick: called often while results are awaited; it may raise an error to end the step.
+        first_step: this is the run's first step. If a reward function fails on its first variant,
+            the run ends, since that is a bug.
+        best_of: `best` is the best of the first `best_of` variants; 0 leaves it empty.
+
+    Attributes:
+        results: the results of all variants so far, in order.
+        best: the completions of the best variant, with their rewards.
+        lost: the first reward that was lost, if any.
+        seconds: the time spent evaluating so far.
     """
 
     def __init__(
@@ -85,16 +90,16 @@ class StepEvaluation:
         self._pending: dict[int, tuple[Pending, Evaluation]] = {}
         self._scored: dict[int, Scored] = {}
         self.started = time.perf_counter()
-        self.seconds = 0.0  # of evaluating, so far
+        self.seconds = 0.0
         self.results: list[Scored] = []
         self.best: list[dict[str, Any]] = []
         self.lost: LostReward | None = None
 
     def __call__(self, variants: Sequence[Variant]) -> list[Scored]:
-        """Evaluate `variants` and score their completions; returns their results in order.
+        """Evaluate `variants`, score their completions, and return their results in order.
 
         Raises:
-            RewardError: a reward function failed, and the config does not tolerate that.
+            RewardError: a reward function failed, and on_reward_error does not tolerate that.
         """
         started = time.perf_counter()
         before = self.done
@@ -110,11 +115,11 @@ class StepEvaluation:
 
     @property
     def done(self) -> int:
-        """Variants that are scored."""
+        """How many variants have been scored."""
         return len(self._scored)
 
     def _settled(self) -> list[Scored]:
-        """All results so far, with lost rewards replaced as `on_reward_error` says."""
+        """Return all results so far, with lost rewards replaced as `on_reward_error` says."""
         scored = [self._scored[index] for index in sorted(self._scored)]
         settled = self._reward_functions.settle([one.scores for one in scored])
         return [replace(one, scores=scores) for one, scores in zip(scored, settled, strict=True)]
@@ -129,7 +134,7 @@ class StepEvaluation:
             self._tick(self)
 
     def _submit(self, evaluation: Evaluation) -> None:
-        """Start to score a variant, unless its model computed NaN or infinity."""
+        """Start scoring a variant, unless its model computed NaN or infinity."""
         if not _is_finite(evaluation):
             self._take(self._reward_functions.none(len(self._rows)), evaluation)
             return
@@ -162,7 +167,7 @@ class StepEvaluation:
                 del self._pending[index]
 
     def _take(self, scores: Scores, evaluation: Evaluation) -> None:
-        """Keep what a variant earned, but not its completions, which would fill the memory."""
+        """Keep a variant's scores, but not its completions, which would fill the memory."""
         if evaluation.index < self._best_of and scores.fitness > self._best_fitness:
             self._best_fitness = scores.fitness
             self.best = records(self._rows, evaluation.completions, scores)

@@ -22,7 +22,7 @@ class Stop:
 
 @contextmanager
 def graceful() -> Iterator[Stop]:
-    """Let the first SIGINT or SIGTERM in the block only be recorded; a second one acts at once."""
+    """Only record the first SIGINT or SIGTERM in the block; a second one ends the process."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python delivers signals to the main thread only

@@ -14,7 +14,7 @@ from estune.rewards.signature import RewardFunc, accepted, reward_name
 class TaskReward:
     """A reward function for the rows of `task`; other rows get None.
 
-    The names that it logs begin with the task's.
+    The names under which it logs values begin with the task's name.
     """
 
     function: RewardFunc
@@ -56,19 +56,20 @@ class TaskReward:
         return self._rewards(await returned, own, size)
 
     def _rewards(self, returned: Any, own: list[int], size: int) -> Any:
-        """Return one reward per row; the caller refuses what is not a list."""
+        """Return one reward per row. What is not a list stays as it is; the caller refuses it."""
         if not is_list(returned):
             return returned
         if len(returned) != len(own):
             raise ValueError(
-                f"{len(returned)} rewards for the {len(own)} completions of {self.task}; "
-                "it must return one each"
+                f"returned {len(returned)} rewards for the {len(own)} completions of {self.task}; "
+                "it must return one for each"
             )
         overran = returned.overran if isinstance(returned, Grades) else 0
         return Grades(_spread(returned, own, size), overran)
 
 
 def _spread(values: Sequence[Any], own: Sequence[int], size: int) -> list[Any]:
+    """Put the values of the rows `own` into a list of `size` rows; the others get None."""
     spread: list[Any] = [None] * size
     for i, value in zip(own, values, strict=True):
         spread[i] = value

@@ -1,7 +1,7 @@
-"""A run's folder is data, even if somebody else sent it: its code runs only if the user allows it.
+"""Run code from a run's folder only if the user allows it: somebody else may have sent the folder.
 
 `trust_remote_code` is never taken from a journal. In a `--config` file it counts, as in TRL, and is
-logged; but a file that a run wrote cannot allow the modules that lie next to it.
+logged. But a file that a run wrote cannot allow the Python modules that lie next to it.
 """
 
 import sys
@@ -14,7 +14,7 @@ from estune.common.visible import one_line
 from estune.errors import ConfigError
 from estune.run.own_files import was_own
 
-SHOWN = (
+SHOWN = (  # settings that make a run download, import or pass something on
     "model_name_or_path",
     "model_revision",
     "task",
@@ -26,7 +26,7 @@ SHOWN = (
 
 
 def is_on(value: Any) -> bool:
-    """Whether a setting from a file or a flag is true, by the spellings that the config accepts."""
+    """Whether a setting from a file or a flag is true, in any spelling that the config accepts."""
     return value is True or str(value).lower() in ("true", "1", "yes", "on", "y", "t")
 
 
@@ -36,7 +36,7 @@ def is_run_file(path: Path) -> bool:
 
 
 def sources(settings: Mapping[str, Any]) -> list[str]:
-    """Return one line per setting that makes a run download, import or pass something on."""
+    """Return one line for each of the settings in SHOWN."""
     return [f"{name}: {one_line(settings[name])}" for name in SHOWN if settings.get(name)]
 
 
@@ -56,7 +56,7 @@ def check_modules(settings: Mapping[str, Any], folder: Path, *, trusted: bool) -
 
 
 def _dotted_paths(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the dotted paths in settings and in the entries of `datasets`, with the setting."""
+    """Yield each setting and its dotted paths, also those in the entries of `datasets`."""
     entries = settings.get("datasets")
     if not isinstance(entries, list):
         entries = []
@@ -69,7 +69,7 @@ def _dotted_paths(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _source(path: str) -> Path | None:
-    """Return the file or folder of the module that `path` begins with, found as an import would."""
+    """Return the file or folder from which Python would import the first module of `path`."""
     spec = PathFinder.find_spec(path.split(".")[0], [*sys.path, str(Path.cwd())])
     if spec is None:
         return None

@@ -1,4 +1,4 @@
-"""One update of θ: what led to it, its metrics, and its line in the journal."""
+"""An update of θ: its inputs, its metrics, and its line in the journal."""
 
 import math
 import time
@@ -19,12 +19,12 @@ from estune.theta.journal import Step
 
 @dataclass(frozen=True)
 class Update:
-    """An update that was made, and what led to it.
+    """An update that θ has made, and what led to it.
 
-    coefficients: cₙ, one per seed; empty if θ stayed as it is.
+    coefficients: cₙ, one per seed; empty if θ did not move.
     rewards: (N, B); fitness: (N,).
-    decay: the fraction of the way back to θ₀ that θ moved first.
-    seconds: the time that moving θ took.
+    decay: the fraction of its distance from θ₀ by which θ first moved back.
+    seconds: the time that the update took.
     """
 
     step: int
@@ -39,7 +39,7 @@ class Update:
     seconds: float
 
     def metrics(self, before: Sequence[Step], evaluation: StepEvaluation) -> dict[str, Any]:
-        """The step's metrics; `before` are the journal's lines so far."""
+        """Return the step's metrics; `before` has the earlier steps' lines in the journal."""
         scored = evaluation.results
         population = len(self.fitness)
         tokens = tokens_generated(scored)
@@ -50,7 +50,7 @@ class Update:
             "es/sigma": self.size.sigma,
             "num_tokens": earlier + tokens,
             "es/distance": distance(travelled(before), self.coefficients, self.decay),
-            **size_metrics(self.search.learned, self.search.reference),
+            **size_metrics(self.search.learned, self.search.new_reference),
             "es/tokens_per_second": tokens / max(evaluation.seconds, 1e-9),  # of all workers
             "es/update_seconds": self.seconds,
             "step_time": time.perf_counter() - evaluation.started,
@@ -65,11 +65,12 @@ class Update:
         *,
         same_prompts: bool,
     ) -> Step:
-        """The line for the journal; `same_prompts`: the next step asks the same prompts."""
+        """Return the journal's line; `same_prompts`: whether the next step has the same prompts."""
         return Step(
             self.step,
             self.seeds,
             self.coefficients,
+            # `rewards` is the journal's older name of fitness.
             rewards=[None if math.isnan(value) else float(value) for value in self.fitness],
             sigma=self.size.sigma,
             noise=noise,

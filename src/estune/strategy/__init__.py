@@ -1,13 +1,14 @@
 """Ask and tell: which seeds make a population, and which update its fitness calls for.
 
-Natural evolution strategies with a fixed σ, whose 1/σ is folded into α (Qiu et al. 2026,
-https://arxiv.org/abs/2509.24372; Wierstra et al. 2014, https://jmlr.org/papers/v15/wierstra14a.html).
+Natural evolution strategies that do not learn σ from the gradient; the gradient's factor 1/σ is
+included in α (Qiu et al. 2026, https://arxiv.org/abs/2509.24372; Wierstra et al. 2014,
+https://jmlr.org/papers/v15/wierstra14a.html).
 Everything here is a pure function of the config, the step's number and the fitness.
 """
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -17,12 +18,12 @@ from estune.config import ESConfig
 from estune.noise.seeds import GOLDEN, mix, seed_of
 from estune.strategy import schedules
 from estune.strategy.fitness import Fitness
+from estune.strategy.shaping import shaped
 
 logger = logging.getLogger(__name__)
 
-_LARGEST_SUM = (
-    float(np.finfo(np.float32).max) / 8
-)  # of |cₙ|, with which no update overflows, as |ε| < 8
+# The largest Σ|cₙ|. Because |ε| < 8, an update by such coefficients cannot overflow fp32.
+_LARGEST_SUM = float(np.finfo(np.float32).max) / 8
 
 
 def ask(config: ESConfig, step: int) -> list[int]:
@@ -60,14 +61,14 @@ def tell(
         alpha: α; default the schedule's α of `step`.
     """
     alpha = schedules.alpha(config, step) if alpha is None else alpha
-    weights = shaped(config, fitness)
-    if not alpha or not weights.any():
+    shaped_fitness = shaped(config, fitness)
+    if not alpha or not shaped_fitness.any():
         return []
     count = int((~np.isnan(fitness)).sum())
     with np.errstate(over="ignore", invalid="ignore"):
         if config.antithetic:
-            weights = weights[0::2] - weights[1::2]
-        return [float(c) for c in (alpha / count * weights).astype(np.float32)]
+            shaped_fitness = shaped_fitness[0::2] - shaped_fitness[1::2]
+        return [float(c) for c in (alpha / count * shaped_fitness).astype(np.float32)]
 
 
 def bounded(step: int, coefficients: list[float]) -> list[float]:
@@ -88,57 +89,6 @@ def candidate(
     """What θ would be after an update of size `alpha`."""
     coefficients = tell(config, fitness, alpha=alpha)
     return Candidate(tuple(seeds), tuple(coefficients), config.noise, version=step - 1)
-
-
-def shaped(config: ESConfig, fitness: Fitness) -> Fitness:
-    """R̃ (N,): the shaped fitness; 0 for a member without fitness, and all 0 if all are equal.
-
-    Equality is tested on the fitness itself, because the deviation of thirty equal numbers may
-    not round to zero. With `reward_shaping: none` a member whose partner has no fitness gets 0
-    too, because the partner is its baseline.
-    """
-    present = ~np.isnan(fitness)
-    remaining = fitness[present]
-    weights = np.zeros_like(fitness)
-    if remaining.size and remaining.max() > remaining.min():
-        weights[present] = SHAPING[config.reward_shaping](remaining)
-    if config.reward_shaping == "none":
-        whole_pairs = present.reshape(-1, 2).all(axis=1)
-        weights[np.repeat(~whole_pairs, 2)] = 0
-    return weights
-
-
-def z_score(fitness: Fitness) -> Fitness:
-    """R̃ = (R − mean(R)) / std(R), with the population standard deviation.
-
-    Dividing by a power of two first keeps squares in range and changes no digit. The mean is
-    subtracted twice, because its own rounding matters when all values are nearly equal.
-    """
-    _, exponent = math.frexp(np.abs(fitness).max())
-    centred = np.ldexp(fitness, -exponent)
-    for _ in range(2):
-        centred = centred - math.fsum(centred) / centred.size
-    return centred / math.sqrt(math.fsum(centred**2) / fitness.size)
-
-
-def centered_rank(fitness: Fitness) -> Fitness:
-    """Ranks spread evenly over [−½, ½]; equal fitness shares a mean rank (Salimans et al. 2017)."""
-    _, group, counts = np.unique(fitness, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts + 1) / 2  # of each distinct value, from 0
-    return mean_rank[group] / (fitness.size - 1) - 0.5
-
-
-def none(fitness: Fitness) -> Fitness:
-    """R̃ = R. With one pair and α = lr/σ this is MeZO's step lr · (R₊ − R₋)/2σ (Malladi et al.
-    2023, https://arxiv.org/abs/2305.17333)."""
-    return fitness
-
-
-SHAPING: dict[str, Callable[[Fitness], Fitness]] = {
-    "z_score": z_score,
-    "centered_rank": centered_rank,
-    "none": none,
-}
 
 
 def batch(config: ESConfig, step: int, rows: int) -> list[int]:

@@ -1,8 +1,9 @@
 """Fitness: one number per member from its rewards, by default their mean.
 
 Other kinds compare members prompt by prompt. All are pure functions of the population's rewards
-(N, B), NaN where a completion has no reward. Sums are exact and rounded once, so that members with
-equal rewards get equal fitness, and no update follows.
+(N, B), NaN where a completion has no reward. Sums are exact and rounded once, so members with equal
+rewards get equal fitness, and if all are equal, θ does not move. What the update does with the
+fitness (`reward_shaping`) is in shaping.py.
 """
 
 import math
@@ -14,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from estune.common.moments import LARGEST, divided, exponent
+from estune.common.moments import LARGEST, divided, exponent, known
 from estune.common.moments import mean as exact_mean
 from estune.config import ESConfig
 
@@ -33,7 +34,7 @@ def fitness_of(config: ESConfig, rewards: Rewards) -> Fitness:
 
 def mean(rewards: Rewards) -> Fitness:
     """The mean over the completions that have a reward."""
-    return np.array([exact_mean(row[~np.isnan(row)]) for row in rewards])
+    return np.array([exact_mean(known(row)) for row in rewards])
 
 
 def centered(rewards: Rewards) -> Fitness:
@@ -60,7 +61,7 @@ def standardized(rewards: Rewards) -> Fitness:
 
     All prompts then weigh the same whatever their scale, as in GRPO (Shao et al. 2024,
     https://arxiv.org/abs/2402.03300). Prompts that nearly all or nearly no members solve weigh more
-    than in the mean (Liu et al. 2025, https://arxiv.org/abs/2503.20783).
+    than in the plain mean (Liu et al. 2025, https://arxiv.org/abs/2503.20783).
     """
     columns = [divided(column, exponent(column)) for column in rewards.T]  # avoids overflow
     rewards = np.stack(columns, axis=1)
@@ -82,18 +83,18 @@ def pass_at_k(rewards: Rewards, k: int, passing: float) -> Fitness:
     """What each member adds to the population's pass@k, as a mean over prompts.
 
     A completion passes if its reward is at least `passing`; n is the number of completions of a
-    prompt, one per member. pass@k with the member minus pass@k without it is the leave-one-out
-    estimator of the gradient of pass@k (Walder & Karkhanis 2025, https://arxiv.org/abs/2505.15201),
-    with members instead of samples. Prompts with n ≤ k are ignored.
+    prompt, one per member. The fitness is pass@k with the member minus pass@k without it: the
+    leave-one-out estimator of Walder & Karkhanis (2025, https://arxiv.org/abs/2505.15201), with
+    members instead of samples. Prompts with n ≤ k are ignored.
     """
     present = ~np.isnan(rewards)
     passes = present & (np.nan_to_num(rewards, nan=-np.inf) >= passing)
     n = present.sum(axis=0)  # (B,)
     c = passes.sum(axis=0)  # (B,)
     fitness = np.full(len(rewards), np.nan)
-    for member, counted in enumerate(present & (n > k)):
-        cases = zip(n[counted], c[counted], passes[member][counted], strict=True)
-        if counted.any():
+    for member, usable in enumerate(present & (n > k)):
+        cases = zip(n[usable], c[usable], passes[member][usable], strict=True)
+        if usable.any():
             fitness[member] = _mean_contribution(cases, k)
     return fitness
 
@@ -107,7 +108,10 @@ def _mean_contribution(cases: Iterable[tuple[int, int, bool]], k: int) -> float:
 
 @lru_cache(maxsize=1 << 16)
 def _contribution(n: int, c: int, passes: bool, k: int) -> Fraction:
-    """pass@k of n completions, c of which pass, minus pass@k without the one that `passes`."""
+    """pass@k of n completions, c of which pass, minus pass@k without one of them.
+
+    `passes` says whether that one passes.
+    """
     return pass_chance(n, c, k) - pass_chance(n - 1, c - passes, k)
 
 
@@ -122,7 +126,7 @@ def pass_chance(n: int, c: int, k: int) -> Fraction:
 
 def _per_prompt(rewards: Rewards, statistic: Callable[[PromptRewards], float]) -> PromptRewards:
     """A statistic of each prompt's rewards (B,); NaN for a prompt without rewards."""
-    columns = [column[~np.isnan(column)] for column in rewards.T]
+    columns = map(known, rewards.T)
     return np.array([statistic(column) if column.size else math.nan for column in columns])
 
 

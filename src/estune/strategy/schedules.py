@@ -14,7 +14,7 @@ from estune.config import ESConfig
 def alpha(config: ESConfig, step: int) -> float:
     """α of `step` (from 1): `learning_rate`, by default σ/2, times the schedule's factor.
 
-    With w warm-up steps out of T the factor is s/(w+1) for s ≤ w. After that, with
+    With w warm-up steps out of T, the factor at step s is s/(w+1) for s ≤ w. After that, with
     p = (s−1−w)/(T−w), it is 1−p for linear, ½(1+cos πp) for cosine, and 1 otherwise.
     """
     warmup = config.warmup_steps
@@ -36,5 +36,5 @@ def sigma(config: ESConfig, step: int) -> float:
 
 
 def decay(config: ESConfig, step: int) -> float:
-    """d = fp32(α·λ): the fraction of the way back to θ₀ that θ moves before the update."""
+    """d = fp32(α·λ): how far θ moves back to θ₀ before the update, per unit of its distance."""
     return float(np.float32(alpha(config, step) * config.weight_decay))

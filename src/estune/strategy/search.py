@@ -1,17 +1,17 @@
 """`learning_rate: auto`: find α for one update by trying sizes before θ moves.
 
-To first order an update of size α gains (α/σ)·mean(R̃ₙRₙ), which for z-scores is (α/σ)·s, where s
-is the standard deviation of the members' fitness. Its random part costs about ((α/σ)²/N)·D, where
-D is the mean loss of the members compared with θ. So the best α is near σ·N·s/(2D), if what members
-gain adds up.
+An update of size α gains about (α/σ)·s, where s is the standard deviation of the members' fitness.
+The noise in it costs about ((α/σ)²/N)·D, where D is how far the members' mean reward is below θ's.
+The difference is largest at α = σ·N·s/(2D), if the members' gains add up.
 
-No formula says how far it does, so a size is tried: θ after the update is evaluated like a
-member. As in a trust region, half the size is tried too if it gains less than a quarter of what the
-first order promises, and twice the size if it gains more than half. If it loses more than chance
+No formula tells how well they add up, so a size is tried: θ after the update is evaluated like a
+member. As in a trust region, half the size is tried too if the update gains less than a quarter of
+the predicted gain, and twice the size if it gains more than half. If it loses more than chance
 explains, smaller and smaller sizes are tried, and finally no update is made.
 
-σ follows the spread: it grows if members tie, and shrinks if they fall far below θ, or are above θ
-only because the reward favours broken completions.
+σ grows if all members have the same reward and are not below θ. It shrinks if most members computed
+no finite numbers, if they are far below θ, or if they are well above it, which means that the
+reward favours broken completions.
 """
 
 import math
@@ -23,24 +23,24 @@ from typing import Any
 import numpy as np
 
 from estune import strategy
-from estune.common.moments import divided, exponent
+from estune.common.moments import divided, exponent, known
 from estune.common.moments import mean as exact_mean
 from estune.config import ESConfig
 from estune.strategy.fitness import Fitness, PromptRewards, Rewards
 from estune.strategy.step_size import LearnedSize, StepSize
 
-_LEAST = 0.5  # the smallest α/σ to try first: the paper's
+_LEAST = 0.5  # lower bound of the first α/σ that a step tries; the paper's value
 _MOST_TRIED = 6  # sizes per step
-_POOR = 0.25  # fraction of the promised gain below which a smaller size is tried
-_GOOD = 0.5  # fraction of the promised gain above which a larger size is tried
+_POOR = 0.25  # fraction of the predicted gain below which a smaller size is tried
+_GOOD = 0.5  # fraction of the predicted gain above which a larger size is tried
 _LARGER = 1.2  # a larger size is tried only if it is larger by this factor
-_BETTER = 0.5  # standard errors by which another size has to be better than the expected one
-_CHANCE = 1.645  # standard errors that a candidate may lose: one in twenty loses that by chance
-_FAR = 2.0  # standard deviations that members may fall below θ on average before σ shrinks
-_ABOVE = 0.5  # the same above θ: then the reward favours broken completions
-_SURE = 2.5  # σ shrinks only if they are also this many standard errors above θ
+_BETTER = 0.5  # another size replaces the first only if better by this many standard errors
+_CHANCE = 1.645  # standard errors that a harmless update loses by chance once in twenty times
+_FAR = 2.0  # σ shrinks if the members' mean is more standard deviations than this below θ's
+_ABOVE = 0.5  # σ shrinks, too, if the mean is this many standard deviations above θ's,
+_SURE = 2.5  # and also this many standard errors
 _BACK = 1.1  # factor by which a σ that shrank grows back per step
-_RANGE = 16.0  # factor by which σ may differ from the given one
+_RANGE = 16.0  # factor by which σ may differ from the setting `sigma`
 
 
 class SizeSearch:
@@ -73,17 +73,17 @@ class SizeSearch:
         self._size = size
         self._tried: list[float] = []
         self._candidates: list[PromptRewards] = []
-        self._population: PopulationGains | None = None
+        self._population: PopulationRewards | None = None
         if reference is not None:
             unit = strategy.tell(config, fitness, alpha=1.0)
-            self._population = PopulationGains(rewards, unit, reference, finite)
+            self._population = PopulationRewards(rewards, unit, reference, finite)
 
     def next_size(self) -> float | None:
         """The α to try next; None if enough is known, or nothing can be learned."""
         if self._population is None:
             return None
         population, candidates, _ = _in_range(self._population, self._candidates)
-        return next_size(self._size, population, self._tried, candidates)
+        return size_to_try(self._size, population, self._tried, candidates)
 
     def add(self, alpha: float, rewards: PromptRewards) -> None:
         """Take the rewards (B,) of θ after an update of size `alpha`."""
@@ -110,14 +110,14 @@ class SizeSearch:
     def record(self, *, same_prompts: bool) -> dict[str, Any] | None:
         """The journal's `control`; None with a given learning rate.
 
-        `same_prompts`: the next step asks the same prompts, so it need not evaluate θ again.
+        `same_prompts`: the next step uses the same prompts, so it need not evaluate θ again.
         """
         if self.learned is None:
             return None
-        return self.learned.record(self.reference if same_prompts else None)
+        return self.learned.record(self.new_reference if same_prompts else None)
 
     @property
-    def reference(self) -> PromptRewards | None:
+    def new_reference(self) -> PromptRewards | None:
         """The rewards (B,) of θ after the update; None with a given learning rate."""
         if self._population is None or self.learned is None:
             return None
@@ -127,7 +127,7 @@ class SizeSearch:
 
 
 @dataclass(frozen=True)
-class PopulationGains:
+class PopulationRewards:
     """What a population says about the size of its update.
 
     rewards: the members' (N, B); rows 2n and 2n+1 are a pair if they are antithetic.
@@ -142,28 +142,31 @@ class PopulationGains:
     finite: int
 
     @cached_property
-    def fitness(self) -> Fitness:
+    def mean_rewards(self) -> Fitness:
         """The mean reward of each member (N,), NaN for a member without any."""
         return np.array([_mean(row) for row in self.rewards])
 
     @property
     def drop(self) -> float:
         """D: how far the members' mean reward is below that of θ."""
-        return _mean(self.reference) - _mean(self.fitness)
+        return _mean(self.reference) - _mean(self.mean_rewards)
 
     def slope(self, sigma: float) -> float:
         """The gain of an update to first order, divided by its size α.
 
-        A move by σ·ε gains that member's fitness, or half the difference of a pair's.
+        Moving θ by σ·ε is taken to gain that member's mean reward; for a pair, half the difference
+        of the two. A constant makes no difference, because the coefficients sum to 0.
         """
-        paired = len(self.fitness) > len(self.unit)
-        gains = (self.fitness[0::2] - self.fitness[1::2]) / 2 if paired else self.fitness
-        return math.fsum(_present(np.array(self.unit) * gains)) / sigma
+        paired = len(self.mean_rewards) > len(self.unit)
+        gains = (
+            (self.mean_rewards[0::2] - self.mean_rewards[1::2]) / 2 if paired else self.mean_rewards
+        )
+        return math.fsum(known(np.array(self.unit) * gains)) / sigma
 
 
-def next_size(
+def size_to_try(
     size: StepSize,
-    population: PopulationGains,
+    population: PopulationRewards,
     tried: Sequence[float],
     candidates: Sequence[PromptRewards],
 ) -> float | None:
@@ -178,47 +181,51 @@ def next_size(
     most = size.reach / math.hypot(*population.unit)
     if not tried:
         return min(_expected(size, population), most)
-    if best(population.reference, candidates) is None:
+    if best(population.reference, candidates) is None:  # none is acceptable
         return min(tried) / 2 if len(tried) < _MOST_TRIED else None
     changes = candidates[0] - population.reference
-    if len(tried) > 1 or not _present(changes).any():
+    if len(tried) > 1 or not known(changes).any():
         return None
-    promised = tried[0] * population.slope(size.sigma)
-    if not _mean(changes) >= _POOR * promised:
+    predicted = tried[0] * population.slope(size.sigma)
+    if not _mean(changes) >= _POOR * predicted:  # also if the prediction is NaN
         return tried[0] / 2
     larger = min(2 * tried[0], most)
-    worth_trying = _mean(changes) > _GOOD * promised and larger > _LARGER * tried[0]
+    worth_trying = _mean(changes) > _GOOD * predicted and larger > _LARGER * tried[0]
     return larger if worth_trying else None
 
 
 def best(reference: PromptRewards, candidates: Sequence[PromptRewards]) -> int | None:
     """The index of the candidate to apply; None if every one loses more than chance explains.
 
-    The first one, of the expected size, is kept unless it loses or another is better by half a
-    standard error. So the size stays if the rewards cannot tell sizes apart.
+    The first one is kept if it does not lose and no other is better by more than half a standard
+    error. So noise alone does not change the size.
 
     Args:
         reference, candidates: rewards (B,) of θ, and of θ after each size, on the same prompts.
     """
     bearable = [
-        i for i, rewards in enumerate(candidates) if _score(rewards - reference) >= -_CHANCE
+        i
+        for i, rewards in enumerate(candidates)
+        if _in_standard_errors(rewards - reference) >= -_CHANCE
     ]
     if not bearable:
         return None
     top = max(bearable, key=lambda i: (_mean(candidates[i] - reference), -i))
-    gains = 0 in bearable and _mean(candidates[0] - reference) >= 0
-    return 0 if gains and _score(candidates[top] - candidates[0]) <= _BETTER else top
+    first_gains = 0 in bearable and _mean(candidates[0] - reference) >= 0
+    if first_gains and _in_standard_errors(candidates[top] - candidates[0]) <= _BETTER:
+        return 0
+    return top
 
 
 def learn(
     config: ESConfig,
     size: StepSize,
-    population: PopulationGains,
+    population: PopulationRewards,
     tried: Sequence[float],
     candidates: Sequence[PromptRewards],
     taken: int | None,
 ) -> LearnedSize:
-    """What a step learned. Arguments are those of `next_size`; `taken` is the result of `best`."""
+    """What a step learned. Arguments: see `size_to_try`; `taken` is from `best`."""
     assert size.reach is not None
     alpha = 0.0 if taken is None else tried[taken]
     return LearnedSize(
@@ -227,27 +234,28 @@ def learn(
         gains=[_number(_mean(rewards - population.reference)) for rewards in candidates],
         predicted=alpha * population.slope(size.sigma) if alpha else 0.0,
         drop=_number(population.drop),
+        # Without an update the next step starts with half the size that was tried first.
         next_alpha=alpha or (tried[0] / 2 if tried else size.alpha),
         next_sigma=_next_sigma(config, size, population),
         reach=size.reach,
     )
 
 
-def _expected(size: StepSize, population: PopulationGains) -> float:
-    """The previous step's α, or the best one on a quadratic, but at least the paper's.
+def _expected(size: StepSize, population: PopulationRewards) -> float:
+    """The previous step's α, or in the first step σ·N·s/(2D); never below σ/2.
 
-    Without this lower bound noise could keep halving it.
+    Without this lower bound noise could halve α again and again.
     """
     alpha = size.alpha
     if alpha is None:
-        fitness = _present(population.fitness)
+        fitness = known(population.mean_rewards)
         spread = float(fitness.std())
         drop = population.drop
         alpha = size.sigma * fitness.size * spread / (2 * drop) if drop > 0 else math.inf
     return max(alpha, size.sigma * _LEAST)
 
 
-def _next_sigma(config: ESConfig, size: StepSize, population: PopulationGains) -> float:
+def _next_sigma(config: ESConfig, size: StepSize, population: PopulationRewards) -> float:
     factor = _sigma_factor(population)
     if factor is None:
         sigma = max(size.sigma, min(size.sigma * _BACK, config.sigma))
@@ -256,25 +264,29 @@ def _next_sigma(config: ESConfig, size: StepSize, population: PopulationGains) -
     return min(max(sigma, config.sigma / _RANGE), config.sigma * _RANGE)
 
 
-def _sigma_factor(population: PopulationGains) -> float | None:
-    """By how much σ should change; None if nothing is wrong with it."""
-    fitness = _present(population.fitness)
+def _sigma_factor(population: PopulationRewards) -> float | None:
+    """The factor by which σ should change; None if σ may grow back to the setting.
+
+    1.0 keeps σ, because rewards that were lost say nothing about it.
+    """
+    fitness = known(population.mean_rewards)
     if 2 * population.finite < len(population.rewards):
         return 0.5  # most members computed no finite numbers
     if fitness.size < 2:
-        return 1.0  # rewards were lost, which says nothing about σ
+        return 1.0
     drop = population.drop
     if fitness.max() == fitness.min():
         return 0.5 if drop > 0 else 2.0
     spread = float(fitness.std())
-    if drop < -spread * max(_ABOVE, _SURE / math.sqrt(fitness.size - 1)):
+    members_above = -drop
+    if members_above > spread * max(_ABOVE, _SURE / math.sqrt(fitness.size - 1)):
         return 0.5
     return 0.8 if drop > _FAR * spread else None
 
 
 def _in_range(
-    population: PopulationGains, candidates: Sequence[PromptRewards]
-) -> tuple[PopulationGains, list[PromptRewards], int]:
+    population: PopulationRewards, candidates: Sequence[PromptRewards]
+) -> tuple[PopulationRewards, list[PromptRewards], int]:
     """The rewards divided by 2**power, so that their squares fit into doubles, and the power."""
     power = exponent(population.rewards, population.reference, *candidates)
     if not power:
@@ -288,7 +300,10 @@ def _in_range(
 
 
 def _scaled_up(found: LearnedSize, power: int) -> LearnedSize:
-    """`found` for rewards that are 2**power larger; None for a figure that no double can hold."""
+    """`found` with its figures multiplied by 2**power, which undoes `_in_range`.
+
+    A figure that no double can hold becomes None.
+    """
 
     def scaled(figure: float | None) -> float | None:
         return None if figure is None else _number(float(divided(figure, -power)))
@@ -302,18 +317,16 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _present(rewards: PromptRewards) -> PromptRewards:
-    present: PromptRewards = rewards[~np.isnan(rewards)]
-    return present
-
-
 def _mean(rewards: PromptRewards) -> float:
-    return exact_mean(_present(rewards))
+    return exact_mean(known(rewards))
 
 
-def _score(differences: PromptRewards) -> float:
-    """The mean of differences (B,) in standard errors; ±∞ if all are equal, −∞ for none."""
-    present = _present(differences)
+def _in_standard_errors(differences: PromptRewards) -> float:
+    """The mean of differences (B,) divided by its standard error; −∞ if there are none.
+
+    If all are equal, it is ±∞, or 0 if they are 0.
+    """
+    present = known(differences)
     if not present.size:
         return -math.inf
     mean = _mean(present)

@@ -1,8 +1,8 @@
 """The σ and α of a step: scheduled, or with `learning_rate: auto` learned by earlier steps.
 
-α itself is handed from step to step, not α/σ: on a quadratic the spread of the fitness grows with σ
-and the members' loss with σ², so the best α does not depend on σ. How a step finds its α is in
-search.py.
+Each step passes α to the next, not α/σ. If the reward is quadratic in θ, the spread of the fitness
+grows with σ and the members' loss with σ², so the best α does not depend on σ. How a step finds its
+α is in search.py.
 """
 
 import math
@@ -17,7 +17,7 @@ from estune.errors import ConfigError
 from estune.strategy import schedules
 from estune.strategy.fitness import PromptRewards
 
-_REACH = 0.04  # the largest update of a weight, as a fraction of the weights' root mean square
+_REACH = 0.04  # the largest RMS change in one update, as a fraction of the weights' RMS
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class LearnedSize:
     """What a step learned about its size: the journal's `control`, with which the next one starts.
 
     alpha: α of the update that was made; 0 if none was.
-    tried, gains: each α that was tried, and the change of the mean reward of θ by it (None: NaN).
+    tried, gains: each α that was tried, and how much it changed θ's mean reward (None: unknown).
     predicted: the gain of `alpha` expected to first order.
     drop: mean reward of θ minus the members' mean.
     next_alpha, next_sigma: what the next step starts with.
@@ -70,12 +70,16 @@ class LearnedSize:
     @property
     def gain(self) -> float:
         """How much the update gained on the prompts of its own step."""
-        return (self.gains[self.tried.index(self.alpha)] or 0.0) if self.alpha else 0.0
+        if not self.alpha:
+            return 0.0
+        gain = self.gains[self.tried.index(self.alpha)]
+        return gain or 0.0
 
     def record(self, reference: PromptRewards | None) -> dict[str, Any]:
         """The journal's `control`, with the new θ's rewards if the next step can use them."""
         fields = asdict(self)
         if reference is not None:
+            # `center` is the older name of the reference rewards.
             fields["center"] = [None if math.isnan(r) else float(r) for r in reference]
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -100,9 +104,10 @@ def begin(
     if learned:
         sigma, alpha = learned["next_sigma"], learned.get("next_alpha")
         return StepSize(sigma, alpha, learned["reach"], _reference(learned))
-    # An update moves each weight by a small fraction of the weights' size at most, as trust ratios
-    # bound a gradient's (You et al. 2017, https://arxiv.org/abs/1708.03888): moving θ far costs
-    # abilities that the reward does not measure. Rounded, as the last digits vary by processor.
+    # One update changes the weights by a small fraction of their RMS at most, because moving θ far
+    # costs abilities that the reward does not measure. Trust ratios limit gradient steps in the
+    # same way (You et al. 2017, https://arxiv.org/abs/1708.03888). Rounded, because the last digits
+    # vary by processor.
     reach = float(f"{_REACH * root_mean_square():.3g}")
     if not reach:
         raise ConfigError(

@@ -1,7 +1,5 @@
 """The built-in tasks by name; a first run then needs no dataset or reward function."""
 
-from __future__ import annotations
-
 import difflib
 
 from estune.common.types import Row

@@ -4,8 +4,6 @@ Text is searched by position, in linear time; a regular expression would scan it
 opening tag.
 """
 
-from __future__ import annotations
-
 import re
 
 OPEN = "<answer>"

@@ -1,7 +1,5 @@
 """The class of tasks and its helpers. A task is data and reward functions, without a model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

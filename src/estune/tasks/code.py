@@ -1,7 +1,5 @@
 """Programs that must pass tests: MBPP and HumanEval, from the hub or from local files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any

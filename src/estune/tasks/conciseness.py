@@ -4,8 +4,6 @@ A chat model answers an easy question with a paragraph; the reward pulls it towa
 The questions are common knowledge: small models know the answers too, so only the style changes.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

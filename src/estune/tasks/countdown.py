@@ -4,8 +4,6 @@ The prompt ends in `<think>`, so a completion is the rest of a thought and then 
 grader searches text by position only, so it takes linear time on any completion.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation

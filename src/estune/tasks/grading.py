@@ -6,8 +6,6 @@ others run in a process that is ended after some seconds of processor time, so t
 same grade on every machine.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import unicodedata
@@ -17,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from estune.errors import ConfigError
-from estune.rewards.processes.limited import MOST, Limited
+from estune.rewards.processes.limited import MAX_SECONDS, Limited
 
 MAX_LENGTH = 400  # the longest answers of MATH and OlympiadBench have some 200 characters
 MAX_DEPTH = 8  # the parser's time grows exponentially with the depth of brackets
@@ -58,7 +56,7 @@ def same_answer(given: str, reference: str) -> bool:
     return _is_tame(given) and _is_tame(reference) and bool(_SAME_VALUE(given, reference))
 
 
-_SAME_VALUE = Limited("estune.tasks.grading:same_value", MOST)
+_SAME_VALUE = Limited("estune.tasks.grading:same_value", MAX_SECONDS)
 
 
 def same_value() -> Callable[[str, str], bool]:

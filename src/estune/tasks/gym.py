@@ -4,8 +4,6 @@ The library is imported only when such a task is used. A separate process makes 
 (gym_rows.py); gym_scoring.py protects the verifiers from the model's text.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import os

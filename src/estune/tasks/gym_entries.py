@@ -1,7 +1,5 @@
 """Entries of reasoning-gym's datasets as JSON, with tuples and with keys that are not text."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

@@ -6,8 +6,6 @@ differ between processes. Therefore this runs as a program with PYTHONHASHSEED=0
   PYTHONHASHSEED=0 python -m estune.tasks.gym_rows sudoku train 200
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import itertools

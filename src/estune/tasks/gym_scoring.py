@@ -9,8 +9,6 @@ Other verifiers skip what they do not know, so they would pay for any text aroun
 They get an answer only in the form that the question asks for, or excess length lowers the score.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import math
@@ -21,7 +19,7 @@ from typing import Any
 
 from estune.errors import ConfigError, DataError
 from estune.rewards.marks import bounds_itself
-from estune.rewards.processes.limited import MOST, Limited, graded, most_seconds
+from estune.rewards.processes.limited import MAX_SECONDS, Limited, graded, max_seconds
 from estune.tasks.answers import last_block
 from estune.tasks.base import LogMetric, TextOrMessages, completion_text, log_mean
 from estune.tasks.gym_entries import decode
@@ -91,7 +89,7 @@ _NOT_FINITE = re.compile(r"(?<![\w.])(?:s?nan\d*|inf|infinity)[ij]?(?!\w)", re.I
 _NUMBER = re.compile(r"\d[\d_]*\.?[\d_]*(?:e[+-]?[\d_]+)?", re.IGNORECASE)
 
 
-@bounds_itself(most_seconds)
+@bounds_itself(max_seconds)
 def gym_reward(
     completions: Sequence[TextOrMessages],
     entry: Sequence[str],
@@ -158,7 +156,7 @@ def verified() -> Callable[[str, str | None, str | None], float]:
     return score
 
 
-_VERIFIED = Limited("estune.tasks.gym_scoring:verified", MOST)
+_VERIFIED = Limited("estune.tasks.gym_scoring:verified", MAX_SECONDS)
 
 
 def _share(answer: str, right: str) -> float:

@@ -1,7 +1,5 @@
 """Objects of the user's own modules, by dotted path: `my_rewards.short`, `my_task.TASK`."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from pathlib import Path

@@ -4,8 +4,6 @@ The problems come from the hub, or from a local file with the hub's columns or w
 `answer`. The benchmarks have no training problems: their tasks train on those of MATH.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import Any
 from estune.common.types import Row
 from estune.errors import DataError
 from estune.rewards.marks import bounds_itself
-from estune.rewards.processes.limited import graded, most_seconds
+from estune.rewards.processes.limited import graded, max_seconds
 from estune.tasks.answers import boxed_argument, last_boxed
 from estune.tasks.base import (
     LogMetric,
@@ -34,7 +32,7 @@ INSTRUCTION = r"Please reason step by step, and put your final answer within \bo
 HARD = 3  # the paper trains on MATH's levels 3 to 5
 
 
-@bounds_itself(most_seconds)
+@bounds_itself(max_seconds)
 def math_reward(
     completions: Sequence[TextOrMessages],
     answer: Sequence[Any],

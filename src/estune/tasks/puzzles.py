@@ -4,8 +4,6 @@ Each puzzle is built backwards from an expression over its numbers. Its own hash
 so the splits stay disjoint however many puzzles either gives.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -33,10 +33,10 @@ def companions(folder: Path) -> list[Path]:
     return sorted(_files(folder, folder))
 
 
-def copy_companions(source: Path, target: Path, but: str = "") -> None:
-    """Copy the companions in `source` to `target`; skip `but`, and files that exist there."""
+def copy_companions(source: Path, target: Path, skip: str = "") -> None:
+    """Copy the companions in `source` to `target`, except `skip` and files that exist there."""
     for path in companions(source):
-        if path != Path(but) and not (target / path).exists():
+        if path != Path(skip) and not (target / path).exists():
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / path, target / path)
 

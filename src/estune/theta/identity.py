@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from estune.common.signed_lines import signed, verified
+from estune.common.checksummed_lines import checksummed, verified
 from estune.config import MAY_CHANGE_ON_RESUME, RunConfig
 from estune.errors import JournalError, ModelError
 from estune.theta.records import FILE, Header, read
@@ -67,7 +67,7 @@ def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
 def seal(folder: Path, identity: Identity) -> None:
     """Write `estune.json`: which θ `folder` holds, and the digests of its files of weights."""
     (folder / NAME).write_text(
-        signed(json.dumps(asdict(identity) | {"files": _digests(folder)})), encoding="utf-8"
+        checksummed(json.dumps(asdict(identity) | {"files": _digests(folder)})), encoding="utf-8"
     )
 
 

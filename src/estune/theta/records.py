@@ -1,7 +1,7 @@
 """What a journal's lines hold: one record about the run, then one per step, each checked.
 
 A line is refused by its number if it is damaged, has a field that this version does not know, or
-does not follow from the line before. Lines of format 2 are chained (common/signed_lines.py). Lines
+does not follow from the line before. Lines of format 2 are chained (checksummed_lines.py). Lines
 of format 1 are not, but a step's seeds follow from the run's seed, which exposes most lines of
 other runs.
 """
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from estune.common.signed_lines import CHAIN, chained, follows, signed, verified
+from estune.common.checksummed_lines import CHAIN, chained, checksummed, follows, verified
 from estune.errors import JournalError
 from estune.noise.seeds import seed_of
 
@@ -107,12 +107,12 @@ def read(path: Path, data: bytes) -> Record:
 
 def header_line(header: Header) -> str:
     """Return the first line of a journal."""
-    return signed(_json(header))
+    return checksummed(_json(header))
 
 
 def step_line(step: Step, header: Header, before: bytes) -> str:
     """Return the line of a step, which follows the line `before`."""
-    return signed(_json(step)) if header.format == 1 else chained(_json(step), before)
+    return checksummed(_json(step)) if header.format == 1 else chained(_json(step), before)
 
 
 def whole(data: bytes) -> int:

@@ -39,7 +39,7 @@ class Theta:
         version: of `tensors`.
         threads: how many write at a time (default: one per core).
         shared: the memory that holds `tensors`, if it is shared.
-        base: the checkpoint of θ₀, which updates with decay read again.
+        base: the base model's checkpoint; an update with weight decay reads θ₀ from it.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Theta:
 
     @classmethod
     def attach(cls, address: Address, *, threads: int | None = None) -> "Theta":
-        """Return the θ of another process on this machine, to be read.
+        """Return the θ of another process on this machine, read-only.
 
         Raises:
             EngineError: there is no such θ on this machine.
@@ -216,7 +216,7 @@ class Theta:
     def save(self, path: Path, identity: Identity | None = None) -> None:
         """Write θ in fp32 with its identity, durably."""
         identity = identity or Identity("", self.version, self.digest())
-        # One key alone, because safetensors writes several in an order that varies.
+        # A single key: safetensors writes several in varying order, so the file's bytes would vary.
         metadata = {_IDENTITY: json.dumps(asdict(identity))}
         with replaced_file(path) as scratch:
             save_file(self.tensors, scratch, metadata=metadata)
@@ -248,12 +248,15 @@ class Theta:
                 yield name, start, flat[start : start + _PART]
 
     def put(self, name: str, start: int, values: torch.Tensor) -> None:
-        """Take part of another replica's θ, from flat element `start` on; `became` must follow."""
+        """Take part of another replica's θ, from flat element `start` on.
+
+        Call `finish_put` after the last part.
+        """
         self._begin_write()
         self.tensors[name].view(-1)[start : start + values.numel()] = values
 
-    def became(self, version: int) -> None:
-        """Mark θ as complete, at `version`, after all parts were put."""
+    def finish_put(self, version: int) -> None:
+        """Mark θ as complete, at `version`."""
         self._end_write(version)
 
     def _begin_write(self) -> None:
@@ -266,7 +269,7 @@ class Theta:
 
 
 def snapshot_identity(path: Path) -> Identity | None:
-    """Return which θ a snapshot holds, or None if it is damaged or too old to say."""
+    """Return which θ a snapshot holds, or None if it is damaged or does not record it."""
     try:
         with safe_open(path, "pt") as file:
             return Identity(**json.loads(file.metadata()[_IDENTITY]))

@@ -29,8 +29,8 @@ from estune.theta.shared_memory import SharedTensors
 from estune.theta.streaming import Staging
 
 HOST_JOB = 1 << 21  # elements that one thread takes at a time
-DEVICE_JOB = 1 << 27  # on a device, where a job is one launch per parameter
-_HOST_AHEAD = 1 << 25  # elements that may be in progress ahead of the consumer
+DEVICE_JOB = 1 << 27  # the same on a GPU; larger, because each job launches a kernel per parameter
+_HOST_AHEAD = 1 << 25  # elements that may be written before the caller takes the first
 _DEVICE_AHEAD = 1 << 28
 
 Destination = Callable[[str], torch.Tensor]  # the tensor to fill; it may be strided
@@ -48,7 +48,7 @@ class _Span:
         """Return the same elements of another tensor of the parameter's size."""
         return parameter.view(-1)[self.start : self.start + self.theta.numel()]
 
-    def stream(self, noise: str) -> int:
+    def noise_stream(self, noise: str) -> int:
         """Return t, the noise stream of the parameter."""
         return stream(self.name, correlated=noise == "correlated")
 
@@ -75,9 +75,9 @@ class _Pending:
     def finished(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Wait for the jobs and yield the tensors. Raises ModelError for one that overflowed."""
         written = [one for job in self.jobs for one in job]
-        finite = _on_host([known for _, known in written])
-        for (name, _), known in zip(written, finite, strict=True):
-            if not known:
+        finite = _on_host([is_finite for _, is_finite in written])
+        for (name, _), is_finite in zip(written, finite, strict=True):
+            if not is_finite:
                 dtype = self.out[name].dtype
                 raise ModelError(f"{name} overflows {dtype}; choose bfloat16 or float32 as dtype")
         yield from self.out.items()
@@ -130,11 +130,12 @@ class Writer:
                 if update.decay:
                     assert base is not None
                     kernels.decay(span.theta, _base_values(base, span), update.decay)  # (3)
-                t = span.stream(update.noise)
+                t = span.noise_stream(update.noise)
                 kernels.update(span.theta, update.coefficients, update.seeds, t, span.start)  # (2)
 
         jobs = [job for batch in self._batches for job in batch.jobs]
-        list(map(update_job, jobs) if self.on_device else self.pool.map(update_job, jobs))
+        run = map if self.on_device else self.pool.map
+        list(run(update_job, jobs))  # waits, and raises what a job raised
 
     def _begin(self, variant: Variant, batch: _Batch, destination: Destination) -> _Pending:
         out = {name: destination(name) for name in batch.names}
@@ -145,7 +146,7 @@ class Writer:
         return _Pending(out, self.pool.map(write, batch.jobs))
 
     def _staging_for(self, target: torch.device) -> Staging | None:
-        """Return the buffers on the way to `target`; None where θ is on a device, or no kernel."""
+        """Return the buffers for copying θ to `target`; None if none are needed or possible."""
         if self.on_device or not kernels.compiled(target.type):
             return None
         if target not in self.staging:
@@ -157,11 +158,12 @@ class Writer:
 def _write_job(
     variant: Variant, out: Mapping[str, torch.Tensor], staging: Staging | None, job: list[_Span]
 ) -> list[tuple[str, kernels.Finite]]:
-    """Write the spans of `job`; return each one's parameter, and whether all of it is finite."""
+    """Write the spans of `job`; return per span its parameter's name and whether it is finite."""
     written = []
     for span in job:
         target = out[span.name]
-        with staging.copied(span.theta) if staging else nullcontext(span.theta) as theta:
+        copied = staging.copied(span.theta) if staging else nullcontext(span.theta)
+        with copied as theta:
             if target.is_contiguous():
                 finite = _write(variant, span, theta, span.of(target))
             else:
@@ -216,16 +218,16 @@ def _write(
 ) -> kernels.Finite:
     if isinstance(variant, Unperturbed):
         return torch.isfinite(target.copy_(theta)).all()
-    t = span.stream(variant.noise)
+    t = span.noise_stream(variant.noise)
     if isinstance(variant, Candidate):
         moved = theta.clone()
         coefficients, seeds = list(variant.coefficients), list(variant.seeds)
         kernels.update(moved, coefficients, seeds, t, span.start)  # (2)
         return torch.isfinite(target.copy_(moved)).all()
     scale = variant.sign * float(np.float32(variant.sigma))
-    here = (
-        target if target.device == theta.device else torch.empty_like(target, device=theta.device)
-    )
+    here = target  # `perturb` writes on θ's device
+    if target.device != theta.device:
+        here = torch.empty_like(target, device=theta.device)
     finite = kernels.perturb(theta, scale, variant.seed, t, span.start, here)  # (1)
     if here is not target:
         target.copy_(here)
@@ -233,7 +235,7 @@ def _write(
 
 
 def _batches(theta: Mapping[str, torch.Tensor], most: int) -> list[_Batch]:
-    """Let small parameters share a job and cut large ones: neither many jobs nor long ones."""
+    """Group small parameters in one job and split large ones: few jobs, and no long one."""
     batches: list[_Batch] = []
     room = 0
     for name, tensor in theta.items():
@@ -241,7 +243,7 @@ def _batches(theta: Mapping[str, torch.Tensor], most: int) -> list[_Batch]:
         starts = range(0, flat.numel(), most)
         spans = [_Span(name, flat[start : start + most], start) for start in starts]
         if flat.numel() > room or not batches:
-            batches.append(_Batch([name], [[span] for span in spans] or [[]]))
+            batches.append(_Batch([name], [[span] for span in spans] or [[]]))  # [[]]: empty
             room = max(0, most - flat.numel())
         else:
             batches[-1].names.append(name)
@@ -251,7 +253,7 @@ def _batches(theta: Mapping[str, torch.Tensor], most: int) -> list[_Batch]:
 
 
 def _on_host(finite: Sequence[kernels.Finite]) -> list[bool]:
-    """Return the flags as booleans, read from a device all at once: each read makes it wait."""
+    """Return the flags as booleans, read from a device together, because each read waits for it."""
     if tensors := [known for known in finite if isinstance(known, torch.Tensor)]:
         read: list[bool] = torch.stack(tensors).tolist()
         return read

@@ -1,4 +1,4 @@
-"""Workers evaluate members; `start_workers` makes the kind that a config names."""
+"""Workers evaluate members. `start_workers` starts those that a config asks for."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,9 +9,9 @@ from estune.errors import ConfigError
 from estune.theta.theta import Theta
 from estune.workers import cluster
 from estune.workers.base import Worker, Workers
+from estune.workers.launched_process import LaunchedProcess
 from estune.workers.local import LocalWorkers
 from estune.workers.model_source import ModelSource
-from estune.workers.ranks import Ranks
 
 
 def start_workers(
@@ -19,13 +19,13 @@ def start_workers(
     source: ModelSource,
     config: ESConfig,
     prompts: Mapping[str, Sequence[Prompt]],
-    ranks: Ranks | None = None,
+    launched: LaunchedProcess | None = None,
 ) -> Workers:
-    """Return the workers that `config` names, with engines that hold θ₀.
+    """Start the workers that `config.workers` names; their engines hold θ₀.
 
     Args:
         prompts: all prompts of the run, by dataset.
-        ranks: this process among those launched together, with `workers: accelerate`.
+        launched: this process, if `workers: accelerate`.
 
     Raises:
         InputError: an engine cannot be built, or a prompt does not fit.
@@ -38,13 +38,13 @@ def start_workers(
         except ImportError:
             raise ConfigError('workers: ray is not installed; pip install "estune[ray]"') from None
         return RayWorkers(theta, source, config, prompts)
-    if ranks:
-        ranks.take_gpus(config.vllm_tensor_parallel_size)
+    if launched:
+        launched.take_gpus(config.vllm_tensor_parallel_size)
     engine = engines.build(source.checkpoint, source.layout, config, source.tokenizer)
     worker = Worker(theta, engine)
     worker.check_lengths(prompts)
-    if ranks:
+    if launched:
         from estune.workers.accelerate import AccelerateWorkers
 
-        return AccelerateWorkers(theta, worker, ranks)
+        return AccelerateWorkers(theta, worker, launched)
     return LocalWorkers(theta, worker)

@@ -1,8 +1,9 @@
 """One engine in each process that `accelerate launch` or `torchrun` started.
 
-Rank 0 leads: its trainer asks, scores and writes. The others wait for its commands, take members
-by a shared counter, and apply the same updates. If one process fails, the launcher ends them all;
-the run can be resumed.
+Rank 0 leads: its trainer scores completions, updates θ and writes the run's folder. The other
+processes follow its commands. All processes take members from a shared counter, and each node
+applies the same updates to its θ. If one process fails, the launcher ends them all; the run can be
+resumed.
 """
 
 import logging
@@ -21,30 +22,30 @@ from estune.common.types import (
 )
 from estune.theta.theta import Theta
 from estune.workers.base import Evaluation, Status, Work, Worker
-from estune.workers.ranks import Ranks
+from estune.workers.launched_process import LaunchedProcess
 
 logger = logging.getLogger(__name__)
 
-_POLL = 0.02  # seconds between looks for the others' completions
+_POLL = 0.02  # seconds to wait before checking again for the others' completions
 
 
 class AccelerateWorkers:
-    """Evaluates members in every process.
+    """Evaluates members in every launched process.
 
     Args:
         theta: this node's θ.
         worker: this process's engine.
-        ranks: this process among the others.
+        process: this process.
     """
 
-    def __init__(self, theta: Theta, worker: Worker, ranks: Ranks) -> None:
+    def __init__(self, theta: Theta, worker: Worker, process: LaunchedProcess) -> None:
         self._theta = theta
         self._worker = worker
-        self._ranks = ranks
-        self._commands = 0  # sent or followed so far
-        self._waiting: set[int] = set()  # members of the step that are not finished
-        self._version = theta.version  # of θ on the other nodes
-        ranks.meet("built")  # no update before every engine was checked against θ₀
+        self._process = process
+        self._commands = 0  # how many were sent or followed so far
+        self._unfinished: set[int] = set()  # members of the current step
+        self._others_version = theta.version  # of θ on the other nodes
+        process.barrier("built")  # every engine is compared with θ₀ before the first update
 
     def evaluate(
         self,
@@ -62,9 +63,9 @@ class AccelerateWorkers:
             budget=max_completion_length,
             sampling=vars(sampling) if sampling else None,
         )
-        self._waiting = set(range(len(members)))
-        while (index := self._ranks.next(f"next/{number}")) < len(members):
-            self._waiting.discard(index)
+        self._unfinished = set(range(len(members)))
+        while (index := self._process.next(f"next/{number}")) < len(members):
+            self._unfinished.discard(index)
             completions, load, generate, experts = self._worker.evaluate_one(
                 members[index],
                 prompts,
@@ -72,70 +73,70 @@ class AccelerateWorkers:
                 sampling=sampling,
             )
             yield Evaluation(index, completions, (Work(1, load, generate, experts),))
-            yield from self._arrived(number)
-        while self._waiting:
+            yield from self._others_results(number)
+        while self._unfinished:
             time.sleep(_POLL)
             yield None
-            yield from self._arrived(number)
+            yield from self._others_results(number)
 
     def update(self, update: ThetaUpdate) -> None:
         self._catch_up()
         number = self._command("update", **vars(update))
         self._theta.update(update)
-        for node in range(1, self._ranks.nodes):
-            self._ranks.hear(f"updated/{number}/{node}")
-        self._version = self._theta.version
+        for node in range(1, self._process.nodes):
+            self._process.wait_for(f"updated/{number}/{node}")
+        self._others_version = self._theta.version
 
     def verify(self, digest: str) -> None:
         number = self._command("verify")
-        others = range(1, self._ranks.nodes)
-        digests = {node: self._ranks.hear(f"digest/{number}/{node}") for node in others}
+        others = range(1, self._process.nodes)
+        digests = {node: self._process.wait_for(f"digest/{number}/{node}") for node in others}
         if wrong := [str(node) for node, found in digests.items() if found != digest]:
             logger.warning(
                 "θ on node %s differs from the leader's; it is rebuilt", ", ".join(wrong)
             )
-            self._version = -1
+            self._others_version = -1  # no version of θ, so that it is sent again
             self._catch_up()
 
     def status(self) -> Status:
-        world = self._ranks.world
-        return Status(world, world, min(world, len(self._waiting)))
+        processes = self._process.world_size
+        return Status(processes, processes, min(processes, len(self._unfinished)))
 
     def serve(self) -> None:
         """Follow the leader's commands until it releases this process."""
-        what = ""
-        while what != "release":
+        name = ""
+        while name != "release":
             number = self._commands
             self._commands += 1
-            command = self._ranks.hear(f"command/{number}")
-            what = command.pop("what")
-            self._follow(number, what, command)
+            command = self._process.wait_for(f"command/{number}")
+            name = command["name"]
+            self._follow(number, name, command["arguments"])
 
     def release(self) -> None:
         """End `serve` in the other processes."""
         self._command("release")
 
-    def _command(self, what: str, **settings: Any) -> int:
+    def _command(self, name: str, **arguments: Any) -> int:
         """Send a command to the other processes; return its number."""
         number = self._commands
         self._commands += 1
-        if self._ranks.world > 1:
-            self._ranks.say(f"command/{number}", {"what": what} | settings)
+        if self._process.world_size > 1:
+            self._process.publish(f"command/{number}", {"name": name, "arguments": arguments})
         return number
 
-    def _follow(self, number: int, what: str, settings: dict[str, Any]) -> None:
-        ranks = self._ranks
-        if what == "evaluate":
-            return self._evaluate_for_leader(number, **settings)
-        if not ranks.keeps or ranks.leads:
-            return  # only the process that keeps another node's θ follows the rest
-        if what == "update":
-            self._theta.update(ThetaUpdate(**settings))
-            ranks.say(f"updated/{number}/{ranks.node}", True)
-        elif what == "verify":
-            ranks.say(f"digest/{number}/{ranks.node}", self._theta.digest())
-        elif what == "spread":
-            ranks.spread(self._theta, f"spread/{number}")
+    def _follow(self, number: int, name: str, arguments: dict[str, Any]) -> None:
+        process = self._process
+        if name == "evaluate":
+            return self._evaluate_for_leader(number, **arguments)
+        if not process.holds_theta or process.leads:
+            return  # the other commands are for θ on the other nodes, which one process holds
+        if name == "update":
+            self._theta.update(ThetaUpdate(**arguments))
+            process.publish(f"updated/{number}/{process.node}", True)
+        elif name == "verify":
+            process.publish(f"digest/{number}/{process.node}", self._theta.digest())
+        elif name == "broadcast":
+            process.broadcast(self._theta, f"broadcast/{number}")
 
     def _evaluate_for_leader(
         self,
@@ -145,37 +146,38 @@ class AccelerateWorkers:
         budget: int,
         sampling: dict[str, Any] | None,
     ) -> None:
-        drawn = Sampling(**sampling) if sampling else None
-        while (index := self._ranks.next(f"next/{number}")) < len(members):
-            member = variant_from_json(members[index])
+        while (index := self._process.next(f"next/{number}")) < len(members):
             completions, *work = self._worker.evaluate_one(
-                member, prompts, max_completion_length=budget, sampling=drawn
+                variant_from_json(members[index]),
+                prompts,
+                max_completion_length=budget,
+                sampling=Sampling(**sampling) if sampling else None,
             )
             result = {
                 "completions": [vars(completion) for completion in completions],
                 "work": work,
-                "rank": self._ranks.rank,
+                "rank": self._process.rank,
             }
-            self._ranks.say(f"result/{number}/{index}", result)
+            self._process.publish(f"result/{number}/{index}", result)
 
-    def _arrived(self, number: int) -> Iterator[Evaluation]:
-        """Yield the members that other processes have finished meanwhile."""
-        if self._ranks.world == 1:
+    def _others_results(self, number: int) -> Iterator[Evaluation]:
+        """Yield the members that other processes have finished since the last call."""
+        if self._process.world_size == 1:
             return
-        for index in sorted(self._waiting):
+        for index in sorted(self._unfinished):
             key = f"result/{number}/{index}"
-            if self._ranks.heard(key):
-                result = self._ranks.hear(key)
-                self._ranks.forget(key)
-                self._waiting.discard(index)
+            if self._process.is_published(key):
+                result = self._process.wait_for(key)
+                self._process.delete(key)
+                self._unfinished.discard(index)
                 completions = [Completion(**fields) for fields in result["completions"]]
                 done = Work(result["rank"] + 1, *result["work"])
                 yield Evaluation(index, completions, (done,))
 
     def _catch_up(self) -> None:
-        """Send the leader's θ to the other nodes if their version differs."""
-        if self._version != self._theta.version:
-            number = self._command("spread")
-            if self._ranks.nodes > 1:
-                self._ranks.spread(self._theta, f"spread/{number}")
-            self._version = self._theta.version
+        """Send the leader's θ to the other nodes if they have another version of it."""
+        if self._others_version != self._theta.version:
+            number = self._command("broadcast")
+            if self._process.nodes > 1:
+                self._process.broadcast(self._theta, f"broadcast/{number}")
+            self._others_version = self._theta.version

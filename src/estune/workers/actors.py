@@ -1,7 +1,7 @@
-"""What runs on a Ray cluster: engines that read θ, and one keeper of θ per node.
+"""What runs on a Ray cluster: engines, and on each node but the trainer's a keeper of θ.
 
-On the trainer's node, the trainer's process keeps θ. A keeper is a separate process, so that θ
-survives when an engine dies; the restarted engine only attaches to it again.
+A keeper holds θ in a process of its own, so that θ survives when an engine dies; the engine that
+replaces it attaches to the same θ. On the trainer's node, the trainer's process holds θ.
 """
 
 import os
@@ -36,7 +36,11 @@ class Location:
 
 
 class EngineActor:
-    """One engine, which `build` makes once `location` has named its node."""
+    """A process with one engine.
+
+    Ray chooses its node. The trainer asks for it with `location`, and then calls `build` with the
+    address of θ on that node.
+    """
 
     def __init__(self, source: ModelSource, config: ESConfig, threads: int) -> None:
         self._source = source
@@ -71,7 +75,7 @@ class EngineActor:
         budget: int,
         sampling: Sampling | None,
     ) -> tuple[list[Completion], float, float, ExpertCounts]:
-        """Return what `Worker.evaluate_one` does, for prompts `start` to `stop`."""
+        """Call `Worker.evaluate_one` for the prompts from `start` to before `stop`."""
         return self._built.evaluate_one(
             member, prompts[start:stop], max_completion_length=budget, sampling=sampling
         )
@@ -83,7 +87,7 @@ class EngineActor:
 
 
 class KeeperActor:
-    """θ of a node, in memory that the node's engines attach to."""
+    """A process that holds a node's θ, in memory to which the node's engines attach."""
 
     def __init__(self, source: ModelSource, config: ESConfig) -> None:
         checkpoint = source.here(trust_remote_code=config.trust_remote_code)
@@ -102,8 +106,8 @@ class KeeperActor:
         self._theta.update(update)
 
     def put(self, name: str, start: int, values: NDArray[np.float32]) -> None:
-        """Take part of the trainer's θ; `became` follows the last part."""
+        """Overwrite part of θ by the trainer's values; `became` must follow the last part."""
         self._theta.put(name, start, torch.from_numpy(np.array(values)))
 
     def became(self, version: int) -> None:
-        self._theta.became(version)
+        self._theta.finish_put(version)

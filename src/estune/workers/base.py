@@ -1,11 +1,11 @@
-"""The interface to workers, which evaluate members: in this process, or in many on a cluster."""
+"""The interface of workers, and `Worker`, an engine with the θ that it reads."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from estune.common.resources import give_back
+from estune.common.resources import release_freed_memory
 from estune.common.types import (
     Completion,
     ExpertCounts,
@@ -39,7 +39,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The completions of the member `index`, and the work of each worker that took part."""
+    """The completions of the member at `index`, and the work of each worker that took part."""
 
     index: int
     completions: list[Completion]
@@ -76,33 +76,39 @@ class Evaluator(Protocol):
     ) -> Iterator[Evaluation | None]:
         """Yield each member's completions of all prompts, in the order in which they finish.
 
-        Without `sampling` there is one greedy completion per prompt; with it, `sampling.n` of the
-        first prompt, then of the next. While nothing finishes, None is yielded now and then, so
-        that the caller can stop.
+        Without `sampling`, each prompt gets one greedy completion. With it, each prompt gets
+        `sampling.n` completions: first all those of the first prompt, then of the second, and so
+        on. While no member finishes, None is yielded now and then, so that the caller can stop.
         """
 
 
 class Workers(Evaluator, Protocol):
-    """Evaluate members, and keep every replica of θ equal."""
+    """Evaluate members, and keep every replica of θ equal.
+
+    What is only needed with several replicas of θ or several launched processes does nothing here.
+    """
 
     def update(self, update: ThetaUpdate) -> None:
-        """Apply an update to every replica."""
-
-    def verify(self, digest: str) -> None:
-        """Compare every replica's digest with the trainer's; name and rebuild one that differs."""
-
-    def serve(self) -> None:
-        """In a process that does not lead: follow the leader's commands until it releases us."""
-
-    def release(self) -> None:
-        """In the leading process: end `serve` in the others."""
+        """Apply an update to every replica of θ."""
 
     def status(self) -> Status:
-        """Return how many workers are alive and members in flight now."""
+        """Return how many workers are alive and how many members are in flight now."""
+
+    def verify(self, digest: str) -> None:
+        """Compare each replica's digest with the trainer's; name and rebuild one that differs."""
+        return None
+
+    def serve(self) -> None:
+        """In a launched process that does not lead: follow the leader's commands until it ends."""
+        return None
+
+    def release(self) -> None:
+        """In the launched process that leads: end `serve` in the others."""
+        return None
 
 
 class Worker:
-    """An engine and the θ that it reads; every kind of workers is made of these.
+    """An engine and the θ that it reads. All kinds of workers consist of these.
 
     Raises:
         EngineError: the engine does not hold the base model's weights.
@@ -112,7 +118,7 @@ class Worker:
         self._theta = theta
         self._engine = engine
         self._loaded: Variant | None = None
-        self._checked = False
+        self._first_checked = False  # whether the first member's weights were compared with θ
         if theta.at(0):
             self._check_base()
 
@@ -124,10 +130,10 @@ class Worker:
         max_completion_length: int,
         sampling: Sampling | None = None,
     ) -> tuple[list[Completion], float, float, ExpertCounts]:
-        """Return the completions, the seconds of loading and of generating, and experts' loads.
+        """Return the completions, the seconds for loading and for generating, and experts' loads.
 
         Raises:
-            EngineError: the engine did not take the member's weights.
+            EngineError: the engine does not hold the member's weights after loading them.
         """
         started = time.perf_counter()
         self._load(member)
@@ -142,7 +148,7 @@ class Worker:
         """Check that each prompt has tokens and leaves room for a completion.
 
         Raises:
-            DataError: one does not; its dataset and row are named.
+            DataError: a prompt has no tokens or leaves no room; its dataset and row are named.
         """
         limit = self._engine.context_length
         for name, prompts in datasets.items():
@@ -165,17 +171,18 @@ class Worker:
             self._loaded = None
             self._engine.load(self._theta, member)
             self._loaded = member
-        if not self._checked:
+        if not self._first_checked:
             self._engine.check(self._theta, member)
-            give_back()
-            self._checked = True
+            release_freed_memory()
+            self._first_checked = True
 
     def _check_base(self) -> None:
+        """Check that the engine was built with the base model's weights."""
         try:
             self._engine.check(self._theta, Unperturbed(0))
-            give_back()
+            release_freed_memory()
         except EstuneError:
-            # If θ was updated during the check, the mismatch means nothing: the first member is
-            # checked instead.
             if self._theta.at(0):
                 raise
+            # θ was updated during the check, so it was compared with other weights. That proves
+            # nothing against the engine, and the first member will be checked anyway.

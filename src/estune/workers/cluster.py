@@ -1,4 +1,4 @@
-"""A Ray cluster: join one, or start one for this run; and how many engines it has room for."""
+"""Join a Ray cluster or start one for this run, and count the engines for which it has room."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from estune.common.resources import cores
 from estune.config import ESConfig
 from estune.errors import ConfigError
 
-_CONNECT_SECONDS = 10  # for a cluster's head to accept a connection
+_CONNECT_SECONDS = 10  # how long a cluster's head may take to accept a connection
 _STORE_BYTES = 512 << 20  # shared memory for prompts and completions in progress
 
 
@@ -21,8 +21,8 @@ def prepare(config: ESConfig) -> None:
     """Set the variables that Ray reads when it is imported, except those that the user set.
 
     A cluster started for this run listens on the loopback interface only, and requires a random
-    token. To join a cluster, its token is used, if there is one
-    (https://docs.ray.io/en/latest/ray-security/token-auth.html).
+    token. A cluster that the run joins may require a token too, which the user then gives in a
+    variable or a file (https://docs.ray.io/en/latest/ray-security/token-auth.html).
     """
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -40,9 +40,9 @@ def prepare(config: ESConfig) -> None:
 
 
 def connect(config: ESConfig) -> str:
-    """Join the cluster at `ray_address` or start one; return the id of this node.
+    """Join the cluster at `ray_address` or start one; return Ray's id of this machine.
 
-    A cluster that this process has joined already is used again.
+    If this process has already joined a cluster, it stays in that one.
 
     Raises:
         ConfigError: there is no such cluster, or it has no room for an engine.
@@ -54,12 +54,7 @@ def connect(config: ESConfig) -> str:
             _join(config.ray_address)
         else:
             _start()
-    if not config.ray_address and room(config) == 0:
-        needed = ", ".join(f"{value:g} {name}" for name, value in _needed(config).items())
-        raise ConfigError(
-            f"workers: one engine needs {needed} on one node, and no node here has that; "
-            "see vllm_tensor_parallel_size"
-        )
+    _check_room(config)
     return str(ray.get_runtime_context().get_node_id())
 
 
@@ -91,6 +86,21 @@ def room(config: ESConfig) -> int:
     )
 
 
+def _check_room(config: ESConfig) -> None:
+    """Raise ConfigError if no node has room for an engine, unless nodes may join later."""
+    if room(config) or (config.ray_address and config.num_workers):
+        return
+    needed = ", ".join(f"{value:g} {name}" for name, value in _needed(config).items())
+    where, wait = "no node here has that", ""
+    if config.ray_address:
+        where = f"no node of the cluster at {config.ray_address} has that"
+        wait = "add a node, or set num_workers to wait until one joins; "
+    raise ConfigError(
+        f"workers: one engine needs {needed} on one node, and {where}; "
+        f"{wait}see vllm_tensor_parallel_size"
+    )
+
+
 def only_on(node: str) -> dict[str, Any]:
     """Return Ray's options for an actor that must run on `node`."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -99,7 +109,7 @@ def only_on(node: str) -> dict[str, Any]:
 
 
 def _needed(config: ESConfig) -> dict[str, float]:
-    """Return the resources of one engine."""
+    """Return the resources that one engine needs, by Ray's names: GPUs, or a share of cores."""
     nodes = _nodes()
     may_use_gpus = config.engine != "fake" and config.device.startswith(("auto", "cuda"))
     if may_use_gpus and any(node.get("GPU") for node in nodes):
@@ -120,7 +130,7 @@ def _start() -> None:
     """Start a cluster on this machine for this run alone."""
     with guarded(ConfigError, "workers: Ray does not start on this machine"):
         _init(
-            "local",  # even if someone else's cluster runs here
+            "local",  # start a cluster even if another one runs on this machine
             num_cpus=cores(),
             include_dashboard=False,
             _node_ip_address="127.0.0.1",

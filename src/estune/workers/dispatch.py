@@ -1,12 +1,12 @@
-"""Decide which worker evaluates what: whole members first, then parts of the last ones.
+"""Decide which worker evaluates which prompts of which member.
 
-Near the end of a step, a worker gets only a share of the prompts that are left, so that all
-workers finish at about the same time (guided self-scheduling, Polychronopoulos & Kuck 1987,
-https://doi.org/10.1109/TC.1987.5009495). Each piece has a fixed cost, for loading its member and
-for its first tokens; the larger this cost, the fewer pieces. A piece that takes far longer than
-expected is given to a second worker as well, and the first result counts.
+A worker that asks gets a whole member, and near the end of a step only some prompts of one, so that
+all workers finish at about the same time (guided self-scheduling, Polychronopoulos & Kuck 1987,
+https://doi.org/10.1109/TC.1987.5009495). Each piece costs time beside its prompts, for loading the
+member and for the first tokens; the larger this cost, the larger are the pieces. If a piece takes
+far longer than expected, a second worker evaluates it as well, and the first result counts.
 
-This is bookkeeping alone, without processes or clocks: ray.py calls it for real workers,
+This module starts no processes and reads no clock: ray.py calls it for real workers, and
 benchmarks/simulate.py for simulated ones.
 """
 
@@ -14,10 +14,10 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-_SHARES = 0.25  # more: smaller pieces and more loads; see `_share`
+_SHARES = 0.25  # a larger value makes pieces smaller and more; see `_largest_piece`
 _MOST_PIECES = 8  # per member
-_LATE = 3.0  # times its expected duration after which a piece goes to a second worker, too
-_FADE = 1 - 1e-4  # factor on older pieces at each new one: completions change with θ
+_LATE = 3.0  # a piece is late when it takes this many times its expected duration
+_FADE = 1 - 1e-4  # each new piece multiplies the weight of older ones by this, as θ changes
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,20 @@ class Piece:
 
 @dataclass
 class Pace:
-    """A fit of seconds ≈ start + each · size over the finished pieces, kept from step to step.
+    """How long pieces take: seconds ≈ start + each · size, fitted to the pieces finished so far.
 
-    The fit is by least squares on seconds per prompt, because their spread does not depend on size.
+    Divided by size, this is a line, y = each + start · x with x = 1 / size and y = seconds / size,
+    and least squares fit it; y varies about as much for small pieces as for large ones.
     """
 
     _count: float = 0.0
-    _x: float = 0.0  # sums over pieces, of x = 1 / size and y = seconds / size
+    _x: float = 0.0  # the sum of x over the pieces; likewise of y, x² and x·y
     _y: float = 0.0
     _xx: float = 0.0
     _xy: float = 0.0
 
     def add(self, size: int, seconds: float) -> None:
+        """Include a finished piece of `size` prompts."""
         x, y = 1 / size, seconds / size
         self._count = _FADE * self._count + 1
         self._x = _FADE * self._x + x
@@ -58,22 +60,22 @@ class Pace:
         """Return `start` and `each`, both at least 0; (0, 0) before the first piece."""
         if not self._count:
             return 0.0, 0.0
-        start = 0.0
+        start = 0.0  # if all pieces have the same size, it cannot be told from `each`
         spread = self._count * self._xx - self._x**2
-        if spread >= 1e-6 * self._x**2:  # else all pieces had the same size
-            start = max(0.0, (self._count * self._xy - self._x * self._y) / spread)
-        start = min(start, self._y / self._x)
+        if spread >= 1e-6 * self._x**2:
+            slope = (self._count * self._xy - self._x * self._y) / spread
+            start = min(max(0.0, slope), self._y / self._x)  # with more, `each` would be below 0
         return start, max(0.0, (self._y - start * self._x) / self._count)
 
     def fixed(self, prompts: int) -> float:
-        """Return the part of a member's time that every piece costs, however small it is."""
+        """Return `start` as a fraction of the time of a whole member with `prompts` prompts."""
         start, each = self.fit()
         return start / (start + each * prompts) if start else 0.0
 
 
 @dataclass
 class _Running:
-    """A piece's workers, and when the first of them began."""
+    """The workers that evaluate a piece, and when the first of them began."""
 
     workers: set[int]
     since: float
@@ -81,22 +83,22 @@ class _Running:
 
 @dataclass
 class Dispatch:
-    """The pieces of one population: left, running, done.
+    """Hands out the pieces of one population, and records which are done.
 
     Args:
         members: N.
-        prompts: how many each member completes.
-        pace: the durations of pieces in earlier populations.
+        prompts: the number of prompts that each member completes.
+        pace: how long pieces took in earlier populations; it learns from this one.
     """
 
     members: int
     prompts: int
     pace: Pace = field(default_factory=Pace)
-    _returned: deque[Piece] = field(default_factory=deque)  # their workers were lost
-    _next: int = 0  # member · prompts + prompt of the first prompt that was never handed out
+    _returned: deque[Piece] = field(default_factory=deque)  # handed out, but the worker was lost
+    _next: int = 0  # prompts handed out so far, counted through all members
     _running: dict[Piece, _Running] = field(default_factory=dict)
-    _done: int = 0
-    _next_due: float = -math.inf  # nothing is late before
+    _done: int = 0  # prompts
+    _next_due: float = -math.inf  # no piece is late before this time
 
     @property
     def finished(self) -> bool:
@@ -104,22 +106,22 @@ class Dispatch:
 
     @property
     def in_flight(self) -> int:
-        """The number of members that some worker is evaluating."""
+        """How many members are being evaluated now."""
         return len({piece.member for piece in self._running})
 
     def take(self, worker: int, workers: int, now: float) -> Piece | None:
-        """Return the next piece for `worker`, one of `workers` alive; None if there is none."""
+        """Return the next piece for `worker`, which is one of `workers`; None if there is none."""
         if self._returned:
             piece: Piece | None = self._returned.popleft()
         else:
-            piece = self._cut(workers) or self._late(now)
+            piece = self._new_piece(workers) or self._late(now)
         if piece is not None:
             self._next_due = -math.inf
             self._running.setdefault(piece, _Running(set(), now)).workers.add(worker)
         return piece
 
     def done(self, piece: Piece, now: float) -> bool:
-        """Record that `piece` was completed; return False if another worker was faster."""
+        """Record that `piece` is done; return False if another worker had done it before."""
         running = self._running.pop(piece, None)
         if running is None:
             return False
@@ -128,7 +130,7 @@ class Dispatch:
         return True
 
     def lost(self, worker: int) -> None:
-        """Give what only `worker` was evaluating to others."""
+        """Record that `worker` was lost; others get the pieces that it alone was evaluating."""
         self._next_due = -math.inf
         for piece, running in list(self._running.items()):
             running.workers.discard(worker)
@@ -136,36 +138,37 @@ class Dispatch:
                 del self._running[piece]
                 self._returned.append(piece)
 
-    def _cut(self, workers: int) -> Piece | None:
+    def _new_piece(self, workers: int) -> Piece | None:
+        """Return the rest of the current member, or a part of it if few prompts are left."""
         left = self.members * self.prompts - self._next
         if left == 0:
             return None
         member, start = divmod(self._next, self.prompts)
-        least = math.ceil(self.prompts / _MOST_PIECES)
-        share = self.prompts if workers == 1 else max(least, self._share(left, workers))
-        stop = min(self.prompts, start + share)
-        if self.prompts - stop < least:
+        smallest = math.ceil(self.prompts / _MOST_PIECES)
+        size = self.prompts if workers == 1 else max(smallest, self._largest_piece(left, workers))
+        stop = min(self.prompts, start + size)
+        if self.prompts - stop < smallest:
             stop = self.prompts
         self._next = member * self.prompts + stop
         return Piece(member, start, stop)
 
-    def _share(self, left: int, workers: int) -> int:
-        """Return how many of the prompts that are left one worker gets at most.
+    def _largest_piece(self, left: int, workers: int) -> int:
+        """Return the most prompts of a new piece when `left` prompts are not handed out yet.
 
-        Among many members the last are likelier to include a very long one, so with many workers
-        the cutting starts earlier: hence the logarithm.
+        Each worker gets a fraction of an equal share of them. The more workers there are, the
+        likelier one of the last pieces takes very long; so the fraction falls with their logarithm.
         """
-        # At most 0.5, so that something is always cut: otherwise a lower cost is never noticed.
+        # At least some members are cut, whatever a piece costs: sizes must differ for the fit.
         fixed = min(0.5, self.pace.fixed(self.prompts))
         shares = _SHARES * math.log2(8 * workers) * (1 - fixed) ** 2
         return round(left / (shares * workers))
 
     def _late(self, now: float) -> Piece | None:
-        """Return the piece that is longest overdue among those with one worker, if any is."""
+        """Return the latest of the pieces that are late and that only one worker evaluates."""
         start, each = self.pace.fit()
         if now < self._next_due or start == each == 0:
             return None
-        due = {
+        due = {  # when each becomes late
             piece: running.since + _LATE * (start + each * piece.size)
             for piece, running in self._running.items()
             if len(running.workers) == 1

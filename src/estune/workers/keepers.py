@@ -1,7 +1,7 @@
-"""θ on the nodes of a Ray cluster other than the trainer's: one keeper process per node.
+"""θ on the other nodes of a Ray cluster: on each of them, one process keeps it (a keeper).
 
-Every keeper applies the updates that the trainer applies. Only a keeper that starts late, was
-damaged, or missed a resume gets θ itself.
+Every keeper applies the same updates as the trainer. θ itself is sent only to a keeper that
+started after the first update, whose θ was damaged, or whose trainer resumed a run.
 """
 
 import logging
@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 class Keepers:
-    """Keeps the θ of all nodes equal to the trainer's.
+    """Keeps θ on all nodes equal to the trainer's.
 
     Args:
-        theta: the trainer's.
+        theta: the trainer's θ.
         source: the base model, which each keeper loads.
-        stop_engines: called with the id of a node whose θ was lost. Its engines must stop, because
-            nothing updates the θ that they read.
+        stop_engines: called with the id of a node whose keeper was lost. The node's engines must
+            stop, because nothing updates the θ that they read any more.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Keepers:
         self._version = theta.version  # of the keepers' θ
 
     def address(self, node: str) -> Any:
-        """Return where engines on `node` attach to θ; start a keeper there if there is none.
+        """Return the address of θ for engines on `node`; start a keeper there if there is none.
 
         Raises:
             RayError: the keeper cannot be started, or was lost.
@@ -87,7 +87,7 @@ class Keepers:
                     self._send(keeper)
 
     def catch_up(self) -> None:
-        """Send θ to the keepers if it changed without them, as in a resume."""
+        """Send θ to the keepers if the trainer changed it alone, as it does to resume a run."""
         if self._version == self._theta.version:
             return
         for node, keeper in list(self.actors.items()):
@@ -99,7 +99,7 @@ class Keepers:
         return ray.get(answer, timeout=self._config.worker_timeout)
 
     def _send(self, keeper: Any) -> None:
-        """Give a keeper the trainer's θ, unless it has it, and compare digests."""
+        """Send a keeper the trainer's θ, unless it has the same, and compare the digests."""
         digest, version = self._theta.digest(), self._theta.version
         same_version = ray.get(keeper.version.remote()) == version
         if same_version and ray.get(keeper.digest.remote()) == digest:
@@ -114,7 +114,7 @@ class Keepers:
 
     @contextmanager
     def _forgotten_if_lost(self, node: str) -> Iterator[None]:
-        """Forget the keeper of `node` if it is lost in the block; it restarts when needed."""
+        """Forget the keeper of `node` if the block finds it lost; `address` starts another."""
         try:
             yield
         except RayError as error:

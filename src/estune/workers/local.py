@@ -1,14 +1,14 @@
-"""One engine in this process, attached to this process's θ."""
+"""One engine in the trainer's process."""
 
 from collections.abc import Iterator, Sequence
 
 from estune.common.types import Prompt, Sampling, ThetaUpdate, Variant
 from estune.theta.theta import Theta
-from estune.workers.base import Evaluation, Status, Work, Worker
+from estune.workers.base import Evaluation, Status, Work, Worker, Workers
 
 
-class LocalWorkers:
-    """Evaluates members one after the other."""
+class LocalWorkers(Workers):
+    """Evaluates members one after another."""
 
     def __init__(self, theta: Theta, worker: Worker) -> None:
         self._theta = theta
@@ -30,15 +30,6 @@ class LocalWorkers:
 
     def update(self, update: ThetaUpdate) -> None:
         self._theta.update(update)
-
-    def verify(self, digest: str) -> None:
-        """Do nothing: there is one θ."""
-
-    def serve(self) -> None:
-        """Do nothing: there is no leader."""
-
-    def release(self) -> None:
-        """Do nothing: there are no followers."""
 
     def status(self) -> Status:
         return Status(1, 1, 1)

@@ -1,4 +1,4 @@
-"""Where the base model comes from, so that other machines find it too."""
+"""Where the base model comes from, so that workers on other machines can load it too."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +10,10 @@ from estune.theta.parameters import Layout
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model as the user named it, and as it was found on the trainer's machine.
+    """The base model as the user named it, and what the trainer found when it opened the model.
 
     name: hub id, folder or .gguf file.
+    checkpoint: its files on the trainer's machine.
     tuned: the names of the parameters in θ.
     """
 
@@ -24,10 +25,10 @@ class ModelSource:
     tokenizer: Any
 
     def here(self, *, trust_remote_code: bool) -> Checkpoint:
-        """Return the checkpoint on this machine: at the same path, or found again by its name.
+        """Return the checkpoint on this machine: from the trainer's path, or else by its name.
 
         Raises:
-            ModelError: it is not here, or is another model.
+            ModelError: it is not on this machine, or is another model.
         """
         folder = self.checkpoint.folder
         if not (folder / "config.json").is_file():

@@ -1,8 +1,8 @@
-"""Many engines on a Ray cluster, or on this machine alone; any of them may die, hang or join late.
+"""Many engines on a Ray cluster or on this machine; any of them may die, hang or join late.
 
-A thread hands out pieces of members and collects completions while the trainer scores what came
-before. Only numbers and text travel: each node has its own θ (keepers.py) and applies the same
-updates. What a lost worker was doing is given to another, so θ does not depend on who was lost.
+A thread hands out pieces of members and collects their completions, while the trainer scores those
+that it already has. θ is not sent: each node has its own θ (keepers.py) and applies the same
+updates. If a worker is lost, another one does its piece, so the result is the same.
 """
 
 import logging
@@ -17,34 +17,37 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from estune.common.guard import reason
-from estune.common.types import Completion, Prompt, Sampling, ThetaUpdate, Variant
+from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, ThetaUpdate, Variant
 from estune.config import ESConfig
 from estune.errors import EngineError, InputError
 from estune.theta.theta import Theta
 from estune.workers import cluster
 from estune.workers.actors import EngineActor, Location
-from estune.workers.base import Evaluation, Status, Work
+from estune.workers.base import Evaluation, Status, Work, Workers
 from estune.workers.dispatch import Dispatch, Pace, Piece
 from estune.workers.keepers import Keepers
 from estune.workers.model_source import ModelSource
 
 logger = logging.getLogger(__name__)
 
-_TRIES = 3  # failures in a row that end a worker; failures of one piece that end the run
+_TRIES = 3  # a worker is given up, and a piece ends the run, after so many failures
 _TICK = 0.5  # seconds between checks for late workers
-_LAST_TICK = 0.02  # the same when all pieces are done, so that the step ends at once
+_LAST_TICK = 0.02  # the same once all pieces are done, so that the step ends at once
 
 
 @dataclass
 class _Slot:
-    """A numbered worker: the actor that serves as it now, and what that actor is doing."""
+    """A worker's number, the actor that does its work now, and what that actor is doing.
+
+    A lost actor is replaced by another one in the same slot.
+    """
 
     number: int
     actor: Any = None
-    state: str = "locating"  # then building, idle, busy
-    since: float = 0.0
+    state: str = "locating"  # then "building", then "idle" or "busy"
+    since: float = 0.0  # when the state began
     location: Location | None = None
-    failures: int = 0
+    failures: int = 0  # in a row
 
     def __str__(self) -> str:
         return f"worker {self.number}" + (f" on {self.location}" if self.location else "")
@@ -55,18 +58,19 @@ class _Request:
     """One call of `evaluate` in progress."""
 
     members: Sequence[Variant]
-    prompts: Any  # a reference to them, in Ray's object store
+    prompts: Any  # a reference to the prompts in Ray's object store
     budget: int  # tokens per completion
     dispatch: Dispatch
     sampling: Sampling | None
+    # Of unfinished members: member → prompt → completions.
     completions: dict[int, dict[int, list[Completion]]] = field(default_factory=dict)
-    work: dict[int, list[Work]] = field(default_factory=dict)  # member → who did what for it
+    work: dict[int, list[Work]] = field(default_factory=dict)  # of each member
     failures: dict[Piece, int] = field(default_factory=dict)
     results: "queue.Queue[Evaluation | BaseException]" = field(default_factory=queue.Queue)
-    over: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def collect(self, piece: Piece, completions: list[Completion], work: Work) -> None:
-        """Keep a piece's completions, and put the member into `results` once it is whole."""
+        """Keep a piece's completions; if its member is complete, put the member into `results`."""
         by_prompt = self.completions.setdefault(piece.member, {})
         each = len(completions) // piece.size
         for i in range(piece.size):
@@ -78,7 +82,7 @@ class _Request:
             self.results.put(Evaluation(piece.member, whole, tuple(self.work[piece.member])))
 
     def next_result(self) -> Evaluation | BaseException | None:
-        """Return the next result, or None if there is none for a while."""
+        """Return the next result, or None if none comes within a tick."""
         try:
             return self.results.get(timeout=_TICK)
         except queue.Empty:
@@ -87,7 +91,7 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Call:
-    """What an actor is doing: building its engine, or a piece of a request."""
+    """A call of an actor's method whose result is awaited; `piece` if it evaluates one."""
 
     slot: _Slot
     actor: Any
@@ -95,17 +99,17 @@ class _Call:
     request: _Request | None = None
 
 
-class RayWorkers:
-    """Evaluates members on all engines of a cluster.
+class RayWorkers(Workers):
+    """Evaluates members on all engines of a Ray cluster.
 
     Args:
-        theta: the trainer's θ, shared, at θ₀.
+        theta: the trainer's θ, in shared memory; it is still θ₀.
         source: the base model.
         config: `num_workers`, `ray_address`, `worker_timeout`, and what the engines need.
         prompts: all prompts of the run, by dataset.
 
     Raises:
-        InputError: Ray or an engine cannot start, or a prompt does not fit.
+        InputError: Ray or an engine cannot start, or a prompt is too long.
         EngineError: no worker could be started.
     """
 
@@ -122,11 +126,12 @@ class RayWorkers:
         self._home = cluster.connect(config)
         self.keepers = Keepers(theta, source, config, self._stop_engines)
         self._slots: dict[int, _Slot] = {}
-        self._started = 0  # slots, with those that were given up
-        self._calls: dict[Any, _Call] = {}  # by Ray's reference
+        self._slots_made = 0  # slots that were given up included
+        self._calls: dict[Any, _Call] = {}  # Ray's reference to the result → the call
         self._request: _Request | None = None
         self._pace = Pace()
-        self._unchecked: Mapping[str, Sequence[Prompt]] | None = prompts  # by any engine
+        # The first engine that is ready checks the prompts' lengths; then this becomes None.
+        self._prompts_to_check: Mapping[str, Sequence[Prompt]] | None = prompts
         self._grow()
         while not any(slot.state == "idle" for slot in self._slots.values()):
             self._turn(None)
@@ -155,7 +160,7 @@ class RayWorkers:
                 left -= result is not None
                 yield result
         finally:
-            request.over.set()
+            request.ended.set()
             thread.join()
 
     def update(self, update: ThetaUpdate) -> None:
@@ -164,32 +169,28 @@ class RayWorkers:
     def verify(self, digest: str) -> None:
         self.keepers.verify(digest)
 
-    def serve(self) -> None:
-        """Do nothing: the trainer's process always leads."""
-
-    def release(self) -> None:
-        """Do nothing: the actors live as long as this object."""
-
     def status(self) -> Status:
         in_flight = self._request.dispatch.in_flight if self._request else 0
         return Status(len(self.locations()), len(self._slots), in_flight)
 
     def locations(self) -> list[Location]:
-        """Return where the live engines are."""
+        """Return where the engines run that are ready."""
         ready = [slot for slot in self._slots.values() if slot.state in ("idle", "busy")]
         return [slot.location for slot in ready if slot.location]
 
     def _run(self, request: _Request) -> None:
-        """Drive the workers until `evaluate` has all results; runs in a thread."""
+        """Give the workers pieces of `request` until `evaluate` ends it; runs in a thread."""
         try:
             self._grow()
-            while not request.over.is_set():
+            if not self._slots:
+                raise EngineError("no worker is left")  # an earlier request told why
+            while not request.ended.is_set():
                 self._turn(request)
         except BaseException as error:
             request.results.put(error)
 
     def _turn(self, request: _Request | None) -> None:
-        """Hand out what can be, wait a little for results, and replace workers that hang."""
+        """Hand pieces to idle workers, process a result if one comes, and replace late workers."""
         if request:
             alive = len(self.locations())
             for slot in [slot for slot in self._slots.values() if slot.state == "idle"]:
@@ -200,17 +201,13 @@ class RayWorkers:
         for slot in list(self._slots.values()):
             if slot.state in ("building", "busy") and slot.since < late:
                 self._lost(slot, f"did not answer within {timeout:.0f} s", request)
-        if not self._slots:
-            raise EngineError(
-                "no worker is left; finished steps are saved: fix the workers, then add "
-                "--resume_from_checkpoint true"
-            )
 
     def _hand_out(self, slot: _Slot, alive: int, request: _Request) -> None:
+        """Give an idle worker the next piece, if there is one."""
         piece = request.dispatch.take(slot.number, alive, time.monotonic())
         if piece is None:
             return
-        answer = slot.actor.evaluate_one.remote(
+        reference = slot.actor.evaluate_one.remote(
             request.members[piece.member],
             request.prompts,
             piece.start,
@@ -218,11 +215,12 @@ class RayWorkers:
             request.budget,
             request.sampling,
         )
-        self._expect(answer, "busy", _Call(slot, slot.actor, piece, request))
+        self._await(reference, "busy", _Call(slot, slot.actor, piece, request))
 
-    def _expect(self, answer: Any, state: str, call: _Call) -> None:
+    def _await(self, reference: Any, state: str, call: _Call) -> None:
+        """Record that `call` is in progress, and that its slot is in `state` because of it."""
         call.slot.state, call.slot.since = state, time.monotonic()
-        self._calls[answer] = call
+        self._calls[reference] = call
 
     def _receive_next(self, request: _Request | None) -> None:
         """Wait for at most a tick, and process one result."""
@@ -230,61 +228,77 @@ class RayWorkers:
         if not self._calls:
             time.sleep(tick)
             return
-        for answer in ray.wait(list(self._calls), num_returns=1, timeout=tick)[0]:
-            call = self._calls.pop(answer)
-            if call.actor is call.slot.actor:  # else the actor was replaced meanwhile
-                self._receive(call, answer, request)
+        for reference in ray.wait(list(self._calls), num_returns=1, timeout=tick)[0]:
+            call = self._calls.pop(reference)
+            if call.actor is call.slot.actor:  # not a call of an actor that was replaced
+                self._receive(call, reference, request)
 
-    def _receive(self, call: _Call, answer: Any, request: _Request | None) -> None:
+    def _receive(self, call: _Call, reference: Any, request: _Request | None) -> None:
+        """Process the result or the error of a call that has ended."""
         slot = call.slot
-        outdated = call.request is not request  # another worker did its piece in an earlier step
         try:
-            result = ray.get(answer)
+            result = ray.get(reference)
         except RayTaskError as error:
-            if call.piece and outdated:  # θ changed while it was being read: not a fault
-                slot.state = "idle"
-            else:
-                self._failed(call, error.cause)
-            return
+            self._failed(call, error.cause, request)
         except RayError as error:
-            return self._lost(slot, f"was lost ({reason(error)})", request)
-        if slot.state == "locating":
-            return self._build(slot, result)
-        if slot.state == "building":
-            return self._check_lengths(slot)
-        slot.state, slot.failures = "idle", 0
-        if outdated or not call.piece or not request:
-            return
+            self._lost(slot, f"was lost ({reason(error)})", request)
+        else:
+            if slot.state == "locating":
+                self._build(slot, result)
+            elif slot.state == "building":
+                self._check_lengths(slot)
+            else:
+                self._evaluated(call, result, request)
+
+    def _evaluated(
+        self,
+        call: _Call,
+        result: tuple[list[Completion], float, float, ExpertCounts],
+        request: _Request | None,
+    ) -> None:
+        """Mark the worker as idle; keep its completions unless another worker had the piece."""
+        call.slot.state, call.slot.failures = "idle", 0
+        if not request or not call.piece or call.request is not request:
+            return  # the piece belongs to an earlier request, in which another worker was faster
         if request.dispatch.done(call.piece, time.monotonic()):
-            completions, *work = result
-            request.collect(call.piece, completions, Work(slot.number, *work))
+            completions, load, generate, experts = result
+            work = Work(call.slot.number, load, generate, experts)
+            request.collect(call.piece, completions, work)
 
     def _build(self, slot: _Slot, location: Location) -> None:
+        """Build the engine of an actor that runs at `location`."""
         slot.location = location
         node = location.node
         try:
             address = self._theta.address if node == self._home else self.keepers.address(node)
         except RayError as error:
             return self._lost(slot, f"has no θ on its node ({reason(error)})", None)
-        self._expect(slot.actor.build.remote(address), "building", _Call(slot, slot.actor))
+        self._await(slot.actor.build.remote(address), "building", _Call(slot, slot.actor))
 
     def _check_lengths(self, slot: _Slot) -> None:
-        """Let the first engine that is ready check all prompts; then the slot is idle."""
-        if self._unchecked is not None:
+        """Let an engine check the prompts' lengths if none has done so; then its slot is idle."""
+        if self._prompts_to_check is not None:
             try:
-                ray.get(slot.actor.check_lengths.remote(self._unchecked))
+                ray.get(slot.actor.check_lengths.remote(self._prompts_to_check))
             except RayTaskError as error:
                 raise error.cause from None
             except RayError as error:
                 return self._lost(slot, f"was lost ({reason(error)})", None)
-            self._unchecked = None
+            self._prompts_to_check = None
         slot.state, slot.failures = "idle", 0
         logger.info("%s is ready", slot)
 
-    def _failed(self, call: _Call, cause: Exception) -> None:
-        """Restart the slot; raise `cause` instead if another worker would fail too."""
-        request, piece = call.request, call.piece
-        if isinstance(cause, InputError) and (request or self._unchecked is not None):
+    def _failed(self, call: _Call, cause: Exception, request: _Request | None) -> None:
+        """Replace the actor whose call raised `cause`; raise if another actor would fail too.
+
+        A piece of an earlier request may fail because θ was updated meanwhile, which is no fault:
+        another worker had already done that piece.
+        """
+        piece = call.piece
+        if piece and call.request is not request:
+            call.slot.state = "idle"
+            return
+        if isinstance(cause, InputError) and (piece or self._prompts_to_check is not None):
             raise cause
         if request and piece:
             request.failures[piece] = request.failures.get(piece, 0) + 1
@@ -292,14 +306,14 @@ class RayWorkers:
                 raise EngineError(
                     f"{_TRIES} workers failed at the same prompts of a member ({reason(cause)})"
                 )
-        self._lost(call.slot, f"failed ({reason(cause)})", request)
+        self._lost(call.slot, f"failed ({reason(cause)})", call.request)
 
     def _lost(self, slot: _Slot, why: str, request: _Request | None) -> None:
-        """Give the slot's piece to others, and start another actor or give the slot up."""
+        """Give the slot's piece to others; start another actor, or give the slot up."""
         if request:
             request.dispatch.lost(slot.number)
         ray.kill(slot.actor)
-        slot.actor = None  # so that its results are ignored
+        slot.actor = None  # results that still come from it are then ignored
         slot.failures += 1
         if slot.failures < _TRIES:
             logger.warning("%s %s; it is restarted", slot, why)
@@ -310,27 +324,33 @@ class RayWorkers:
         )
         if not self._slots:
             raise EngineError(
-                f"no worker is left: the last {why}; fix it, then add --resume_from_checkpoint true"
+                f"no worker is left: the last one {why}; fix that, then add "
+                "--resume_from_checkpoint true"
             )
 
     def _start(self, slot: _Slot) -> None:
+        """Start an actor for the slot, and ask it where it runs."""
         options = cluster.resources(self._config)
         threads = cluster.threads(self._config)
         actor = ray.remote(EngineActor).options(**options)
         slot.actor = actor.remote(self._source, self._config, threads)
         slot.location = None
-        self._expect(slot.actor.location.remote(), "locating", _Call(slot, slot.actor))
+        self._await(slot.actor.location.remote(), "locating", _Call(slot, slot.actor))
 
     def _grow(self) -> None:
-        """Start as many workers as were requested, or as the cluster now has room for."""
-        requested = self._config.num_workers or cluster.room(self._config)
-        while self._started < requested:
-            self._started += 1
-            slot = _Slot(self._started)
+        """Start workers until there are `num_workers`, or as many as the cluster has room for.
+
+        Workers that were given up count, so they are not started again.
+        """
+        wanted = self._config.num_workers or max(1, cluster.room(self._config))
+        while self._slots_made < wanted:
+            self._slots_made += 1
+            slot = _Slot(self._slots_made)
             self._slots[slot.number] = slot
             self._start(slot)
 
     def _stop_engines(self, node: str) -> None:
+        """Kill the engines on a node; their calls then fail, and they are replaced."""
         for slot in self._slots.values():
             if slot.actor and slot.location and slot.location.node == node:
                 ray.kill(slot.actor)

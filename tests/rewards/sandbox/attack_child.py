@@ -27,11 +27,11 @@ def main() -> None:
 
 
 def attack(sandbox, source: str) -> dict:
-    with baits() as laid:
+    with baits() as placed:
         started = time.monotonic()
         outcome = sandbox.run(
             f"{PRELUDE}\nprint('ready', flush=True)\n{source}",
-            json.dumps(laid.given).encode(),
+            json.dumps(placed.locations).encode(),
             LIMITS,
         )
         return {
@@ -40,7 +40,7 @@ def attack(sandbox, source: str) -> dict:
             "errors": outcome.errors[-500:].decode(errors="replace"),
             "status": outcome.status,
             "seconds": time.monotonic() - started,
-            "taken": laid.taken(),
+            "touched": placed.touched(),
         }
 
 

@@ -22,7 +22,7 @@ def assert_held(report):
     """Assert that an attack began, got nothing and changed nothing outside."""
     assert "ready" in report["output"], report["errors"]
     assert "GOT" not in report["output"]
-    assert report["taken"] == []
+    assert report["touched"] == []
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -1,4 +1,4 @@
-"""However the trainer ends, no process or file of a program or reward function is left behind."""
+"""However the trainer ends, programs and reward functions leave no process or file behind."""
 
 import contextlib
 import json
@@ -14,11 +14,11 @@ import pytest
 from attacks import ATTACKS, PRELUDE
 from boxes import made
 
-from estune.rewards.processes import keeper
+from estune.rewards.processes import reaper
 from estune.rewards.sandbox import PROVEN, UNLOCKED, Limits
 from estune.rewards.sandbox.baits import baits
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="keepers are Linux's")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has reapers")
 HOLDS = """
 import os, time
 if os.fork() == 0:
@@ -129,7 +129,7 @@ def test_processes_of_a_reward_function_end_with_a_killed_trainer(tmp_path):
     assert soon(lambda: not running(mark))
 
 
-def test_a_keeper_ends_processes_in_other_sessions_and_ends_as_its_child_did(tmp_path):
+def test_a_reaper_ends_processes_in_other_sessions_and_exits_like_its_child(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(MOVES)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV):
@@ -137,7 +137,7 @@ def test_a_keeper_ends_processes_in_other_sessions_and_ends_as_its_child_did(tmp
             sys.executable,
             "-I",
             "-S",
-            keeper.__file__,
+            reaper.__file__,
             str(os.getpid()),
             str(script),
             str(int(number)),
@@ -146,10 +146,10 @@ def test_a_keeper_ends_processes_in_other_sessions_and_ends_as_its_child_did(tmp
     assert not running(script)
 
 
-def test_a_keeper_whose_parent_is_gone_starts_nothing(tmp_path):
+def test_a_reaper_whose_parent_has_ended_starts_nothing(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    ended = subprocess.run([sys.executable, "-I", "-S", keeper.__file__, "1", str(script)])
+    ended = subprocess.run([sys.executable, "-I", "-S", reaper.__file__, "1", str(script)])
     assert ended.returncode == 1
     assert not (tmp_path / "ran").exists()
 
@@ -161,14 +161,14 @@ def test_hostile_programs_leave_nothing_behind(sandbox, tmp_path, monkeypatch):
     limits = Limits(seconds=1.0, cpu_seconds=1.0, memory=256 << 20, disk=32 << 20)
     sandbox.run("pass", b"", limits)
     before = _state(tmp_path)
-    with baits() as laid, ThreadPoolExecutor(2) as threads:
-        told = json.dumps(laid.given).encode()
+    with baits() as placed, ThreadPoolExecutor(2) as threads:
+        locations = json.dumps(placed.locations).encode()
         outcomes = list(
             threads.map(
-                lambda source: sandbox.run(PRELUDE + source, told, limits), ATTACKS.values()
+                lambda source: sandbox.run(PRELUDE + source, locations, limits), ATTACKS.values()
             )
         )
-        assert laid.taken() == []
+        assert placed.touched() == []
     assert not [outcome for outcome in outcomes if b"GOT" in outcome.output]
     assert soon(lambda: _state(tmp_path)[:3] == before[:3])
     assert _state(tmp_path)[3] < before[3] + (64 << 20)

@@ -97,7 +97,7 @@ def test_a_sandbox_that_does_not_start_is_refused_with_its_reason(monkeypatch):
         prove(broken)
 
 
-def test_if_no_sandbox_passes_one_line_says_what_to_install(monkeypatch):
+def test_without_a_proven_sandbox_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RewardError) as raised:
@@ -136,14 +136,14 @@ def test_a_wrapped_function_is_prepared():
     assert calls == [1, 1]
 
 
-def test_no_sandbox_is_no_proof(monkeypatch):
+def test_running_without_a_sandbox_does_not_pass_the_proof(monkeypatch):
     with pytest.raises(Unusable, match=r"^unlocked: a program in it could write a file outside$"):
         prove(Unlocked())
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_the_filter_fits_the_kernel(monkeypatch, machine, on_disk):
+def test_the_filter_is_short_enough_for_the_kernel(monkeypatch, machine, on_disk):
     monkeypatch.setattr(platform, "machine", lambda: machine)
     instructions = program_filter(on_disk=on_disk)
     assert len(instructions) % 8 == 0

@@ -12,13 +12,13 @@ def run(sandbox, source, request=b"", **limits):
     return sandbox.run(source, request, Limits(**{"seconds": 10.0} | limits))
 
 
-def test_it_reads_its_input_and_prints(sandbox):
+def test_a_program_reads_its_input_and_prints(sandbox):
     outcome = run(sandbox, "print('hello', input(), input())", b"you\nthere\n")
     assert outcome.output == b"hello you there\n"
     assert (outcome.status, outcome.timed_out) == (0, False)
 
 
-def test_the_outcome_says_how_it_ended(sandbox):
+def test_the_outcome_says_how_the_program_ended(sandbox):
     assert run(sandbox, "exit(3)").status == 3
     failed = run(sandbox, "1 / 0")
     assert failed.status == 1
@@ -32,7 +32,7 @@ def test_long_programs_and_inputs_arrive_whole(sandbox):
     assert outcome.output == b"5000000 3000000\n"
 
 
-def test_input_that_is_not_read_does_not_matter(sandbox):
+def test_a_program_need_not_read_its_input(sandbox):
     assert run(sandbox, "print(1)", b"y" * 3_000_000).output == b"1\n"
 
 
@@ -66,7 +66,7 @@ print(len(waiting))
 
 
 @pytest.mark.slow
-def test_other_processes_of_the_user_do_not_count(run_as):
+def test_other_processes_of_the_user_do_not_count_as_the_programs(run_as):
     for kind in ("bubblewrap", "sandlock"):
         assert run_as("user", "crowd_child.py", kind, THREADS) == "8\n"
 
@@ -80,12 +80,12 @@ print(ended.stdout, len(open("/dev/urandom", "rb").read(4)))
 """
 
 
-def test_it_may_start_python_and_use_harmless_devices(sandbox):
+def test_a_program_may_start_python_and_use_harmless_devices(sandbox):
     outcome = run(sandbox, USES_DEVICES)
     assert outcome.output == b"b'5\\n' 4\n", outcome.errors
 
 
-def test_its_folder_is_empty_at_the_start(sandbox):
+def test_a_programs_folder_is_empty_at_the_start(sandbox):
     run(sandbox, "open('mine', 'w')")
     assert run(sandbox, "import os; print(os.listdir('.'))").output == b"[]\n"
 
@@ -103,27 +103,27 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)
-def test_time_ends_it(sandbox, source):
+def test_a_program_is_ended_at_its_time_limit(sandbox, source):
     started = time.monotonic()
     outcome = run(sandbox, source, seconds=1.0)
     assert (outcome.status, outcome.timed_out) == (None, True)
     assert time.monotonic() - started < 30, "it would run for a minute, or forever"
 
 
-def test_processor_time_of_all_its_processes_ends_it(sandbox):
+def test_a_program_is_ended_by_the_processor_time_of_all_its_processes(sandbox):
     outcome = run(
         sandbox, "import os\nfor n in range(3): os.fork()\nwhile True: pass", cpu_seconds=0.3
     )
     assert (outcome.status, outcome.timed_out) == (None, False)
 
 
-def test_the_start_of_its_output_is_kept(sandbox):
+def test_the_start_of_a_programs_output_is_returned(sandbox):
     outcome = run(sandbox, "print('x' * 300_000)", output=1000)
     assert outcome.output == b"x" * 1000
     assert outcome.status == 0
 
 
-def test_memory_of_children_ends_it(sandbox):
+def test_a_program_is_ended_by_the_memory_of_its_children(sandbox):
     fork = (
         "import os, time\nfor n in range(4):\n    if os.fork() == 0:\n"
         "        kept = b'x' * (100 << 20); time.sleep(60)\ntime.sleep(60)"
@@ -146,11 +146,11 @@ def test_folders_of_killed_runs_are_removed_later(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     left = tmp_path / "estune-program-left"
     left.mkdir()
-    working_folder._clear.cache_clear()
+    working_folder._remove_old_folders.cache_clear()
     run(Unlocked(), "pass")
     assert left.exists()
-    monkeypatch.setattr(working_folder, "_LONG", -1.0)
-    working_folder._clear.cache_clear()
+    monkeypatch.setattr(working_folder, "_MAX_AGE", -1.0)
+    working_folder._remove_old_folders.cache_clear()
     run(Unlocked(), "pass")
     assert not left.exists()
 
@@ -164,7 +164,7 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize("source", FOLDERS.values(), ids=FOLDERS)
-def test_nothing_is_left_of_a_folder(source, tmp_path, monkeypatch):
+def test_a_programs_folder_is_removed_whatever_it_contains(source, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     run(Unlocked(), source)
     assert list(tmp_path.iterdir()) == []

@@ -18,11 +18,11 @@ from estune.run.inputs import data_and_rewards
 _PR_SET_PDEATHSIG = 1
 
 
-def do(folder: Path) -> None:
-    """Execute the run of `run.json` in `folder`, and write `result.json`.
+def execute(folder: Path) -> None:
+    """Execute the run that `run.json` in `folder` describes, and write `result.json`.
 
     Raises:
-        InputError: anything in the input that cannot work.
+        InputError: the model, the data, a reward function or a setting cannot be used.
     """
     _end_with_parent()
     run = read(folder)
@@ -38,24 +38,24 @@ def do(folder: Path) -> None:
 
 
 def read(folder: Path) -> ComparisonRun:
-    """Read the run from `folder`."""
+    """Read the run from `run.json` in `folder`."""
     return load(json.loads((folder / "run.json").read_text(encoding="utf-8")))
 
 
 def prepare(run: ComparisonRun) -> None:
-    """Download or convert the model, so that this counts in no run's time and memory."""
-    from estune.theta.checkpoint import resolve
+    """Download or convert the model before the first run, whose time and memory it would add to."""
+    from estune.run.base_model import base_model
 
     config = run.config()
-    resolve(
-        config.model_name_or_path or "",
-        config.model_revision,
-        trust_remote_code=config.trust_remote_code,
-    )
+    base_model(config.model_name_or_path or "", config, None)
 
 
 def peak_memory() -> int:
-    """Return this process's peak of resident memory in bytes, without that of its parent."""
+    """Return the most resident memory that this process had, in bytes.
+
+    Linux's getrusage would include memory that the parent had when it started this process, so
+    VmHWM is read where there is a /proc.
+    """
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
@@ -77,6 +77,6 @@ def _train(run: ComparisonRun, folder: Path) -> dict[str, Any]:
 
 
 def _end_with_parent() -> None:
-    """Stop this process, as SIGTERM would, when its parent ends."""
+    """Let Linux send this process SIGTERM when its parent ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,23 @@ def train(
     """Run or resume in `folder`; return the content of its result file.
 
     Raises:
-        InputError: anything in the input that cannot work.
+        InputError: the model, the data, a reward function or a setting cannot be used.
     """
     config = dataclasses.replace(run.config(), output_dir=str(folder))
-    marks = _EsMarks()
+    curve = Curve(run, folder, lambda: _examine(sets, run, trainer))
     trainer = ESTrainer(
-        config.model_name_or_path, reward_funcs, config, rows, held_out, callbacks=[marks]
+        config.model_name_or_path,
+        reward_funcs,
+        config,
+        rows,
+        held_out,
+        callbacks=[_EsMarks(curve, lambda: trainer)],
     )
     sets = PromptSets.of(run, trainer.train_rows, trainer.eval_rows, trainer.rewards)
-    marks.begin(trainer, Curve(run, folder, lambda: _examine(sets, run, trainer)))
     trainer.train(resume_from_checkpoint=exists(folder))
     _delete_weights(folder)
     return {
-        "points": marks.curve.points,
+        "points": curve.points,
         "engine": config.engine,
         "dtype": "float32" if config.engine == "fake" else dtype_name(engine_dtype(config)),
         "temperature": 0.0,
@@ -48,21 +53,27 @@ def _examine(sets: PromptSets, run: ComparisonRun, trainer: ESTrainer) -> Any:
 
 
 class _EsMarks(TrainerCallback):  # type: ignore[misc]
-    """Evaluates at token marks and ends the run; counts tokens and time across resumes."""
+    """Evaluates θ at token marks, and ends the run when its tokens are used up.
 
-    def begin(self, trainer: ESTrainer, curve: Curve) -> None:
+    Args:
+        trainer: returns the trainer, which is made after its callbacks.
+    """
+
+    def __init__(self, curve: Curve, trainer: Callable[[], ESTrainer]) -> None:
+        self._curve = curve
         self._trainer = trainer
-        self.curve = curve
+        self._seconds = 0.0  # of all steps, also of those before a resume
+        self._tokens = 0  # likewise
 
     def on_train_begin(
         self, args: Any, state: Any, control: TrainerControl, **details: Any
     ) -> TrainerControl:
-        logged = self._trainer.folder.metrics.read()
+        logged = self._trainer().folder.metrics.read()
         self._seconds = sum(record["step_time"] for record in logged)
         self._tokens = logged[-1]["num_tokens"] if logged else 0
         step = logged[-1]["step"] if logged else 0
-        if step == self._trainer.model.theta.version:  # otherwise the last step is logged once more
-            control.should_training_stop = self.curve.look(step, self._tokens, self._seconds)
+        if step == self._version():  # if not, the trainer will log the last step again
+            control.should_training_stop = self._curve.update(step, self._tokens, self._seconds)
         return control
 
     def on_log(
@@ -70,16 +81,19 @@ class _EsMarks(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         self._seconds += logs["step_time"]
         self._tokens = logs["num_tokens"]
-        ended = self.curve.look(self._trainer.model.theta.version, self._tokens, self._seconds)
+        ended = self._curve.update(self._version(), self._tokens, self._seconds)
         control.should_training_stop = control.should_training_stop or ended
         return control
 
     def on_train_end(self, args: Any, state: Any, control: TrainerControl, **details: Any) -> None:
-        self.curve.finish(self._trainer.model.theta.version, self._tokens, self._seconds)
+        self._curve.finish(self._version(), self._tokens, self._seconds)
+
+    def _version(self) -> int:
+        return self._trainer().model.theta.version
 
 
 def _delete_weights(folder: Path) -> None:
-    """Delete the run's checkpoint and snapshot, which `estune replay` can rebuild."""
+    """Delete the run's checkpoints and snapshot, since `estune replay` can compute them again."""
     for path in [folder / "theta", *folder.glob("checkpoint-*")]:
         shutil.rmtree(path, ignore_errors=True)
-    print(f"weights deleted; estune replay {folder} rebuilds those of any step", flush=True)
+    print(f"weights deleted; estune replay {folder} rebuilds them at any step", flush=True)

@@ -1,4 +1,4 @@
-"""Execute a comparison's runs in sequence, each in its own process; skip finished ones."""
+"""Execute a comparison's runs one after another, each in a process of its own."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ from estune.evaluation.compare.runs import ComparisonRun
 
 Say = Callable[[str], None]
 
-# Runs this package, not another installed one.
+# The child imports modules from the same folders as this process, so it runs this estune.
 _COMMAND = """import json, sys
 sys.path[:] = json.loads(sys.argv.pop(1))
 from estune.cli.main import main
@@ -41,8 +41,10 @@ def claim(runs: Sequence[ComparisonRun], output: Path) -> None:
             )
 
 
-def do_all(runs: Sequence[ComparisonRun], output: Path, say: Say, done: Callable[[], None]) -> None:
-    """Execute the unfinished runs; call `done` after each.
+def execute_all(
+    runs: Sequence[ComparisonRun], output: Path, say: Say, done: Callable[[], None]
+) -> None:
+    """Execute the runs that are not finished; call `done` after each.
 
     Raises:
         EstuneError: a run failed; finished runs are kept.
@@ -61,7 +63,7 @@ def do_all(runs: Sequence[ComparisonRun], output: Path, say: Say, done: Callable
 
 
 def result_of(run: ComparisonRun, output: Path) -> dict[str, Any] | None:
-    """Return a finished run's result, None if it is not finished."""
+    """Return the content of a run's result file, or None if the run is not finished."""
     path = output / run.name / "result.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -80,10 +82,13 @@ def collect(runs: Sequence[ComparisonRun], output: Path) -> dict[str, Any]:
 
 
 def _child(run: ComparisonRun, output: Path, say: Say, *more: str) -> None:
-    """Execute `run` in a process; print its lines with its label, write its errors to log.txt."""
+    """Execute `run` in a child process: `estune compare --run FOLDER`.
+
+    `say` gets each line of its output after the run's label; its error output goes to log.txt.
+    """
     folder = output / run.name
     path = folder / "log.txt"
-    already = path.stat().st_size if path.exists() else 0  # of an earlier attempt
+    old_bytes = path.stat().st_size if path.exists() else 0  # of an earlier attempt
     command = [
         sys.executable,
         "-c",
@@ -110,31 +115,36 @@ def _child(run: ComparisonRun, output: Path, say: Say, *more: str) -> None:
             for line in child.stdout:
                 say(f"{run.label} | {line.rstrip()}")
         except BaseException:
-            child.terminate()  # after Ctrl-C it is already stopping; this stops it at once
+            # Ctrl-C was sent to the child too. This is its second signal, so it stops at once.
+            child.terminate()
             raise
     if child.returncode:
-        _failed(run, path, child.returncode, already)
+        _raise_failure(run, path, child.returncode, old_bytes)
 
 
-def _failed(run: ComparisonRun, log: Path, status: int, already: int) -> None:
+def _raise_failure(run: ComparisonRun, log: Path, status: int, old_bytes: int) -> None:
+    """Raise an error for a child that ended with `status`, with the last line that it logged.
+
+    Earlier attempts logged the first `old_bytes` of the file.
+    """
     if status == 130:
         raise KeyboardInterrupt
     if status == 143:
         raise SystemExit(143)
-    lines = log.read_bytes()[already:].decode(errors="replace").split("\n")
+    lines = log.read_bytes()[old_bytes:].decode(errors="replace").split("\n")
     last = next((line for line in reversed(lines) if line.strip()), "no message")
-    said = last.removeprefix("estune: ")
+    message = last.removeprefix("estune: ")
     if status < 0:
         killed = signal.Signals(-status).name
         why = ", as the system does when memory runs out" if killed == "SIGKILL" else ""
-        said = f"killed by {killed}{why}"
+        message = f"killed by {killed}{why}"
     kind = InputError if status == 2 else EstuneError
-    kept = "finished runs are kept, repeat the command to continue"
-    raise kind(f"{run.label}: {said} (see {log}; {kept})")
+    kept = "finished runs are kept; repeat the command to continue"
+    raise kind(f"{run.label}: {message} (see {log}; {kept})")
 
 
 def _differs(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """Return the name of the first setting or field in which two runs differ."""
+    """Return the name of the first field or setting in which two runs differ, or None."""
     for name in sorted({*before, *now}):
         had, has = before.get(name), now.get(name)
         if had != has and isinstance(had, dict) and isinstance(has, dict):

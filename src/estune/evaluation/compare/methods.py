@@ -1,6 +1,7 @@
-"""The methods of a comparison: their settings and learning rates.
+"""The methods that can be compared: their settings, and the learning rates that are tried.
 
-Those of RL methods follow TRL's documentation (https://huggingface.co/docs/trl/paper_index).
+The settings of RL methods are from TRL's documentation
+(https://huggingface.co/docs/trl/paper_index).
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,19 +9,19 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from estune.common.other_names import nearest
+from estune.common.name_hints import nearest
 from estune.errors import ConfigError
 
-LearningRate = float | str | None  # auto, or None for σ/2
+LearningRate = float | str | None  # a number, "auto", or None for σ/2
 
-_RL_GRID = (1e-5, 2e-5, 5e-5)  # for AdamW on all parameters of a model of some 100 million
+_RL_GRID = (1e-5, 2e-5, 5e-5)  # for AdamW on a whole model of about 100 million parameters
 _NO_PPO = "TRL's PPOTrainer scored with a reward model, not functions, and was removed from TRL"
 INSTALL = "pip install 'estune[rl]'"
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method: `settings` are estune's for ES, and those of TRL's GRPOConfig for RL."""
+    """A method. `settings` are estune's if its kind is "es", and TRL's GRPOConfig's if "rl"."""
 
     name: str
     kind: Literal["es", "rl"]
@@ -29,7 +30,7 @@ class Method:
     learning_rates: tuple[LearningRate, ...]
 
     def alpha(self, learning_rate: LearningRate, sigma: float) -> LearningRate:
-        """Return estune's learning_rate for a learning rate of this method."""
+        """Return estune's learning_rate for this method's; MeZO's does not include 1/σ."""
         if self.name == "mezo" and isinstance(learning_rate, float):
             return learning_rate / sigma
         return learning_rate
@@ -74,7 +75,9 @@ DEFAULT = tuple(METHODS)
 
 
 def chosen(names: Sequence[str]) -> list[Method]:
-    """Return the named methods in order, without duplicates; commas may separate names in a word.
+    """Return the methods that `names` lists, without duplicates.
+
+    One word may list several, separated by commas: es,grpo.
 
     Raises:
         ConfigError: a name is unknown, TRL has no such method, or TRL is not installed.
@@ -93,12 +96,14 @@ def chosen(names: Sequence[str]) -> list[Method]:
 def grids(
     methods: Sequence[Method], given: Sequence[str] | None
 ) -> dict[str, tuple[LearningRate, ...]]:
-    """Return method → learning rates.
+    """Return the learning rates to try with each method.
 
-    In `given`, plain numbers apply to all RL methods, NAME=1e-6,1e-5 to one.
+    Args:
+        given: what the user gave instead of the methods' own: "1e-6,1e-5" for all RL methods,
+            "mezo=1e-6,1e-5" for one method.
 
     Raises:
-        ConfigError: a word is invalid.
+        ConfigError: one of `given` is invalid.
     """
     found: dict[str, tuple[LearningRate, ...]] = {
         method.name: method.learning_rates for method in methods
@@ -109,7 +114,9 @@ def grids(
         found |= {method.name: rates for method in methods if method.kind == "rl"}
     for name, _, values in (word.partition("=") for word in given or [] if "=" in word):
         if name not in found:
-            raise ConfigError(f"learning_rates: {name!r} is none of the methods {', '.join(found)}")
+            raise ConfigError(
+                f"learning_rates: {name!r} is not one of the methods {', '.join(found)}"
+            )
         found[name] = _rates(values)
     return found
 
@@ -118,7 +125,7 @@ def _method(name: str) -> Method:
     if name == "ppo":
         raise ConfigError(f"methods: ppo: {_NO_PPO}; take grpo, dr_grpo or dapo")
     if name not in METHODS:
-        raise ConfigError(f"methods: there is no {name!r}{nearest(name, list(METHODS))}")
+        raise ConfigError(f"methods: unknown method {name!r}{nearest(name, list(METHODS))}")
     return METHODS[name]
 
 

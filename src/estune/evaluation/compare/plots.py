@@ -1,9 +1,10 @@
 """Plot reward against tokens and time, as SVG and PNG.
 
-Dots are evaluations, the line is the median, the band the range over seeds.
+Dots are evaluations. Over seeds, the line is the median, and the band goes from lowest to highest.
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,22 +13,20 @@ from typing import Any
 from estune.evaluation.compare.methods import INSTALL
 from estune.evaluation.compare.table import Comparison, RunResult, at, best, reward_at
 
-# Distinguishable for colour-blind readers.
+# Colour-blind readers can tell these apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _TITLES = {"train": "training prompts", "held_out": "held-out prompts"}
 
 
 def missing() -> str | None:
-    """Return why nothing can be drawn, or None."""
-    return (
-        None
-        if find_spec("matplotlib")
-        else f"no plots without matplotlib: {INSTALL}, then --redraw"
-    )
+    """Return why nothing can be plotted, or None if it can."""
+    if find_spec("matplotlib"):
+        return None
+    return f"no plots without matplotlib: {INSTALL}, then --redraw"
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
-    """Draw `comparison` into `folder` and return the files. `missing` must return None."""
+    """Plot `comparison` into files in `folder`, and return them. It needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -71,25 +70,32 @@ def marks(comparison: Comparison) -> list[int]:
 def curve(
     comparison: Comparison, results: Sequence[RunResult], prompts: str
 ) -> list[dict[str, float]]:
-    """Return tokens, median seconds, and lowest, median and highest reward at each reached mark."""
+    """Return tokens, median seconds, and median, lowest and highest reward at each of the marks.
+
+    Only runs that reached a mark count there; marks that none reached are left out.
+    """
     found = []
     for tokens in marks(comparison):
-        there = [one for one in results if one["points"][-1]["tokens"] >= tokens]
-        rewards = sorted(
-            value for one in there if not math.isnan(value := reward_at(one, tokens, prompts))
-        )
+        reached = [one for one in results if one["points"][-1]["tokens"] >= tokens]
+        rewards = [
+            value for one in reached if not math.isnan(value := reward_at(one, tokens, prompts))
+        ]
         if rewards:
-            seconds = sorted(at(one["points"], tokens, _seconds) for one in there)
-            middle = {
-                "tokens": float(tokens),
-                "seconds": _middle(seconds),
-                "reward": _middle(rewards),
-            }
-            found.append(middle | {"low": rewards[0], "high": rewards[-1]})
+            seconds = [at(one["points"], tokens, _seconds) for one in reached]
+            found.append(
+                {
+                    "tokens": float(tokens),
+                    "seconds": statistics.median(seconds),
+                    "reward": statistics.median(rewards),
+                    "low": min(rewards),
+                    "high": max(rewards),
+                }
+            )
     return found
 
 
 def _add(axes: Any, comparison: Comparison, method: str, prompts: str, color: str) -> None:
+    """Plot a method into two axes: reward against tokens, and reward against seconds."""
     results = best(comparison, method)
     points = curve(comparison, results, prompts)
     if not points:
@@ -118,8 +124,3 @@ def _add(axes: Any, comparison: Comparison, method: str, prompts: str, color: st
 
 def _seconds(point: Mapping[str, Any]) -> float:
     return float(point["seconds"])
-
-
-def _middle(ordered: Sequence[float]) -> float:
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2

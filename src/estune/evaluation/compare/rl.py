@@ -1,9 +1,10 @@
-"""An RL run of a comparison: TRL's GRPOTrainer, scored and evaluated by the same code as ES.
+"""An RL run of a comparison, by TRL's GRPOTrainer.
 
-TRL generates and trains. estune decides where a completion ends, counts its tokens and scores it,
-exactly as in ES runs.
+TRL generates completions and trains. estune decides where a completion ends, counts its tokens,
+scores it and evaluates the model, with the same code as in ES runs.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,15 +30,16 @@ from estune.engines.tokens import Tokenizer
 from estune.engines.transformers import TransformersEngine
 from estune.errors import ConfigError, EngineError, ModelError
 from estune.evaluation.compare.runs import ComparisonRun
-from estune.evaluation.compare.token_marks import Curve, PromptSets
+from estune.evaluation.compare.token_marks import Curve, PromptSets, SetMetrics
 from estune.rewards.scoring import RewardFunctions
+from estune.run.base_model import base_model
 from estune.tasks.reward_functions import resolve_rewards
 from estune.tasks.rows import rows_of
-from estune.theta.checkpoint import open_checkpoint, resolve
+from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import Layout, layout
 from estune.workers.base import Evaluation, Work
 
-_PLANNED = 4096  # prompts are prepared for so many steps, then repeated
+_PLANNED = 4096  # the dataset has prompts for at most so many steps; then TRL starts over
 
 
 def train(
@@ -46,61 +48,60 @@ def train(
     """Run from the start; return the content of the result file.
 
     Raises:
-        InputError: anything in the input that cannot work.
+        InputError: the model, the data, a reward function or a setting cannot be used.
     """
-    config = run.config()
     rows = rows_of(rows, "train_dataset")
-    rewards = RewardFunctions.of(resolve_rewards(reward_funcs), config)
+    rewards = RewardFunctions.of(resolve_rewards(reward_funcs), run.config())
     rewards.check([name for name in rows[0] if name != "prompt"])
-    base = resolve(
-        config.model_name_or_path or "",
-        config.model_revision,
-        trust_remote_code=config.trust_remote_code,
-    )
-    tokenizer, model = Tokenizer(base, config), _trainable(base, config)
-    scorer = _Scorer(
-        rewards,
-        rows,
-        tokenizer,
-        tokenizer.ends(model.generation_config),
-        config.max_completion_length,
-    )
-    if config.stop:
-        _stop_at(model, tokenizer, config.stop, min(tokenizer.ends(model.generation_config)))
-    marks = _RlMarks(scorer)
-    trainer = _trainer(run, folder, model, tokenizer, scorer, prompts(run, rows), marks)
-    engine = _InTraining(
-        trainer.model, TransformersEngine(base, {}, config, trainer.model, tokenizer.inner)
-    )
     sets = PromptSets.of(
         run, rows, rows_of(held_out, "eval_dataset") if held_out else None, rewards
     )
-    marks.curve = Curve(
-        run, folder, lambda: sets.examine(run, engine, trainer.state.global_step, trainer.state)
-    )
-    marks.curve.begin_afresh()
     try:
+        trainer, curve = _set_up(run, folder, rows, sets)
         with guarded(EngineError, "TRL's trainer failed"):
             trainer.train()
     finally:
         rewards.close()
-    about = {
+    samples = run.rl["num_generations"]
+    return {
+        "points": curve.points,
         "engine": "transformers",
         "dtype": "float32" if trainer.args.use_cpu else "float32, bfloat16 autocast",
-    }
-    samples = run.rl["num_generations"]
-    drawn = {
         "temperature": run.rl["temperature"],
         "samples": samples,
         "prompts": trainer.args.generation_batch_size // samples,
     }
-    return {"points": marks.curve.points} | about | drawn
+
+
+def _set_up(
+    run: ComparisonRun, folder: Path, rows: Sequence[Row], sets: PromptSets
+) -> tuple[Any, Curve]:
+    """Return TRL's trainer, and the curve to which it adds points while it trains."""
+    config = run.config()
+    _, base = base_model(config.model_name_or_path or "", config, None)
+    tokenizer, model = Tokenizer(base, config), _trainable(base, config)
+    ends = tokenizer.ends(model.generation_config)
+    if config.stop:
+        _stop_at(model, tokenizer, config.stop, min(ends))
+    scorer = _Scorer(sets.rewards, rows, tokenizer, ends, config.max_completion_length)
+
+    def examine() -> SetMetrics:  # called in training, when trainer and engine exist
+        return sets.examine(run, engine, trainer.state.global_step, trainer.state)
+
+    curve = Curve(run, folder, examine)
+    curve.begin_afresh()
+    dataset, marks = prompts(run, rows), _RlMarks(scorer, curve)
+    trainer = _trainer(run, folder, model, tokenizer, scorer, dataset, marks)
+    engine = _InTraining(
+        trainer.model, TransformersEngine(base, {}, config, trainer.model, tokenizer.inner)
+    )
+    return trainer, curve
 
 
 def prompts(run: ComparisonRun, rows: Sequence[Row]) -> Dataset:
-    """Return the prompts of all steps in sequence, those of an ES run with the same seed.
+    """Return the prompts of all steps, one after another: those that ES sees with the same seed.
 
-    `row` is the index of the prompt's row.
+    The column `row` is the index of the prompt's row.
     """
     config = run.config()
     steps = range(1, min(config.max_steps, _PLANNED) + 1)
@@ -117,6 +118,7 @@ def _trainer(
     dataset: Dataset,
     marks: "_RlMarks",
 ) -> Any:
+    """Return TRL's GRPOTrainer."""
     with guarded(ConfigError, "TRL cannot be imported"):
         from trl import GRPOConfig, GRPOTrainer
 
@@ -183,7 +185,7 @@ def _inside(known: Layout, patterns: list[str]) -> set[str]:
 
 
 class _Scorer:
-    """The reward function for TRL: all of the run's, weighted. It counts tokens as ES does."""
+    """The reward function that TRL calls: the weighted sum of the run's. It also counts tokens."""
 
     def __init__(
         self,
@@ -198,38 +200,40 @@ class _Scorer:
         self._tokenizer = tokenizer
         self._ends = ends
         self._budget = budget
-        self.tokens = 0
-        self.reward = float("nan")
+        self.tokens = 0  # of all completions so far
+        self.reward = float("nan")  # the mean reward of the last batch
 
     def score(
         self, completion_ids: list[list[int]], row: list[int], **columns: Any
     ) -> list[float | None]:
-        """Return the rewards of the completions of these rows."""
-        answers = [
+        """Return the reward of each completion, None where there is none.
+
+        TRL fixes the names: `row` is the dataset's column, one row index per completion.
+        """
+        completions = [
             self._tokenizer.completion(ids, self._ends, self._budget) for ids in completion_ids
         ]
-        rows = [self._rows[number] for number in row]
+        rows = [self._rows[index] for index in row]
         first = self.tokens == 0
-        self.tokens += sum(len(answer.ids) for answer in answers)
-        scores = self._rewards.score(rows, answers, columns.get("trainer_state"), first=first)
+        self.tokens += sum(len(completion.ids) for completion in completions)
+        scores = self._rewards.score(rows, completions, columns.get("trainer_state"), first=first)
         self.reward = scores.fitness
-        return [None if value != value else float(value) for value in scores.total]
+        return [None if math.isnan(value) else float(value) for value in scores.total]
 
 
 class _RlMarks(TrainerCallback):  # type: ignore[misc]
-    """Evaluates at token marks, ends the run, and times the steps without evaluations."""
+    """Evaluates the model at token marks, and ends the run when its tokens are used up."""
 
-    curve: Curve
-
-    def __init__(self, scorer: _Scorer) -> None:
+    def __init__(self, scorer: _Scorer, curve: Curve) -> None:
         self._scorer = scorer
-        self._seconds = 0.0
-        self._started = 0.0
+        self._curve = curve
+        self._seconds = 0.0  # of all steps, without evaluations
+        self._started = 0.0  # when the current step began
 
     def on_train_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **details: Any
     ) -> None:
-        self.curve.look(0, 0, 0.0)
+        self._curve.update(0, 0, 0.0)
 
     def on_step_begin(
         self, args: Any, state: TrainerState, control: TrainerControl, **details: Any
@@ -245,19 +249,18 @@ class _RlMarks(TrainerCallback):  # type: ignore[misc]
         tokens = self._scorer.tokens
         reward = f"reward {self._scorer.reward:.3g}"
         print(f"step {step}/{state.max_steps}  {reward}  {tokens} tokens  {took:.1f} s", flush=True)
-        control.should_training_stop = control.should_training_stop or self.curve.look(
-            step, tokens, self._seconds
-        )
+        ended = self._curve.update(step, tokens, self._seconds)
+        control.should_training_stop = control.should_training_stop or ended
         return control
 
     def on_train_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **details: Any
     ) -> None:
-        self.curve.finish(state.global_step, self._scorer.tokens, self._seconds)
+        self._curve.finish(state.global_step, self._scorer.tokens, self._seconds)
 
 
 class _InTraining:
-    """An `Evaluator` for the model in training; it switches to eval mode and back."""
+    """Generates completions with the model that TRL trains, for evaluations during training."""
 
     def __init__(self, model: Any, engine: TransformersEngine) -> None:
         self._model = model
@@ -272,25 +275,25 @@ class _InTraining:
         sampling: Sampling | None = None,
     ) -> Iterator[Evaluation | None]:
         training, started = self._model.training, time.perf_counter()
-        self._model.eval()
+        self._model.eval()  # switches off dropout
         try:
-            answers = self._engine.generate(
+            completions = self._engine.generate(
                 prompts, max_completion_length=max_completion_length, sampling=sampling
             )
         finally:
             self._model.train(training)
-        yield Evaluation(0, answers, (Work(1, 0.0, time.perf_counter() - started),))
+        yield Evaluation(0, completions, (Work(1, 0.0, time.perf_counter() - started),))
 
 
 def _stop_at(model: Any, tokenizer: Tokenizer, stop: Sequence[str], end: int) -> None:
-    """Patch the model's generate to stop at stop strings and mark them with an end token.
+    """Make the model's `generate` stop at stop strings, which TRL does not support.
 
-    TRL does not support stop strings.
+    From the first stop string on, tokens are replaced by `end`, so that TRL sees the end there.
     """
     plain, stops = model.generate, Stops(tokenizer.inner, stop)
 
     def generate(*args: Any, **settings: Any) -> torch.Tensor:
-        if "stopping_criteria" in settings:  # an evaluation, which handles them itself
+        if "stopping_criteria" in settings:  # called by estune's engine, which stops by itself
             return plain(*args, **settings)  # type: ignore[no-any-return]
         length = settings["input_ids"].shape[1]
         out = plain(*args, stopping_criteria=[Stopped(stops, length)], **settings)

@@ -1,17 +1,16 @@
-"""The runs of a comparison: every method, each of its learning rates, each seed."""
+"""The runs of a comparison: one for each method, learning rate and seed."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from estune.common.other_names import nearest
-from estune.config import RunConfig, build, spans_max_steps
+from estune.config import RunConfig, build, depends_on_max_steps
 from estune.errors import ConfigError
 from estune.evaluation.compare.methods import METHODS, LearningRate, Method
 
-SAMPLES = 8  # completions of a prompt that an RL method compares, TRL's default
-_TOGETHER = 16  # sequences in one backward pass; the gradient is accumulated over a step
+SAMPLES = 8  # completions per prompt in RL, TRL's default
+_TOGETHER = 16  # most sequences in one backward pass; gradients are accumulated over a step
 _NO_FILES = {
     "report_to": None,
     "log_completions": False,
@@ -27,7 +26,7 @@ _NO_EVALUATION = {
     "load_best_model_at_end": False,
     "early_stopping_patience": None,
 }
-_OWN = (
+_SET_BY_COMPARISON = (
     "max_steps",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -39,15 +38,15 @@ _OWN = (
 
 @dataclass(frozen=True)
 class Budget:
-    """Training tokens of a run, tokens between evaluations, and most prompts of an evaluation set.
+    """How long each run trains, and how often and on how much it is evaluated.
 
     Raises:
-        ConfigError: one is below 1, or evaluations are further apart than the whole.
+        ConfigError: a number is below 1, or `eval_tokens` is above `tokens`.
     """
 
-    tokens: int
-    eval_tokens: int
-    eval_prompts: int
+    tokens: int  # in the completions of training
+    eval_tokens: int  # from one evaluation to the next
+    eval_prompts: int  # at most, of the training prompts and of the held-out prompts
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -61,7 +60,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class ComparisonRun:
-    """One method with one learning rate and one seed: everything that its process needs."""
+    """A run of one method with one learning rate and one seed: all that its process must know."""
 
     method: str
     learning_rate: LearningRate
@@ -69,13 +68,13 @@ class ComparisonRun:
     tokens: int
     eval_tokens: int
     eval_prompts: int
-    settings: dict[str, Any]  # of RunConfig, without defaults
-    rl: dict[str, Any]  # of TRL's GRPOConfig, for an RL method
-    evaluates: bool  # whether held-out prompts are evaluated too
+    settings: dict[str, Any]  # of RunConfig, those that differ from their defaults
+    rl: dict[str, Any]  # of TRL's GRPOConfig; empty for ES
+    evaluates: bool  # whether held-out prompts are evaluated too, not only training prompts
 
     @property
     def point(self) -> str:
-        """Method and learning rate for display."""
+        """The method and the learning rate, as printed."""
         rate = "" if self.learning_rate in (None, "auto") else f" {self.learning_rate:g}"
         return f"{self.method}{rate}"
 
@@ -90,7 +89,7 @@ class ComparisonRun:
         return self.label.replace(" ", "-")
 
     def config(self) -> RunConfig:
-        """The run's settings, checked."""
+        """The run's settings as a config, which checks them."""
         return build(RunConfig, self.settings)
 
 
@@ -100,12 +99,12 @@ def check(config: RunConfig) -> None:
         raise ConfigError("datasets: TRL draws no mixtures; compare on one task or dataset_name")
     if config.workers == "accelerate":
         raise ConfigError(
-            "workers: accelerate is launched from outside, but each run has its own process; "
-            "use local"
+            "workers: accelerate needs a launcher, but this command starts each run's process "
+            "itself; use local"
         )
-    if schedule := spans_max_steps(config):
+    if schedule := depends_on_max_steps(config):
         raise ConfigError(
-            f"{schedule} spans max_steps, but here a run ends with its tokens; leave it constant"
+            f"{schedule} depends on max_steps, but here a run ends by its tokens; leave it constant"
         )
 
 
@@ -118,23 +117,25 @@ def runs(
     rows: int,
     rl: Mapping[str, Any],
 ) -> list[ComparisonRun]:
-    """Return the runs in order: seed by seed, so that every method has a result early.
+    """Return the runs in the order of execution: seed by seed, so each method has a result early.
 
     Args:
+        rates: method → learning rates to try.
+        seeds: how many seeds.
         rows: how many training prompts there are.
-        rl: further settings of GRPOConfig, for all RL methods.
+        rl: the user's settings of GRPOConfig, for all RL methods.
 
     Raises:
-        ConfigError: the config refuses a method's settings, or seeds or `rl` are wrong.
+        ConfigError: a method's settings do not fit the config, or `seeds` or `rl` is wrong.
     """
     if seeds < 1:
         raise ConfigError(f"seeds: must be at least 1; it is {seeds}")
-    if wrong := next((name for name in rl if name in _OWN), None):
+    if wrong := next((name for name in rl if name in _SET_BY_COMPARISON), None):
         raise ConfigError(f"rl_kwargs: {wrong} is set by the comparison; leave it out")
     samples = rl.get("num_generations", SAMPLES)
     if not isinstance(samples, int) or isinstance(samples, bool) or samples < 2:
         raise ConfigError(
-            f"rl_kwargs: num_generations must be a whole number from 2 on; it is {samples!r}"
+            f"rl_kwargs: num_generations must be a whole number of at least 2; it is {samples!r}"
         )
     check(config)
     batch = min(config.batch_size or rows, rows)
@@ -176,7 +177,10 @@ def _run(
         "num_completions_to_print": 0,
         "resume_from_checkpoint": False,
     }
-    settings = _changed(_built(settings, method))
+    misfit = (
+        f"methods: {method.name} does not fit this config; change it or leave {method.name} out"
+    )
+    settings = _changed(build(RunConfig, settings, f"{misfit}: "))
     trl = _trl(config, method, rate, seed, steps, batch, rl) if method.kind == "rl" else {}
     evaluates = (
         config.eval_strategy != "no" or config.eval_on_start or config.eval_dataset_name is not None
@@ -186,18 +190,11 @@ def _run(
     )
 
 
-def _built(settings: dict[str, Any], method: Method) -> RunConfig:
-    try:
-        return build(RunConfig, settings)
-    except ConfigError as error:
-        raise ConfigError(
-            f"methods: {method.name} does not fit this config; "
-            f"change it or leave {method.name} out ({error})"
-        ) from None
-
-
 def most_steps(tokens: int, batch: int, samples: int) -> int:
-    """Return the most steps of a run: empty completions would never use the tokens up."""
+    """Return the steps in which completions of one token use up `tokens`.
+
+    Without this limit, a model that only gives empty completions would train for ever.
+    """
     return max(1, -(-tokens // (batch * samples)))
 
 
@@ -238,16 +235,18 @@ def is_es(run: ComparisonRun) -> bool:
     return METHODS[run.method].kind == "es"
 
 
-def seeds_of(runs: Sequence[ComparisonRun]) -> list[int]:
-    return list(dict.fromkeys(run.seed for run in runs))
-
-
 def load(values: Mapping[str, Any]) -> ComparisonRun:
-    """Return a run from its JSON. Raises ConfigError: another version wrote it."""
-    names = [field.name for field in dataclasses.fields(ComparisonRun)]
-    if set(values) != set(names):
-        odd = next(iter(set(values) ^ set(names)))
-        raise ConfigError(f"a run's {odd!r} is not what this version writes{nearest(odd, names)}")
+    """Return the run that run.json holds as `values`.
+
+    Raises:
+        ConfigError: another version of estune wrote it.
+    """
+    names = {field.name for field in dataclasses.fields(ComparisonRun)}
+    if odd := set(values) ^ names:
+        raise ConfigError(
+            f"run.json: another version of estune wrote it (field {min(odd)!r}); "
+            "choose another output folder"
+        )
     return ComparisonRun(**values)
 
 

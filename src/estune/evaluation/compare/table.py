@@ -1,6 +1,6 @@
-"""The results of a comparison in figures: one row per method, and what differs between methods.
+"""Tables of a comparison's results, with one row per method; all numbers are from compare.json.
 
-Everything follows from compare.json; docs/compare.md explains how to read it.
+docs/compare.md explains how to read them.
 """
 
 import math
@@ -12,12 +12,12 @@ from typing import Any
 from estune.common.visible import one_line, table_cell
 from estune.evaluation.compare.methods import METHODS
 
-RunResult = Mapping[str, Any]  # what a run's result.json holds
-Comparison = Mapping[str, Any]  # what compare.json holds
+RunResult = Mapping[str, Any]  # the content of a run's result.json
+Comparison = Mapping[str, Any]  # the content of compare.json
 Table = tuple[list[str], list[list[str]]]  # head, rows
 
 BASELINE = "es-paper"
-_SHAPE = {
+_FORM = {  # column → metric
     "length": "completions/mean_length",
     "empty": "completions/empty_ratio",
     "repeat": "completions/repetition",
@@ -41,33 +41,36 @@ def results_table(comparison: Comparison) -> Table:
             ends = [reward_at(one, comparison["tokens"], prompts) for one in results]
             row.append(_spread(ends))
         row += [_tokens_to(results, target)] if target is not None else []
-        for figure in ("tokens", "seconds"):
-            row.append(_short(_median(one["points"][-1][figure] for one in results)))
+        for cost in ("tokens", "seconds"):
+            row.append(_short(_median(one["points"][-1][cost] for one in results)))
         row.append(f"{_median(one['peak_bytes'] for one in results) / 2**30:.1f} GiB")
         rows.append(row)
     return head, rows
 
 
 def answers_table(comparison: Comparison) -> Table:
-    """Return one row per method: what completions look like at the end, on held-out prompts."""
+    """Return one row per method: what the final model's completions look like.
+
+    They are of held-out prompts if there are any, else of training prompts.
+    """
     shown = _shown(comparison)
-    extra: dict[str, None] = {}
+    logged: dict[str, None] = {}  # an ordered set
     for _, results in shown:
         for one in results:
-            extra |= dict.fromkeys(_logged(_final(one)))
-    figures = [*_SHAPE.values(), *extra]
-    rows = [
-        [name, *(_short(_median(_figure(one, figure) for one in results)) for figure in figures)]
-        for name, results in shown
-    ]
-    return ["method", *_SHAPE, *extra], rows
+            logged |= dict.fromkeys(_logged(_final_metrics(one)))
+    metrics = [*_FORM.values(), *logged]
+    rows = []
+    for name, results in shown:
+        medians = [_median(_final_metric(one, metric) for one in results) for metric in metrics]
+        rows.append([name, *map(_short, medians)])
+    return ["method", *_FORM, *logged], rows
 
 
 def best(comparison: Comparison, method: str) -> list[RunResult]:
     """Return the runs of the method's best learning rate, one per seed.
 
-    The best has the highest median of final training rewards. A rate with fewer final rewards than
-    another, because a seed is missing or has none, loses to it.
+    The best rate is the one with the most seeds that have a final reward on training prompts; among
+    these, the one with the highest median of these rewards.
     """
     by_rate: dict[Any, list[RunResult]] = {}
     for one in comparison["runs"]:
@@ -84,10 +87,10 @@ def best(comparison: Comparison, method: str) -> list[RunResult]:
 def at(
     points: Sequence[Mapping[str, Any]],
     tokens: float,
-    figure: Callable[[Mapping[str, Any]], float | None],
+    metric: Callable[[Mapping[str, Any]], float | None],
 ) -> float:
-    """Return a figure of a curve at `tokens`, interpolated linearly; NaN outside the curve."""
-    known = [(point["tokens"], value) for point in points if (value := figure(point)) is not None]
+    """Return `metric` at `tokens`, interpolated linearly between points; NaN outside them."""
+    known = [(point["tokens"], value) for point in points if (value := metric(point)) is not None]
     for (left, low), (right, high) in pairwise(known):
         if left <= tokens <= right:
             return high if right == left else low + (high - low) * (tokens - left) / (right - left)
@@ -95,14 +98,14 @@ def at(
 
 
 def reward_at(result: RunResult, tokens: float, prompts: str = "train") -> float:
-    """Return a run's reward at `tokens`, or at its end if it ended before."""
+    """Return a run's reward at `tokens`, or at the run's end if that came earlier."""
     points = result["points"]
     until = min(tokens, points[-1]["tokens"])
     return at(points, until, lambda point: point.get(prompts, {}).get("reward"))
 
 
 def reached(result: RunResult, reward: float) -> float:
-    """Return the tokens at which a run's training reward first is `reward`; NaN if it never is."""
+    """Return the tokens after which a run first had the training reward `reward`, or NaN."""
     known = [(point["tokens"], point["train"]["reward"]) for point in result["points"]]
     known = [(tokens, value) for tokens, value in known if value is not None]
     if known and known[0][1] >= reward:
@@ -114,7 +117,7 @@ def reached(result: RunResult, reward: float) -> float:
 
 
 def differences(comparison: Comparison) -> list[str]:
-    """Return one line per method on how its runs work."""
+    """Return one line per method: engine, dtype, sampling, completions per step."""
     return [f"{name}: {_way(results[0])}" for name, results in _shown(comparison)]
 
 
@@ -129,12 +132,12 @@ def markdown(comparison: Comparison) -> str:
 
 
 def title(comparison: Comparison) -> str:
-    """Return the heading of the tables."""
+    """Return the heading above the tables."""
     return f"{comparison['model']}, {comparison['tokens']:,} tokens"
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """Return the meaning of the columns."""
+    """Return lines that explain the columns."""
     prompts = comparison["eval_prompts"]
     reward = (
         f"reward: of greedy completions of at most {prompts} training prompts, at "
@@ -143,7 +146,7 @@ def notes(comparison: Comparison) -> list[str]:
     )
     target = (
         f"to {BASELINE}: tokens until the training reward is {BASELINE}'s final one; "
-        "in brackets the seeds that got there, if not all"
+        "in brackets how many of the seeds reached it, if not all did"
     )
     costs = "seconds: of training steps; memory: a run's peak of resident memory; length in tokens"
     return [reward, *([target] if _target(comparison) is not None else []), costs]
@@ -156,6 +159,7 @@ def _shown(comparison: Comparison) -> list[tuple[str, list[RunResult]]]:
 
 
 def _target(comparison: Comparison) -> float | None:
+    """Return the final training reward of BASELINE, which the other methods are to reach."""
     results = best(comparison, BASELINE)
     value = _median(reward_at(one, comparison["tokens"]) for one in results)
     return None if math.isnan(value) else value
@@ -173,22 +177,23 @@ def _rate(learning_rate: float | str | None) -> str:
     return learning_rate if isinstance(learning_rate, str) else f"{learning_rate:g}"
 
 
-def _final(result: RunResult) -> Mapping[str, float | None]:
+def _final_metrics(result: RunResult) -> Mapping[str, float | None]:
+    """Return the metrics of a run's last evaluation, on held-out prompts if there are any."""
     point = result["points"][-1]
     found: Mapping[str, float | None] = point.get("held_out", point["train"])
     return found
 
 
-def _figure(result: RunResult, name: str) -> float:
-    value = _final(result).get(name)
+def _final_metric(result: RunResult, name: str) -> float:
+    value = _final_metrics(result).get(name)
     return math.nan if value is None else value
 
 
-def _logged(figures: Mapping[str, float | None]) -> list[str]:
-    """Return what reward functions logged, and their own means if there are several."""
-    functions = [name for name in figures if name.startswith("rewards/") and name.endswith("/mean")]
-    logged = [name for name in figures if "/" not in name and name not in ("reward", "runtime")]
-    return [*logged, *(functions if len(functions) > 1 else [])]
+def _logged(metrics: Mapping[str, float | None]) -> list[str]:
+    """Return the names of what reward functions logged, and of their means if there are several."""
+    means = [name for name in metrics if name.startswith("rewards/") and name.endswith("/mean")]
+    logged = [name for name in metrics if "/" not in name and name not in ("reward", "runtime")]
+    return [*logged, *(means if len(means) > 1 else [])]
 
 
 def _way(result: RunResult) -> str:
@@ -202,11 +207,12 @@ def _way(result: RunResult) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
+    """Return the median, the lowest and the highest value, and how many are missing."""
     if len(values) == 1:
         return _short(values[0])
     known = _known(values) or [math.nan]
-    lost = f", {len(values) - len(known)} without" if len(known) < len(values) else ""
-    return f"{_short(_median(values))} ({_short(min(known))} to {_short(max(known))}{lost})"
+    missing = f", {len(values) - len(known)} without" if len(known) < len(values) else ""
+    return f"{_short(_median(values))} ({_short(min(known))} to {_short(max(known))}{missing})"
 
 
 def _known(values: Iterable[float]) -> list[float]:

@@ -1,4 +1,8 @@
-"""When a run is evaluated and when it ends, by its generated tokens; the same for all methods."""
+"""When a run is evaluated and when it ends. Both depend on the tokens that it has generated.
+
+A run is evaluated at its start, in the first step after each multiple of `eval_tokens` (a mark),
+and at its end. ES and RL runs use the same code.
+"""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,18 +13,18 @@ from typing import Any
 from estune.common.durable import write_text
 from estune.common.types import Row
 from estune.evaluation.compare.runs import ComparisonRun
-from estune.monitor.held_out import held_out_scores
+from estune.monitor.theta_evaluation import evaluate_theta
 from estune.rewards.scoring import RewardFunctions
 from estune.workers.base import Evaluator
 
-Point = dict[str, Any]  # step, tokens, seconds, and figures of the train and held_out prompts
-Figures = dict[str, dict[str, float | None]]
+Point = dict[str, Any]  # step, tokens, seconds; and SetMetrics
+SetMetrics = dict[str, dict[str, float | None]]  # "train" or "held_out" → metrics
 _POINTS = "points.jsonl"
 
 
 @dataclass(frozen=True)
 class PromptSets:
-    """The prompts of an evaluation, by the name of their set, and the rewards of completions."""
+    """The sets of prompts on which a run is evaluated, and the functions that score completions."""
 
     sets: dict[str, list[Row]]
     rewards: RewardFunctions
@@ -38,44 +42,50 @@ class PromptSets:
             sets | ({"held_out": list(held_out[: run.eval_prompts])} if held_out else {}), rewards
         )
 
-    def examine(self, run: ComparisonRun, workers: Evaluator, version: int, state: Any) -> Figures:
-        """Return figures of θ's greedy completions of each set, without the prefix eval_."""
+    def examine(
+        self, run: ComparisonRun, workers: Evaluator, version: int, state: Any
+    ) -> SetMetrics:
+        """Evaluate θ greedily on each set; return set → metrics."""
         config = run.config()
-        held = {
-            name: held_out_scores(
+        evaluations = {
+            name: evaluate_theta(
                 workers, self.rewards, rows, config, version, state, first=version == 0
             )
             for name, rows in self.sets.items()
         }
-        return {
-            name: {key.removeprefix("eval_"): value for key, value in one.metrics.items()}
-            for name, one in held.items()
-        }
+        return {name: evaluation.metrics for name, evaluation in evaluations.items()}
 
 
 class Curve:
-    """A run's curve, kept in its folder. `examine` evaluates the current model."""
+    """The evaluations of a run, in points.jsonl in its folder.
 
-    def __init__(self, run: ComparisonRun, folder: Path, examine: Callable[[], Figures]) -> None:
+    Args:
+        examine: evaluates the current model.
+    """
+
+    def __init__(self, run: ComparisonRun, folder: Path, examine: Callable[[], SetMetrics]) -> None:
         self._run = run
         self._path = folder / _POINTS
         self._examine = examine
         self.points = read_points(folder)
 
     def begin_afresh(self) -> None:
-        """Delete the curve of an earlier start."""
+        """Delete the points of an earlier attempt."""
         self.points = []
         self._path.unlink(missing_ok=True)
 
-    def look(self, step: int, tokens: int, seconds: float) -> bool:
-        """Evaluate if a mark was passed since the last evaluation; return whether the run ends."""
+    def update(self, step: int, tokens: int, seconds: float) -> bool:
+        """Evaluate if a mark was passed since the last evaluation; return whether the run ends.
+
+        `step`, `tokens` and `seconds` say how far the run is.
+        """
         ended = tokens >= self._run.tokens
         if self._due(step, tokens, ended):
             self._add(step, tokens, seconds)
         return ended
 
     def finish(self, step: int, tokens: int, seconds: float) -> None:
-        """Evaluate the final model, unless that was done."""
+        """Evaluate the final model, unless `update` has done so."""
         if self._due(step, tokens, ended=True):
             self._add(step, tokens, seconds)
 
@@ -102,10 +112,8 @@ class Curve:
 
 
 def read_points(folder: Path) -> list[Point]:
-    """Return the curve in the folder, empty if there is none."""
+    """Return the points in a run's folder; none if there is no file."""
     path = folder / _POINTS
-    return (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if path.is_file()
-        else []
-    )
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

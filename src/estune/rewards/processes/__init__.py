@@ -1,6 +1,7 @@
 """Where reward functions are called, under limits of time and memory.
 
-pool.py decides for each function between a process of its own (scorer.py, scorer_child.py) and a
-thread of the trainer (in_process.py); portable.py says which functions can be sent to a process.
-limited.py calls a grader that may never end. keeper.py and descendants.py end what a process left.
+pool.py calls each function either in a reward process (reward_process.py is the trainer's end of
+it, reward_process_child.py the process itself) or in a thread of the trainer (in_process.py).
+portable.py says which functions can be sent to a process. limited.py calls graders that may never
+return. reaper.py and descendants.py end everything that a process started.
 """

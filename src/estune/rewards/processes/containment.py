@@ -1,6 +1,6 @@
-"""Limits that a process sets on itself before it calls code that may never end.
+"""Limits that a process sets on itself before it calls code that may never return.
 
-On Windows they do nothing.
+On Windows these functions do nothing.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def limit_memory(size: int) -> None:
-    """Take at most `size` bytes of data, and leave no core file."""
+    """Limit this process to `size` bytes of data, and stop it from writing core files."""
     with contextlib.suppress(ImportError):  # Windows
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with contextlib.suppress(ValueError, OSError):  # the limit is lower already
-            # Not the address space, of which GPU libraries reserve far more than they use.
+        with contextlib.suppress(ValueError, OSError):  # a lower limit is set already
+            # Not RLIMIT_AS: GPU libraries reserve far more address space than they use.
             resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
 
@@ -29,8 +29,9 @@ def allow_cpu(seconds: float) -> None:
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
-        _, most = resource.getrlimit(resource.RLIMIT_CPU)
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds), most))
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_CPU)
+        soft_limit = math.ceil(time.process_time() + seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (soft_limit, hard_limit))
 
 
 def end_with_parent() -> None:
@@ -40,6 +41,6 @@ def end_with_parent() -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ends."""
+    """Become the parent of every descendant whose own parent ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)

@@ -1,7 +1,7 @@
-"""Reward functions that are called in the trainer's process, because a copy would not share state.
+"""Call a reward function in the trainer's process, because a copy of it would not share its state.
 
-Such a function can be given up, but not killed: a call that takes too long continues in its thread,
-and a crash ends the run, which can be resumed.
+Such a call cannot be killed. If it takes too long, it continues in its thread and its result is
+ignored. If it crashes the process, the run ends and can be resumed.
 """
 
 import asyncio
@@ -29,17 +29,17 @@ class InProcess:
 
     def __init__(self, function: Callable[..., Any], timeout: float, concurrency: int) -> None:
         self._function, self._timeout, self._concurrency = function, timeout, concurrency
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._queue: _Queue | None = None
 
     async def call(self, calls: list[Call]) -> list[CallResult]:
-        """Return the results of `calls`; several requests take turns."""
-        async with self._turn:
+        """Return the results of `calls`; simultaneous requests are served one after another."""
+        async with self._lock:
             seconds = seconds_for(calls, self._timeout, self._concurrency)
-            waiting = asyncio.wrap_future(self._submit(calls))
-            if await done_within(waiting, seconds):
-                return await waiting
-            self._queue = None  # the next call gets another thread
+            results = asyncio.wrap_future(self._submit(calls))
+            if await done_within(results, seconds):
+                return await results
+            self._queue = None  # this thread is busy: the next call starts another
             return [timed_out(self._timeout)] * len(calls)
 
     def end(self) -> None:

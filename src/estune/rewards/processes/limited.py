@@ -1,4 +1,4 @@
-"""Call a function that may never end in a process that is ended when it takes too long.
+"""Call a function that may never return in a process of its own, which is ended at a time limit.
 
 sympy has no time limit, and neither a thread nor a signal can stop a long multiplication. The limit
 is on processor time, so that a busy machine gives the same grades.
@@ -21,56 +21,59 @@ from estune.errors import ConfigError
 from estune.rewards.marks import Grades
 from estune.rewards.processes.containment import allow_cpu, end_with_parent, limit_memory
 
-MOST = 5.0  # seconds of processor time that built-in graders give a completion
-_START = 30.0  # seconds in which the process starts, even on a busy machine
-_PATIENCE = 6  # wall time may be this many times the limit, on a busy machine
+MAX_SECONDS = 5.0  # processor time that built-in graders allow per completion
+_START_SECONDS = 30.0  # enough to start the process even on a busy machine
+_WALL_FACTOR = 6  # wall time may be this many times the limit, because the machine may be busy
 _MEMORY = 4 << 30  # bytes
 _PROGRAM = (
     "import sys; sys.path[:] = {path!r}; "
-    "from estune.rewards.processes.limited import serve; serve({made_by!r}, {seconds!r})"
+    "from estune.rewards.processes.limited import serve; serve({factory!r}, {seconds!r})"
 )
 Function = Callable[..., Any]
 
 
 class OverLimitError(Exception):
-    """A call took too long, or too much memory."""
+    """A call exceeded its limit on time or memory."""
 
 
 class Limited:
-    """Calls the function that the factory `made_by` ("module:name") returns.
+    """Calls a function in a process of its own, for a limited time.
 
-    Each call gets `seconds` of processor time. Arguments and results are JSON. The process starts
-    with the first call, and again after a call that was ended. Calls from several threads take
-    turns.
+    The process starts with the first call, and starts again after a call that exceeded its limit.
+    Calls from several threads are made one after another. Arguments and results are sent as JSON.
+
+    Args:
+        factory: "module:name" of a function that returns the function to call.
+        seconds: processor time per call.
     """
 
-    def __init__(self, made_by: str, seconds: float) -> None:
-        self._made_by, self._seconds = made_by, seconds
+    def __init__(self, factory: str, seconds: float) -> None:
+        self._factory, self._seconds = factory, seconds
         self._process: subprocess.Popen[str] | None = None
-        self._turn = threading.Lock()
-        self._remembered = lru_cache(maxsize=4096)(self._result)  # members repeat completions
+        self._lock = threading.Lock()
+        self._cached_result = lru_cache(maxsize=4096)(self._result)  # members repeat completions
 
     def __call__(self, *arguments: Any) -> Any:
         """Return the function's result.
 
         Raises:
-            OverLimitError: it took too long, or too much memory.
-            ConfigError: the function cannot be made, for example because a library is missing.
+            OverLimitError: the call took too long, or too much memory.
+            ConfigError: the factory failed, for example because a library is missing.
         """
-        outcome, value = self._remembered(json.dumps(arguments))
+        outcome, value = self._cached_result(json.dumps(arguments))
         if outcome != "value":
             raise OverLimitError(f"took more than {self._seconds:g} s")
         return value
 
     def close(self) -> None:
         """End the process; the next call starts another."""
-        with self._turn:
+        with self._lock:
             self._end()
 
     def _result(self, request: str) -> tuple[str, Any]:
-        with self._turn:
-            for _ in range(2):  # a second time if something else killed the process
-                process = self._running()
+        with self._lock:
+            for _ in range(2):  # retry once if something outside killed the process
+                process = self._running_process()
                 if line := self._exchange(process, request):
                     outcome, value = json.loads(line)
                     return outcome, value
@@ -79,26 +82,27 @@ class Limited:
                     break
             return "over", None
 
-    def _running(self) -> "subprocess.Popen[str]":
+    def _running_process(self) -> "subprocess.Popen[str]":
+        """Return the process; start it first if it is not running."""
         if self._process is not None and self._process.poll() is None:
             return self._process
         self._end()
-        program = _PROGRAM.format(path=sys.path, made_by=self._made_by, seconds=self._seconds)
+        program = _PROGRAM.format(path=sys.path, factory=self._factory, seconds=self._seconds)
         command = [sys.executable, "-c", program]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="utf-8")
         atexit.register(self._end)
-        ended = '["refused", "its process ended"]'
-        outcome, why = json.loads(_line(self._process.stdout) or ended)
+        if_it_ended = '["refused", "its process ended"]'
+        outcome, reason = json.loads(_line(self._process.stdout) or if_it_ended)
         if outcome == "refused":
             self._end()
-            raise ConfigError(why)
+            raise ConfigError(reason)
         return self._process
 
     def _exchange(self, process: "subprocess.Popen[str]", request: str) -> str:
-        """Return the response, or "" if the process was ended by its limit or by the clock."""
-        clock = threading.Timer(_PATIENCE * self._seconds, process.terminate)
-        clock.start()
+        """Return the response, or "" if the process was ended at its CPU or wall time limit."""
+        timer = threading.Timer(_WALL_FACTOR * self._seconds, process.terminate)
+        timer.start()
         try:
             assert process.stdin is not None
             process.stdin.write(request + "\n")
@@ -107,7 +111,7 @@ class Limited:
         except BrokenPipeError:
             return ""
         finally:
-            clock.cancel()
+            timer.cancel()
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -117,13 +121,13 @@ class Limited:
         process.kill()
         process.wait()
         for stream in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):  # it flushes bytes to a process that has ended
+            with contextlib.suppress(OSError):  # close() flushes to a process that has ended
                 assert stream is not None
                 stream.close()
 
 
 def graded(pairs: Sequence[tuple[Any, ...]], grade: Callable[..., float]) -> Grades:
-    """Return `grade(*pair)` for each of `pairs`: 0, the lowest, where it met its limit."""
+    """Return `grade(*pair)` for each of `pairs`, and 0 for calls that exceeded their limit."""
     grades = Grades([])
     for pair in pairs:
         try:
@@ -134,26 +138,27 @@ def graded(pairs: Sequence[tuple[Any, ...]], grade: Callable[..., float]) -> Gra
     return grades
 
 
-def most_seconds(completions: Sequence[Any], **columns: Any) -> float:
-    """Return the seconds within which `graded` finishes, whatever the completions are."""
-    return len(completions) * (MOST * _PATIENCE + _START) + _START
+def max_seconds(completions: Sequence[Any], **columns: Any) -> float:
+    """Return the longest time, in seconds, that `graded` can take for `completions`."""
+    return len(completions) * (MAX_SECONDS * _WALL_FACTOR + _START_SECONDS) + _START_SECONDS
 
 
 def _line(stream: IO[str] | None) -> str:
+    """Return the next whole line, or "" if the stream ended first."""
     assert stream is not None
     line = stream.readline()
     return line if line.endswith("\n") else ""
 
 
-def serve(made_by: str, seconds: float) -> None:
-    """Serve calls in the process: a request per line of input, a response per line of output."""
+def serve(factory: str, seconds: float) -> None:
+    """Run in the process: read one request per line of stdin, write one response per line."""
     responses = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # keep what a library prints out of the responses
+    os.dup2(2, 1)  # what libraries print goes to stderr, not among the responses
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     end_with_parent()
     limit_memory(_MEMORY)
     try:
-        module, _, name = made_by.partition(":")
+        module, _, name = factory.partition(":")
         function: Function = getattr(importlib.import_module(module), name)()
     except Exception as error:
         return _respond(responses, "refused", str(error))

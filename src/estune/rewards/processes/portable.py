@@ -1,8 +1,8 @@
-"""Which reward functions can be called in another process, and as which bytes.
+"""Decide whether a reward function can be called in another process, and pickle it if so.
 
-A copy in another process can stand in for a function that computes its result from its arguments.
-A function that holds something mutable, such as a closure that counts its calls, an object's method
-or a model, is called in the trainer's process.
+A function that computes its result from its arguments alone can be replaced by a copy in another
+process. A function that holds a mutable object, such as a closure that counts its calls, an
+object's method or a model, must be called in the trainer's process.
 """
 
 import functools
@@ -26,45 +26,47 @@ _CONSTANTS = (type(None), *_NUMBERS, *_TEXTS, *_SAME_EVERYWHERE)
 
 
 def portable(function: Callable[..., Any]) -> bytes | str:
-    """Return `function` as bytes that another process can unpickle, or why it stays in this one."""
-    if kept := _mutable(function, set()):
-        return f"it keeps {kept}"
-    try:  # a lambda, a closure or a function of a script or notebook is sent by value
+    """Return the pickled `function`, or a text that says why it must be called in this process."""
+    if mutable := _mutable_part(function, set()):
+        return f"it keeps {mutable}, which a copy would not share"
+    try:  # cloudpickle also copies the code of lambdas, closures and functions of a script
         data: bytes = cloudpickle.dumps(function)
         return data
     except Exception as error:  # raised by any object that it refers to
         return f"it cannot be sent to another process ({described(error)})"
 
 
-def _mutable(thing: Any, seen: set[int]) -> str:
-    """Name something mutable that `thing` holds; return "" if there is none."""
+def _mutable_part(thing: Any, seen: set[int]) -> str:
+    """Return "a list" or the like for a mutable object that `thing` is or holds; "" if none."""
     if id(thing) in seen or isinstance(thing, _CONSTANTS):
         return ""
     seen.add(id(thing))
     if isinstance(thing, (tuple, frozenset)):
-        return next(filter(None, (_mutable(part, seen) for part in thing)), "")
+        return next(filter(None, (_mutable_part(part, seen) for part in thing)), "")
     if isinstance(thing, functools.partial):
-        return _mutable((thing.func, thing.args, tuple(thing.keywords.values())), seen)
+        parts = (thing.func, thing.args, tuple(thing.keywords.values()))
+        return _mutable_part(parts, seen)
     if isinstance(thing, types.FunctionType):
-        return _mutable(tuple(_held(thing)), seen)
+        return _mutable_part(tuple(_objects_of(thing)), seen)
     if is_dataclass(thing) and getattr(type(thing), "__dataclass_params__").frozen:  # noqa: B009
-        return _mutable(tuple(getattr(thing, each.name) for each in fields(thing)), seen)
+        return _mutable_part(tuple(getattr(thing, each.name) for each in fields(thing)), seen)
     return f"a {type(thing).__name__}"
 
 
-def _held(function: types.FunctionType) -> list[Any]:
-    """List what a function holds: defaults, a wrapped function, and variables around it.
+def _objects_of(function: types.FunctionType) -> list[Any]:
+    """Return a function's default values, the function it wraps, and the variables it closes over.
 
-    Global variables count for a function of a script or notebook, since they are sent with it.
+    For a function of a script or notebook, the list includes the global variables that it uses,
+    because cloudpickle copies them too.
     """
-    held = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    held.append(getattr(function, "__wrapped__", None))
+    objects = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    objects.append(getattr(function, "__wrapped__", None))
     for cell in function.__closure__ or ():
         try:
-            held.append(cell.cell_contents)
+            objects.append(cell.cell_contents)
         except ValueError:  # not assigned yet
             continue
     if function.__module__ == "__main__":
         variables = function.__globals__
-        held += [variables[name] for name in function.__code__.co_names if name in variables]
-    return held
+        objects += [variables[name] for name in function.__code__.co_names if name in variables]
+    return objects

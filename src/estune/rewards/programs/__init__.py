@@ -1,6 +1,7 @@
-"""Grade a program by its tests without showing it what they expect.
+"""Grade a program by its tests without showing it the values that they expect.
 
-grade.py asks the sandbox, where driver.py runs the program once per test, and judges the reports.
-split.py divides a test into requests to the program and checks made here (expression.py, with
-bounded_functions.py) of the values that come back (values.py).
+A program that saw them could return them instead of computing them. split.py decides whether a test
+can run in a process of its own, apart from the program. grade.py starts the sandbox and reads the
+report of driver.py, which runs the program once per test. remote_calls.py lets a test call the
+program in the other process. inside.py has what the files in the sandbox share.
 """

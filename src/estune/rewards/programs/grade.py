@@ -1,31 +1,38 @@
-"""Grade one program by its tests: ask the sandbox for values, and judge them here.
+"""Grade one program by its tests, which run in the sandbox.
 
-Tests that can be split and tests of input and output share one start of the sandbox, which never
-gets what they expect. Tests that only run as a whole get a start of their own, apart from the
-others.
+The program cannot see the values that are expected by split tests (split.py) and by tests of input
+and output. It could see those of tests that must run as a whole. So these run in another start of
+the sandbox, which gets no other tests.
 """
 
 import json
 import marshal
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from estune.rewards.programs.split import Split, redefinitions, split
+from estune.rewards.programs.split import redefinitions, split
 from estune.rewards.sandbox import Limits, Sandbox
 
-_DRIVER = (Path(__file__).parent / "driver.py").read_text(encoding="utf-8")
-_START = 10.0  # seconds in which a sandbox starts, even on a busy machine
-_END = 20.0  # seconds in which a sandbox ends a program that met a limit
-_OUTPUT = 8 << 20  # bytes that a test may add to the report: its output with all letters escaped
-_REPORT = 64 << 20  # bytes of a report
+# The files that run in the sandbox as one program
+_INSIDE = [Path(__file__).with_name(f"{name}.py") for name in ("inside", "remote_calls", "driver")]
+_DRIVER = "\n".join(
+    f"exec(compile({one.read_text('utf-8')!r}, {one.name!r}, 'exec'))" for one in _INSIDE
+)
+_START_SECONDS = 10.0  # the longest time to start a sandbox, on a busy machine
+_END_SECONDS = 20.0  # the longest time until a sandbox has ended a program
+_MAX_TEST_REPORT = 8 << 20  # bytes per test: the longest output with all characters escaped
+_MAX_REPORT = 64 << 20  # bytes of all reports together
+_SPLIT_TESTS_PER_START = 10  # each needs a process and two pipes from the start to the end
+_MUST_RUN_WHOLE = 3 << 8  # wait status of a split test whose process exits with MUST_RUN_WHOLE
 
 
 @dataclass(frozen=True)
 class ProgramGrade:
-    """The fraction of its tests that a program passes, and whether it met its time limit."""
+    """The fraction of its tests that a program passes, and whether it exceeded its time limit."""
 
     fraction: float
     timed_out: bool = False
@@ -33,74 +40,105 @@ class ProgramGrade:
 
 @dataclass(frozen=True)
 class ProgramTest:
-    """One test: what the driver is asked to do, and how its report is judged."""
+    """One test.
 
-    asked: Mapping[str, Any]
-    split: Split | None = None
-    output: str | None = None
+    kind: `split` runs apart from the program, `whole` together with it, and `output` gives input to
+        the program and compares what it prints.
+    for_driver: what driver.py gets of the test.
+    output: what the program must print, for the kind `output`.
+    """
 
-    @property
-    def whole(self) -> bool:
-        """Whether the program's own process gives the verdict."""
-        return self.split is None and self.output is None
+    kind: Literal["split", "output", "whole"]
+    for_driver: Mapping[str, Any]
+    output: str = ""
 
     def passed(self, report: Mapping[str, Any]) -> bool:
         """Return whether the driver's report passes the test."""
-        if self.whole:
+        if self.kind == "whole":
             return report["passed"] is True
-        if report["ended_well"] is not True:
+        if self.kind == "output" and str(report["output"]).split() != self.output.split():
             return False
-        if self.split is not None:
-            return self.split.passed(report["said"])
-        return self.output is not None and str(report["said"]).split() == self.output.split()
+        return bool(report["status"] == 0)
 
 
 def program_test(given: str | Mapping[str, Any], program: str) -> ProgramTest:
-    """Make a test for `program` from a row's: asserts as text, or {"input": …, "output": …}."""
+    """Return a test of a row in the form that `program` needs.
+
+    given: asserts as text, or {"input": …, "output": …}.
+    """
     if not isinstance(given, str):
-        return ProgramTest({"input": str(given["input"])}, output=str(given["output"]))
+        return ProgramTest("output", {"input": str(given["input"])}, str(given["output"]))
     found = split(given, redefinitions(program))
-    if found is None:
-        return ProgramTest({"whole": given})
-    return ProgramTest({"requests": [asdict(each) for each in found.requests]}, found)
+    whole = {"whole": given}
+    return ProgramTest("split", asdict(found) | whole) if found else ProgramTest("whole", whole)
 
 
 def grade(
     program: str, given: Sequence[str | Mapping[str, Any]], seconds: float, sandbox: Sandbox
 ) -> ProgramGrade:
-    """Run `program` in `sandbox`, `seconds` per test; after a test that takes longer, all fail."""
+    """Run `program` in `sandbox` with each of the tests, and return its grade.
+
+    A test may take `seconds`. After one that takes longer, all remaining tests count as failed.
+    """
     tests = [program_test(one, program) for one in given]
+    split_tests = [test for test in tests if test.kind == "split"]
+    whole_tests = [test for test in tests if test.kind == "whole"]  # grows during the loop below
+    starts = [
+        *_chunks(split_tests, _SPLIT_TESTS_PER_START),
+        [test for test in tests if test.kind == "output"],
+        whole_tests,
+    ]
     passed = 0
-    for whole in (False, True):
-        chosen = [test for test in tests if test.whole is whole]
-        reports, timed_out = _reports(program, chosen, seconds, sandbox) if chosen else ([], False)
-        passed += sum(test.passed(report) for test, report in zip(chosen, reports, strict=False))
+    for in_this_start in starts:
+        if not in_this_start:
+            continue
+        reports, timed_out = _reports(program, in_this_start, seconds, sandbox)
+        for test, report in zip(in_this_start, reports, strict=False):
+            passed += test.passed(report)
+            if test.kind == "split" and report["status"] == _MUST_RUN_WHOLE:
+                whole_tests.append(ProgramTest("whole", {"whole": test.for_driver["whole"]}))
         if timed_out:
             return ProgramGrade(passed / len(tests), timed_out=True)
     return ProgramGrade(passed / len(tests))
 
 
-def most_seconds(tests: int, seconds: float) -> float:
-    """Return the seconds within which a program with so many tests is graded, whatever it does."""
-    return 2 * (_START + _END) + tests * (seconds + 1)
+def max_seconds(tests: int, seconds: float) -> float:
+    """Return the longest time, in seconds, that `grade` can take for a number of tests."""
+    starts = 2 + math.ceil(tests / _SPLIT_TESTS_PER_START)
+    # A split test may have to run a second time, as a whole.
+    return starts * (_START_SECONDS + _END_SECONDS) + 2 * tests * (seconds + 1)
+
+
+def _chunks(tests: Sequence[ProgramTest], size: int) -> list[Sequence[ProgramTest]]:
+    return [tests[start : start + size] for start in range(0, len(tests), size)]
 
 
 def _reports(
     program: str, tests: Sequence[ProgramTest], seconds: float, sandbox: Sandbox
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Return the driver's reports on the tests that it reached, and whether one took too long."""
-    asked = {"program": program, "seconds": seconds, "tests": [dict(test.asked) for test in tests]}
-    request, secret = marshal.dumps(asked), secrets.token_hex(16)
-    whole = _START + len(tests) * (seconds + 0.5)
-    output = min(_OUTPUT * (len(tests) + 1), _REPORT)
-    limits = Limits(seconds=whole, cpu_seconds=2 * whole, output=output)
-    outcome = sandbox.run(_DRIVER, b"%016d" % len(request) + request + secret.encode(), limits)
+    """Return the driver's reports on the tests that it ran, and whether one took too long.
+
+    All `tests` are split tests, or none is.
+    """
+    split_tests = len(tests) if tests[0].kind == "split" else 0
+    request = {"program": program, "seconds": seconds, "split_tests": split_tests}
+    messages = [marshal.dumps(request), marshal.dumps([dict(test.for_driver) for test in tests])]
+    secret = secrets.token_hex(16)
+    stdin = b"".join(b"%016d" % len(each) + each for each in messages) + secret.encode()
+    total = _START_SECONDS + len(tests) * (seconds + 0.5)
+    max_output = min(_MAX_TEST_REPORT * (len(tests) + 1), _MAX_REPORT)
+    limits = Limits(seconds=total, cpu_seconds=2 * total, output=max_output)
+    outcome = sandbox.run(_DRIVER, stdin, limits)
     reports = _read(outcome.output, secret)
     return reports, outcome.timed_out or any(report["timed_out"] for report in reports)
 
 
 def _read(printed: bytes, secret: str) -> list[dict[str, Any]]:
-    """Return the reports: [] if the driver was ended, or the program printed in its place."""
+    """Return the reports in the driver's output.
+
+    Return [] if the driver was ended, or if the secret is wrong because the program printed instead
+    of the driver.
+    """
     try:
         found = json.loads(printed)
     except (ValueError, RecursionError):

@@ -1,8 +1,9 @@
-"""Run a program that a model wrote where it can neither do harm nor learn anything.
+"""Run a program that a model wrote in a sandbox, where it can neither do harm nor learn anything.
 
-Every sandbox is well-kept software of others behind one small interface. They are tried in a fixed
-order; the first that is installed and passes its proof (proof.py) is used. Limits that no sandbox
-of Linux sets are set or watched here (supervise.py).
+bubblewrap and sandlock, which others maintain, are used through one small interface
+(interface.py). The first of them that is installed and passes its proof (proof.py) is used. A proof
+is a set of attacks on the sandbox, all of which must fail. Limits that neither sandbox offers are
+enforced here (supervise.py).
 """
 
 import contextlib
@@ -30,16 +31,18 @@ __all__ = [
 ]
 
 UNLOCKED = "ESTUNE_RUN_CODE_UNLOCKED"  # "1": run programs without any sandbox
-PROVEN = "ESTUNE_PROVEN_SANDBOX"  # names the sandbox that passed, for the reward processes
+PROVEN = "ESTUNE_PROVEN_SANDBOX"  # tells reward processes the name of the sandbox that passed
 KINDS: dict[str, Callable[[], Sandbox]] = {"bubblewrap": Bubblewrap, "sandlock": Sandlock}
 
 
 @functools.cache
 def proven() -> Sandbox:
-    """Return the first sandbox that is installed and passes its proof, which is made once per run.
+    """Return the first sandbox that is installed and passes its proof.
+
+    The proof is made once per run: an environment variable tells reward processes its result.
 
     Raises:
-        RewardError: none does; the message says why, and what to install or allow.
+        RewardError: no sandbox passes; the message says why, and what to install or allow.
     """
     if passed := KINDS.get(os.environ.get(PROVEN, "")):
         return passed()
@@ -61,7 +64,7 @@ def proven() -> Sandbox:
 
 
 def prepare() -> None:
-    """Prove a sandbox for the reward processes. If none passes, they report it."""
+    """Find a sandbox before reward processes start; without one, `code_reward` reports it later."""
     if os.environ.get(UNLOCKED) != "1":
         with contextlib.suppress(RewardError):
             proven()

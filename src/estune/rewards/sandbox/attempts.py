@@ -1,8 +1,9 @@
-"""What no program may do in a sandbox: `proof.py` runs this one inside, with the baits as JSON.
+"""Attempt everything that a program in a sandbox must not be able to do.
 
-An attempt raises if the sandbox stops it, and does no harm if not. The names of those that succeed
-are printed, one per line, then "done". This program imports only the standard library, and nothing
-imports it.
+proof.py runs this program inside the sandbox. Standard input is JSON with the locations of the
+baits (baits.py). An attempt raises an exception if the sandbox stops it, and does no harm if it
+succeeds. The program prints the name of each attempt that succeeds, one per line, and then "done".
+It imports only the standard library, and nothing imports it.
 """
 
 import contextlib
@@ -17,15 +18,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_FSOPEN, _MOUNT_SETATTR = 430, 442  # system calls
-_NEW_USER, _NEW_MOUNTS, _PRIVATE, _ATTACH = 0x10000000, 0x20000, 0x40000, 16
+_FSOPEN, _MOUNT_SETATTR = 430, 442  # numbers of system calls
+_CLONE_NEWUSER, _CLONE_NEWNS, _MS_PRIVATE, _PTRACE_ATTACH = 0x10000000, 0x20000, 0x40000, 16
 _DENIALS = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ESRCH, errno.ENOSPC)
+_CONNECT_SECONDS = 0.2
 Bait = dict[str, Any]
-_WITHIN = 0.2  # seconds for a connection
 
 
 class Denied(Exception):
-    """An attempt failed without an error of its own."""
+    """An attempt failed, but no system call raised an error that says so."""
 
 
 def main() -> None:
@@ -69,6 +70,7 @@ def _change_attributes(bait: Bait) -> None:
 
 
 def _any(attempt: Callable[[Any], object], items: Iterable[Any]) -> None:
+    """Return once `attempt` succeeds for one of `items`. Raises Denied if it fails for all."""
     for item in items:
         with contextlib.suppress(OSError):
             attempt(item)
@@ -76,55 +78,64 @@ def _any(attempt: Callable[[Any], object], items: Iterable[Any]) -> None:
     raise Denied
 
 
-def _connect(kind: int, how: int, address: Any) -> None:
-    with socket.socket(kind, how) as made:
-        made.settimeout(_WITHIN)
-        made.connect(address)
-        made.send(b"x")
+def _connect(family: int, kind: int, address: Any) -> None:
+    with socket.socket(family, kind) as client:
+        client.settimeout(_CONNECT_SECONDS)
+        client.connect(address)
+        client.send(b"x")
 
 
 def _signal(bait: Bait) -> None:
-    os.kill(_outside(bait), 15)
-    raise Denied  # the bait shows whether it arrived: in here the number may be another process's
+    os.kill(_outside_pid(bait), 15)
+    # In the sandbox this id may belong to another process, so success here proves nothing.
+    # Baits.touched checks whether the process outside got the signal.
+    raise Denied
 
 
 def _limit_outside(bait: Bait) -> None:
-    resource.prlimit(_outside(bait), resource.RLIMIT_NOFILE, (16, 16))
+    resource.prlimit(_outside_pid(bait), resource.RLIMIT_NOFILE, (16, 16))
 
 
-def _outside(bait: Bait) -> int:
-    number: int = bait["process"]
-    if number == os.getpid():
+def _outside_pid(bait: Bait) -> int:
+    """Return the process id of the bait. Raises Denied if this process has the same id."""
+    pid: int = bait["process"]
+    if pid == os.getpid():
         raise Denied
-    return number
+    return pid
 
 
 def _mount(bait: Bait) -> None:
-    """Make calls that change nothing, but that only a process allowed to mount can begin."""
+    """Make calls that change nothing, but that the kernel denies to processes without the right."""
     attributes = (ctypes.c_uint64 * 4)()
     calls = (
-        lambda: _LIBC.mount(None, b".", None, _PRIVATE, None),
+        lambda: _LIBC.mount(None, b".", None, _MS_PRIVATE, None),
         lambda: _LIBC.syscall(_FSOPEN, b"tmpfs", 0),
         lambda: _LIBC.syscall(_MOUNT_SETATTR, -100, b".", 0, attributes, ctypes.sizeof(attributes)),
     )
-    _any(_allowed, calls)
+    _any(_raise_if_denied, calls)
 
 
 def _unshare(bait: Bait) -> None:
-    _any(_allowed, [lambda: _LIBC.unshare(_NEW_MOUNTS), lambda: _LIBC.unshare(_NEW_USER)])
+    _any(
+        _raise_if_denied,
+        [lambda: _LIBC.unshare(_CLONE_NEWNS), lambda: _LIBC.unshare(_CLONE_NEWUSER)],
+    )
 
 
 def _trace(bait: Bait) -> None:
-    _allowed(lambda: _LIBC.ptrace(_ATTACH, bait["process"], None, None))
+    _raise_if_denied(lambda: _LIBC.ptrace(_PTRACE_ATTACH, bait["process"], None, None))
 
 
-def _allowed(call: Callable[[], int]) -> None:
-    """Raise OSError if `call` was denied; any other error shows that it would have been allowed."""
+def _raise_if_denied(call: Callable[[], int]) -> None:
+    """Raise OSError if the kernel or the sandbox denies `call`.
+
+    Any other error means that the sandbox would have allowed the call with better arguments.
+    """
     if call() < 0 and ctypes.get_errno() in _DENIALS:
         raise OSError(ctypes.get_errno(), "denied")
 
 
-def _keep_a_descriptor(bait: Bait) -> None:
+def _use_inherited_descriptor(bait: Bait) -> None:
     _any(os.fstat, range(3, 64))
 
 
@@ -136,7 +147,7 @@ ATTEMPTS: dict[str, Callable[[Bait], object]] = {
     "read a file outside": lambda bait: _read(bait["file"]),
     "read a file in the user's home": _read_home,
     "read another process's environment": lambda bait: _read(f"/proc/{bait['process']}/environ"),
-    "use an open file of the trainer": _keep_a_descriptor,
+    "use an open file of the trainer": _use_inherited_descriptor,
     "connect by TCP": lambda bait: _connect(
         socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", bait["tcp"])
     ),

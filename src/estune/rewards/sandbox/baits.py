@@ -1,4 +1,4 @@
-"""What a program in a sandbox must not reach: a file, sockets and a process outside it."""
+"""Place a file, sockets and a process outside the sandbox as baits, and see what was touched."""
 
 import contextlib
 import os
@@ -12,40 +12,46 @@ from typing import Any
 
 from estune.rewards.sandbox.launch import interpreter
 
-_HOME_FILES = 8  # at most
+_MAX_HOME_FILES = 8
 _CONTENT = "bait"
 
 
 @dataclass(frozen=True)
 class Baits:
-    """The baits of one proof. `given` tells the attempts where they are."""
+    """The baits of one proof.
 
-    given: dict[str, Any]
+    locations: where they are; attempts.py gets this dictionary as JSON.
+    process: a process that must not receive a signal.
+    sockets: name of an attempt → the listening socket that must not hear from it.
+    """
+
+    locations: dict[str, Any]
     process: "subprocess.Popen[bytes]"
     sockets: dict[str, socket.socket]
 
-    def taken(self) -> list[str]:
-        """Return the names of the attempts that left a mark outside."""
-        found = [name for name, listener in self.sockets.items() if _heard(listener)]
+    def touched(self) -> list[str]:
+        """Return the names of the attempts that reached a bait."""
+        found = [name for name, listener in self.sockets.items() if _was_contacted(listener)]
         if self.process.poll() is not None:
             found.append("signal a process outside")
-        if Path(self.given["file"]).read_text() != _CONTENT:
+        if Path(self.locations["file"]).read_text() != _CONTENT:
             found.append("write a file outside")
-        if Path(self.given["new"]).exists():
+        if Path(self.locations["new"]).exists():
             found.append("make a file outside")
         return found
 
 
 @contextlib.contextmanager
 def baits() -> Iterator[Baits]:
-    """Lay out the baits, and remove them afterwards."""
+    """Place the baits, and remove them after the block."""
     with (
         tempfile.TemporaryDirectory(prefix="estune-proof-") as folder,
-        contextlib.ExitStack() as opened,
+        contextlib.ExitStack() as stack,
     ):
         file = Path(folder, "file")
         file.write_text(_CONTENT)
-        os.chmod(folder, 0o777)  # only the sandbox protects it, whichever user the program is
+        # Any user may change these, so that nothing but the sandbox protects them.
+        os.chmod(folder, 0o777)
         os.chmod(file, 0o666)
         abstract = f"\0estune-proof-{os.urandom(8).hex()}"
         unix, local = (socket.AF_UNIX, socket.SOCK_STREAM), ("127.0.0.1", 0)
@@ -57,10 +63,10 @@ def baits() -> Iterator[Baits]:
         }
         os.chmod(f"{folder}/socket", 0o777)
         for listener in listeners.values():
-            opened.enter_context(listener)
-        process = opened.enter_context(_sleeper())
+            stack.enter_context(listener)
+        process = stack.enter_context(_sleeper())
         tcp, udp, _, _ = listeners.values()
-        given = {
+        locations = {
             "file": str(file),
             "new": f"{folder}/new",
             "home": _home_files(),
@@ -70,19 +76,19 @@ def baits() -> Iterator[Baits]:
             "unix": f"{folder}/socket",
             "abstract": abstract,
         }
-        yield Baits(given, process, listeners)
+        yield Baits(locations, process, listeners)
 
 
 def _listener(family: int, kind: int, address: Any) -> socket.socket:
-    made = socket.socket(family, kind)
-    made.setblocking(False)
-    made.bind(address)
+    listener = socket.socket(family, kind)
+    listener.setblocking(False)
+    listener.bind(address)
     if kind == socket.SOCK_STREAM:
-        made.listen()
-    return made
+        listener.listen()
+    return listener
 
 
-def _heard(listener: socket.socket) -> bool:
+def _was_contacted(listener: socket.socket) -> bool:
     try:
         listener.recv(1) if listener.type == socket.SOCK_DGRAM else listener.accept()[0].close()
     except BlockingIOError:
@@ -92,7 +98,7 @@ def _heard(listener: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def _sleeper() -> "Iterator[subprocess.Popen[bytes]]":
-    """Start a process that ends with its input, and so with this process."""
+    """Start a process that sleeps until its standard input ends, at latest with this process."""
     command = [interpreter(), "-I", "-S", "-c", "import sys; sys.stdin.read()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
         try:
@@ -109,4 +115,4 @@ def _home_files() -> list[str]:
         with contextlib.suppress(OSError), os.scandir(folder) as entries:
             files = [entry.path for entry in entries if entry.is_file()]
             found += [path for path in files if os.access(path, os.R_OK)]
-    return found[:_HOME_FILES]
+    return found[:_MAX_HOME_FILES]

@@ -1,4 +1,4 @@
-"""What every sandbox is given, and what it gives back."""
+"""The interface of every sandbox: the limits it gets and the outcome it returns."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,14 +10,14 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on a program together with all processes that it starts.
+    """Limits on a program and all processes that it starts, taken together.
 
-    seconds: by the clock.
-    cpu_seconds: processor time of all processes.
+    seconds: wall time.
+    cpu_seconds: processor time.
     memory: bytes.
-    processes: processes and threads at a time.
-    disk: bytes written.
-    output: bytes of standard output that are kept.
+    processes: simultaneous processes and threads.
+    disk: bytes of files.
+    output: how many bytes of standard output are kept; the rest is discarded.
     """
 
     seconds: float = 5.0
@@ -32,7 +32,9 @@ class Limits:
 class Outcome:
     """How a program ended.
 
-    status: the exit status, or None if a limit ended it.
+    output: the start of standard output.
+    status: the exit status, or None if a limit ended the program.
+    timed_out: whether the limit on wall time ended it.
     errors: the start of standard error.
     """
 
@@ -43,16 +45,16 @@ class Outcome:
 
 
 class Sandbox(Protocol):
-    """A place to run programs, one per call, from any thread."""
+    """Runs programs in isolation. Any thread may call `run`."""
 
     name: str
 
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
-        """Run `source` in an empty folder, with `request` as its standard input.
+        """Run the Python program `source` in an empty folder, with `request` as standard input.
 
-        It runs in this interpreter with the standard library alone.
+        The program is run by the interpreter that runs estune, without installed packages.
         """
 
 
 class Unusable(RewardError):
-    """A sandbox is missing, does not start, or lets something through; the message says which."""
+    """A sandbox is missing, does not start, or lets an attack succeed; the message says which."""

@@ -1,4 +1,4 @@
-"""How a sandbox starts Python: the interpreter, its libraries, and the launcher's input."""
+"""What a sandbox needs to start Python: the interpreter, its libraries, the launcher's input."""
 
 import marshal
 import os
@@ -11,22 +11,23 @@ from estune.rewards.sandbox.interface import Limits
 
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1"}
 LAUNCHER = str(Path(__file__).with_name("launcher.py"))
-_OPEN_FILES = 64
-_BASE = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}  # of a virtual environment
-_SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/etc/ld.so.cache")
+_MAX_OPEN_FILES = 64
+# The installation of Python on which a virtual environment is built.
+_BASE = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+_SYSTEM_LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/etc/ld.so.cache")
 
 
 def interpreter() -> str:
-    """Return this interpreter's executable, past the links of a virtual environment."""
+    """Return the interpreter's executable, with the links of a virtual environment resolved."""
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 
 
 @cache
 def readable() -> tuple[str, ...]:
-    """Return the paths that a program must read: the interpreter and its libraries."""
+    """Return the paths that a program needs to read: the interpreter and its libraries."""
     standard = [sysconfig.get_path(name, vars=_BASE) for name in ("stdlib", "platstdlib")]
     own = [interpreter(), str(Path(sys.base_prefix, "lib")), *standard]
-    found = [path for path in dict.fromkeys([*_SYSTEM, *own]) if os.path.exists(path)]
+    found = [path for path in dict.fromkeys([*_SYSTEM_LIBRARIES, *own]) if os.path.exists(path)]
     return tuple(path for path in found if not any(_within(path, other) for other in found))
 
 
@@ -36,14 +37,14 @@ def _within(path: str, folder: str) -> bool:
 
 @cache
 def hidden() -> tuple[str, ...]:
-    """Return the folders of installed packages, which lie inside `readable` ones."""
+    """Return the folders of installed packages, which lie inside folders of `readable`."""
     installed = [sysconfig.get_path(name, vars=_BASE) for name in ("purelib", "platlib")]
     return tuple(path for path in dict.fromkeys(installed) if os.path.isdir(path))
 
 
 @cache
 def command() -> list[str]:
-    """Return the command of the launcher, isolated and without installed packages."""
+    """Return the command that starts the launcher, without installed packages or user settings."""
     return [interpreter(), "-I", "-S", "-c", Path(LAUNCHER).read_text()]
 
 
@@ -60,11 +61,12 @@ def launcher_input(
 ) -> bytes:
     """Return the launcher's standard input: its job, then the program's own input.
 
-    folder: where the program works, if the launcher has to go there.
-    remount: options with which to mount the working folder again.
-    other_user: give up the user id.
-    counted_apart: the kernel does not count the user's other processes with the program's.
-    seccomp: a filter; with it, capabilities are given up too.
+    folder: the folder to change to, if the sandbox does not start in the working folder.
+    remount: options with which the launcher remounts the working folder, to limit its size.
+    other_user: whether the launcher changes to an unused user id.
+    counted_apart: whether the kernel counts the program's processes apart from the user's other
+        ones, so that RLIMIT_NPROC can limit them.
+    seccomp: a filter of system calls; with it, the launcher gives up capabilities too.
     """
     job = {
         "source": source,
@@ -85,7 +87,7 @@ def _resource_limits(limits: Limits, counted_apart: bool) -> list[tuple[str, int
         ("RLIMIT_CPU", int(limits.cpu_seconds) + 1),
         ("RLIMIT_AS", limits.memory),
         ("RLIMIT_FSIZE", limits.disk),
-        ("RLIMIT_NOFILE", _OPEN_FILES),
+        ("RLIMIT_NOFILE", _MAX_OPEN_FILES),
         ("RLIMIT_MEMLOCK", 0),
         ("RLIMIT_MSGQUEUE", 0),
         ("RLIMIT_CORE", 0),

@@ -1,13 +1,13 @@
-"""The standard streams of a process, written and read without waiting for any of them."""
+"""Write and read the standard streams of a process without blocking on any of them."""
 
 import os
 import selectors
 from contextlib import suppress
 from typing import IO, Protocol
 
-_CHUNK = 1 << 16
-_LAST_READS = 16  # of what an ended process left in its pipes
-_ERRORS = 4096  # bytes of standard error that are kept
+_CHUNK = 1 << 16  # bytes per read or write
+_FINAL_READS = 16  # enough chunks to empty the pipes of a process that has ended
+_MAX_ERRORS = 4096  # bytes of standard error that are kept
 
 
 class Piped(Protocol):
@@ -19,21 +19,22 @@ class Piped(Protocol):
 
 
 class Pipes:
-    """Writes `given` to `process`, and keeps the first `output` bytes that it prints.
+    """Writes `stdin` to `process`, and keeps the first `max_output` bytes that it prints.
 
-    The rest is read and forgotten. Leaving the context closes the pipes.
+    Further output is read and discarded, because a full pipe would block the process. Leaving the
+    context closes the pipes.
     """
 
-    def __init__(self, process: Piped, given: bytes, output: int) -> None:
+    def __init__(self, process: Piped, stdin: bytes, max_output: int) -> None:
         assert process.stdin and process.stdout and process.stderr
         self.output, self.errors = bytearray(), bytearray()
-        self._kept = {
-            process.stdout.fileno(): (self.output, output),
-            process.stderr.fileno(): (self.errors, _ERRORS),
+        self._buffers = {
+            process.stdout.fileno(): (self.output, max_output),
+            process.stderr.fileno(): (self.errors, _MAX_ERRORS),
         }
         streams = (process.stdin, process.stdout, process.stderr)
         self._streams = {stream.fileno(): stream for stream in streams}
-        self._left = memoryview(given)
+        self._unwritten = memoryview(stdin)
         self._selector = selectors.DefaultSelector()
         for stream in streams:
             event = selectors.EVENT_WRITE if stream is process.stdin else selectors.EVENT_READ
@@ -48,34 +49,38 @@ class Pipes:
         for stream in self._streams.values():
             stream.close()
 
-    def serve(self, seconds: float) -> bool:
-        """Write and read what `seconds` allow; return False once nothing can be read."""
-        if self._kept:
-            for key, events in self._selector.select(seconds):
-                self._write(key) if events & selectors.EVENT_WRITE else self._read(key)
-            return True
-        return False
+    def transfer(self, seconds: float) -> bool:
+        """Wait up to `seconds` for a pipe that is ready, then write or read one chunk.
+
+        Return False, at once, if both output pipes are closed already.
+        """
+        if not self._buffers:
+            return False
+        for key, events in self._selector.select(seconds):
+            self._write(key) if events & selectors.EVENT_WRITE else self._read(key)
+        return True
 
     def drain(self) -> None:
-        """Read what a process left behind when it ended."""
-        for _ in range(_LAST_READS):
-            self.serve(0)
+        """Read what is left in the pipes of a process that has ended."""
+        for _ in range(_FINAL_READS):
+            self.transfer(0)
 
     def _write(self, pipe: selectors.SelectorKey) -> None:
-        with suppress(BrokenPipeError):  # the program may not read its input
-            self._left = self._left[os.write(pipe.fd, self._left[:_CHUNK]) :]
-            if self._left:
+        with suppress(BrokenPipeError):  # the program need not read its input
+            written = os.write(pipe.fd, self._unwritten[:_CHUNK])
+            self._unwritten = self._unwritten[written:]
+            if self._unwritten:
                 return
-        self._let_go(pipe)
+        self._close(pipe)
 
     def _read(self, pipe: selectors.SelectorKey) -> None:
         data = os.read(pipe.fd, _CHUNK)
-        buffer, most = self._kept[pipe.fd]
-        buffer += data[: most - len(buffer)]
+        buffer, max_size = self._buffers[pipe.fd]
+        buffer += data[: max_size - len(buffer)]
         if not data:
-            del self._kept[pipe.fd]
-            self._let_go(pipe)
+            del self._buffers[pipe.fd]
+            self._close(pipe)
 
-    def _let_go(self, pipe: selectors.SelectorKey) -> None:
+    def _close(self, pipe: selectors.SelectorKey) -> None:
         self._selector.unregister(pipe.fileobj)
         self._streams[pipe.fd].close()

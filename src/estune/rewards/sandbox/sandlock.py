@@ -1,7 +1,8 @@
-"""sandlock: Landlock and seccomp of Linux, for machines that give nobody namespaces.
+"""sandlock: Linux's Landlock and seccomp, for machines on which users cannot create namespaces.
 
-What it leaves open is closed by the launcher's filter (mounts for root, attributes of files, calls
-about other processes) and by the supervisor, which limits the folder on disk.
+sandlock does not stop mounts by root, changes of file attributes, and calls that affect other
+processes: the launcher's seccomp filter does (seccomp.py). Nor does it limit the size of the
+working folder, which is on disk: supervise.py does.
 """
 
 import importlib.util
@@ -23,18 +24,18 @@ class Sandlock:
     name = "sandlock"
 
     def __init__(self) -> None:
-        found = importlib.util.find_spec("sandlock")
-        if found is None or found.origin is None:
+        package = importlib.util.find_spec("sandlock")
+        if package is None or package.origin is None:
             raise Unusable("sandlock: the package is not installed")
         if not (seccomp := program_filter(on_disk=True)):
             raise Unusable("sandlock: no seccomp filter for this architecture")
-        self._host, self._seccomp = Host(str(Path(found.origin).parents[1])), seccomp
+        self._host, self._seccomp = Host(str(Path(package.origin).parents[1])), seccomp
 
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
-        given = launch.launcher_input(source, request, limits, seccomp=self._seccomp)
+        launcher_input = launch.launcher_input(source, request, limits, seccomp=self._seccomp)
         with fresh_folder() as folder:
             process = self._host.start(_policy(folder, limits), launch.command())
-            return supervise(process, given, limits, folder)
+            return supervise(process, launcher_input, limits, folder)
 
 
 def _policy(folder: str, limits: Limits) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""This process's end of `sandlock_host.py`: programs in it look like a `subprocess.Popen`."""
+"""Start programs through sandlock_host.py and treat them like a `subprocess.Popen`."""
 
 import contextlib
 import json
@@ -11,18 +11,21 @@ import weakref
 from multiprocessing.connection import wait
 from typing import IO, Any
 
-from estune.rewards.processes import keeper
+from estune.rewards.processes import reaper
 from estune.rewards.sandbox import launch, sandlock_host
 from estune.rewards.sandbox.interface import Unusable
 
-_START = 30.0  # seconds within which a keeper must report
+_START_SECONDS = 30.0  # the longest time until a program's reaper reports its process id
 
 
 class Host:
-    """The process that has loaded sandlock. It starts on first use and ends with its socket."""
+    """A process that has loaded sandlock (sandlock_host.py).
+
+    It starts with the first program and ends when this object is garbage collected.
+    """
 
     def __init__(self, packages: str) -> None:
-        script = [sandlock_host.__file__, keeper.__file__, launch.LAUNCHER, packages]
+        script = [sandlock_host.__file__, reaper.__file__, launch.LAUNCHER, packages]
         self._command = [launch.interpreter(), "-I", "-S", *script]
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
@@ -40,7 +43,7 @@ class Host:
 
     def _send(self, message: bytes, descriptors: list[int]) -> None:
         with self._lock:
-            with contextlib.suppress(OSError):  # the host has ended: start another
+            with contextlib.suppress(OSError):  # the host has ended: start another one below
                 if self._socket is not None:
                     socket.send_fds(self._socket, [message], descriptors)
                     return
@@ -69,7 +72,7 @@ def _end(connection: socket.socket, process: "subprocess.Popen[bytes]") -> None:
 
 
 class Hosted:
-    """A program under its keeper, which reports its own number and then the exit status."""
+    """A running program. Its reaper reports the reaper's process id, then the exit status."""
 
     def __init__(self, stdin: int, stdout: int, stderr: int, report: int) -> None:
         self.stdin: IO[bytes] | None = os.fdopen(stdin, "wb", buffering=0)
@@ -77,7 +80,7 @@ class Hosted:
         self.stderr: IO[bytes] | None = os.fdopen(stderr, "rb", buffering=0)
         self._report = os.fdopen(report, "rb", buffering=0)
         self._code: int | None = None
-        started = self._line(_START)
+        started = self._line(_START_SECONDS)
         if not started:
             raise Unusable("sandlock: the package could not be loaded")
         self.pid = int(started)
@@ -94,7 +97,7 @@ class Hosted:
         return self._code
 
     def _line(self, timeout: float | None) -> bytes:
-        """Return a line of the report, or nothing if the keeper ended without one."""
-        if not wait([self._report.fileno()], timeout):  # select() refuses descriptors from 1024 on
-            raise subprocess.TimeoutExpired("keeper", timeout or 0)
+        """Return the next line of the report, or b"" if the reaper ended without writing one."""
+        if not wait([self._report.fileno()], timeout):  # select() fails for descriptors above 1023
+            raise subprocess.TimeoutExpired("reaper", timeout or 0)
         return self._report.readline()

@@ -1,11 +1,12 @@
 """The process that loads sandlock once and forks for each program.
 
-    python -I -S sandlock_host.py KEEPER LAUNCHER PACKAGES   (standard input: a socket)
+    python -I -S sandlock_host.py REAPER LAUNCHER PACKAGES   (standard input: a socket)
 
-sandlock's supervisor lives in the process that starts a program, and takes long to load. Each
-message on the socket starts one program: it holds sandlock's settings and the command as JSON, and
-four descriptors, the program's standard streams and one for its keeper's report. sandlock would
-pass the capabilities of root on to the program, so they are given up first.
+sandlock runs its supervisor in the process that starts a program, and takes long to load. So this
+process loads it once. Each message on the socket starts one program: it contains sandlock's
+settings and the command as JSON, and four file descriptors, three for the program's standard
+streams and one for the report of its reaper (reaper.py). sandlock would pass root's capabilities on
+to the program, so this process gives them up first.
 """
 
 import importlib
@@ -17,24 +18,26 @@ import socket
 import sys
 from typing import Any
 
-_MESSAGE = 1 << 17  # bytes at most
+_MAX_MESSAGE = 1 << 17  # bytes
 
 
 def main() -> None:
-    keeper, launcher, packages = sys.argv[1:]
+    reaper, launcher, packages = sys.argv[1:]
     runpy.run_path(launcher)["give_up_capabilities"]()
-    keep = runpy.run_path(keeper)["keep"]
+    fork_under_reaper = runpy.run_path(reaper)["fork_under_reaper"]
     sys.path.append(packages)
     sandbox = importlib.import_module("sandlock").Sandbox
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a keeper: it reports
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_IGN
+    )  # a reaper reports its end, so nobody waits for it
     host, requests = os.getpid(), socket.socket(fileno=0)
     while True:
-        message, descriptors, _, _ = socket.recv_fds(requests, _MESSAGE, 4)
-        if not message:  # the client has ended; the keepers end too
+        message, descriptors, _, _ = socket.recv_fds(requests, _MAX_MESSAGE, 4)
+        if not message:  # the client has ended; now the reapers end too, with their programs
             return
         if os.fork() == 0:
             _take_streams(*descriptors[:3])
-            keep(host, descriptors[3])
+            fork_under_reaper(host, descriptors[3])
             os.closerange(3, 256)
             os._exit(_run(sandbox, **json.loads(message)))
         for each in descriptors:

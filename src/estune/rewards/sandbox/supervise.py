@@ -1,7 +1,7 @@
-"""Run a program's process, and end it with all its descendants at the first limit that it exceeds.
+"""Wait for a program, and end it with all its descendants as soon as it exceeds a limit.
 
-Linux limits memory and processor time per process; their sum over a program's processes is watched
-here.
+Linux limits memory and processor time per process only. A program could evade these limits by
+starting many processes, so this module regularly measures their sum.
 """
 
 import os
@@ -12,20 +12,20 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
-from estune.rewards.processes.descendants import end_descendants, end_kept, usage
+from estune.rewards.processes.descendants import end_descendants, end_with_descendants, usage
 from estune.rewards.sandbox.interface import Limits, Outcome
 from estune.rewards.sandbox.launch import ENVIRONMENT
 from estune.rewards.sandbox.pipes import Piped, Pipes
-from estune.rewards.sandbox.working_folder import MOST_FILES, size_of
+from estune.rewards.sandbox.working_folder import MAX_FILES, size_of
 
-_LOOK = 0.02  # seconds between looks at what the processes use
-_PATIENCE = 15.0  # seconds for a process to end when asked to
-_OURS = 16  # threads of the sandbox itself, which count with the program's
-_CPU_LIMIT = (128 + signal.SIGXCPU, -signal.SIGXCPU)  # exit status from a shell, from the kernel
+_CHECK_INTERVAL = 0.02  # seconds between measurements of what the processes use
+_END_SECONDS = 15.0  # how long a process may take to end when asked to
+_SANDBOX_THREADS = 16  # most threads of the sandbox itself, which are counted with the program's
+_CPU_LIMIT_STATUSES = (128 + signal.SIGXCPU, -signal.SIGXCPU)  # from a shell, from the kernel
 
 
 class Process(Piped, Protocol):
-    """A process with pipes, as `subprocess.Popen` is one."""
+    """A process with pipes, such as a `subprocess.Popen`."""
 
     pid: int
 
@@ -35,7 +35,10 @@ class Process(Piped, Protocol):
 
 
 def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """Start `command` with pipes, in its own session, without our environment or open files."""
+    """Start `command` with pipes, in a session of its own.
+
+    It inherits neither this process's environment, which may contain secrets, nor its open files.
+    """
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command,
@@ -51,31 +54,31 @@ def start(command: Sequence[str]) -> "subprocess.Popen[bytes]":
 
 def supervise(
     process: Process,
-    given: bytes,
+    stdin: bytes,
     limits: Limits,
     folder: str = "",
-    end: Callable[[int], None] = end_kept,
+    end: Callable[[int], None] = end_with_descendants,
 ) -> Outcome:
-    """Give `process` its standard input, `given`, and wait until it ends or exceeds `limits`.
+    """Write `stdin` to `process`, and wait until it ends or exceeds `limits`.
 
-    folder: where it writes, if nothing else limits that.
-    end: how to end it early, with all its descendants.
+    folder: the folder that the program writes to, if its size must be checked here.
+    end: ends the process with a given id, and all its descendants.
     """
-    with Pipes(process, given, limits.output) as pipes:
+    with Pipes(process, stdin, limits.output) as pipes:
         try:
-            excess = _watch(process, pipes, limits, folder)
+            exceeded = _watch(process, pipes, limits, folder)
         finally:
-            code = _ended(process, end)
-    status = None if excess or code in _CPU_LIMIT else code
-    return Outcome(bytes(pipes.output), status, excess == "time", bytes(pipes.errors))
+            code = _exit_status(process, end)
+    status = None if exceeded or code in _CPU_LIMIT_STATUSES else code
+    return Outcome(bytes(pipes.output), status, exceeded == "time", bytes(pipes.errors))
 
 
-def _ended(process: Process, end: Callable[[int], None]) -> int:
-    """Return the exit status, after ending the process if it still runs."""
+def _exit_status(process: Process, end: Callable[[int], None]) -> int:
+    """Return the exit status; end the process first if it is still running."""
     if process.poll() is None:
         end(process.pid)
     try:
-        return process.wait(_PATIENCE)
+        return process.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:
         end_descendants(process.pid)
         with suppress(ProcessLookupError):
@@ -84,41 +87,42 @@ def _ended(process: Process, end: Callable[[int], None]) -> int:
 
 
 def _watch(process: Process, pipes: Pipes, limits: Limits, folder: str) -> str:
-    """Serve the pipes until the process ends, or return the name of the limit that it exceeds."""
-    until = time.monotonic() + limits.seconds
-    look = time.monotonic() + _LOOK
+    """Wait until the process ends, and return ""; or return the name of the limit it exceeds."""
+    deadline = time.monotonic() + limits.seconds
+    next_check = time.monotonic() + _CHECK_INTERVAL
     while process.poll() is None:
         now = time.monotonic()
-        if now >= until:
+        if now >= deadline:
             return "time"
-        if now >= look:
-            if excess := _excess(process.pid, limits, folder):
-                return excess
-            look = time.monotonic() + _LOOK
-        seconds = max(0.0, min(look, until) - now)
-        if not pipes.serve(seconds):
+        if now >= next_check:
+            if exceeded := _exceeded_limit(process.pid, limits, folder):
+                return exceeded
+            next_check = time.monotonic() + _CHECK_INTERVAL
+        seconds = max(0.0, min(next_check, deadline) - now)
+        if not pipes.transfer(seconds):  # the program has closed its pipes but still runs
             with suppress(subprocess.TimeoutExpired):
                 process.wait(seconds)
     pipes.drain()
     return ""
 
 
-def _excess(pid: int, limits: Limits, folder: str) -> str:
-    """Return the name of an exceeded limit, or ""."""
+def _exceeded_limit(pid: int, limits: Limits, folder: str) -> str:
+    """Return the name of a limit that is exceeded, or ""."""
     used = usage(pid, limits.memory)
     if used.memory > limits.memory:
         return "memory"
     if used.cpu_seconds > limits.cpu_seconds:
         return "cpu"
-    if used.threads > limits.processes + _OURS:
+    if used.threads > limits.processes + _SANDBOX_THREADS:
         return "processes"
-    return "disk" if folder and _overflows(folder, used.written, limits) else ""
+    return "disk" if folder and _is_too_full(folder, used.written, limits) else ""
 
 
-def _overflows(folder: str, written: int, limits: Limits) -> bool:
-    """Return whether `folder` is too full.
+def _is_too_full(folder: str, written: int, limits: Limits) -> bool:
+    """Return whether the files of a program use too much of the disk.
 
-    `written` counts bytes in removed files, which take room as long as a process keeps them open.
+    A removed file occupies the disk as long as a process has it open, but is not found in `folder`.
+    So the bytes that the processes have `written` are added; this counts existing files twice.
     """
     found = size_of(folder)
-    return found.entries > MOST_FILES or found.size + written > limits.disk
+    return found.entries > MAX_FILES or found.size + written > limits.disk

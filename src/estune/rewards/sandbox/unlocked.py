@@ -1,11 +1,12 @@
-"""No sandbox: the program has the user's own rights, and only its amounts are limited.
+"""Run a program without a sandbox: only its time, memory, processes and disk are limited.
 
-This is for a machine that is itself closed off, such as a container without a network.
+The program has all of the user's rights. This is for a machine that is itself closed off, such as a
+container without a network.
 """
 
 import os
 
-from estune.rewards.processes import keeper
+from estune.rewards.processes import reaper
 from estune.rewards.sandbox import launch
 from estune.rewards.sandbox.interface import Limits, Outcome
 from estune.rewards.sandbox.supervise import start, supervise
@@ -13,13 +14,13 @@ from estune.rewards.sandbox.working_folder import fresh_folder
 
 
 class Unlocked:
-    """Runs programs under their keeper (keeper.py), and nothing else."""
+    """Runs programs under a reaper (reaper.py) alone."""
 
     name = "unlocked"
 
     def run(self, source: str, request: bytes, limits: Limits) -> Outcome:
-        kept = [keeper.__file__, str(os.getpid()), launch.LAUNCHER]
+        reaper_command = [reaper.__file__, str(os.getpid()), launch.LAUNCHER]
         with fresh_folder() as folder:
-            given = launch.launcher_input(source, request, limits, folder=folder)
-            process = start([launch.interpreter(), "-I", "-S", *kept])
-            return supervise(process, given, limits, folder)
+            launcher_input = launch.launcher_input(source, request, limits, folder=folder)
+            process = start([launch.interpreter(), "-I", "-S", *reaper_command])
+            return supervise(process, launcher_input, limits, folder)

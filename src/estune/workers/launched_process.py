@@ -1,8 +1,8 @@
-"""The processes that `accelerate launch` or `torchrun` started: which one this is, and messages.
+"""One of the processes that `accelerate launch` or `torchrun` started, and its messages.
 
-Messages are text and a few numbers, so the launcher's key-value store carries them; a process
-group could collide with an engine's own. Each node has one θ: its first process loads it, the
-others attach to it. Where a node needs another node's θ, Gloo sends it from host memory.
+The processes exchange text and a few numbers through the launcher's key-value store, since a
+process group could collide with an engine's own. Each node has one θ: its first process loads it,
+the others attach to it. If a node has to receive the leader's θ, Gloo sends it from host memory.
 """
 
 import itertools
@@ -21,21 +21,22 @@ from estune.theta.shared_memory import Address
 from estune.theta.theta import Theta
 
 dist: Any = torch.distributed  # its stores are public, but not in its list of exports
-# The leader may score or save for long; if it ends, the launcher ends the others.
+# The others wait for the leader, which may score or save for long. If it dies, the launcher ends
+# them.
 _PATIENCE = timedelta(days=30)
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # variables that launchers set in each process
 
 _prefixes = itertools.count()
 
 
-def ranks_for(workers: str) -> "Ranks | None":
-    """Return this process's ranks if `workers` is "accelerate", else None.
+def find_launched_process(workers: str) -> "LaunchedProcess | None":
+    """Return this process if `workers` is "accelerate", else None.
 
     Raises:
         ConfigError: several processes were launched together, and `workers` is something else.
     """
     if workers == "accelerate":
-        return Ranks()
+        return LaunchedProcess()
     world = os.environ.get("WORLD_SIZE", "1")
     if world != "1" and all(name in os.environ for name in _LAUNCHED):
         raise ConfigError(
@@ -46,25 +47,27 @@ def ranks_for(workers: str) -> "Ranks | None":
     return None
 
 
-class Ranks:
+class LaunchedProcess:
     """This process among those launched together; without a launcher it is the only one.
 
-    Rank 0 leads: it alone trains, and the others serve it. Each Model gets a fresh key prefix, so
-    that no message from an earlier one leaks in. All processes run the same program, so they make
-    their Ranks in the same order and agree on the prefix.
+    Rank 0 leads: only its trainer trains, and the other processes serve it.
+
+    Each object prefixes its keys with a number of its own, so that messages of one model never
+    reach another. The numbers agree in all processes, because all run the same program and so
+    create these objects in the same order.
     """
 
     def __init__(self) -> None:
         self.rank = int(os.environ.get("RANK", 0))
-        self.world = int(os.environ.get("WORLD_SIZE", 1))
-        self.local = int(os.environ.get("LOCAL_RANK", 0))
-        per_node = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        per_node = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
         self.node = self.rank // per_node
-        self.nodes = self.world // per_node
+        self.nodes = self.world_size // per_node
         self.store: Any = dist.HashStore()
         self._interface: str | None = None
         prefix = str(next(_prefixes))
-        if self.world > 1:
+        if self.world_size > 1:
             shared, self._interface = _rendezvous()
             self.store = dist.PrefixStore(prefix, shared)
 
@@ -73,62 +76,65 @@ class Ranks:
         return self.rank == 0
 
     @property
-    def keeps(self) -> bool:
-        """Whether this process loads the θ of its node."""
-        return self.local == 0
+    def holds_theta(self) -> bool:
+        """Whether this process loads the θ of its node, to which the node's others attach."""
+        return self.local_rank == 0
 
-    def say(self, key: str, value: Any) -> None:
+    def publish(self, key: str, value: Any) -> None:
         """Publish a value that JSON can hold."""
         self.store.set(key, json.dumps(value))
 
-    def hear(self, key: str) -> Any:
-        """Wait until a process has said `key`, and return its value."""
+    def wait_for(self, key: str) -> Any:
+        """Wait until a process has published `key`; return its value."""
         return json.loads(self.store.get(key))
 
-    def heard(self, key: str) -> bool:
+    def is_published(self, key: str) -> bool:
         return bool(self.store.check([key]))
 
-    def forget(self, key: str) -> None:
+    def delete(self, key: str) -> None:
         self.store.delete_key(key)
 
     def next(self, key: str) -> int:
-        """Return 0, 1, 2, …: each number to one process only."""
+        """Return the next of 0, 1, 2, …, which all processes take from the same counter `key`."""
         return int(self.store.add(key, 1)) - 1
 
     def take_gpus(self, each: int) -> None:
-        """Restrict this process to its own `each` GPUs, because an engine takes the first ones."""
+        """Let this process see only its own `each` GPUs, because an engine uses the first it sees.
+
+        With `each` = 2, the node's first process gets GPUs 0 and 1, its second 2 and 3, and so on.
+        """
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.set_device(self.local)
+            torch.cuda.set_device(self.local_rank)  # too late to hide the others
             return
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         gpus = visible.split(",") if visible else list(map(str, range(torch.cuda.device_count())))
-        mine = gpus[self.local * each : (self.local + 1) * each]
-        if len(mine) == each:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+        own = gpus[self.local_rank * each : (self.local_rank + 1) * each]
+        if len(own) == each:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
 
-    def meet(self, what: str) -> None:
-        """Wait until all processes have called this."""
-        self.say(f"{what}/{self.rank}", True)
-        for rank in range(self.world):
-            self.hear(f"{what}/{rank}")
+    def barrier(self, name: str) -> None:
+        """Wait until all processes have called this with the same `name`, which is used once."""
+        self.publish(f"{name}/{self.rank}", True)
+        for rank in range(self.world_size):
+            self.wait_for(f"{name}/{rank}")
 
     def theta(self, load: Callable[[], Theta]) -> Theta:
-        """Return the node's θ: loaded by its first process, attached to by the others."""
-        if not self.keeps:
-            address = self.hear(f"theta/{self.node}")
+        """Return the node's θ: `load` loads it in the node's first process, the others attach."""
+        if not self.holds_theta:
+            address = self.wait_for(f"theta/{self.node}")
             shapes = {name: tuple(shape) for name, shape in address["shapes"].items()}
             return Theta.attach(Address(address["path"], address["token"], shapes))
         theta = load()
-        if self.world > 1:
+        if self.world_size > 1:
             assert theta.address is not None
-            self.say(f"theta/{self.node}", vars(theta.address))
+            self.publish(f"theta/{self.node}", vars(theta.address))
         return theta
 
-    def spread(self, theta: Theta, name: str) -> None:
-        """Send the leader's θ to every node; each process that keeps a θ calls this.
+    def broadcast(self, theta: Theta, name: str) -> None:
+        """Send the leader's θ to every node; each process that holds a θ calls this.
 
         Args:
-            name: different at each call.
+            name: the same in all processes, and different at each call.
         """
         group = self._group(name)
         version = torch.tensor([theta.version if self.leads else 0])
@@ -139,10 +145,13 @@ class Ranks:
             if not self.leads:
                 theta.put(tensor, start, values)
         if not self.leads:
-            theta.became(int(version))
+            theta.finish_put(int(version))
 
     def _group(self, name: str) -> Any:
-        """Return a group of one process per node, on the interface configured at the start."""
+        """Return a process group with one process per node.
+
+        It uses the network interface of `_rendezvous`, whatever an engine has set since then.
+        """
         for_engines = os.environ.pop("GLOO_SOCKET_IFNAME", None)
         if self._interface:
             os.environ["GLOO_SOCKET_IFNAME"] = self._interface
@@ -156,12 +165,13 @@ class Ranks:
 
 @cache
 def _rendezvous() -> tuple[Any, str | None]:
-    """Return the launcher's store, which a process can join once, and Gloo's interface.
+    """Return the launcher's store and the network interface that Gloo should use.
 
-    The interface is read now because an engine may later set another for its own processes.
+    A process can join the store only once, so the result is cached. The interface is read before
+    an engine is built, because vLLM sets it to `lo` for its own processes.
     """
     if os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost", "::1"):
-        # All processes are on one machine, so nothing needs to listen beyond it.
+        # All processes are on this machine, so no port needs to be open to others.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     store, _, _ = next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
     store.set_timeout(_PATIENCE)

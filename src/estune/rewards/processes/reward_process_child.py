@@ -1,8 +1,9 @@
-"""The process that calls reward functions, so that nothing they do reaches the trainer.
+"""The reward process: it calls reward functions, so that a crash or leak cannot harm the trainer.
 
-It reads requests from standard input and writes responses to standard output, both pickled and
-preceded by their length; what a function prints goes to standard error. `scorer.py` starts it in a
-session of its own. Its keeper ends it, with all that it started, when the trainer ends.
+It reads requests from standard input and writes responses to standard output. Each is pickled and
+preceded by its length. Whatever a function prints goes to standard error. reward_process.py starts
+this program in a session of its own. When the trainer ends, a reaper (reaper.py) ends this process
+and everything that it started.
 """
 
 import asyncio
@@ -20,14 +21,16 @@ from estune.rewards.call import Call, CallResult, Failure, call_function, descri
 from estune.rewards.processes.containment import adopt_orphans, allow_cpu, limit_memory
 
 FRAME = struct.Struct("<Q")
-_LEFT_BEHIND = 64  # threads and children after a call, above which a scorer is replaced
+_MAX_LEFT_BEHIND = 64  # threads and children after a call; with more, the process is replaced
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The first message to a scorer.
+    """The first message to a reward process: its limits.
 
-    memory: bytes; timeout: seconds per call; concurrency: calls of an async function at a time.
+    memory: bytes.
+    timeout: seconds per call.
+    concurrency: simultaneous calls of an async function.
     """
 
     memory: int
@@ -37,8 +40,11 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class ScorerRequest:
-    """Calls of one function; `function` holds its bytes unless this scorer has it already."""
+class RewardRequest:
+    """Calls of one reward function.
+
+    function: the pickled function, or None if the process has loaded it already.
+    """
 
     index: int
     function: bytes | None
@@ -46,23 +52,24 @@ class ScorerRequest:
 
 
 @dataclass(frozen=True)
-class ScorerResponse:
-    """The results, or why the function cannot be loaded.
+class RewardResponse:
+    """The results of the calls.
 
-    worn: this process left threads or children behind and must be replaced.
+    refused: why the function cannot be loaded; "" if it was loaded.
+    must_be_replaced: whether calls left too many threads or child processes behind.
     """
 
     results: list[CallResult]
     refused: str = ""
-    worn: bool = False
+    must_be_replaced: bool = False
 
 
 def main(parent: int) -> None:
     """Serve requests until standard input ends."""
     if sys.platform == "linux":
-        from estune.rewards.processes.keeper import keep
+        from estune.rewards.processes.reaper import fork_under_reaper
 
-        keep(parent)
+        fork_under_reaper(parent)
     requests, responses = _streams()
     setup: Setup = pickle.loads(_read(requests) or b"")
     adopt_orphans()
@@ -73,31 +80,36 @@ def main(parent: int) -> None:
         response = _respond(pickle.loads(frame), functions, setup, loop)
         try:
             _write(responses, pickle.dumps(response))
-        except Exception as error:  # raised by what the function logged
+        except Exception as error:  # raised while pickling what the function logged
             failure = Failure(f"logged something that cannot be sent ({described(error)})")
-            _write(responses, pickle.dumps(ScorerResponse([failure] * len(response.results))))
+            _write(responses, pickle.dumps(RewardResponse([failure] * len(response.results))))
 
 
 def _respond(
-    request: ScorerRequest,
+    request: RewardRequest,
     functions: dict[int, Callable[..., Any]],
     setup: Setup,
     loop: asyncio.AbstractEventLoop,
-) -> ScorerResponse:
+) -> RewardResponse:
     if request.function is not None:
         try:
             functions[request.index] = pickle.loads(request.function)
         except BaseException as error:  # raised by the user's module
-            return ScorerResponse([], refused=described(error))
+            return RewardResponse([], refused=described(error))
     allow_cpu(10 + 2 * setup.timeout * setup.cores)
-    function, limits = functions[request.index], (setup.concurrency, setup.timeout)
-    with _surroundings_restored():
-        results = call_function(function, request.calls, loop, *limits)
-    return ScorerResponse(results, worn=threading.active_count() + _children() > _LEFT_BEHIND)
+    function = functions[request.index]
+    with _restored_surroundings():
+        results = call_function(function, request.calls, loop, setup.concurrency, setup.timeout)
+    left_behind = threading.active_count() + _count_children()
+    return RewardResponse(results, must_be_replaced=left_behind > _MAX_LEFT_BEHIND)
 
 
 def _streams() -> tuple[BinaryIO, BinaryIO]:
-    """Move the two channels away from the descriptors that functions read and print to."""
+    """Return the streams of requests and responses, moved away from descriptors 0 and 1.
+
+    A function that reads standard input then finds it empty, and what it prints goes to standard
+    error.
+    """
     requests, responses = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
@@ -115,8 +127,8 @@ def _write(stream: BinaryIO, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _surroundings_restored() -> Iterator[None]:
-    """Restore the working folder and the environment afterwards."""
+def _restored_surroundings() -> Iterator[None]:
+    """Restore the working folder and the environment variables after the block."""
     folder, environment = os.getcwd(), dict(os.environ)
     try:
         yield
@@ -127,7 +139,7 @@ def _surroundings_restored() -> Iterator[None]:
         os.chdir(folder)
 
 
-def _children() -> int:
+def _count_children() -> int:
     try:
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
             return len(file.read().split())

@@ -1,4 +1,4 @@
-"""Evaluate θ itself on held-out prompts: completions, rewards, and metrics named `eval_…`."""
+"""Evaluate θ itself, without noise, on given rows: its completions, their rewards, and metrics."""
 
 import math
 import time
@@ -16,7 +16,6 @@ from estune.monitor.metrics import (
     completion_metrics,
     failure_metrics,
     logged_metrics,
-    prefixed,
     reward_metrics,
 )
 from estune.rewards.call import Failure
@@ -25,12 +24,12 @@ from estune.workers.base import Evaluator
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """An evaluation on held-out prompts: one record and completion per row, or n when sampled.
+class ThetaEvaluation:
+    """What θ did on some rows. Each row has one completion, or n if they were sampled.
 
-    metrics: named `eval_…`.
-    failures: reward function → completion → what went wrong.
-    overran: completions that hit a grader's own time limit.
+    records: one per completion, for people and files.
+    failures: reward function → index of the completion → why there is no reward.
+    overran: how many completions hit a grader's own time limit.
     """
 
     metrics: dict[str, Any]
@@ -39,8 +38,13 @@ class HeldOut:
     failures: dict[str, dict[int, Failure]] = field(default_factory=dict)
     overran: int = 0
 
+    @property
+    def eval_metrics(self) -> dict[str, Any]:
+        """The metrics under the names that a run logs: `eval_reward` and so on."""
+        return {f"eval_{name}": value for name, value in self.metrics.items()}
 
-def held_out_scores(
+
+def evaluate_theta(
     workers: Evaluator,
     reward_functions: RewardFunctions,
     rows: Sequence[Row],
@@ -50,12 +54,17 @@ def held_out_scores(
     sampling: Sampling | None = None,
     *,
     first: bool = False,
-) -> HeldOut:
-    """Let θ of `version` complete all prompts, greedily or by `sampling`, and score the results.
+) -> ThetaEvaluation:
+    """Generate completions of `rows` with θ, and score them.
+
+    Args:
+        version: how many updates θ has had.
+        state: the `trainer_state` that reward functions get.
+        sampling: how to sample completions; without it they are greedy.
+        first: whether this is the run's first batch, in which no reward function may fail.
 
     Raises:
-        RewardError: a reward function failed, and the config does not tolerate that; the `first`
-            batch of a run tolerates no failure.
+        RewardError: a reward function failed, and `first` or the config does not allow that.
     """
     started = time.perf_counter()
     completions = complete(workers, rows, config, version, sampling)
@@ -71,9 +80,10 @@ def held_out_scores(
         **completion_metrics([Tally.of(completions)]),
         "runtime": time.perf_counter() - started,
     }
-    metrics = own | logged_metrics([scores]) | own  # a reward function cannot replace the run's own
-    return HeldOut(
-        prefixed(as_json(metrics), "eval_"),
+    # `own` comes first for the order, and last so that no reward function replaces its values.
+    metrics = own | logged_metrics([scores]) | own
+    return ThetaEvaluation(
+        as_json(metrics),
         records(rows, completions, scores),
         completions,
         scores.failures,
@@ -88,7 +98,7 @@ def complete(
     version: int,
     sampling: Sampling | None = None,
 ) -> list[Completion]:
-    """The completions of θ itself: one per row, or with `sampling` n per row, row after row."""
+    """Return the completions of θ: one per row; with `sampling`, n of the first row, and so on."""
     evaluations = workers.evaluate(
         [Unperturbed(version)],
         [row["prompt"] for row in rows],
@@ -101,9 +111,10 @@ def complete(
 def records(
     rows: Sequence[Row], completions: Sequence[Completion], scores: Scores
 ) -> list[dict[str, Any]]:
-    """One record per completion: prompt, completion, reward, the row's columns, logged extras.
+    """Return one record per completion.
 
-    Images are left out.
+    It holds the prompt, the completion, the reward, the row's other columns except images, and what
+    reward functions passed to `log_extra`.
     """
     return [
         _record(row, completion, scores, index)
@@ -121,4 +132,5 @@ def _record(row: Row, completion: Completion, scores: Scores, index: int) -> dic
     left_out = ("prompt", *COLUMNS) if holds_images(row) else ("prompt",)
     columns = {name: value for name, value in row.items() if name not in left_out}
     extra = {name: values[index] for name, values in scores.extra.items() if index < len(values)}
-    return shown | columns | extra | shown  # a column or extra cannot replace these three
+    # `shown` comes first for the order, and last so that no column or extra replaces its values.
+    return shown | columns | extra | shown

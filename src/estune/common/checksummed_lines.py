@@ -1,10 +1,10 @@
-"""Lines of JSON with a checksum, which reveals a flipped bit or a line that was cut off.
+"""Lines of JSON that end in a checksum, which shows that a line was damaged or cut off.
 
     {"step": 1, "reward": 0.5, "chain": "…", "checksum": "0123456789abcdef"}
 
-The checksum is BLAKE2b (8 bytes) of the object's text without it. In a chain, `chain` precedes it:
-BLAKE2b (16 bytes) of the previous line and of the object's text without these two fields. So a line
-that was exchanged, repeated, removed or taken from another file is detected.
+`checksum` is BLAKE2b (8 bytes) of the line's JSON without this field. Lines of a chain also have
+`chain`: BLAKE2b (16 bytes) of the line before and of this line's JSON without both fields. It shows
+that a line was swapped, repeated, removed or taken from another file.
 """
 
 import hashlib
@@ -16,18 +16,18 @@ _CHECKSUM_MARK = ', "checksum": "'
 _CHAIN_MARK = f', "{CHAIN}": "'
 
 
-def signed(body: str) -> str:
-    """Return the line for the JSON object `body`, a text with at least one field."""
+def checksummed(body: str) -> str:
+    """Return a line: `body`, the JSON text of an object with a field or more, and its checksum."""
     return f"{_extended(body, _CHECKSUM_MARK, _checksum(body))}\n"
 
 
 def chained(body: str, before: bytes) -> str:
-    """Return the line for `body` that follows the line `before`."""
-    return signed(_extended(body, _CHAIN_MARK, _link(body, before)))
+    """Return a line as `checksummed` does, with a `chain` field that links it to `before`."""
+    return checksummed(_extended(body, _CHAIN_MARK, _link(body, before)))
 
 
 def verified(line: bytes) -> dict[str, Any] | None:
-    """Return the line's object, or None if the checksum is wrong."""
+    """Return the object on the line without its checksum, or None if the checksum is wrong."""
     body, checksum = _split_off(line.decode("utf-8", "replace").rstrip("\n"), _CHECKSUM_MARK)
     if checksum != _checksum(body):
         return None
@@ -39,18 +39,22 @@ def verified(line: bytes) -> dict[str, Any] | None:
 
 
 def follows(line: bytes, before: bytes) -> bool:
-    """Return whether the chain links `line` to the line `before`."""
+    """Return whether the `chain` field of `line` belongs to the line `before`."""
     body, _ = _split_off(line.decode("utf-8", "replace").rstrip("\n"), _CHECKSUM_MARK)
     body, link = _split_off(body, _CHAIN_MARK)
     return link == _link(body, before)
 
 
 def _extended(body: str, mark: str, value: str) -> str:
+    """Return the object `body` with one more field, of which `mark` is the text up to the value."""
     return f'{body[:-1]}{mark}{value}"}}'
 
 
 def _split_off(text: str, mark: str) -> tuple[str, str]:
-    """Return the object without its last field, and its value; "" if it is not `mark`'s."""
+    """Return the object without the last field, and the field's value.
+
+    If the last field does not begin with `mark`, return the text as it is, and "".
+    """
     body, found, value = text.rpartition(mark)
     if not found or not value.endswith('"}'):
         return text, ""
