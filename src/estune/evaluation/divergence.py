@@ -87,7 +87,7 @@ class Likelihood:
         options = {"logits_to_keep": count} if self._model._supports_logits_to_keep() else {}
         with guarded(EngineError, "the model failed to read a completion for its KL"):
             logits = self._model(input_ids=ids, **images, **options).logits[0, -count:]
-        log_probabilities = logits.float().log_softmax(-1)
+        log_probabilities = logits.float().log_softmax(-1)  # (T + 1, V)
         chosen = log_probabilities[:-1].gather(1, ids[0, len(prompt) :, None])[:, 0]
         if with_end:
             end = log_probabilities[-1:, self._ends].logsumexp(-1)
