@@ -170,7 +170,7 @@ def test_a_row_ends_with_its_stop_string_wherever_that_is(ending, length):
 def test_nan_is_noted_in_its_row_alone(ending):
     one = transformers_engine(ending)
     (word,) = one._tokenizer.encode(["green"])[0]
-    one._parameters["model.embed_tokens.weight"][word] = torch.nan
+    one._model.get_input_embeddings().weight.data[word] = torch.nan
     assert [answer.finite for answer in generated(one, ["cat x", "green dog", "cat"], 20)] == [
         True,
         False,

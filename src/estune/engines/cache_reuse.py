@@ -91,8 +91,9 @@ def _keeps_positions(model: Any) -> bool:
     """Whether the model counts positions itself, as those that see in two dimensions do."""
     from transformers import GenerationMixin
 
-    own = getattr(type(model), "_prepare_position_ids_for_generation", None)
-    return own is not getattr(GenerationMixin, "_prepare_position_ids_for_generation", None)
+    name = "_prepare_position_ids_for_generation"
+    usual = getattr(GenerationMixin, name, None)
+    return getattr(type(model), name, usual) is not usual
 
 
 def _why_repeated(model: Any) -> str:
