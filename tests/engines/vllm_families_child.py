@@ -36,6 +36,8 @@ SETTINGS = {
 }
 # What vLLM's kernels and configs need that the families' usual shapes do not have.
 SHAPES: dict[str, dict[str, Any]] = {
+    # So large that tensors are gone before vLLM has loaded the views of them that it keeps.
+    "mixtral": {"hidden_size": 512, "intermediate_size": 512},
     "deepseek_v2": {"kv_lora_rank": 512, "qk_rope_head_dim": 64},
     "deepseek_v3": {
         "kv_lora_rank": 512,
