@@ -19,9 +19,16 @@ PARTLY = ["gpt_oss", "granitemoehybrid", "lfm2_moe", "llama4_text"]
 LINEAR_OR_LATENT = ["qwen3_next", "deepseek_v2", "deepseek_v3"]  # in bf16 only
 
 
-def child(folder: Path, dtype: str, cases: list) -> list[dict]:
+RIGHT = {
+    "member is a fresh engine's": True,
+    "centre is the first again": True,
+    "member differs": True,
+}
+
+
+def child(folder: Path, cases: list, **settings) -> list[dict]:
     done = subprocess.run(
-        [sys.executable, CHILD, folder, dtype, json.dumps(cases)],
+        [sys.executable, CHILD, folder, json.dumps(settings), json.dumps(cases)],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -44,14 +51,10 @@ def child(folder: Path, dtype: str, cases: list) -> list[dict]:
 def test_members_compute_what_a_fresh_engine_does_and_the_centre_comes_back(
     tmp_path, dtype, families
 ):
-    results = child(tmp_path, dtype, [[family, None] for family in families])
+    results = child(tmp_path, [[family, None] for family in families], dtype=dtype)
     for family, result in zip(families, results, strict=True):
         direct, tensors = result.pop("direct", 0), result.pop("tensors", 0)
-        assert result == {
-            "member is a fresh engine's": True,
-            "centre is the first again": True,
-            "member differs": True,
-        }, family
+        assert result == RIGHT, family
         assert direct == tensors if family in WHOLLY else 0 < direct < tensors, family
 
 
@@ -65,7 +68,7 @@ def test_weights_that_vllm_does_not_compute_with_are_found_at_the_start(tmp_path
     }
     if torch.cpu._is_avx512_bf16_supported():  # otherwise vLLM does not pack them
         cases["granitemoehybrid", "convolutions stay"] = "weights in model.layers.N.mamba.conv1d"
-    results = child(tmp_path, "bfloat16", [list(case) for case in cases])
+    results = child(tmp_path, [list(case) for case in cases], dtype="bfloat16")
     for (case, message), result in zip(cases.items(), results, strict=True):
         assert message in result.get("error", ""), case
         assert "\n" not in result["error"]

@@ -46,7 +46,8 @@ def expected(folder: Path, members: list[Member], prompts=TEXT) -> tuple[list, s
     checkpoint = open_checkpoint(folder)
     plan = layout(checkpoint)
     theta = updated(Theta.load(checkpoint, plan.in_model))
-    engine = open_engine(folder, plan.in_model, ESConfig(**SETTINGS), "cpu", torch.float32)
+    config = ESConfig(**SETTINGS)
+    engine = open_engine(folder, plan.in_model, config, "cpu", torch.float32, fused=plan.fused)
     answers = []
     for member in members:
         engine.load(theta, member)
@@ -100,14 +101,10 @@ def test_two_ranks_answer_as_one_and_map_the_same_centre(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", ["tensors", "experts"])
-def test_two_ranks_that_share_the_experts_answer_as_one(tmp_path, split):
+def test_two_ranks_that_split_each_expert_answer_as_the_transformers_engine(tmp_path):
     folder = make_family(tmp_path / "model", "qwen3_moe", moe_intermediate_size=128)
     members = [Member(1, sign, 0.02, "iid", 1) for sign in (1, -1)]
-    settings = SETTINGS | {"engine": "vllm", "vllm_tensor_parallel_size": 2}
-    if split == "experts":
-        settings["engine_kwargs"] = SETTINGS["engine_kwargs"] | {"enable_expert_parallel": True}
-    two = child(folder, settings, members)
+    two = child(folder, SETTINGS | {"engine": "vllm", "vllm_tensor_parallel_size": 2}, members)
     assert (two["answers"], two["digest"]) == expected(folder, members)
 
 

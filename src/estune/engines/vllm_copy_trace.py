@@ -86,11 +86,13 @@ class CopyTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = function(*args, **(kwargs or {}))
         if function is torch.ops.aten.copy_.default:
             self._record(args[1], args[0])
-        elif isinstance(result, torch.Tensor) and result.device.type != "meta":
+        else:
             tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
             names = {self._names.get(_address(tensor)) for tensor in tensors} - {None}
-            if len(names) == 1:
-                self._note(str(names.pop()), result)
+            parts = result if isinstance(result, (list, tuple)) else [result]  # as of unbind
+            for part in parts if len(names) == 1 else ():
+                if isinstance(part, torch.Tensor) and part.device.type != "meta":
+                    self._note(str(next(iter(names))), part)
         return result
 
     def _record(self, source: torch.Tensor, into: torch.Tensor) -> None:
