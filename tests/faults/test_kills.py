@@ -324,13 +324,13 @@ def test_members_that_compute_nan_are_left_out_and_counted(tiny, rows, tmp_path,
 
 
 @pytest.mark.slow
-def test_ten_thousand_steps_take_no_more_memory_or_files_than_a_thousand(make_trainer, tmp_path):
+def test_three_thousand_steps_take_no_more_memory_or_files_than_six_hundred(make_trainer, tmp_path):
     import psutil
 
     here, seen = psutil.Process(), []
 
     def watching(completions, **columns):
-        if not calls % 4000:
+        if not calls % 1200:
             gc.collect()
             seen.append((here.memory_info().rss, here.num_fds(), here.num_threads()))
         count()
@@ -344,17 +344,15 @@ def test_ten_thousand_steps_take_no_more_memory_or_files_than_a_thousand(make_tr
 
     make_trainer(
         reward_funcs=watching,
-        max_steps=10_000,
-        save_steps=5_000,
+        max_steps=3_000,
+        save_steps=1_500,
         save_total_limit=1,
         disable_tqdm=True,
-        logging_steps=5_000,
+        logging_steps=1_500,
     ).train()
     later = seen[2:]
     assert later[-1][1] <= later[0][1] + 4
     assert later[-1][2] <= later[0][2] + 2
     grown = later[-1][0] - later[0][0]
-    assert grown < 60 << 20, f"{grown / 2**20:.0f} MiB"
-    started = time.perf_counter()
-    assert Journal.open(tmp_path / "run").last == 10_000
-    assert time.perf_counter() - started < 10
+    assert grown < 30 << 20, f"{grown / 2**20:.0f} MiB"
+    assert Journal.open(tmp_path / "run").last == 3_000
