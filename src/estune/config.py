@@ -14,7 +14,7 @@ from estune.common.name_hints import nearest
 from estune.errors import ConfigError
 
 # One function per group of settings. resume=True: they may change on resume, because they do not
-# affect θ; a field that says resume=False is an exception.
+# affect θ. A field's own resume= overrides its group's.
 _es = partial(setting, group="evolution strategy")
 _prompts = partial(setting, group="prompts and generation")
 _engine = partial(setting, group="engine and workers", resume=True)

@@ -123,7 +123,7 @@ class ESTrainer:
             self.screen.say(self.model.describe())
             for line in filter(None, (self.model.describe_left_out(), self.model.placement.why)):
                 self.screen.say(line)
-            # Reading `workers` starts them: now, because they compare their weights with θ₀'s.
+            # Reading `workers` starts them. They compare their weights with θ, which is θ₀ now.
             workers = self.model.workers
             try:
                 self.log.trackers.start()
@@ -212,7 +212,7 @@ class ESTrainer:
         rewards = np.stack([member.rewards for member in population])  # (N, B)
         fitness = fitness_of(config, rewards)  # Rₙ (N,)
 
-        # θ's own rewards: from now or from the previous step; None with a fixed learning rate.
+        # θ's own rewards, from this step or the previous one; None unless learning_rate is auto.
         theta_rewards = scored[-1].rewards if size.needs_reference else size.reference
         finite_members = sum(member.finite for member in population)
         search = SizeSearch(config, size, rewards, fitness, theta_rewards, finite_members)
@@ -237,7 +237,7 @@ class ESTrainer:
         """Append the update to the journal, with its metrics as notes."""
         self.log.show_members(update.step, evaluation)
         digest = self._verified_digest() if self._needs_digest(update.step) else None
-        # With all rows in every step, the next step has the same prompts.
+        # If every step uses all rows, the next step has the same prompts.
         same_prompts = not self.mixture and len(update.rows) == len(self.train_rows)
         metrics = update.metrics(journal.steps, evaluation)
         line = update.line(
@@ -276,7 +276,7 @@ class ESTrainer:
         return [self.train_rows[index] for index in indices]
 
     def _after(self, journal: Journal) -> None:
-        """Evaluate and log the last step, unless an earlier run did so already; save when due.
+        """Evaluate and log the last step, unless that was done before a resume; save when due.
 
         It is also called before the first step, for step 0 or the step that a resume starts from.
         """

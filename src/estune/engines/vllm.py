@@ -2,7 +2,7 @@
 
 The engine sends each of vLLM's worker processes a variant of θ, which is a few numbers. They map θ
 and write the variant's weights themselves (`vllm_worker.py`); weights are never sent. Only the
-`vllm…` files of this room use parts of vLLM that change between its versions.
+`vllm…` files in this folder use parts of vLLM that change between its versions.
 """
 
 import logging
@@ -217,9 +217,10 @@ class VLLMEngine:
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     def _first_logits(self, variant: Variant) -> list[Any]:
-        """Return the logits of the variant, which the engine holds, before others are loaded.
+        """Return the logits of the variant that is loaded now.
 
-        If it is not what vLLM loaded from the files, check first that reloading gives that.
+        If a variant has replaced the files' weights, check first that reloading the files gives
+        their logits again.
         """
         if self._proof is None:
             return []

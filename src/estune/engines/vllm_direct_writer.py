@@ -40,7 +40,7 @@ class _Target:
         experts: whether vLLM keeps it as a packed tensor of the same shape.
         sources: names of the tensors that fill it.
         filled: the number of elements that they fill; the rest is padding.
-        buffer: where it is written: itself, or what is packed once it is complete.
+        buffer: the tensor to write to: the parameter, or one that is packed when it is complete.
         missing: the sources that have not been written yet.
     """
 

@@ -1,8 +1,8 @@
 """The part of the engine in vLLM's worker processes: it maps θ and loads variants of it.
 
 Weights go in by their names in the checkpoint, through vLLM's own reloading (`vllm_reload.py`).
-Where a check has found that writing them straight to where reloading puts them does the same, that
-is used instead (`vllm_direct_writer.py`).
+Direct writing (`vllm_direct_writer.py`) skips reloading. It is used for the layers for which a check
+has found the same result.
 """
 
 import hashlib
@@ -208,7 +208,7 @@ class VariantLoader:
             altered: change the tensors of this kind; otherwise they get the variant's values.
 
         Returns:
-            Whether a completion of text needs tensors of this kind that are here.
+            Whether this rank holds tensors of this kind that generating text uses.
         """
         names = {name for name in self._theta.tensors if kind_of(name) == kind}
         modules = self._map.closed(self._map.modules_of(names))
@@ -298,7 +298,7 @@ class VariantLoader:
     def _empty(self, name: str) -> torch.Tensor:
         """Return a new tensor for a parameter, in host memory unless its dtype in vLLM is known.
 
-        It must be new each time, since vLLM keeps it until all that it is fused with has come. In
+        It must be new each time: vLLM holds it until the rest of its fused layer has arrived. In
         fp32 the parameters may not fit on the device.
         """
         shape = self._theta.tensors[name].shape

@@ -26,7 +26,7 @@ def header(config: ESConfig, model: Model, rewards: list[str], data: str) -> Hea
 
 
 def as_recorded(now: Header, before: Header, rows: Rows) -> Header:
-    """Return `now`, with the fingerprint of `before` if an earlier version made it from `rows`."""
+    """Return `now`, with the fingerprint that an earlier version recorded of the same rows."""
     data = recorded_or_new(before.config.get("train_data"), rows, now.config["train_data"])
     return dataclasses.replace(now, config=now.config | {"train_data": data})
 
@@ -67,7 +67,7 @@ def _check_settings(before: dict[str, Any], now: dict[str, Any], run: str) -> No
     defaults = recorded({field.name: field.default for field in dataclasses.fields(RunConfig)})
     before = defaults | recorded(before)
     now = defaults | recorded(now)
-    # `fitness` follows from pass_k, which the user knows.
+    # `fitness` follows from pass_k; an error should name the setting that the user gave.
     for name in sorted(now.keys() - MAY_CHANGE_ON_RESUME - {"fitness"}):
         old, new = before.get(name), now[name]
         if old == new:

@@ -23,7 +23,7 @@ class Update:
 
     coefficients: cₙ, one per seed; empty if θ did not move.
     rewards: (N, B); fitness: (N,).
-    decay: the fraction of its distance from θ₀ by which θ first moved back.
+    decay: θ first moved back towards θ₀ by this fraction of its distance.
     seconds: the time that the update took.
     """
 

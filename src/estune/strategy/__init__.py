@@ -1,6 +1,6 @@
 """Ask and tell: which seeds make a population, and which update its fitness calls for.
 
-Natural evolution strategies that do not learn σ from the gradient; the gradient's factor 1/σ is
+The method is natural evolution strategies without a gradient for σ. The gradient's factor 1/σ is
 included in α (Qiu et al. 2026, https://arxiv.org/abs/2509.24372; Wierstra et al. 2014,
 https://jmlr.org/papers/v15/wierstra14a.html).
 Everything here is a pure function of the config, the step's number and the fitness.

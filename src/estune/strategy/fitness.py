@@ -59,9 +59,10 @@ def _mean_difference(row: PromptRewards, average: PromptRewards) -> float:
 def standardized(rewards: Rewards) -> Fitness:
     """Like `centered`, with each prompt's rewards divided by their standard deviation.
 
-    All prompts then weigh the same whatever their scale, as in GRPO (Shao et al. 2024,
-    https://arxiv.org/abs/2402.03300). Prompts that nearly all or nearly no members solve weigh more
-    than in the plain mean (Liu et al. 2025, https://arxiv.org/abs/2503.20783).
+    The scale of a prompt's rewards then no longer matters, as in GRPO (Shao et al. 2024,
+    https://arxiv.org/abs/2402.03300). As a side effect, prompts that nearly all or nearly no
+    members solve weigh more, because their deviation is small (Liu et al. 2025,
+    https://arxiv.org/abs/2503.20783).
     """
     columns = [divided(column, exponent(column)) for column in rewards.T]  # avoids overflow
     rewards = np.stack(columns, axis=1)

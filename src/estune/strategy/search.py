@@ -1,8 +1,8 @@
 """`learning_rate: auto`: find α for one update by trying sizes before θ moves.
 
 An update of size α gains about (α/σ)·s, where s is the standard deviation of the members' fitness.
-The noise in it costs about ((α/σ)²/N)·D, where D is how far the members' mean reward is below θ's.
-The difference is largest at α = σ·N·s/(2D), if the members' gains add up.
+The noise in that update costs about ((α/σ)²/N)·D, where D is how far the members' mean reward is
+below θ's. The difference is largest at α = σ·N·s/(2D), if the members' gains add up.
 
 No formula tells how well they add up, so a size is tried: θ after the update is evaluated like a
 member. As in a trust region, half the size is tried too if the update gains less than a quarter of

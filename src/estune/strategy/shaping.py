@@ -25,7 +25,7 @@ def shaped(config: ESConfig, fitness: Fitness) -> Fitness:
     shaped_fitness = np.zeros_like(fitness)
     if remaining.size and remaining.max() > remaining.min():
         shaped_fitness[present] = SHAPING[config.reward_shaping](remaining)
-    if config.reward_shaping == "none":  # allowed with antithetic pairs only: rows 2n and 2n+1
+    if config.reward_shaping == "none":  # needs pairs: members 2n and 2n+1
         whole_pairs = present.reshape(-1, 2).all(axis=1)
         shaped_fitness[np.repeat(~whole_pairs, 2)] = 0
     return shaped_fitness
@@ -57,8 +57,8 @@ def centered_rank(fitness: Fitness) -> Fitness:
 def none(fitness: Fitness) -> Fitness:
     """R̃ = R.
 
-    With one pair and α = lr/σ this is MeZO's step lr · (R₊ − R₋) / (2σ) (Malladi et al. 2023,
-    https://arxiv.org/abs/2305.17333).
+    With one pair and α = lr/σ, the coefficient of ε is MeZO's lr · (R₊ − R₋) / (2σ)
+    (Malladi et al. 2023, https://arxiv.org/abs/2305.17333).
     """
     return fitness
 
