@@ -1,8 +1,8 @@
 """The part of the engine in vLLM's worker processes: it maps θ and loads variants of it.
 
 Weights go in by their names in the checkpoint, through vLLM's own reloading (`vllm_reload.py`).
-Direct writing (`vllm_direct_writer.py`) skips reloading. It is used for layers for which a check has
-found the same result.
+Direct writing (`vllm_direct_writer.py`) skips reloading. It is used for layers for which a check
+has found the same result.
 """
 
 import hashlib
