@@ -170,8 +170,13 @@ def test_hostile_programs_leave_nothing_behind(sandbox, tmp_path, monkeypatch):
         )
         assert placed.touched() == []
     assert not [outcome for outcome in outcomes if b"GOT" in outcome.output]
-    assert soon(lambda: _state(tmp_path)[:3] == before[:3])
+    assert soon(lambda: _nothing_left(_state(tmp_path), before))
     assert _state(tmp_path)[3] < before[3] + (64 << 20)
+
+
+def _nothing_left(after, before):
+    """Fewer processes and descriptors are fine: those of earlier tests end in the meantime."""
+    return after[0] <= before[0] and after[1] <= before[1] and after[2] == before[2]
 
 
 def _state(folder):
