@@ -20,6 +20,10 @@ CHILD = str(Path(__file__).parent / "launched_child.py")
 ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
+# Two processes of pytest may launch at the same time.
+PORT = str(29621 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")))
+
+
 def torchrun(processes: int, *more: str) -> list[str]:
     return [
         str(BIN / "torchrun"),
@@ -28,7 +32,7 @@ def torchrun(processes: int, *more: str) -> list[str]:
         "--master_addr",
         "127.0.0.1",
         "--master_port",
-        "29621",
+        PORT,
         *more,
     ]
 
