@@ -38,6 +38,7 @@ class _Target:
         whole: its layout when it was loaded.
         packed: whether vLLM keeps only a packed form of it, and no tensor.
         experts: whether vLLM keeps it as a packed tensor of the same shape.
+        spare: buffers of experts that were packed, of all targets.
         sources: names of the tensors that fill it.
         filled: the number of elements that they fill; the rest is padding.
         buffer: the tensor to write to: the parameter, or one that is packed when it is complete.
@@ -50,6 +51,7 @@ class _Target:
     dtype: torch.dtype
     packed: bool
     experts: bool
+    spare: list[torch.Tensor]
     sources: set[str] = field(default_factory=set)
     filled: int = 0
     buffer: torch.Tensor | None = None
@@ -77,7 +79,9 @@ class _Target:
         kept = self._parameter
         if self.experts:
             experts = self.module.quant_method.moe_kernel.fused_experts
-            torch.ops._C.prepack_moe_weight(self.begin(), kept.data, experts.isa)
+            written = self.begin()
+            torch.ops._C.prepack_moe_weight(written, kept.data, experts.isa)
+            self.spare.append(written)
             self.buffer = torch.empty(0)
             return
         written = torch.nn.Parameter(self.begin(), requires_grad=False)
@@ -99,6 +103,9 @@ class _Target:
         return parameter
 
     def _new_buffer(self) -> torch.Tensor:
+        for position, spare in enumerate(self.spare if self.filled == self.size else ()):
+            if spare.shape == self.whole.shape and spare.dtype == self.dtype:
+                return self.spare.pop(position)
         make = torch.empty if self.filled == self.size else torch.zeros
         return make(self.whole.shape, dtype=self.dtype)
 
@@ -123,6 +130,7 @@ class DirectWriter:
         self.modules = modules
         self.reloaded = weights.names_in(modules)
         self.names = tuned - self.reloaded
+        self._spare: list[torch.Tensor] = []  # buffers of experts, to be used again
         self._targets: dict[tuple[int, str], _Target] = {}
         self._copies: dict[str, list[tuple[Copy, _Target]]] = {}
         for copy in copies:
@@ -216,7 +224,9 @@ class DirectWriter:
         if key not in self._targets:
             packed = not module._parameters[name].numel()  # type: ignore[union-attr]
             experts = name in _EXPERTS and packs_experts(module)
-            self._targets[key] = _Target(module, name, copy.whole, copy.dtype, packed, experts)
+            self._targets[key] = _Target(
+                module, name, copy.whole, copy.dtype, packed, experts, self._spare
+            )
         target = self._targets[key]
         target.sources.add(copy.name)
         target.filled += math.prod(copy.target.shape)
