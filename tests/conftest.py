@@ -13,6 +13,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_CACHE", "/tmp/estune-tests-datasets")
 
 
+@pytest.fixture(autouse=True)
+def modules_of_a_test_end_with_it(tmp_path_factory):
+    """Forget the modules that a test wrote and imported, so that another can use their names."""
+    before = set(sys.modules)
+    yield
+    written = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(written):
+            del sys.modules[name]
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
     """A tiny fp32 checkpoint with tied embeddings."""

@@ -347,7 +347,7 @@ def transformers_engine(folder, **settings) -> TransformersEngine:
     config = ESConfig(**{"dtype": "float32"} | settings)
     found = layout(open_checkpoint(folder))
     where = engine_device(config), engine_dtype(config)
-    return open_engine(folder, found.in_model, config, *where, fused=found.fused)
+    return open_engine(folder, found, config, *where)
 
 
 def generated(one: TransformersEngine, prompts=PROMPTS, budget=12):

@@ -99,7 +99,7 @@ def test_innovation_5_greedy_decoding(tmp_path):
     settings |= {"do_sample": True, "temperature": 5.0, "top_k": 0, "repetition_penalty": 3.0}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     checkpoint = open_checkpoint(folder)
-    engine = open_engine(folder, layout(checkpoint).in_model, ESConfig(), "cpu", torch.float32)
+    engine = open_engine(folder, layout(checkpoint), ESConfig(), "cpu", torch.float32)
     first, second = (
         engine.generate(["what is the color of"], max_completion_length=8) for _ in range(2)
     )

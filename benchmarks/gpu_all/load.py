@@ -16,6 +16,7 @@ from benchmarks.common import word_tokenizer
 from benchmarks.gpu_all import print_figures
 from estune.config import ESConfig
 from estune.engines.transformers import TransformersEngine
+from estune.theta.parameters import Layout
 from estune.theta.theta import Theta
 
 PROMPTS = 64
@@ -68,8 +69,8 @@ def random_engine(size: str, device: torch.device) -> TransformersEngine:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.eval().requires_grad_(False)
     settings = ESConfig(device=str(device), dtype="bfloat16", generation_batch_size=PROMPTS)
-    names = {name: name for name in gpu.MODELS[size]}
-    return TransformersEngine(Path(), names, settings, model, word_tokenizer(vocabulary))
+    known = Layout({name: name for name in gpu.MODELS[size]}, {})
+    return TransformersEngine(Path(), known, settings, model, word_tokenizer(vocabulary))
 
 
 def from_host(

@@ -29,9 +29,7 @@ def both_engines(folder: Path, **settings) -> SimpleNamespace:
     checkpoint = open_checkpoint(folder)
     plan = layout(checkpoint)
     config = ESConfig(**SETTINGS | settings)
-    reference = open_engine(
-        folder, plan.in_model, config, "cpu", engine_dtype(config), fused=plan.fused
-    )
+    reference = open_engine(folder, plan, config, "cpu", engine_dtype(config))
     theta = Theta.load(checkpoint, plan.in_model, share=True)
     engine = VLLMEngine(checkpoint, plan, config, "cpu", engine_dtype(config))
     return SimpleNamespace(

@@ -1,5 +1,7 @@
 """The engine writes into the model's own parameters, and proves at the start where they are."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import make_family, transformers_engine
@@ -9,7 +11,7 @@ from estune.engines.own_parameters import OwnParameters
 from estune.errors import EngineError, ModelError
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.fused import Fragment, Strided
-from estune.theta.parameters import layout
+from estune.theta.parameters import Layout, layout
 from estune.theta.theta import Theta
 
 
@@ -40,7 +42,7 @@ def test_a_wrong_map_is_noticed_when_the_engine_opens(moe):
     experts = [name for name in found.fused if name.endswith("3.up_proj.weight")]
     wrong = found.fused | dict.fromkeys(experts, found.fused[experts[-1]])
     with pytest.raises(EngineError, match=r"experts\.3\.up_proj\.weight where its converters say"):
-        open_engine(moe, found.in_model, ESConfig(), "cpu", torch.float32, fused=wrong)
+        open_engine(moe, replace(found, fused=wrong), ESConfig(), "cpu", torch.float32)
 
 
 def test_a_parameter_that_the_model_keeps_in_fp32_is_written_in_fp32(tmp_path):
@@ -68,7 +70,7 @@ def two_parameters(dtypes):
         model.register_parameter(name, parameter)
     half = Strided((2, 3), (3, 1), 0)
     fragments = (Fragment("q", half, half), Fragment("k", half, Strided((2, 3), (3, 1), 6)))
-    return model, OwnParameters(model, {"qk": "q"}, {"qk": fragments})
+    return model, OwnParameters(model, Layout({"qk": "q"}, {}, {"qk": fragments}))
 
 
 def test_a_tensor_of_the_files_that_is_split_is_written_into_all_its_parameters():
@@ -88,4 +90,4 @@ def test_a_tensor_that_is_split_over_two_dtypes_is_refused():
 
 def test_a_parameter_that_the_model_lacks_is_named():
     with pytest.raises(ModelError, match="has no parameter v, which the model's files hold"):
-        OwnParameters(torch.nn.Module(), {"v": "v"}, {})
+        OwnParameters(torch.nn.Module(), Layout({"v": "v"}, {}))

@@ -26,10 +26,10 @@ def _heard(caplog):
 
 def place(folder, dtype="float32") -> tuple[TransformersEngine, Theta]:
     checkpoint = open_checkpoint(folder)
-    names = layout(checkpoint).in_model
+    known = layout(checkpoint)
     config = ESConfig(dtype=dtype)
-    engine = open_engine(folder, names, config, "cpu", getattr(torch, dtype))
-    return engine, Theta.load(checkpoint, names)
+    engine = open_engine(folder, known, config, "cpu", getattr(torch, dtype))
+    return engine, Theta.load(checkpoint, known.in_model)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -160,8 +160,8 @@ def test_tokenizers_without_padding_or_end_serve(tmp_path, missing):
 
 
 def answers(folder):
-    names = layout(open_checkpoint(folder)).in_model
-    engine = open_engine(folder, names, ESConfig(), "cpu", torch.float32)
+    known = layout(open_checkpoint(folder))
+    engine = open_engine(folder, known, ESConfig(), "cpu", torch.float32)
     return [
         one.ids for one in engine.generate(["cat", "where is the red dog"], max_completion_length=5)
     ]

@@ -10,7 +10,7 @@ from estune.engines.transformers import open_engine
 from estune.errors import DataError, EngineError
 from estune.run.model import Model
 from estune.theta.checkpoint import open_checkpoint
-from estune.theta.parameters import layout
+from estune.theta.parameters import Layout, layout
 from estune.theta.theta import Theta
 from estune.workers.base import Worker
 
@@ -172,7 +172,7 @@ def test_an_engine_whose_names_are_mixed_up_is_found_out_before_anything_is_gene
     names = dict(layout(checkpoint).in_model)
     first, second = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.gate_proj.weight"
     names[first], names[second] = names[second], names[first]
-    mixed = open_engine(tiny, names, ESConfig(), "cpu", torch.float32)
+    mixed = open_engine(tiny, Layout(names, {}), ESConfig(), "cpu", torch.float32)
     with pytest.raises(EngineError, match="does not hold θ's weights"):
         Worker(Theta.load(checkpoint, names), mixed)
 

@@ -11,6 +11,7 @@ from estune.engines.cache_reuse import Reuse
 from estune.engines.grouped_attention import NAME, attend
 from estune.engines.stops import decoded
 from estune.engines.transformers import TransformersEngine, open_engine
+from estune.theta.parameters import Layout
 
 BEGINNING = (
     "the capital of the red dog was in a blue sky and what is the color of the cat"  # 18 tokens
@@ -90,7 +91,7 @@ def wanted(folder, one: TransformersEngine, budget: int):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_answers_are_those_of_transformers_own_generation_whatever_a_model_keeps(kind, tmp_path):
     folder = saved(kind, tmp_path)
-    one = open_engine(folder, {}, ESConfig(), "cpu", torch.float32)
+    one = open_engine(folder, Layout({}, {}), ESConfig(), "cpu", torch.float32)
     assert [answer.ids for answer in generated(one, PROMPTS, 20)] == wanted(folder, one, 20)
 
 
@@ -244,7 +245,7 @@ def test_one_line_at_the_start_says_what_is_not_computed_twice_or_why_it_is(
     kind, line, tmp_path, caplog
 ):
     caplog.set_level("INFO", "estune")
-    open_engine(saved(kind, tmp_path), {}, ESConfig(), "cpu", torch.float32)
+    open_engine(saved(kind, tmp_path), Layout({}, {}), ESConfig(), "cpu", torch.float32)
     (record,) = [
         record for record in caplog.records if record.name == "estune.engines.transformers"
     ]

@@ -26,7 +26,7 @@ def engine_of(folder, **settings):
     found = open_checkpoint(folder)
     known = layout(found)
     config = ESConfig(**settings)
-    engine = open_engine(folder, known.in_model, config, "cpu", torch.float32)
+    engine = open_engine(folder, known, config, "cpu", torch.float32)
     theta = Theta.load(found, known.targets(None), device="cpu", share=False)
     engine.check(theta, Unperturbed(0))
     return engine

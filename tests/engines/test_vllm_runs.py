@@ -47,7 +47,7 @@ def expected(folder: Path, members: list[Member], prompts=TEXT) -> tuple[list, s
     plan = layout(checkpoint)
     theta = updated(Theta.load(checkpoint, plan.in_model))
     config = ESConfig(**SETTINGS)
-    engine = open_engine(folder, plan.in_model, config, "cpu", torch.float32, fused=plan.fused)
+    engine = open_engine(folder, plan, config, "cpu", torch.float32)
     answers = []
     for member in members:
         engine.load(theta, member)

@@ -43,7 +43,7 @@ def main(folder: str) -> None:
         return found
 
     # The reference answers first, with transformers' own classes.
-    wanted = answers(open_engine(checkpoint.folder, known.in_model, config, "cpu", dtype))
+    wanted = answers(open_engine(checkpoint.folder, known, config, "cpu", dtype))
     print(json.dumps([wanted, answers(VLLMEngine(checkpoint, known, config, "cpu", dtype))]))
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from estune.cli.main import main
@@ -264,6 +264,7 @@ VALUES = st.one_of(
         st.one_of(st.sampled_from(FIELDS), st.text(max_size=8)), VALUES, max_size=4
     )
 )
+@example(values={"max_train_samples": 10**20})
 def test_no_yaml_ends_in_a_traceback(tmp_path_factory, capsys, values):
     folder = tmp_path_factory.mktemp("yaml")
     values = {

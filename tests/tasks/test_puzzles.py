@@ -47,8 +47,12 @@ def test_both_countdown_tasks_pose_the_same_200_and_2000_puzzles_by_default() ->
 def test_a_smaller_set_is_the_start_of_a_larger_one() -> None:
     for split in (TASKS["countdown"].train, TASKS["countdown"].test):
         assert split(0) == [] and split(7) == split(300)[:7]
-    with pytest.raises(DataError):
-        TASKS["countdown"].train(-1)
+
+
+@pytest.mark.parametrize("count", [-1, 1_000_001, 10**20])
+def test_a_count_that_no_machine_can_make_is_refused_at_once(count) -> None:
+    with pytest.raises(DataError, match=f"cannot give {count} rows; ask for at most 1000000"):
+        TASKS["countdown"].train(count)
 
 
 def test_the_puzzles_stay_the_same_from_release_to_release() -> None:

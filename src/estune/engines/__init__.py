@@ -5,7 +5,6 @@ from typing import Any
 from estune.config import ESConfig
 from estune.engines.base import Engine
 from estune.engines.device import engine_device, engine_dtype
-from estune.errors import ModelError
 from estune.theta.checkpoint import Checkpoint
 from estune.theta.parameters import Layout
 
@@ -25,16 +24,9 @@ def build(
     device = engine_device(config)
     dtype = engine_dtype(config)
     if config.engine == "vllm":
-        if layout.fused:
-            raise ModelError(
-                f"{next(iter(layout.fused))}: is fused with others in memory, which "
-                "estune cannot tune on vLLM yet; use engine: transformers"
-            )
         from estune.engines.vllm import VLLMEngine
 
         return VLLMEngine(checkpoint, layout, config, device, dtype, tokenizer)
     from estune.engines.transformers import open_engine
 
-    return open_engine(
-        checkpoint.folder, layout.in_model, config, device, dtype, tokenizer, layout.fused
-    )
+    return open_engine(checkpoint.folder, layout, config, device, dtype, tokenizer)

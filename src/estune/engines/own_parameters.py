@@ -14,23 +14,19 @@ from estune.common.types import Variant
 from estune.errors import EngineError, ModelError
 from estune.theta.checkpoint import Checkpoint
 from estune.theta.fused import Fragment
+from estune.theta.parameters import Layout
 from estune.theta.theta import Theta
-
-Fused = Mapping[str, tuple[Fragment, ...]]
 
 
 class OwnParameters:
-    """The parameters of `model`.
-
-    Args:
-        in_model: name in the files → name inside the model.
-        fused: name in the files → where its elements are, of those that are fused or split.
+    """The parameters of `model`, which `layout` describes.
 
     Raises:
         ModelError: the model lacks one.
     """
 
-    def __init__(self, model: Any, in_model: Mapping[str, str], fused: Fused) -> None:
+    def __init__(self, model: Any, layout: Layout) -> None:
+        in_model, fused = layout.in_model, layout.fused
         inside = dict(model.named_parameters(remove_duplicate=False))
         wanted = [*in_model.values(), *(each.inside for parts in fused.values() for each in parts)]
         if missing := [name for name in wanted if name not in inside]:

@@ -23,7 +23,7 @@ from estune.engines.batch import Batch
 from estune.engines.cache_reuse import Reuse
 from estune.engines.expert_load import ExpertCounter
 from estune.engines.grouped_attention import group_heads
-from estune.engines.own_parameters import Fused, OwnParameters
+from estune.engines.own_parameters import OwnParameters
 from estune.engines.repeatability import LogitsRecorder, Probe
 from estune.engines.sampling import Drawn, sample_seeds
 from estune.engines.stops import Stopped
@@ -32,6 +32,7 @@ from estune.engines.vision import Inputs, merged
 from estune.errors import EngineError, EstuneError, ModelError
 from estune.theta.architectures import auto_class
 from estune.theta.checkpoint import open_checkpoint
+from estune.theta.parameters import Layout
 from estune.theta.theta import Theta
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class TransformersEngine:
 
     Args:
         folder: the checkpoint.
-        in_model, fused: where the files' tensors are in the model, from `parameters.layout`.
+        layout: where the files' tensors are in the model.
         config: batch size, stop strings and template settings are taken from it.
         model: the causal LM. It stays usable for training.
         tokenizer: used instead of the one in the folder.
@@ -56,11 +57,10 @@ class TransformersEngine:
     def __init__(
         self,
         folder: Path,
-        in_model: dict[str, str],
+        layout: Layout,
         config: ESConfig,
         model: Any,
         tokenizer: Any = None,
-        fused: Fused | None = None,
     ) -> None:
         self._tokenizer = Tokenizer(folder, config, tokenizer)
         self._model = model
@@ -68,7 +68,7 @@ class TransformersEngine:
             if head := model.get_output_embeddings():
                 head.register_forward_pre_hook(_contiguous)
             self._reuse = Reuse.of(model)
-            self.parameters = OwnParameters(model, in_model, fused or {})
+            self.parameters = OwnParameters(model, layout)
             self._vocabulary = len(model.get_input_embeddings().weight)
         level = logging.INFO if self._reuse.saves_all else logging.WARNING
         logger.log(level, "%s", self._reuse.describe())
@@ -287,23 +287,22 @@ class _FiniteRows:
 
 def open_engine(
     folder: Path,
-    in_model: dict[str, str],
+    layout: Layout,
     config: ESConfig,
     device: str,
     dtype: torch.dtype,
     tokenizer: Any = None,
-    fused: Fused | None = None,
 ) -> TransformersEngine:
     """Return an engine for the model in `folder`; see `TransformersEngine` for the arguments.
 
     Raises:
-        EngineError: fused parameters don't hold the files' values where `fused` says.
+        EngineError: fused parameters don't hold the files' values where `layout` says.
     """
     model = load_model(folder, config, device, dtype)
     with guarded(ModelError, f"{folder}: transformers cannot generate with this model"):
         group_heads(model)
-    engine = TransformersEngine(folder, in_model, config, model, tokenizer, fused)
-    if fused:
+    engine = TransformersEngine(folder, layout, config, model, tokenizer)
+    if layout.fused:
         engine.parameters.check_files(open_checkpoint(folder))
     return engine
 

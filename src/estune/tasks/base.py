@@ -11,6 +11,8 @@ RewardFunc = Callable[..., Any]
 TextOrMessages = str | Sequence[Mapping[str, Any]]  # what TRL passes as a completion
 LogMetric = Callable[[str, float], None]
 
+MAX_MADE_ROWS = 1_000_000  # countdown makes 8,000 per second
+
 
 @dataclass(frozen=True)
 class Task:
@@ -55,6 +57,19 @@ def first_rows(rows: Sequence[Row], count: int | None, what: str) -> list[Row]:
             f"{what} has {size} rows, so it cannot give {count}; ask for at most {size}"
         )
     return list(rows[:count])
+
+
+def count_of_endless(count: int | None, usual: int, what: str) -> int:
+    """Return how many rows to make of a task that can make any number (None: `usual`).
+
+    Raises:
+        DataError: more than memory and patience allow; the message names the task by `what`.
+    """
+    if count is None:
+        return usual
+    if not 0 <= count <= MAX_MADE_ROWS:
+        raise DataError(f"{what} cannot give {count} rows; ask for at most {MAX_MADE_ROWS}")
+    return count
 
 
 def hub_rows(

@@ -15,7 +15,14 @@ from estune.common.types import Row
 from estune.errors import DataError
 from estune.tasks.answers import CLOSE, OPEN, last_block
 from estune.tasks.arithmetic import value_of
-from estune.tasks.base import LogMetric, Task, TextOrMessages, completion_text, log_mean
+from estune.tasks.base import (
+    LogMetric,
+    Task,
+    TextOrMessages,
+    completion_text,
+    count_of_endless,
+    log_mean,
+)
 from estune.tasks.puzzles import Puzzle, puzzles
 
 TRAIN_SIZE = 200
@@ -27,17 +34,15 @@ _THINK_END = "</think>"
 
 def train_rows(count: int | None = None) -> list[Row]:
     """Return the first `count` training puzzles (None: 200); there are endlessly many."""
-    return _rows("train", TRAIN_SIZE if count is None else count)
+    return _rows("train", count_of_endless(count, TRAIN_SIZE, "countdown"))
 
 
 def test_rows(count: int | None = None) -> list[Row]:
     """Return the first `count` test puzzles (None: 2000); none is a training puzzle."""
-    return _rows("test", TEST_SIZE if count is None else count)
+    return _rows("test", count_of_endless(count, TEST_SIZE, "countdown"))
 
 
 def _rows(split: str, count: int) -> list[Row]:
-    if count < 0:
-        raise DataError(f"countdown cannot give {count} rows; ask for 0 or more")
     return [
         {"prompt": _prompt(puzzle), "numbers": list(puzzle.numbers), "target": puzzle.target}
         for puzzle in islice(puzzles(split), count)

@@ -13,7 +13,7 @@ from functools import partial
 
 from estune.common.types import Row
 from estune.errors import ConfigError, DataError
-from estune.tasks.base import Task
+from estune.tasks.base import Task, count_of_endless
 from estune.tasks.gym_scoring import datasets, gym_reward
 
 PREFIX = "reasoning_gym:"
@@ -51,10 +51,8 @@ def gym_names() -> list[str]:
 
 def _rows(name: str, split: str, count: int | None) -> list[Row]:
     """Return rows from a process in which sets of strings have a fixed order."""
-    if count is not None and count < 0:
-        raise DataError(f"{PREFIX}{name} cannot give {count} rows; ask for 0 or more")
     program = [sys.executable, "-m", "estune.tasks.gym_rows"]
-    command = [*program, name, split, str(SIZE if count is None else count)]
+    command = [*program, name, split, str(count_of_endless(count, SIZE, PREFIX + name))]
     paths = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)
     env = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": paths}
     # -m puts the working folder first on the import path, so it must not be the user's.

@@ -93,7 +93,8 @@ def _set_up(
     dataset, marks = prompts(run, rows), _RlMarks(scorer, curve)
     trainer = _trainer(run, folder, model, tokenizer, scorer, dataset, marks)
     engine = _InTraining(
-        trainer.model, TransformersEngine(base, {}, config, trainer.model, tokenizer.inner)
+        trainer.model,
+        TransformersEngine(base, Layout({}, {}), config, trainer.model, tokenizer.inner),
     )
     return trainer, curve
 
