@@ -151,6 +151,17 @@ def test_runs_change_their_engine_half_way_and_end_with_the_same_bytes(tmp_path)
         assert len(journal(tmp_path / out)) == len(journal(tmp_path / "plain"))
 
 
+@pytest.mark.slow
+def test_a_mixture_of_experts_trains_and_resumes_on_vllm_as_on_transformers(tmp_path):
+    folder = make_family(tmp_path / "model")
+    train(folder, tmp_path / "plain", "transformers", 2)
+    for steps in (1, 2):
+        train(folder, tmp_path / "there", "vllm", steps)
+    wanted = (tmp_path / "plain/checkpoint-2/model.safetensors").read_bytes()
+    assert (tmp_path / "there/checkpoint-2/model.safetensors").read_bytes() == wanted
+    assert wanted != (folder / "model.safetensors").read_bytes()
+
+
 def test_without_vllm_one_line_says_how_to_install_it(
     mini, data, monkeypatch, capsys, in_a_folder_of_its_own
 ):

@@ -46,5 +46,5 @@ def start_workers(
     if launched:
         from estune.workers.accelerate import AccelerateWorkers
 
-        return AccelerateWorkers(theta, worker, launched)
+        return AccelerateWorkers(theta, worker, launched, prompts)
     return LocalWorkers(theta, worker)

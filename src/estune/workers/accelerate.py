@@ -6,9 +6,11 @@ applies the same updates to its θ. If one process fails, the launcher ends them
 resumed.
 """
 
+import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 from estune.common.types import (
@@ -20,6 +22,7 @@ from estune.common.types import (
     variant_from_json,
     variant_to_json,
 )
+from estune.errors import DataError
 from estune.theta.theta import Theta
 from estune.workers.base import Evaluation, Status, Work, Worker
 from estune.workers.launched_process import LaunchedProcess
@@ -36,12 +39,21 @@ class AccelerateWorkers:
         theta: this node's θ.
         worker: this process's engine.
         process: this process.
+        prompts: all prompts of the run, by dataset. Every process has them, so messages only say
+            which are meant.
     """
 
-    def __init__(self, theta: Theta, worker: Worker, process: LaunchedProcess) -> None:
+    def __init__(
+        self,
+        theta: Theta,
+        worker: Worker,
+        process: LaunchedProcess,
+        prompts: Mapping[str, Sequence[Prompt]],
+    ) -> None:
         self._theta = theta
         self._worker = worker
         self._process = process
+        self._prompts = {_digest(prompt): prompt for each in prompts.values() for prompt in each}
         self._commands = 0  # how many were sent or followed so far
         self._unfinished: set[int] = set()  # members of the current step
         self._others_version = theta.version  # of θ on the other nodes
@@ -59,7 +71,7 @@ class AccelerateWorkers:
         number = self._command(
             "evaluate",
             members=[variant_to_json(member) for member in members],
-            prompts=list(prompts),
+            prompts=list(map(_digest, prompts)),
             budget=max_completion_length,
             sampling=vars(sampling) if sampling else None,
         )
@@ -142,14 +154,20 @@ class AccelerateWorkers:
         self,
         number: int,
         members: list[dict[str, Any]],
-        prompts: list[Prompt],
+        prompts: list[str],
         budget: int,
         sampling: dict[str, Any] | None,
     ) -> None:
+        if not self._prompts.keys() >= set(prompts):
+            raise DataError(
+                f"process {self._process.rank}: the leader, process 0, has prompts that this "
+                "process lacks; give all launched processes the same data"
+            )
+        wanted = [self._prompts[digest] for digest in prompts]
         while (index := self._process.next(f"next/{number}")) < len(members):
             completions, *work = self._worker.evaluate_one(
                 variant_from_json(members[index]),
-                prompts,
+                wanted,
                 max_completion_length=budget,
                 sampling=Sampling(**sampling) if sampling else None,
             )
@@ -181,3 +199,8 @@ class AccelerateWorkers:
             if self._process.nodes > 1:
                 self._process.broadcast(self._theta, f"broadcast/{number}")
             self._others_version = self._theta.version
+
+
+def _digest(prompt: Prompt) -> str:
+    """Return a digest of a prompt with its images, whose own digests they show as text."""
+    return blake2b(json.dumps(prompt, default=str).encode(), digest_size=16).hexdigest()

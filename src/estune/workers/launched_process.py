@@ -24,6 +24,7 @@ dist: Any = torch.distributed  # its stores are public, but not in its list of e
 # The others wait for the leader, which may score or save for long. If it dies, the launcher ends
 # them.
 _PATIENCE = timedelta(days=30)
+_PART = 1 << 20  # characters of one message's part, which JSON writes in ASCII
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # variables that launchers set in each process
 
 _prefixes = itertools.count()
@@ -81,17 +82,24 @@ class LaunchedProcess:
         return self.local_rank == 0
 
     def publish(self, key: str, value: Any) -> None:
-        """Publish a value that JSON can hold."""
-        self.store.set(key, json.dumps(value))
+        """Publish a value that JSON can hold, in parts, since the store refuses more than 8 MiB."""
+        text = json.dumps(value)
+        starts = range(0, len(text), _PART)
+        for number, start in enumerate(starts):
+            self.store.set(f"{key}/{number}", text[start : start + _PART])
+        self.store.set(key, str(len(starts)))
 
     def wait_for(self, key: str) -> Any:
         """Wait until a process has published `key`; return its value."""
-        return json.loads(self.store.get(key))
+        parts = int(self.store.get(key))
+        return json.loads(b"".join(self.store.get(f"{key}/{number}") for number in range(parts)))
 
     def is_published(self, key: str) -> bool:
         return bool(self.store.check([key]))
 
     def delete(self, key: str) -> None:
+        for number in range(int(self.store.get(key))):
+            self.store.delete_key(f"{key}/{number}")
         self.store.delete_key(key)
 
     def next(self, key: str) -> int:
