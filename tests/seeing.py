@@ -155,23 +155,27 @@ def _qwen_tokens(made) -> dict[str, int]:
     }
 
 
-def _qwen_images(patch: int):
+def _qwen(made, text, config_class, processor_class, **vision):
+    """A Qwen that sees: its three generations differ in their classes and vision towers."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+    usual = {"depth": 2, "hidden_size": 32, "num_heads": 2, "patch_size": 8}
+    config = config_class(
+        vision_config=usual | vision, text_config=_qwen_text(text), **_qwen_tokens(made)
+    )
     size = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
-    return Qwen2VLImageProcessorPil(patch_size=patch, size=size)
+    images = Qwen2VLImageProcessorPil(patch_size=8, size=size)
+    processor = without_videos(processor_class)(
+        images, made, NoVideos(), chat_template=made.chat_template
+    )
+    return config, processor
 
 
 def qwen2_vl(made, text):
     from transformers import Qwen2VLConfig
     from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 8}
-    config = Qwen2VLConfig(vision_config=vision, text_config=_qwen_text(text), **_qwen_tokens(made))
-    template = made.chat_template
-    return config, without_videos(Qwen2VLProcessor)(
-        _qwen_images(8), made, NoVideos(), chat_template=template
-    )
+    return _qwen(made, text, Qwen2VLConfig, Qwen2VLProcessor, embed_dim=32)
 
 
 def qwen2_5_vl(made, text):
@@ -179,22 +183,12 @@ def qwen2_5_vl(made, text):
     from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 
     vision = {
-        "depth": 2,
-        "hidden_size": 32,
         "intermediate_size": 32,
         "out_hidden_size": 32,
-        "num_heads": 2,
-        "patch_size": 8,
         "window_size": 32,
         "fullatt_block_indexes": [1],
     }
-    config = Qwen2_5_VLConfig(
-        vision_config=vision, text_config=_qwen_text(text), **_qwen_tokens(made)
-    )
-    template = made.chat_template
-    return config, without_videos(Qwen2_5_VLProcessor)(
-        _qwen_images(8), made, NoVideos(), chat_template=template
-    )
+    return _qwen(made, text, Qwen2_5_VLConfig, Qwen2_5_VLProcessor, **vision)
 
 
 def qwen3_vl(made, text):
@@ -202,20 +196,12 @@ def qwen3_vl(made, text):
     from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
     vision = {
-        "depth": 2,
-        "hidden_size": 32,
         "intermediate_size": 32,
         "out_hidden_size": 32,
-        "num_heads": 2,
-        "patch_size": 8,
         "num_position_embeddings": 16,
         "deepstack_visual_indexes": [0],
     }
-    config = Qwen3VLConfig(vision_config=vision, text_config=_qwen_text(text), **_qwen_tokens(made))
-    template = made.chat_template
-    return config, without_videos(Qwen3VLProcessor)(
-        _qwen_images(8), made, NoVideos(), chat_template=template
-    )
+    return _qwen(made, text, Qwen3VLConfig, Qwen3VLProcessor, **vision)
 
 
 def smolvlm(made, text):

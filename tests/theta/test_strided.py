@@ -1,5 +1,7 @@
 """A member is written into tensors that are not contiguous with the same bits, in small parts."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -35,12 +37,13 @@ def written(variant, empty):
     return held
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("job", [1 << 21, 300, 97, 1], ids="job of {}".format)
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: type(variant).__name__)
-def test_strided_tensors_get_the_same_weights(monkeypatch, dtype, job, variant):
-    if job == 1 and (dtype == torch.bfloat16 or variant is not VARIANTS[0]):
-        pytest.skip("slow, and the same code")
+CASES = list(itertools.product([1 << 21, 300, 97], VARIANTS, [torch.float32, torch.bfloat16]))
+# One element per job is slow, so once must do.
+CASES.append((1, VARIANTS[0], torch.float32))
+
+
+@pytest.mark.parametrize(("job", "variant", "dtype"), CASES)
+def test_strided_tensors_get_the_same_weights(monkeypatch, job, variant, dtype):
     monkeypatch.setattr(writer, "HOST_JOB", job)
     plain = written(variant, lambda name: torch.empty(SHAPES[name], dtype=dtype))
     strided = written(variant, lambda name: transposed(name, dtype))

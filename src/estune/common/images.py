@@ -133,8 +133,8 @@ def _path(value: str | Path, base: Path) -> Path:
     if "://" in text:
         raise DataError(f"{text:.100} is an address; download it, and give the file")
     path = Path(text).expanduser()
-    beside = base / path
-    return beside if beside.is_file() else path
+    in_base = base / path
+    return in_base if in_base.is_file() else path
 
 
 def _read(path: Path) -> bytes:

@@ -111,10 +111,11 @@ class CopyTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for modules in (self._last, self._modules):
             for module in modules:
                 for name, parameter in module._parameters.items():
-                    stored = parameter is not None and parameter.numel()
-                    if stored and _address(parameter) == address:  # type: ignore[arg-type]
+                    if parameter is None or not parameter.numel():
+                        continue
+                    if _address(parameter) == address:
                         self._last = [module]
-                        return (module, name), View.of(parameter)  # type: ignore[arg-type]
+                        return (module, name), View.of(parameter)
         return None, None
 
     def _note(self, name: str, tensor: torch.Tensor) -> None:

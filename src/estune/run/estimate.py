@@ -75,14 +75,14 @@ def shape_of(model: str, config: ESConfig, revision: str | None = None) -> Shape
     Raises:
         ModelError: there is no such model, or transformers cannot build it.
     """
-    from estune.theta.architectures import beside_language, sees
+    from estune.theta.architectures import outside_language, sees
     from estune.theta.parameters import empty_model
     from estune.theta.presets import routers
 
     found = _model_config(model, revision, config.trust_remote_code)
     with guarded(ModelError, f"{model}: transformers cannot build it", "or give --parameters"):
         empty = empty_model(found, trust_remote_code=config.trust_remote_code)
-        left_out = beside_language(empty) if sees(found) else set()
+        left_out = outside_language(empty) if sees(found) else set()
     parameters = dict(empty.named_parameters())
     usual = {name: one for name, one in parameters.items() if id(one) not in left_out}
     tuned = sum(one.numel() for one in usual.values())

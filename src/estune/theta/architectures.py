@@ -58,7 +58,7 @@ def check_architecture(config: Any, where: Any) -> None:
         )
 
 
-def beside_language(model: Any) -> set[int]:
+def outside_language(model: Any) -> set[int]:
     """Return the ids of the parameters of a model that sees outside its language model."""
     language = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
     within = {id(one) for module in language if module is not None for one in module.parameters()}

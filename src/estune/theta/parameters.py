@@ -12,7 +12,7 @@ import torch
 
 from estune.common.guard import guarded
 from estune.errors import ModelError
-from estune.theta.architectures import auto_class, beside_language, check_architecture, sees
+from estune.theta.architectures import auto_class, check_architecture, outside_language, sees
 from estune.theta.checkpoint import Checkpoint
 from estune.theta.fused import Fragment, Loading
 from estune.theta.presets import chosen, routers
@@ -85,8 +85,8 @@ def layout(checkpoint: Checkpoint, *, trust_remote_code: bool = False) -> Layout
         )
     in_model = {name: in_model[name] for name in checkpoint.tensors if name in in_model}
     seeing = sees(model.config)
-    beside = beside_language(model) if seeing else set()
-    vision = {name for name, inside_name in in_model.items() if id(inside[inside_name]) in beside}
+    outside = outside_language(model) if seeing else set()
+    vision = {name for name, inside_name in in_model.items() if id(inside[inside_name]) in outside}
     routed = frozenset(name for name, inside_name in in_model.items() if inside_name in routing)
     return Layout(in_model, aliases, fused, frozenset(vision), seeing, routed)
 

@@ -246,7 +246,7 @@ class _Program:
         try:
             call = io.BytesIO()
             _CallWriter(call).dump((function, arguments, keywords, _update_arguments))
-        except Exception:
+        except Exception:  # pickle runs methods of the test's objects, which may raise anything
             raise _MustRunWhole from None
         send(self._process.calls, call.getvalue())
         try:
