@@ -92,9 +92,9 @@ def test_a_run_from_a_file_leaves_no_image_in_its_folder(
     assert "AutoModelForImageTextToText" in said
     kept = [path.read_text() for path in (tmp_path / "out").rglob("*.json*") if path.is_file()]
     assert not any("ImageFile" in text or "png" in text for text in kept)
-    assert (
-        main(["eval", "--model", "out/checkpoint-2", "--dataset_name", str(file), *EVALUATED]) == 0
-    )
+    evaluated = ["--model", "out/checkpoint-2", "--base", str(llava), "--dataset_name", str(file)]
+    assert main(["eval", *evaluated, "--kl", *EVALUATED]) == 0
+    assert "KL in nats" in flat(capsys.readouterr().out)
     assert main(["plan", "--model_name_or_path", str(llava)]) == 0
 
 
