@@ -191,17 +191,28 @@ def qwen2_5_vl(made, text):
     return _qwen(made, text, Qwen2_5_VLConfig, Qwen2_5_VLProcessor, **vision)
 
 
+QWEN3_VISION = {
+    "intermediate_size": 32,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0],
+}
+
+
 def qwen3_vl(made, text):
     from transformers import Qwen3VLConfig
     from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
-    vision = {
-        "intermediate_size": 32,
-        "out_hidden_size": 32,
-        "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [0],
-    }
-    return _qwen(made, text, Qwen3VLConfig, Qwen3VLProcessor, **vision)
+    return _qwen(made, text, Qwen3VLConfig, Qwen3VLProcessor, **QWEN3_VISION)
+
+
+def qwen3_vl_moe(made, text):
+    """A mixture of experts that sees, whose files hold experts transposed."""
+    from transformers import Qwen3VLMoeConfig
+    from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+
+    experts = {"moe_intermediate_size": 24, "num_local_experts": 6, "num_experts_per_tok": 2}
+    return _qwen(made, text | experts, Qwen3VLMoeConfig, Qwen3VLProcessor, **QWEN3_VISION)
 
 
 def smolvlm(made, text):
@@ -314,6 +325,7 @@ FAMILIES = {
     "qwen2_vl": (qwen2_vl, _VISION),
     "qwen2_5_vl": (qwen2_5_vl, _VISION),
     "qwen3_vl": (qwen3_vl, _VISION),
+    "qwen3_vl_moe": (qwen3_vl_moe, _VISION),
     "smolvlm": (smolvlm, _IMAGE),
     "internvl": (internvl, _IMAGE),
 }
