@@ -208,7 +208,8 @@ def _copy(values: torch.Tensor, box: torch.Tensor) -> None:
         for one, other in zip(values, box, strict=True):
             _copy(one, other)
     else:
-        for few, rows in zip(values.split(_FEW_ROWS), box.split(_FEW_ROWS), strict=True):
+        parts = zip(torch.split(values, _FEW_ROWS), torch.split(box, _FEW_ROWS), strict=True)
+        for few, rows in parts:
             rows.copy_(few)
 
 
