@@ -13,8 +13,8 @@ from estune.common.fields import checked, setting
 from estune.common.name_hints import nearest
 from estune.errors import ConfigError
 
-# One function per group of settings. resume=True: they may change on resume, because they do not
-# affect θ. A field's own resume= overrides its group's.
+# One function per group of settings. resume=True: they may change on resume, because they affect θ
+# at most through the engine's rounding and failed rewards. A field's own resume= overrides this.
 _es = partial(setting, group="evolution strategy")
 _prompts = partial(setting, group="prompts and generation")
 _engine = partial(setting, group="engine and workers", resume=True)
@@ -68,13 +68,13 @@ class ESConfig:
     )
     reward_shaping: Literal["z_score", "centered_rank", "none"] = _es(
         "z_score",
-        "how fitness is scaled before the update; none: not at all, for antithetic pairs only",
+        "how fitness is scaled before the update; none: not scaled, which needs antithetic pairs",
     )
     target_parameters: list[str] | None = _es(
         None,
         "regular expressions; tune only parameters whose name matches one; a mixture of experts "
-        "also has the words routers, without_routers and shared_experts; default all, or the "
-        "language model of one that sees",
+        "also has the words routers, without_routers and shared_experts; default all, but in a "
+        "model that sees only its language model",
     )
     seed: int = _es(42, "seed of the noise and of the order of the prompts", least=0, below=2**63)
 
@@ -105,7 +105,7 @@ class ESConfig:
     trust_remote_code: bool = _engine(False, "run model code that comes with a checkpoint")
     vllm_gpu_memory_utilization: float | None = _engine(
         None,
-        "fraction of GPU memory for vLLM; default vLLM's; on a CPU a 4 GiB cache",
+        "fraction of GPU memory for vLLM; default vLLM's own; a CPU has a 4 GiB cache instead",
         above=0,
         most=1,
     )
@@ -182,7 +182,7 @@ class ESConfig:
     resume_from_checkpoint: bool = _folder(False, "continue the run in output_dir")
 
     logging_steps: int = _log(
-        1, "steps between logged lines (trackers; screen without a progress bar)", least=1
+        1, "steps between lines for trackers, and on a screen without a progress bar", least=1
     )
     log_level: Literal["debug", "info", "warning", "error"] = _log(
         "info", "lowest severity of messages on standard error"
@@ -251,8 +251,8 @@ class RunConfig(ESConfig):
             raise ConfigError("datasets: replaces task and dataset_name; give only one of them")
 
 
-# Settings that may change on resume because they do not affect θ, except through the engine's
-# rounding and failed rewards. max_steps may not if a schedule needs it: `depends_on_max_steps`.
+# Settings that may change on resume. max_steps may not change if a schedule depends on it:
+# `depends_on_max_steps`.
 MAY_CHANGE_ON_RESUME = frozenset(
     field.name for field in dataclasses.fields(RunConfig) if field.metadata["resume"]
 )
@@ -322,8 +322,8 @@ def _check_auto(config: ESConfig) -> None:
     }
     for name in filter(clashes.get, clashes):
         raise ConfigError(
-            f"{name}: learning_rate auto sets α and σ by the mean reward "
-            f"and does not combine with it; leave {name} out, or give learning_rate a number"
+            f"{name}: learning_rate auto sets α and σ from the mean reward, "
+            f"so {name} cannot be used with it; leave {name} out, or give learning_rate a number"
         )
 
 

@@ -37,8 +37,8 @@ from estune.run.step_evaluation import StepEvaluation
 from estune.run.stopping import Stop, graceful
 from estune.run.update import Update
 from estune.strategy import schedules, step_size
-from estune.strategy.fitness import fitness_of
 from estune.strategy.search import SizeSearch
+from estune.strategy.shaping import fitness_of
 from estune.tasks.image_rows import check_shown
 from estune.tasks.reward_functions import resolve_rewards
 from estune.tasks.rows import rows_of, warn_of_columns_not_shown
@@ -199,7 +199,7 @@ class ESTrainer:
         """
         config, step = self.args, journal.last + 1
         rows = self._batch(journal)
-        evaluate = self._evaluation(step, rows, stop)
+        evaluation = self._evaluation(step, rows, stop)
         self.callbacks.begin_step(step)
 
         size = step_size.begin(config, step, journal.control, self.model.theta.root_mean_square)
@@ -207,7 +207,7 @@ class ESTrainer:
         # Each member says how to compute θ + σ·εₙ; the engines do it later, layer by layer [2].
         members = strategy.members(config, step, seeds, size.sigma)
         reference = [Unperturbed(step - 1)] if size.needs_reference else []
-        scored = evaluate([*members, *reference])  # greedy decoding [5], on all workers [6]
+        scored = evaluation([*members, *reference])  # greedy decoding [5], on all workers [6]
         population = scored[: len(members)]
         rewards = np.stack([member.rewards for member in population])  # (N, B)
         fitness = fitness_of(config, rewards)  # Rₙ (N,)
@@ -216,8 +216,9 @@ class ESTrainer:
         theta_rewards = scored[-1].rewards if size.needs_reference else size.reference
         finite_members = sum(member.finite for member in population)
         search = SizeSearch(config, size, rewards, fitness, theta_rewards, finite_members)
-        while (alpha := search.next_size()) is not None:  # only for learning_rate: auto
-            [tried] = evaluate([strategy.candidate(config, step, seeds, fitness, alpha)])
+        # With a given learning rate nothing is tried, and search.alpha is the schedule's α.
+        while (alpha := search.next_size()) is not None:
+            [tried] = evaluation([strategy.candidate(config, step, seeds, fitness, alpha)])
             search.add(alpha, tried.rewards)
 
         # cₙ = α/N · R̃ₙ: z-scores [4], with 1/σ included in α [7].
@@ -231,10 +232,10 @@ class ESTrainer:
         update = Update(
             step, seeds, coefficients, rows, rewards, fitness, size, search, decay, span.seconds
         )
-        self._record(journal, update, evaluate)
+        self._record(journal, update, evaluation)
 
     def _record(self, journal: Journal, update: Update, evaluation: StepEvaluation) -> None:
-        """Append the update to the journal, with its metrics as notes."""
+        """Append the update to the journal, which the folder writes, with its metrics as notes."""
         self.log.show_members(update.step, evaluation)
         digest = self._verified_digest() if self._needs_digest(update.step) else None
         # If every step uses all rows, the next step has the same prompts.
@@ -347,6 +348,7 @@ class ESTrainer:
             self.model.theta.reset(self.model.checkpoint)
         self._trained = True
         now = header(self.args, self.model, self.rewards.names, self._fingerprint)
+        # `train` has refused an existing run unless this is a resume.
         if not exists(self.folder.path):
             self.folder.check_fresh(self.model.checkpoint.folder)
             write_config(self.folder.path, self.args)

@@ -17,7 +17,7 @@ from estune.config import ESConfig
 from estune.evaluation import statistics
 from estune.monitor.metrics import fitness_metrics
 from estune.strategy import shaping
-from estune.strategy.fitness import PROMPT_SHAPING, centered, fitness_of, standardized
+from estune.strategy.shaping import PROMPT_SHAPING, centered, fitness_of, standardized
 
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
 ORDINARY = st.floats(-1e100, 1e100).filter(lambda x: x == 0 or abs(x) > 1e-100)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from estune.evaluation.statistics import mean, sign_flip, standard_error, wilson
-from estune.strategy.fitness import pass_chance
+from estune.strategy.shaping import pass_chance
 
 RNG = np.random.default_rng(0)
 

@@ -11,8 +11,8 @@ from estune import ESConfig, strategy
 from estune.common.types import Candidate, Member, Unperturbed
 from estune.errors import ConfigError
 from estune.monitor.metrics import size_metrics
-from estune.strategy.fitness import fitness_of
 from estune.strategy.search import PopulationRewards, SizeSearch, best, learn, size_to_try
+from estune.strategy.shaping import fitness_of
 from estune.strategy.step_size import StepSize, begin
 
 DIMENSIONS, PROMPTS = 300, 8

@@ -11,7 +11,7 @@ from estune import strategy
 from estune.config import ESConfig
 from estune.errors import ConfigError
 from estune.strategy import shaping
-from estune.strategy.fitness import PROMPT_SHAPING
+from estune.strategy.shaping import PROMPT_SHAPING
 
 FITNESS = np.array([3.0, -1.0, 4.0, 1.5])
 

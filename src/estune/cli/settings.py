@@ -149,7 +149,7 @@ def _config(settings: Settings) -> RunConfig:
 def _naming_its_file(error: ConfigError, files: list[tuple[str, Settings]]) -> ConfigError:
     """Return `error` with the name of the file that causes it, or unchanged if a flag does.
 
-    That is the first file up to which the files alone cause the same error.
+    Without flags, the files are added one after another, until one causes the same error.
     """
     settings: Settings = {}
     for path, values in files:

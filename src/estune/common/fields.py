@@ -29,7 +29,7 @@ def setting(
     Args:
         help: the line that `--help` and docs/settings.md show.
         group: the heading under which they show it.
-        resume: whether `resume_from_checkpoint` may change it.
+        resume: whether the user may change it when a run is resumed.
         limits: above, least, most or below, for numbers.
     """
     metadata = {"help": help, "group": group, "resume": resume, **limits}
@@ -63,7 +63,7 @@ def _checked(kind: type, field: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def _as_written(field: dataclasses.Field[Any], value: Any) -> Any:
-    """Return what the user means by `value`: YAML reads `no` as false, and one item is a list."""
+    """Return what the user means: `no`, which YAML reads as false, or a list of a single item."""
     if value is False and "no" in get_args(field.type):
         return "no"
     if isinstance(value, (str, int, float)) and "list" in str(field.type):

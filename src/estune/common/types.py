@@ -21,7 +21,7 @@ def is_token_ids(prompt: Any) -> TypeGuard[list[int]]:
 
 @dataclass(frozen=True)
 class Member:
-    """The member θ + sign·σ·ε(seed) of a population, where θ is that after `version` updates."""
+    """The member θ + sign·σ·ε(seed) of a population, where θ has had `version` updates."""
 
     seed: int
     sign: int  # +1 or −1
@@ -41,7 +41,7 @@ class Unperturbed:
 class Candidate:
     """θ + Σ cₙ·ε(seedₙ): what θ would become by an update that is only tried.
 
-    θ is that after `version` updates.
+    θ has had `version` updates.
     """
 
     seeds: tuple[int, ...]

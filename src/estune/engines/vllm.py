@@ -1,7 +1,7 @@
 """Generation with vLLM: in this process, or with one process per GPU when tensors are split.
 
-The engine sends each of vLLM's worker processes a variant of θ, which is a few numbers. They map θ
-and write the variant's weights themselves (`vllm_worker.py`); weights are never sent. Only the
+The engine sends each of vLLM's worker processes the few numbers that describe a variant of θ. These
+processes map θ and write the variant's weights (`vllm_worker.py`); weights are never sent. Only the
 `vllm…` files in this folder use parts of vLLM that change between its versions.
 """
 
@@ -217,10 +217,10 @@ class VLLMEngine:
         return [list(output.outputs[0].token_ids) for output in outputs]
 
     def _first_logits(self, variant: Variant) -> list[Any]:
-        """Return the logits of the variant that is loaded now.
+        """Return digests of the loaded variant's logits; [] if no proof is needed.
 
-        If a variant has replaced the files' weights, check first that reloading the files gives
-        their logits again.
+        Before the first check, if a variant has replaced the files' weights: check that reloading
+        the files gives the logits of vLLM's own first load, then load the variant again.
         """
         if self._proof is None:
             return []
@@ -314,7 +314,7 @@ class VLLMEngine:
             results: list[Any] = self._llm.collective_rpc(method, args=arguments)
         except (EngineError, ModelError):
             raise
-        except Exception as error:  # from another process: a string in one of several kinds
+        except Exception as error:  # vLLM passes another process's error on as text, in many kinds
             raise EngineError(
                 f"vLLM failed to take a member's weights ({reason(error)})"
             ) from error
@@ -322,7 +322,7 @@ class VLLMEngine:
 
 
 def _request(inputs: Inputs) -> dict[str, Any]:
-    """Return a prompt as vLLM takes it; it processes images itself, and keeps the result."""
+    """Return a prompt in vLLM's form. vLLM processes images itself and caches the result."""
     if not inputs.pictures:
         return {"prompt_token_ids": inputs.ids}
     images = list(inputs.pictures)

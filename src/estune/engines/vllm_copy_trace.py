@@ -89,7 +89,7 @@ class CopyTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
             names = {self._names.get(_address(tensor)) for tensor in tensors} - {None}
-            parts = result if isinstance(result, (list, tuple)) else [result]  # as of unbind
+            parts = result if isinstance(result, (list, tuple)) else [result]  # unbind has several
             for part in parts if len(names) == 1 else ():
                 if isinstance(part, torch.Tensor) and part.device.type != "meta":
                     self._note(str(next(iter(names))), part)

@@ -21,8 +21,8 @@ from estune.engines.vllm_weight_map import WeightMap
 from estune.errors import EngineError
 from estune.theta.theta import Theta
 
-# Elements that are written before they are packed: packing while other threads write is slower
-# overall (docs/log.md).
+# Pack once this many elements have been written. Packing each parameter by itself, while other
+# threads still write, is slower overall (docs/log.md).
 _PACKED_TOGETHER = 1 << 26
 # The parameters of experts that vLLM packs.
 _EXPERTS = ("w13_weight", "w2_weight")
@@ -36,12 +36,13 @@ class _Target:
         module: the layer.
         name: the parameter's name in it.
         whole: its layout when it was loaded.
-        packed: whether vLLM keeps only a packed form of it, and no tensor.
-        experts: whether vLLM keeps it as a packed tensor of the same shape.
-        spare: buffers of experts that were packed, of all targets.
+        packed: whether vLLM keeps only an opaque packed form of it, and no tensor.
+        packed_in_place: whether vLLM keeps it as a packed tensor of the same shape, as experts.
+        spare: free buffers for experts, shared by all targets.
         sources: names of the tensors that fill it.
         filled: the number of elements that they fill; the rest is padding.
-        buffer: the tensor to write to: the parameter, or one that is packed when it is complete.
+        buffer: the tensor to write to: the parameter, or one that is packed when it is complete;
+            None until the first write. Empty once it is packed.
         missing: the sources that have not been written yet.
     """
 
@@ -50,7 +51,7 @@ class _Target:
     whole: View
     dtype: torch.dtype
     packed: bool
-    experts: bool
+    packed_in_place: bool
     spare: list[torch.Tensor]
     sources: set[str] = field(default_factory=set)
     filled: int = 0
@@ -60,7 +61,7 @@ class _Target:
     @property
     def is_buffered(self) -> bool:
         """Whether it is written to a buffer first, and packed once that is complete."""
-        return self.packed or self.experts
+        return self.packed or self.packed_in_place
 
     @property
     def size(self) -> int:
@@ -77,7 +78,7 @@ class _Target:
     def pack(self) -> None:
         """Let vLLM pack what was written; its parameter stays the same object."""
         kept = self._parameter
-        if self.experts:
+        if self.packed_in_place:
             experts = self.module.quant_method.moe_kernel.fused_experts
             written = self.begin()
             torch.ops._C.prepack_moe_weight(written, kept.data, experts.isa)
@@ -91,9 +92,9 @@ class _Target:
         self.buffer = torch.empty(0)
 
     def is_direct(self) -> bool:
-        """Whether the parameter has its layout of loading time, or is a packed form of that."""
+        """Whether the parameter still has its layout of loading, or is packed from that."""
         kept = self._parameter
-        if self.experts and not _has_packer(self.module):
+        if self.packed_in_place and not _has_packer(self.module):
             return False
         return self.packed or (View.of(kept) == self.whole and kept.dtype == self.dtype)
 
@@ -115,8 +116,9 @@ class DirectWriter:
 
     Attributes:
         names: the tuned tensors that it writes.
-        reloaded: the tensors that must be reloaded in its stead, those that are not tuned included.
-        modules: the layers that those fill.
+        reloaded: the tensors that must be reloaded instead, including ones that are not tuned.
+        modules: the layers that must be reloaded.
+        frozen_in_packed: the tensors that are not tuned but packed together with tuned ones.
     """
 
     def __init__(
@@ -137,11 +139,10 @@ class DirectWriter:
             if copy.parameter and copy.parameter[0] not in modules:
                 self._copies.setdefault(copy.name, []).append((copy, self._target(copy)))
         self._tuned = [one for one in self._targets.values() if one.sources & tuned]
-        # Tensors that are not tuned, but packed together with tuned ones.
         together = [one for one in self._tuned if one.is_buffered]
-        self.frozen = {name for one in together for name in one.sources - tuned}
+        self.frozen_in_packed = {name for one in together for name in one.sources - tuned}
         for one in self._tuned:
-            one.sources &= tuned | self.frozen  # other tensors in it stay as loaded
+            one.sources &= tuned | self.frozen_in_packed  # other tensors in it stay as loaded
         self._complete: list[_Target] = []  # written, and waiting to be packed
         self._heads, self._embeddings = vocabulary_layers(model)
 
@@ -155,7 +156,7 @@ class DirectWriter:
     ) -> "DirectWriter | None":
         """Return a writer, given the trace of a load of all weights.
 
-        Return None if no tensor can be written directly, or none is known to be right.
+        Return None if it is not known where tensors go, or no tuned one can be written directly.
 
         Args:
             avoided: layers that were not right when they were written directly.
@@ -167,7 +168,7 @@ class DirectWriter:
         filled = weights.modules_of(names)
         unfit = set(avoided) | unknown_parts(model)
         unfit |= {copy.parameter[0] for copy in trace.copies if copy.parameter and not copy.part}
-        writer = cls(trace.copies, model, names, set())
+        writer = cls(trace.copies, model, names, set())  # of all layers, to see which are direct
         unfit |= {target.module for target in writer._tuned if not target.is_direct()}
         modules = weights.closed(unfit & filled)
         writer = cls(trace.copies, model, names, modules)
@@ -190,7 +191,7 @@ class DirectWriter:
             target.buffer = None
         self._complete.clear()
         for name, tensor in frozen:
-            if name in self.frozen:
+            if name in self.frozen_in_packed:
                 self._fill(name, tensor)
         for name, tensor in theta.perturbed(
             variant, lambda name: self._destination(name, theta.tensors[name].shape)
@@ -200,7 +201,7 @@ class DirectWriter:
         self._check_complete(self._tuned)
 
     def write(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take the tensors of some layers, all that are packed together among them."""
+        """Take the tensors of some layers; those that are packed together must all be given."""
         for target in self._tuned:
             target.buffer = None
         for name, tensor in weights:
@@ -212,7 +213,8 @@ class DirectWriter:
         """Pack what is left, and what vLLM packs separately."""
         self._pack()
         for embedding in self._embeddings:
-            # Its packed form is outdated. Nothing should use it, but if so, this is correct.
+            # Its packed form is outdated. Nothing should use it; if something does, the plain
+            # product gives the right result.
             embedding.cpu_linear = torch.nn.functional.linear
         for head in self._heads:
             head.quant_method.process_weights_after_loading(head)
@@ -223,9 +225,9 @@ class DirectWriter:
         key = id(module), name
         if key not in self._targets:
             packed = not module._parameters[name].numel()  # type: ignore[union-attr]
-            experts = name in _EXPERTS and packs_experts(module)
+            in_place = name in _EXPERTS and packs_experts(module)
             self._targets[key] = _Target(
-                module, name, copy.whole, copy.dtype, packed, experts, self._spare
+                module, name, copy.whole, copy.dtype, packed, in_place, self._spare
             )
         target = self._targets[key]
         target.sources.add(copy.name)

@@ -11,7 +11,7 @@ _BLOCK = re.compile(r"^.*?\.\d+\.[^.]+")
 
 
 def is_known(module: Any) -> bool:
-    """Whether all that vLLM derives from this layer's weights is what the writer makes again."""
+    """Whether the direct writer renews everything that vLLM derives from this layer's weights."""
     from vllm.model_executor.layers.attention import Attention
     from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
     from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
@@ -31,13 +31,13 @@ def is_known(module: Any) -> bool:
 def is_familiar(model: torch.nn.Module) -> bool:
     """Whether the part that completes text consists of known layers and has no experts.
 
-    Then it is proven by what its layers respond; others are proven by logits, too.
+    For such models comparing layers' outputs is enough; others are also checked by their logits.
     """
     return all(is_known(one) and not has_experts(one) for one in text_model(model).modules())
 
 
 def text_model(model: Any) -> torch.nn.Module:
-    """Return the part of a model that sees which completes text; others are that as a whole."""
+    """Return the language model inside a model that sees; any other model is returned whole."""
     whole: torch.nn.Module = model
     if getattr(model, "supports_multimodal", False):
         whole = model.get_language_model()
@@ -97,9 +97,9 @@ def products(model: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _multiplies(module: Any) -> bool:
-    """Whether the layer does so itself: not if it only holds a weight for a layer around it.
+    """Whether the layer itself multiplies, rather than holding a weight for the layer around it.
 
-    Mamba does that with the weight of a convolution, latent attention with a projection.
+    Mamba holds the weight of a convolution in this way, latent attention that of a projection.
     """
     parameters = list(module.parameters(recurse=False))
     if any(one.dim() > 2 for one in parameters) or hasattr(module, "_cpu_skip_gemm_dispatch"):

@@ -56,7 +56,7 @@ class LogitsProof:
 
         Args:
             variant: what the engine holds.
-            wanted: its logits before anything was loaded by reloading or directly.
+            wanted: the logits of this variant before the check altered anything.
 
         Raises:
             ModelError: a kind of tensor changed nothing, or the logits did not come back.

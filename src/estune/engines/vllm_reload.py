@@ -1,7 +1,7 @@
-"""vLLM's own reloading of weights, completed where it silently leaves old ones in use.
+"""vLLM's own reloading of weights, with repairs where it silently keeps using old weights.
 
-It takes a layer apart, buffers what arrives until the layer is whole, fuses, copies, packs and
-reassembles, and it keeps the addresses of weights, so that CUDA graphs remain valid. In 0.32 it
+Reloading takes a layer apart, buffers what arrives until the layer is whole, fuses, copies, packs
+and reassembles, and it keeps the addresses of weights, so that CUDA graphs remain valid. In 0.32 it
 leaves out:
 
 - experts on a CPU, which are packed at the first load only;
@@ -39,7 +39,8 @@ class Reloader:
         self._experts = [one for one in model.modules() if packs_experts(one)]
         self._convolutions = list(_packed_convolutions(model))
         self._projections = list(_released_projections(model))
-        self._unbuffered: set[Any] = set()  # layers whose loader does not use vLLM's wrappers
+        # Layers whose loader copies at once, past the wrappers with which vLLM buffers tensors.
+        self._unbuffered: set[Any] = set()
 
     def load(
         self, weights: Callable[[], Weights], only: Collection[torch.nn.Module] | None = None
@@ -56,7 +57,7 @@ class Reloader:
             self._load(weights(), only)
 
     def _load(self, weights: Weights, only: Collection[torch.nn.Module] | None) -> bool:
-        """Reload; return whether every layer took its weights, or has to be loaded again."""
+        """Reload; return False if it must be repeated because a layer did not take its weights."""
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader.reload import (
             finalize_layerwise_reload,
@@ -107,7 +108,7 @@ class Reloader:
                 info.load_numel = 1  # lets vLLM process the layer at the end
 
     def _find_unbuffered(self, loaded: set[str] | None) -> bool:
-        """Note the layers of which a loaded parameter did not pass vLLM's wrappers."""
+        """Remember layers whose loader bypassed vLLM's wrappers; return whether any is new."""
         from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
         found = False
@@ -147,7 +148,7 @@ def round_biases(model: torch.nn.Module) -> None:
 
 @contextmanager
 def _packing_again(experts: Iterable[Any]) -> Iterator[None]:
-    """Let vLLM pack experts as at the first load, which it decides by their kernel's absence.
+    """Let vLLM pack experts as at the first load: it does so only while they have no kernel.
 
     The kernel stays the same object, since it refers to the parameters whose memory stays.
     """
@@ -180,7 +181,7 @@ def _packed_convolutions(model: torch.nn.Module) -> Iterator[tuple[torch.Tensor,
 def _released_projections(model: torch.nn.Module) -> Iterator[tuple[Any, torch.Tensor]]:
     """Yield each projection of a latent attention whose memory vLLM gave back, and new memory.
 
-    Every reload packs it again, also one that does not fill it, so the memory has to stay.
+    Every reload packs it again, even one that loads no weights into it, so the new memory is kept.
     """
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 

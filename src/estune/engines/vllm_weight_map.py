@@ -43,7 +43,7 @@ class WeightMap:
         return set().union(*(self._names.get(module, set()) for module in modules))
 
     def closed(self, modules: Iterable[torch.nn.Module]) -> set[torch.nn.Module]:
-        """Return the layers that can only be loaded together with these.
+        """Return these layers and all that must be loaded with them.
 
         A layer is loaded with all of its tensors, and a tensor may fill several layers.
         """

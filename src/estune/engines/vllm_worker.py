@@ -1,8 +1,8 @@
 """The part of the engine in vLLM's worker processes: it maps θ and loads variants of it.
 
 Weights go in by their names in the checkpoint, through vLLM's own reloading (`vllm_reload.py`).
-Direct writing (`vllm_direct_writer.py`) skips reloading. It is used for layers for which a check
-has found the same result.
+Direct writing (`vllm_direct_writer.py`) skips reloading. It is used for the layers in which
+`VariantLoader.check` found that it gives the same weights.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _ATTEMPTS = 3
 
 
 class WorkerExtension:
-    """Mixed by vLLM into its worker class. The engine calls the methods by name."""
+    """A mixin that vLLM adds to its worker class. The engine calls the methods by name."""
 
     model_runner: Any
     vllm_config: Any
@@ -69,7 +69,7 @@ class WorkerExtension:
         return sorted(self._estune.reloaded)
 
     def estune_familiar(self) -> bool:
-        """Whether what layers respond proves the model, so that logits need not be compared."""
+        """Whether comparing the layers' outputs proves the weights, without comparing logits."""
         return is_familiar(self.model_runner.get_model())
 
     def estune_files(self) -> None:
@@ -100,7 +100,7 @@ class WorkerExtension:
     def estune_empty_cache(self) -> None:
         """Put zeros where a member left NaN in the cache of keys and values.
 
-        Attention gives slots without a token the weight 0, and 0 · NaN is NaN.
+        Attention multiplies empty slots by 0, and 0 · NaN is NaN.
         """
         for layer in self.model_runner.kv_caches:
             for cache in layer if isinstance(layer, (list, tuple)) else [layer]:
@@ -202,13 +202,14 @@ class VariantLoader:
         return dict(trace.taken)
 
     def alter(self, variant: Variant, kind: str, altered: bool) -> bool:
-        """Load the layers that hold tensors of a kind, in the way in which members are loaded.
+        """Load the layers that hold tensors of a kind, as loading a member does.
 
         Args:
+            kind: a name of tensors without numbers; see `kind_of`.
             altered: change the tensors of this kind; otherwise they get the variant's values.
 
         Returns:
-            Whether this rank holds tensors of this kind that generating text uses.
+            Whether generating text on this rank uses a tensor of this kind.
         """
         names = {name for name in self._theta.tensors if kind_of(name) == kind}
         modules = self._map.closed(self._map.modules_of(names))
@@ -271,7 +272,11 @@ class VariantLoader:
     def _try_direct(
         self, trace: CopyTrace, variant: Variant, wanted: dict[str, torch.Tensor]
     ) -> None:
-        """Write directly from now on where that turns other weights into the variant's."""
+        """Find the layers that can be written directly, and do so from now on.
+
+        Other weights are loaded and the variant is written. Layers that come out wrong are left to
+        reloading, and it is tried again.
+        """
         modules = dict(self.model.named_modules())
         avoided: set[torch.nn.Module] = set()
         for _ in range(_ATTEMPTS):
@@ -296,10 +301,10 @@ class VariantLoader:
         return settings
 
     def _empty(self, name: str) -> torch.Tensor:
-        """Return a new tensor for a parameter, in host memory unless its dtype in vLLM is known.
+        """Return a new tensor for a parameter.
 
-        It must be new each time: vLLM holds it until the rest of its fused layer has arrived. In
-        fp32 the parameters may not fit on the device.
+        It must be new each time: vLLM holds it until the rest of its fused layer has arrived. Until
+        the dtype in vLLM is known it is fp32 in host memory, since fp32 may not fit on the device.
         """
         shape = self._theta.tensors[name].shape
         dtype = self.dtypes.get(name)
@@ -309,9 +314,10 @@ class VariantLoader:
 
 
 def _unlike(tensor: torch.Tensor) -> torch.Tensor:
-    """Return values of the same size that differ from the tensor's, and not by a constant.
+    """Return a tensor of the same shape and magnitude with other values.
 
-    A router ignores a constant, and some kinds of weights are constant themselves.
+    They do not differ by a constant, because adding one to all logits does not change a router's
+    choice.
     """
     if not tensor.is_floating_point():
         return tensor

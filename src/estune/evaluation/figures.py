@@ -13,7 +13,7 @@ from estune.evaluation.exams import ExamResult
 from estune.evaluation.statistics import Array, Estimate, SignFlipTest
 from estune.monitor.metrics import Tally, as_json
 from estune.monitor.theta_evaluation import ThetaEvaluation
-from estune.strategy.fitness import pass_chance
+from estune.strategy.shaping import pass_chance
 
 FORM = ("tokens", "chars", "empty", "clipped", "repeat", "distinct")
 

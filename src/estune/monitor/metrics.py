@@ -13,7 +13,7 @@ from estune.common.types import Completion
 from estune.monitor.expert_load import ExpertLoad, expert_metrics
 from estune.rewards.call import Failure
 from estune.rewards.scoring import Scores
-from estune.strategy.fitness import Fitness, PromptRewards
+from estune.strategy.shaping import Fitness, PromptRewards
 from estune.strategy.step_size import LearnedSize
 
 Metrics = dict[str, float | int | None]
@@ -75,7 +75,7 @@ def step_metrics(members: Sequence[Scored], others: Sequence[Scored]) -> dict[st
     everyone = [*members, *others]
     scores = [member.scores for member in members]
     own = {
-        **fitness_metrics(np.array([score.fitness for score in scores])),
+        **fitness_metrics(np.array([score.mean_reward for score in scores])),
         **reward_metrics(scores),
         **failure_metrics([one.scores for one in everyone]),
         "es/members_not_finite": sum(not member.finite for member in members),

@@ -74,7 +74,7 @@ def evaluate_theta(
     else:
         scores = reward_functions.none(len(rows))
     own = {
-        "reward": scores.fitness,
+        "reward": scores.mean_reward,
         **reward_metrics([scores]),
         **failure_metrics([scores]),
         **completion_metrics([Tally.of(completions)]),

@@ -1,4 +1,4 @@
-"""ε by address: the noise of a seed, and the backends that make it, all with the same bits.
+"""ε by seed, parameter and index, and the backends that make it, all with the same bits.
 
 `reference.py` defines ε. `numba.py` makes it on CPUs, `triton.py` on the GPUs that Triton compiles
 for, and `torch.py` on every other device. A backend is imported when it is first needed: numba

@@ -1,8 +1,8 @@
 """Apply noise to tensors, with the fastest backend for their device.
 
-All tensors here are flat and contiguous. The arithmetic is the contract's: fp32 product, fp32 sum,
-never fused, then one rounding to the destination's dtype. On a device, work is only queued in the
-current stream.
+All tensors here are flat and contiguous. The arithmetic is that of docs/exactness.md: fp32 product,
+fp32 sum, never fused, then one rounding to the destination's dtype. On a device, work is only
+queued in the current stream.
 """
 
 from collections.abc import Sequence

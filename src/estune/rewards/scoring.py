@@ -62,7 +62,7 @@ class Scores:
     overran: int = 0
 
     @property
-    def fitness(self) -> float:
+    def mean_reward(self) -> float:
         """The mean reward of the completions that have one; NaN if none has."""
         return mean(known(self.total))
 

@@ -1,9 +1,9 @@
 """A fingerprint of training rows: a resumed run checks with it that its data are the same.
 
 It depends only on the content of the rows, not on memory addresses, the order of a set or how an
-array prints. Rows of plain JSON have the same fingerprint as in earlier versions, whose runs can so
-be resumed. Values whose content cannot be compared, such as a lambda, are refused before a run
-begins.
+array prints. Rows of plain JSON have the same fingerprint as in earlier versions, so that
+their runs can be resumed. Values whose content cannot be compared, such as a lambda, are refused
+before a run begins.
 """
 
 import hashlib

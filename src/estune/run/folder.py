@@ -196,7 +196,7 @@ class RunFolder:
         return Identity(run_digest(self._journal.header), version, known or model.theta.digest())
 
     def unverified(self, best: int | None) -> list[int]:
-        """Return which of the newest and the best checkpoint, by step, differ from the journal."""
+        """Return the steps of the newest and the best checkpoint that differ from the journal."""
         assert self._journal is not None
         existing = self.checkpoints()
         within = [step for step in existing if step <= self._journal.last]

@@ -26,7 +26,7 @@ def header(config: ESConfig, model: Model, rewards: list[str], data: str) -> Hea
 
 
 def as_recorded(now: Header, before: Header, rows: Rows) -> Header:
-    """Return `now`, with the fingerprint that an earlier version recorded of the same rows."""
+    """Return `now`, with the recorded fingerprint if an earlier version made it of these rows."""
     data = recorded_or_new(before.config.get("train_data"), rows, now.config["train_data"])
     return dataclasses.replace(now, config=now.config | {"train_data": data})
 
@@ -34,7 +34,7 @@ def as_recorded(now: Header, before: Header, rows: Rows) -> Header:
 def check_resumable(journal: Journal, now: Header, config: ESConfig) -> None:
     """Compare the settings, data and weights of `now` with those that the run began with.
 
-    A setting that the journal lacks had its default.
+    If the journal does not have a setting, the run used its default.
 
     Raises:
         ConfigError: something differs that may not change.
@@ -67,7 +67,7 @@ def _check_settings(before: dict[str, Any], now: dict[str, Any], run: str) -> No
     defaults = recorded({field.name: field.default for field in dataclasses.fields(RunConfig)})
     before = defaults | recorded(before)
     now = defaults | recorded(now)
-    # `fitness` follows from pass_k; an error should name the setting that the user gave.
+    # `recorded` adds the former setting `fitness`, which follows from pass_k; errors name pass_k.
     for name in sorted(now.keys() - MAY_CHANGE_ON_RESUME - {"fitness"}):
         old, new = before.get(name), now[name]
         if old == new:

@@ -51,8 +51,8 @@ class StepEvaluation:
 
     Args:
         tick: called often while results are awaited; it may raise an error to end the step.
-        first_step: this is the run's first step. If a reward function fails on its first variant,
-            the run ends, since that is a bug.
+        first_step: this is the run's first step. With on_reward_error `lowest` or `raise`, a reward
+            function that fails on the first variant ends the run, since that is probably a bug.
         best_of: `best` is the best of the first `best_of` variants; 0 leaves it empty.
 
     Attributes:
@@ -86,7 +86,7 @@ class StepEvaluation:
         self._tick = tick
         self._first_step = first_step
         self._best_of = best_of
-        self._best_fitness = -math.inf
+        self._best_reward = -math.inf
         self._pending: dict[int, tuple[Pending, Evaluation]] = {}
         self._scored: dict[int, Scored] = {}
         self.started = time.perf_counter()
@@ -109,6 +109,7 @@ class StepEvaluation:
             self._await_scores()
         self._tick(self)  # a signal may have arrived with the last scores
         self.seconds += time.perf_counter() - started
+        # Settled together with the earlier ones, because `lowest` is the lowest of the step.
         results = self._settled()[before:]
         self.results += results
         return results
@@ -168,8 +169,8 @@ class StepEvaluation:
 
     def _take(self, scores: Scores, evaluation: Evaluation) -> None:
         """Keep a variant's scores, but not its completions, which would fill the memory."""
-        if evaluation.index < self._best_of and scores.fitness > self._best_fitness:
-            self._best_fitness = scores.fitness
+        if evaluation.index < self._best_of and scores.mean_reward > self._best_reward:
+            self._best_reward = scores.mean_reward
             self.best = records(self._rows, evaluation.completions, scores)
         self.lost = self.lost or self._first_lost(scores, evaluation)
         scores.extra.clear()

@@ -11,15 +11,15 @@ from estune.monitor.metrics import as_json, size_metrics, step_metrics, tokens_g
 from estune.run.distance import distance, travelled
 from estune.run.mixture import Mixture
 from estune.run.step_evaluation import StepEvaluation
-from estune.strategy.fitness import Fitness, Rewards
 from estune.strategy.search import SizeSearch
+from estune.strategy.shaping import Fitness, Rewards
 from estune.strategy.step_size import StepSize
 from estune.theta.journal import Step
 
 
 @dataclass(frozen=True)
 class Update:
-    """An update that θ has made, and what led to it.
+    """An update that was applied to θ, and what it was computed from.
 
     coefficients: cₙ, one per seed; empty if θ did not move.
     rewards: (N, B); fitness: (N,).

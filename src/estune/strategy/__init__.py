@@ -17,8 +17,7 @@ from estune.common.types import Candidate, Member
 from estune.config import ESConfig
 from estune.noise.seeds import GOLDEN, mix, seed_of
 from estune.strategy import schedules
-from estune.strategy.fitness import Fitness
-from estune.strategy.shaping import shaped
+from estune.strategy.shaping import Fitness, shaped
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +57,7 @@ def tell(
 
     Args:
         fitness: R (N,).
+        step: used only if `alpha` is None.
         alpha: α; default the schedule's α of `step`.
     """
     alpha = schedules.alpha(config, step) if alpha is None else alpha

@@ -2,9 +2,10 @@
 
 An update of size α gains about (α/σ)·s, where s is the standard deviation of the members' fitness.
 The noise in that update costs about ((α/σ)²/N)·D, where D is how far the members' mean reward is
-below θ's. The difference is largest at α = σ·N·s/(2D), if the members' gains add up.
+below θ's. The difference is largest at α = σ·N·s/(2D), if moving along the noise of many members
+gains what moving along that of each one gains.
 
-No formula tells how well they add up, so a size is tried: θ after the update is evaluated like a
+No formula tells how nearly that holds, so a size is tried: θ after the update is evaluated like a
 member. As in a trust region, half the size is tried too if the update gains less than a quarter of
 the predicted gain, and twice the size if it gains more than half. If it loses more than chance
 explains, smaller and smaller sizes are tried, and finally no update is made.
@@ -26,7 +27,7 @@ from estune import strategy
 from estune.common.moments import divided, exponent, known
 from estune.common.moments import mean as exact_mean
 from estune.config import ESConfig
-from estune.strategy.fitness import Fitness, PromptRewards, Rewards
+from estune.strategy.shaping import Fitness, PromptRewards, Rewards
 from estune.strategy.step_size import LearnedSize, StepSize
 
 _LEAST = 0.5  # lower bound of the first α/σ that a step tries; the paper's value
@@ -35,10 +36,11 @@ _POOR = 0.25  # fraction of the predicted gain below which a smaller size is tri
 _GOOD = 0.5  # fraction of the predicted gain above which a larger size is tried
 _LARGER = 1.2  # a larger size is tried only if it is larger by this factor
 _BETTER = 0.5  # another size replaces the first only if better by this many standard errors
-_CHANCE = 1.645  # standard errors that a harmless update loses by chance once in twenty times
+_CHANCE = 1.645  # standard errors that an update without effect seems to lose in 1 of 20 cases
 _FAR = 2.0  # σ shrinks if the members' mean is more standard deviations than this below θ's
-_ABOVE = 0.5  # σ shrinks, too, if the mean is this many standard deviations above θ's,
-_SURE = 2.5  # and also this many standard errors
+# σ also shrinks if the mean is above θ's by both of these.
+_ABOVE = 0.5  # standard deviations
+_SURE = 2.5  # standard errors
 _BACK = 1.1  # factor by which a σ that shrank grows back per step
 _RANGE = 16.0  # factor by which σ may differ from the setting `sigma`
 
@@ -154,8 +156,8 @@ class PopulationRewards:
     def slope(self, sigma: float) -> float:
         """The gain of an update to first order, divided by its size α.
 
-        Moving θ by σ·ε is taken to gain that member's mean reward; for a pair, half the difference
-        of the two. A constant makes no difference, because the coefficients sum to 0.
+        Assumes that moving θ by a member's σ·ε gains this member's mean reward; for a pair, half
+        the difference of the two. A constant makes no difference, as the coefficients sum to 0.
         """
         paired = len(self.mean_rewards) > len(self.unit)
         gains = (

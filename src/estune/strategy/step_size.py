@@ -1,8 +1,8 @@
 """The σ and α of a step: scheduled, or with `learning_rate: auto` learned by earlier steps.
 
 Each step passes α to the next, not α/σ. If the reward is quadratic in θ, the spread of the fitness
-grows with σ and the members' loss with σ², so the best α does not depend on σ. How a step finds its
-α is in search.py.
+grows with σ and the members' drop in reward with σ², so σ cancels in the best α. How a step finds
+its α is in search.py.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 from estune.config import ESConfig
 from estune.errors import ConfigError
 from estune.strategy import schedules
-from estune.strategy.fitness import PromptRewards
+from estune.strategy.shaping import PromptRewards
 
 _REACH = 0.04  # the largest RMS change in one update, as a fraction of the weights' RMS
 

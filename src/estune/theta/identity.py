@@ -74,7 +74,8 @@ def seal(folder: Path, identity: Identity) -> None:
 def fault(folder: Path, identity: Identity | None = None) -> str | None:
     """Return what is wrong with a sealed checkpoint, or None.
 
-    The seal must be whole, the weights those that it names, and θ that of `identity`, if given.
+    The seal must be whole, the weights must be those that it names, and θ must be that of
+    `identity`, if given.
     """
     record = _sealed(folder)
     if record is None:

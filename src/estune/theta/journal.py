@@ -1,9 +1,9 @@
 """The record of a run: a text file that, with the base model, gives θ at any step, bit for bit.
 
-`journal.jsonl` has a line about the run, then one per step (records.py). A step counts once its
-line is on the disk, so a run that was killed at any moment resumes by applying the lines that it
-left. A torn last line is what a kill leaves behind, and is dropped; damage anywhere else is an
-error.
+`journal.jsonl` has a line about the run, then one per step (records.py). A step counts as done as
+soon as its line is on the disk, so a run that was killed at any moment resumes by applying the
+lines that it left. A torn last line is what a kill leaves behind, and is dropped; damage anywhere
+else is an error.
 """
 
 import os
@@ -145,9 +145,11 @@ class Journal:
             )
         wanted = self.digest(version)
         if wanted and theta.digest() != wanted:
-            base = "the base model is not the one that"
-            whose = f"θ at step {version} is not what" if version else base
-            raise JournalError(f"{self.path}: {whose} this run had (digest {wanted})")
+            if version:
+                wrong = f"θ at step {version} is not what this run had (digest {wanted})"
+            else:
+                wrong = f"the base model is not the one that this run had (digest {wanted})"
+            raise JournalError(f"{self.path}: {wrong}")
 
     def digest(self, step: int) -> str | None:
         """Return θ's digest after `step`, if the journal has it."""

@@ -1,9 +1,9 @@
 """What a journal's lines hold: one record about the run, then one per step, each checked.
 
-A line is refused by its number if it is damaged, has a field that this version does not know, or
-does not follow from the line before. Lines of format 2 are chained (checksummed_lines.py). Lines
-of format 1 are not, but a step's seeds follow from the run's seed, which exposes most lines of
-other runs.
+A line is refused, and the message gives its number, if it is damaged, has a field that this version
+does not know, or does not follow from the line before. Lines of format 2 are chained
+(checksummed_lines.py). Lines of format 1 are not, but a step's seeds follow from the run's seed,
+which exposes most lines of other runs.
 """
 
 import json
@@ -51,7 +51,7 @@ class Step:
     rewards: one fitness per member; None for a member that was left out.
     decay: the fp32 d by which θ first moved towards θ₀; None without weight decay.
     task_rewards: the mean reward of each task of a mixture, which a curriculum reads.
-    digest: θ's, after steps that save.
+    digest: θ's, after steps that are saved or evaluated, or may be the last.
     control: with `learning_rate: auto`, what the next step size depends on (step_size.py).
     notes: whatever does not affect θ.
     """

@@ -44,7 +44,7 @@ class Staging:
 
     @contextmanager
     def copied(self, theta: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield `theta` copied to the device, as fp32 (B,).
+        """Yield `theta` copied to the device, as a flat fp32 tensor.
 
         The block must queue its work in the current stream.
         """

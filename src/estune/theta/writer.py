@@ -6,7 +6,7 @@ All arithmetic is fp32 and never fused; fl rounds to fp32, rn to the dtype of th
     (2) update      δ ← fl(δ + fl(cₙ·εₙ)) for each seed in order, from δ = 0; then θ ← fl(θ + δ)
     (3) decay       θ ← fl(θ₀ + fl(fl(1−d)·fl(θ−θ₀))), before (2)
 
-Each is elementwise and in a fixed order, so neither jobs nor threads nor devices change a bit.
+Each is elementwise and in a fixed order, so jobs, threads and devices do not matter to the bits.
 Jobs run in threads on a CPU; on a device they are queued in the caller's stream. From host memory
 to a device, θ passes through two buffers (streaming.py).
 """
@@ -178,7 +178,8 @@ def _write_strided(
 ) -> kernels.Finite:
     """Write a span into a tensor that is not contiguous, through scratch memory.
 
-    The scratch memory is never larger than one expert of a tensor (experts, ...).
+    It holds at most HOST_JOB elements, and of a tensor of more than two dimensions one slice along
+    the first, such as one expert.
     """
     most = min(HOST_JOB, target[0].numel() if target.dim() > 2 else HOST_JOB)
     finite = []
@@ -199,8 +200,8 @@ def _write_strided(
 def _copy(values: torch.Tensor, box: torch.Tensor) -> None:
     """Copy into a strided view; on a CPU few rows at a time.
 
-    Where rows are transposed in memory, each of their elements lies in another cache line. Few rows
-    fill these lines before they leave the cache, which takes a fifth of the time.
+    In transposed memory the neighbours in a row lie in different cache lines. With few rows at a
+    time each line is filled while it is still in the cache, and the copy takes a fifth of the time.
     """
     if box.device.type != "cpu" or box.dim() < 2:
         box.copy_(values)

@@ -85,7 +85,7 @@ class Evaluator(Protocol):
 class Workers(Evaluator, Protocol):
     """Evaluate members, and keep every replica of θ equal.
 
-    What is only needed with several replicas of θ or several launched processes does nothing here.
+    The methods that matter only with several replicas or launched processes do nothing by default.
     """
 
     def update(self, update: ThetaUpdate) -> None:

@@ -218,7 +218,7 @@ class _Scorer:
         first = self.tokens == 0
         self.tokens += sum(len(completion.ids) for completion in completions)
         scores = self._rewards.score(rows, completions, columns.get("trainer_state"), first=first)
-        self.reward = scores.fitness
+        self.reward = scores.mean_reward
         return [None if math.isnan(value) else float(value) for value in scores.total]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from estune import strategy
 from estune.config import ESConfig
 from estune.errors import ConfigError
-from estune.strategy.fitness import centered, fitness_of, mean, pass_at_k, standardized
+from estune.strategy.shaping import centered, fitness_of, mean, pass_at_k, standardized
 
 NAN = np.nan
 REWARD = st.sampled_from([0.0, 0.1, 1.0, 1.1])
