@@ -205,6 +205,18 @@ def readme_commands() -> list[list[str]]:
 
 
 @pytest.mark.slow
+def test_the_model_of_the_vision_recipe_is_made_and_learns_from_images(tmp_path, from_the_root):
+    make_it = [sys.executable, "recipes/vision/make_model.py", tmp_path / "model", "2"]
+    subprocess.run(make_it, check=True, capture_output=True)
+    settings = {"model_name_or_path": tmp_path / "model", "output_dir": tmp_path / "out"}
+    settings |= {"max_steps": 1, "population_size": 2, "batch_size": 4, "eval_steps": 1}
+    settings |= {"max_train_samples": 8, "max_eval_samples": 8}
+    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    assert main(["train", "--config", "recipes/vision/shapes.yaml", *flags]) == 0
+    assert (tmp_path / "out/checkpoint-1/model.safetensors").exists()
+
+
+@pytest.mark.slow
 def test_the_commands_of_the_readme_run_as_they_stand(tiny, tmp_path, monkeypatch, capsys):
     """Run them in order in one folder that has a small model, a data file and a reward function."""
     monkeypatch.chdir(tmp_path)

@@ -2,8 +2,9 @@
 
   python recipes/vision/make_model.py [FOLDER]
 
-It has a CLIP tower, a projector and a Llama. Gradient descent stops while it is often wrong; the
-rest is left to evolution strategies.
+It has a CLIP tower, a projector and a Llama. Nine in ten of the images that it learns from show a
+circle or a square, so it sees the other shapes but rarely names them. Evolution strategies then
+tune it on images of all shapes.
 """
 
 import sys
@@ -18,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from recipes.vision.shapes import COLORS, QUESTION, SHAPES, SIDE, rows
 
 FOLDER = "models/shapes-llava"
-STEPS = 120
+STEPS = 600
+SHARES = (0.6, 0.3, 0.05, 0.05)  # of the shapes
 PATCH = 8
 TEMPLATE = (
     "{% for m in messages %}{% for p in m['content'] %}"
@@ -99,7 +101,7 @@ def model(words: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
 
 def batch(reads: LlavaProcessor, step: int) -> dict[str, torch.Tensor]:
     """Return inputs of 64 new images with their answers, whose tokens alone are learned."""
-    made = rows(64, 1000 + step)
+    made = rows(64, 1000 + step, SHARES)
     places = "<image> " + QUESTION + " answer "
     inputs = reads(
         text=[f"{places}{row['answer']} <eos>" for row in made],
@@ -120,7 +122,7 @@ def main(folder: Path, steps: int = STEPS) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if step % 20 == 0:
+        if step % 100 == 0:
             print(f"step {step}: loss {loss.item():.3f}", flush=True)
     learner.generation_config.pad_token_id = 0
     learner.save_pretrained(folder)

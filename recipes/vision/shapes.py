@@ -1,11 +1,12 @@
 """Name the color and the shape that a small image shows: a task that a blind model cannot solve.
 
-  python recipes/vision/make_model.py            # the model, in about two minutes
+  python recipes/vision/make_model.py            # the model, in about a minute
   estune train --config recipes/vision/shapes.yaml
 
 The images are drawn here; nothing is downloaded.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,16 @@ def draw(color: str, shape: str, generator: np.random.Generator) -> Image.Image:
     return image
 
 
-def rows(count: int, seed: int) -> list[Row]:
-    """Return rows of random shapes; the same seed gives the same rows."""
+def rows(count: int, seed: int, shares: Sequence[float] | None = None) -> list[Row]:
+    """Return rows of random shapes; the same seed gives the same rows.
+
+    shares: how often each shape comes; default equally often.
+    """
     generator = np.random.default_rng(seed)
     made = []
     for _ in range(count):
         color = str(generator.choice(list(COLORS)))
-        shape = str(generator.choice(SHAPES))
+        shape = str(generator.choice(SHAPES, p=shares))
         made.append(
             {
                 "prompt": [{"role": "user", "content": QUESTION}],
@@ -84,5 +88,5 @@ TASK = Task(
     train=lambda count: rows(256 if count is None else count, 1),
     test=lambda count: rows(256 if count is None else count, 2),
     reward_funcs=(named,),
-    defaults={"max_completion_length": 3, "batch_size": 64},
+    defaults={"max_completion_length": 3, "batch_size": 256},
 )
