@@ -130,6 +130,25 @@ BENCHMARKS = (
         ),
     ),
     Benchmark(
+        "requests",
+        "benchmarks.requests",
+        "requests that arrive while others run",
+        (
+            Ratio(
+                "together_over_generate_transformers",
+                "tokens per second of 16 requests ÷ of one generate, transformers",
+                least=0.8,
+                margin=0.1,
+            ),
+            Ratio(
+                "together_over_generate_vllm",
+                "tokens per second of 16 requests ÷ of one generate, vLLM",
+                least=0.8,
+                margin=0.1,
+            ),
+        ),
+    ),
+    Benchmark(
         "workers",
         "benchmarks.workers",
         "a Ray worker compared with the trainer's own process",

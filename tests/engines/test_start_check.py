@@ -36,7 +36,7 @@ def place(folder, dtype="float32") -> tuple[TransformersEngine, Theta]:
 def test_an_ordinary_model_passes_without_a_word(tiny, dtype, caplog):
     engine, theta = place(tiny, dtype)
     engine.check(theta, CENTER)
-    assert engine._batch_size == 64
+    assert engine._loop.most == 64
     assert not caplog.records
 
 

@@ -71,7 +71,7 @@ def test_a_special_token_that_is_no_stop_string_is_left_out_of_the_text(tokenize
 
 
 def test_generation_stops_at_a_special_token_and_remembers_it_behind_padding(tokenizer):
-    criterion = Stopped(Stops(tokenizer, ["<turn>"]), 1)
+    criterion = Stopped([Stops(tokenizer, ["<turn>"])] * 2, [[], []], 1)
     rows = [ids(tokenizer, text) for text in ("cat the sky <turn>", "cat the sky is")]
     assert criterion(torch.tensor(rows), None).tolist() == [True, False]
     later = [[*row, *[0] * 30] for row in rows]

@@ -104,7 +104,7 @@ def test_the_batch_is_halved_when_memory_runs_out_and_stays_so(tiny, monkeypatch
     wanted, one = generated(transformers_engine(tiny), budget=4), transformers_engine(tiny)
     cramped = Cramped(one._model.generate, 2)
     monkeypatch.setattr(one._model, "generate", cramped)
-    one._batch_size = 8
+    one._loop.most = 8
     assert generated(one, budget=4) == wanted
     assert cramped.sizes == [5, 4, 2, 2, 1]
     assert generated(one, budget=4) == wanted

@@ -4,7 +4,7 @@ An engine does not know rewards or the strategy. If it cannot load a weight, it 
 `EngineError`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Protocol
 
 import torch
@@ -45,6 +45,35 @@ class Engine(Protocol):
         Raises:
             EngineError: the model failed.
         """
+
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        max_completion_length: int,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> int:
+        """Ask for one completion of a prompt; return the request's number.
+
+        The completion depends on the request alone, up to the engine's rounding. `sampling.n` is
+        not used, and `stop` is added to the run's stop strings.
+
+        Raises:
+            DataError: the model cannot read the prompt.
+        """
+
+    def step(self) -> list[tuple[int, Completion]]:
+        """Add some tokens to every request, and return the numbers and completions that ended.
+
+        Requests that were submitted since the last step join the others if there is room.
+
+        Raises:
+            EngineError: the model failed. The requests remain until they are aborted.
+        """
+
+    def abort(self, numbers: Container[int]) -> None:
+        """Forget the requests with these numbers. None may be left when a variant is loaded."""
 
     def prompt_lengths(self, prompts: Sequence[Prompt]) -> list[int]:
         """Return the number of tokens in each prompt."""

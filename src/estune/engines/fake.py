@@ -5,7 +5,9 @@ completion, so the reward of a length task responds to θ as with a real model, 
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,6 +27,8 @@ class FakeEngine:
 
     def __init__(self, checkpoint: Checkpoint, names: Iterable[str]) -> None:
         self._weights = {name: checkpoint.read(name).float() for name in names}
+        self._numbers = itertools.count()
+        self._requests: dict[int, Completion] = {}
 
     @property
     def context_length(self) -> int:
@@ -60,6 +64,29 @@ class FakeEngine:
             for extra in _extras(prompt, sampling):
                 completions.append(_letters(length + extra, max_completion_length))
         return completions
+
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        max_completion_length: int,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> int:
+        number = next(self._numbers)
+        one = replace(sampling, n=1) if sampling else None
+        [self._requests[number]] = self.generate(
+            [prompt], max_completion_length=max_completion_length, sampling=one
+        )
+        return number
+
+    def step(self) -> list[tuple[int, Completion]]:
+        ended, self._requests = self._requests, {}
+        return list(ended.items())
+
+    def abort(self, numbers: Container[int]) -> None:
+        for number in [each for each in self._requests if each in numbers]:
+            del self._requests[number]
 
 
 def _length(flat: NDArray[np.float32], prompt: str) -> float:

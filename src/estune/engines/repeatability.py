@@ -36,10 +36,9 @@ class Probe:
     tokens: list[int]
 
     @classmethod
-    def of(cls, recorder: LogitsRecorder, ids: torch.Tensor, row: int) -> "Probe":
-        """Return the probe of `row` in a batch whose ids (B, L) end with the new tokens."""
-        steps = len(recorder.logits)
-        return cls([step[row] for step in recorder.logits], ids[row].tolist()[-steps:])
+    def of(cls, recorder: LogitsRecorder, row: int, tokens: list[int]) -> "Probe":
+        """Return the probe of one row of a batch, to which the model added `tokens`."""
+        return cls([step[row] for step in recorder.logits], tokens)
 
 
 def difference(one: Probe, other: Probe) -> float:

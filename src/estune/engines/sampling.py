@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from estune.common.types import Sampling
 
@@ -21,27 +22,31 @@ def sample_seeds(ids: Sequence[int], sampling: Sampling) -> list[int]:
 
 
 class Drawn:
-    """A logits processor for greedy generation that leaves only the drawn token in each row.
+    """A logits processor for greedy generation that leaves only the drawn token in some rows.
 
     Args:
-        seeds: one per row.
+        rows: the positions in the batch of the rows to draw for (R).
+        uniform: a number in [0, 1) for each new token of each (R, T).
         sampling: temperature and top_p.
-        prompt_length: tokens in each row before the first new one.
-        budget: the maximum of new tokens.
+        width: tokens in each row before the first new one.
     """
 
     def __init__(
-        self, seeds: Sequence[int], sampling: Sampling, prompt_length: int, budget: int
+        self, rows: Sequence[int], uniform: NDArray[np.float32], sampling: Sampling, width: int
     ) -> None:
-        streams = [np.random.default_rng(seed).random(budget, np.float32) for seed in seeds]
-        self._uniform = torch.from_numpy(np.stack(streams))  # (B, budget)
+        self._rows = torch.tensor(rows)
+        self._uniform = torch.from_numpy(uniform)
         self._sampling = sampling
-        self._prompt_length = prompt_length
+        self._width = width
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        uniform = self._uniform[:, ids.shape[1] - self._prompt_length].to(scores.device)  # (B,)
-        chosen = draw(scores, uniform, self._sampling)
-        return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)
+        rows = self._rows.to(scores.device)
+        uniform = self._uniform[:, ids.shape[1] - self._width].to(scores.device)  # (R,)
+        chosen = draw(scores[rows], uniform, self._sampling)
+        scores = scores.clone()
+        scores[rows] = -torch.inf
+        scores[rows, chosen] = 0.0
+        return scores
 
 
 def draw(scores: torch.Tensor, uniform: torch.Tensor, sampling: Sampling) -> torch.Tensor:

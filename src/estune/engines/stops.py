@@ -38,6 +38,10 @@ class Stops:
         """Whether the text of `ids` contains a stop string."""
         return self._contains(ids, self.strings) or self._contains(ids, self.special, special=True)
 
+    def ends(self, ids: list[int]) -> bool:
+        """Whether a stop string ends near the last of `ids`; others are not looked for."""
+        return bool(self) and self.found(ids[-self.window :]) and self.found(ids)
+
     def first(self, ids: list[int]) -> int | None:
         """Return how many tokens there are up to the end of the first stop string; None if none."""
         if not self.found(ids):
@@ -89,23 +93,27 @@ class Stopped:
     transformers' own criterion compares stop strings with the tokens' spelling, and fails if a
     tokenizer decodes its tokens to something else.
 
+    Args:
+        stops: the stop strings of each row (B).
+        before: the tokens that earlier calls added to each row (B).
+        width: how many columns were there before this call.
+
     Attributes:
         rows: whether each row has contained a stop string so far (B,).
     """
 
-    def __init__(self, stops: Stops, prompt_length: int) -> None:
+    def __init__(self, stops: Sequence[Stops], before: Sequence[list[int]], width: int) -> None:
         self._stops = stops
-        self._prompt_length = prompt_length
-        self.rows = torch.tensor(False)
+        self._before = before
+        self._width = width
+        self.rows = torch.tensor([False] * len(stops))
 
     def __call__(self, ids: torch.Tensor, scores: Any, **settings: Any) -> torch.Tensor:
-        found = [self._ends(row) for row in ids[:, self._prompt_length :].tolist()]
+        added = ids[:, self._width :].tolist()
+        each = zip(self._stops, self._before, added, strict=True)
+        found = [stops.ends(before + new) for stops, before, new in each]
         self.rows = self.rows.to(ids.device) | torch.tensor(found, device=ids.device)
         return self.rows
-
-    def _ends(self, new: list[int]) -> bool:
-        """Whether a row contains a stop string. Its last tokens come first, to decode fewer."""
-        return self._stops.found(new[-self._stops.window :]) and self._stops.found(new)
 
 
 def decoded(tokenizer: Any, ids: list[int], *, special: bool = False) -> str:

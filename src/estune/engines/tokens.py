@@ -79,13 +79,24 @@ class Tokenizer:
                     return token
         return 0
 
-    def completion(self, new: list[int], ends: set[int], budget: int) -> Completion:
-        """Return generated tokens as a completion, cut at the first end token or stop string."""
+    def stops_with(self, more: Sequence[str]) -> Stops:
+        """Return the run's stop strings and `more`."""
+        return Stops(self.inner, [*self.stops.strings, *more]) if more else self.stops
+
+    def completion(
+        self, new: list[int], ends: set[int], budget: int, stops: Stops | None = None
+    ) -> Completion:
+        """Return generated tokens as a completion, cut at the first end token or stop string.
+
+        stops: the stop strings, if they are not the run's.
+        """
+        if stops is None:
+            stops = self.stops
         length = next((i for i, token in enumerate(new) if token in ends), len(new))
-        stopped = self.stops.first(new[:length])
+        stopped = stops.first(new[:length])
         ids = new[:length] if stopped is None else new[:stopped]
         clipped = stopped is None and length == budget
-        return Completion(self.stops.before(ids), ids, clipped=clipped)
+        return Completion(stops.before(ids), ids, clipped=clipped)
 
     def _inputs_at(self, prompt: Prompt, row: int, vocabulary: int | None) -> Inputs:
         try:

@@ -5,39 +5,38 @@ parameters. Greedy means the most likely token and nothing else: a repetition pe
 in the model's generation config is ignored, as in TRL and vLLM.
 """
 
-import gc
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from estune.common.guard import guarded, reason
+from estune.common.guard import guarded
 from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Variant
 from estune.config import ESConfig
 from estune.engines import repeatability
 from estune.engines.base import check_weights
-from estune.engines.batch import Batch
+from estune.engines.batch import Batch, Row
 from estune.engines.cache_reuse import Reuse
 from estune.engines.expert_load import ExpertCounter
 from estune.engines.grouped_attention import group_heads
 from estune.engines.own_parameters import OwnParameters
 from estune.engines.repeatability import LogitsRecorder, Probe
-from estune.engines.sampling import Drawn, sample_seeds
-from estune.engines.stops import Stopped
+from estune.engines.row_loop import RowLoop, greedy
+from estune.engines.sampling import sample_seeds
+from estune.engines.stops import Stops
 from estune.engines.tokens import Tokenizer
-from estune.engines.vision import Inputs, merged
-from estune.errors import EngineError, EstuneError, ModelError
+from estune.engines.vision import Inputs
+from estune.errors import EngineError, ModelError
 from estune.theta.architectures import auto_class
 from estune.theta.checkpoint import open_checkpoint
 from estune.theta.parameters import Layout
 from estune.theta.theta import Theta
 
 logger = logging.getLogger(__name__)
-
-_STEPS = 8  # tokens per call of generate, after which sequences that have ended leave the batch
 
 
 class TransformersEngine:
@@ -74,12 +73,14 @@ class TransformersEngine:
         logger.log(level, "%s", self._reuse.describe())
         self._pad = self._tokenizer.padding(self._vocabulary)
         self._experts = ExpertCounter(model, self._pad)
-        self._batch_size = config.generation_batch_size
         ends = self._tokenizer.ends(model.generation_config)
         self._end = {token for token in ends if token < self._vocabulary}
+        most = config.generation_batch_size
+        self._loop = RowLoop(model, self._reuse, self._pad, self._end, most)
+        self._numbers = itertools.count()
         self._checked = False
         # `generate` takes settings that we leave out from the model's generation config.
-        model.generation_config = self._greedy(1)
+        model.generation_config = greedy(1, self._end, self._pad)
 
     @property
     def context_length(self) -> int:
@@ -123,30 +124,61 @@ class TransformersEngine:
     ) -> list[Completion]:
         inputs = self._inputs(prompts)
         self._experts.start()
-        seeds: list[int] = []
-        if sampling:
-            seeds = [seed for one in inputs for seed in sample_seeds(one.ids, sampling)]
-            inputs = [one for one in inputs for _ in range(sampling.n)]
         # One budget for all, so that completions don't depend on how batches are formed.
         longest = max(map(len, inputs), default=0)
         budget = min(max_completion_length, self.context_length - longest)
+        rows = self._rows(inputs, budget, sampling)
         # Prompts of similar length in one batch need the least padding.
-        order = sorted(range(len(inputs)), key=lambda i: (inputs[i].kind, len(inputs[i])))
-        completions: dict[int, Completion] = {}
-        while len(completions) < len(order):
-            batch = order[len(completions) : len(completions) + self._batch_size]
-            batch = [i for i in batch if inputs[i].kind == inputs[batch[0]].kind]
-            chosen = [inputs[i] for i in batch]
-            drawn = [seeds[i] for i in batch] if sampling else []
-            try:
-                done = self._generate_batch(chosen, budget, drawn, sampling)
-            except EstuneError:
-                raise
-            except Exception as error:  # a model's own code may raise anything
-                self._shrink(error)
-                continue
-            completions.update(zip(batch, done, strict=True))
-        return [completions[i] for i in range(len(order))]
+        order = sorted(rows, key=lambda row: (row.inputs.kind, len(row.inputs)))
+        while order:
+            kind = order[0].inputs.kind
+            batch = [row for row in order[: self._loop.most] if row.inputs.kind == kind]
+            order = order[len(batch) :]
+            for row in batch:
+                self._loop.submit(row)
+            unfinished = len(batch)
+            while unfinished:
+                unfinished -= len(self._loop.step())
+        return [self._completion(row) for row in rows]
+
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        max_completion_length: int,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> int:
+        [inputs] = self._inputs([prompt])
+        budget = min(max_completion_length, self.context_length - len(inputs))
+        seed = sample_seeds(inputs.ids, sampling)[0] if sampling else 0
+        stops = self._tokenizer.stops_with(stop)
+        row = Row(next(self._numbers), inputs, budget, stops, sampling, seed)
+        self._loop.submit(row)
+        return row.number
+
+    def step(self) -> list[tuple[int, Completion]]:
+        return [(row.number, self._completion(row)) for row in self._loop.step()]
+
+    def abort(self, numbers: Container[int]) -> None:
+        self._loop.abort(numbers)
+
+    def _rows(self, inputs: list[Inputs], budget: int, sampling: Sampling | None) -> list[Row]:
+        """Return the rows of prompts: one each, or `sampling.n`."""
+        stops = self._tokenizer.stops
+        if sampling is None:
+            return [Row(next(self._numbers), one, budget, stops) for one in inputs]
+        return [
+            Row(next(self._numbers), one, budget, stops, sampling, seed)
+            for one in inputs
+            for seed in sample_seeds(one.ids, sampling)
+        ]
+
+    def _completion(self, row: Row) -> Completion:
+        completion = self._tokenizer.completion(
+            row.new[: row.budget], self._end, row.budget, row.stops
+        )
+        return replace(completion, finite=row.finite)
 
     def _check_repeatable(self, theta: Theta, variant: Variant) -> Probe:
         first, again = (self._probe(repeatability.PROMPTS[:1])[0] for _ in range(2))
@@ -167,12 +199,12 @@ class TransformersEngine:
     def _check_batch(self, alone: Probe) -> None:
         batched = self._probe(repeatability.PROMPTS)[0]
         apart = repeatability.difference(alone, batched)
-        if self._batch_size > 1 and not repeatability.within_rounding(apart, self._model.dtype):
+        if self._loop.most > 1 and not repeatability.within_rounding(apart, self._model.dtype):
             logger.warning(
                 "this model's completions depend on the other prompts of a batch, "
                 "so prompts are completed one at a time"
             )
-            self._batch_size = 1
+            self._loop.most = 1
 
     @torch.inference_mode()
     def _probe(self, prompts: Sequence[Sequence[int]]) -> list[Probe]:
@@ -180,109 +212,15 @@ class TransformersEngine:
         room = max(1, self.context_length - repeatability.STEPS)
         encoded = [[token % self._vocabulary for token in prompt][:room] for prompt in prompts]
         recorder = LogitsRecorder()
+        none = Stops(self._tokenizer.inner, [])
+        rows = [Row(0, Inputs(ids), repeatability.STEPS, none) for ids in encoded]
         with guarded(EngineError, "the model failed to complete a prompt of a few tokens"):
-            batch = Batch(self._model, self._reuse, encoded, self._pad)
-            self._extend(batch, max(map(len, encoded)), repeatability.STEPS, [recorder])
-        return [Probe.of(recorder, batch.ids, row) for row in range(len(encoded))]
+            batch = Batch(self._model, self._reuse, rows, self._pad)
+            self._loop.extend(batch, repeatability.STEPS, (recorder,))
+        return [Probe.of(recorder, position, row.new) for position, row in enumerate(rows)]
 
     def _inputs(self, prompts: Sequence[Prompt]) -> list[Inputs]:
         return self._tokenizer.inputs(prompts, self._vocabulary)
-
-    @torch.inference_mode()
-    def _generate_batch(
-        self, inputs: list[Inputs], budget: int, seeds: list[int], sampling: Sampling | None
-    ) -> list[Completion]:
-        """Complete prompts of one kind: greedily, or drawn with one of `seeds` each."""
-        batch = self._batch(inputs)
-        longest = max(map(len, inputs))
-        done: dict[int, Completion] = {}
-        finite = [True] * len(inputs)
-        while batch.remaining:
-            watch = _FiniteRows()
-            processors: list[Any] = [watch]
-            if sampling:
-                remaining = [seeds[index] for index in batch.remaining]
-                processors.append(Drawn(remaining, sampling, longest, budget))
-            ended = self._extend(batch, longest, budget, processors)
-            for row, index in enumerate(batch.remaining):
-                finite[index] &= bool(watch.finite[row])
-                if ended[row]:
-                    new = batch.ids[row, longest:].tolist()
-                    completion = self._tokenizer.completion(new, self._end, budget)
-                    done[index] = replace(completion, finite=finite[index])
-            batch.keep([row for row, over in enumerate(ended) if not over])
-        return [done[index] for index in range(len(inputs))]
-
-    def _batch(self, inputs: Sequence[Inputs]) -> Batch:
-        """Return the batch of prompts of one kind; those with images are completed in one call."""
-        features = merged(inputs, self._model.device, self._model.dtype)
-        reuse = self._reuse.none("a prompt holds images") if features else self._reuse
-        return Batch(self._model, reuse, [one.ids for one in inputs], self._pad, features)
-
-    def _extend(self, batch: Batch, longest: int, budget: int, processors: list[Any]) -> list[bool]:
-        """Generate some more tokens; return which sequences have ended."""
-        room = longest + budget - batch.ids.shape[1]
-        settings: dict[str, Any] = {"generation_config": self._greedy(room)}
-        if batch.cache is not None:
-            settings = {
-                "generation_config": self._greedy(min(room, _STEPS)),
-                self._reuse.argument: batch.cache,
-            }
-        stop = Stopped(self._tokenizer.stops, longest)
-        ids = self._model.generate(
-            input_ids=batch.ids,
-            attention_mask=batch.mask,
-            stopping_criteria=[stop] if self._tokenizer.stops else None,
-            logits_processor=processors,
-            **batch.features,
-            **settings,
-        )
-        batch.extend(ids)
-        if ids.shape[1] == longest + budget:
-            return [True] * len(ids)
-        ends = torch.tensor([*self._end], dtype=ids.dtype, device=ids.device)
-        over = torch.isin(ids[:, longest:], ends).any(1)  # (B,)
-        return (over | stop.rows.to(ids.device)).tolist()
-
-    def _greedy(self, budget: int) -> Any:
-        from transformers import GenerationConfig
-
-        return GenerationConfig(
-            do_sample=False,
-            max_new_tokens=budget,
-            eos_token_id=sorted(self._end) or None,
-            pad_token_id=self._pad,
-        )
-
-    def _shrink(self, error: Exception) -> None:
-        """Halve the batch size after running out of memory; raise any other error."""
-        exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        if not exhausted and "allocate memory" not in str(error).lower():
-            raise EngineError(f"the model failed to generate ({reason(error)})") from error
-        if self._batch_size == 1:
-            raise EngineError(
-                "out of memory with one sequence at a time: lower max_completion_length, "
-                "or use a smaller model or dtype"
-            ) from error
-        self._batch_size //= 2
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-class _FiniteRows:
-    """A logits processor that changes nothing.
-
-    Attributes:
-        finite: whether the largest logit of each row was always finite (B,).
-    """
-
-    def __init__(self) -> None:
-        self.finite = torch.tensor(True)
-
-    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.finite = self.finite.to(scores.device) & torch.isfinite(scores.amax(-1))
-        return scores
 
 
 def open_engine(

@@ -5,9 +5,10 @@ processes map θ and write the variant's weights (`vllm_worker.py`); weights are
 `vllm…` files in this folder use parts of vLLM that change between its versions.
 """
 
+import itertools
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Vari
 from estune.config import ESConfig
 from estune.engines.repeatability import PROMPTS, STEPS
 from estune.engines.sampling import sample_seeds
+from estune.engines.stops import Stops
 from estune.engines.tokens import Tokenizer
 from estune.engines.vision import Inputs
 from estune.engines.vllm_proof import LogitsProof
@@ -79,6 +81,8 @@ class VLLMEngine:
             model_config = self._llm.llm_engine.model_config
             self._context_length = int(model_config.max_model_len)
             self._vocabulary = int(model_config.get_vocab_size())
+        self._numbers = itertools.count()
+        self._requests: dict[int, tuple[int, Stops]] = {}  # number → budget and stop strings
         self._end = {token for token in self._tokenizer.ends() if token < self._vocabulary}
         self._proof: LogitsProof | None = None
         if not all(self._in_workers("estune_familiar")):
@@ -147,21 +151,75 @@ class VLLMEngine:
     ) -> list[Completion]:
         encoded = self._tokenizer.inputs(prompts, self._vocabulary)
         budget = min(max_completion_length, self.context_length - max(map(len, encoded), default=0))
-        settings = self._sampling_settings(budget)
+        settings = self._sampling_settings(budget, self._tokenizer.stops)
         if sampling is None:
             new = self._tokens(encoded, [settings] * len(encoded))
         else:
             new = self._drawn_tokens(encoded, settings, sampling)
-        finite = all(self._in_workers("estune_finite"))  # of the variant as a whole
-        if not finite:
-            self._in_workers("estune_empty_cache")
-            self._reset_cache()
+        finite = self._finite()
         completions = [self._tokenizer.completion(ids, self._end, budget) for ids in new]
         return [replace(completion, finite=finite) for completion in completions]
 
-    def _sampling_settings(self, budget: int) -> dict[str, Any]:
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        max_completion_length: int,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> int:
+        from vllm import SamplingParams
+
+        [inputs] = self._tokenizer.inputs([prompt], self._vocabulary)
+        budget = min(max_completion_length, self.context_length - len(inputs))
+        stops = self._tokenizer.stops_with(stop)
+        settings = self._sampling_settings(budget, stops)
+        if sampling:
+            [seed] = sample_seeds(inputs.ids, replace(sampling, n=1))
+            settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
+        number = next(self._numbers)
+        with guarded(EngineError, "vLLM refused a request"):
+            self._llm.llm_engine.add_request(
+                str(number), _request(inputs), SamplingParams(**settings)
+            )
+        self._requests[number] = budget, stops
+        return number
+
+    def step(self) -> list[tuple[int, Completion]]:
+        if not self._requests:
+            return []
+        with guarded(EngineError, "vLLM failed to generate"):
+            ended = [output for output in self._llm.llm_engine.step() if output.finished]
+        if not ended:
+            return []
+        completions = []
+        for output in ended:
+            number, new = int(output.request_id), list(output.outputs[0].token_ids)
+            budget, stops = self._requests.pop(number)
+            completion = self._tokenizer.completion(new, self._end, budget, stops)
+            completions.append((number, completion))
+        finite = self._finite()
+        return [(number, replace(one, finite=finite)) for number, one in completions]
+
+    def abort(self, numbers: Container[int]) -> None:
+        gone = [number for number in self._requests if number in numbers]
+        with guarded(EngineError, "vLLM failed to abort a request"):
+            self._llm.llm_engine.abort_request([str(number) for number in gone])
+        for number in gone:
+            del self._requests[number]
+        if gone and not self._requests:
+            self._llm.llm_engine.step()  # which frees their part of the cache
+
+    def _finite(self) -> bool:
+        """Whether the variant as a whole computed only finite numbers so far."""
+        finite = all(self._in_workers("estune_finite"))
+        if not finite and not self._requests:
+            self._in_workers("estune_empty_cache")
+            self._reset_cache()
+        return finite
+
+    def _sampling_settings(self, budget: int, stops: Stops) -> dict[str, Any]:
         """Return vLLM's settings for a greedy completion of at most `budget` tokens."""
-        stops = self._tokenizer.stops
         return {
             "temperature": 0.0,
             "max_tokens": budget,

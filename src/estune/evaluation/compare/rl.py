@@ -296,8 +296,9 @@ def _stop_at(model: Any, tokenizer: Tokenizer, stop: Sequence[str], end: int) ->
     def generate(*args: Any, **settings: Any) -> torch.Tensor:
         if "stopping_criteria" in settings:  # called by estune's engine, which stops by itself
             return plain(*args, **settings)  # type: ignore[no-any-return]
-        length = settings["input_ids"].shape[1]
-        out = plain(*args, stopping_criteria=[Stopped(stops, length)], **settings)
+        count, length = settings["input_ids"].shape
+        criterion = Stopped([stops] * count, [[]] * count, length)
+        out = plain(*args, stopping_criteria=[criterion], **settings)
         for row in out[:, length:]:
             at = stops.first(row.tolist())
             if at is not None and at < len(row):

@@ -1,0 +1,87 @@
+"""Measure requests that arrive while others run, against prompts that are completed together.
+
+    python -m benchmarks.requests [--json]
+
+    together_over_generate_E    new tokens per second of 16 requests that are submitted together
+                                ÷ those of one `generate` with the same prompts; at least 0.8
+    pairs_over_generate_E       the same when two of them arrive before each step
+
+E is the engine: transformers or vllm. Countdown prompts, at most 64 new tokens, one member. Each
+engine runs in the environment that users have: vLLM in .venv-vllm, transformers in .venv.
+"""
+
+import itertools
+import tempfile
+from functools import partial
+from typing import Any
+
+from benchmarks.common import best_of, checkpoint, child, options, ran_as_child, show, vllm_python
+from benchmarks.engines import VLLM
+
+MODULE = "benchmarks.requests"
+REQUESTS = 16
+
+
+def main() -> None:
+    if ran_as_child({"rates": rates}):
+        return
+    given = options(__doc__)
+    size = ("4", "1") if given.quick else ("64", "3")
+    figures: dict[str, float | str] = {}
+    for name, environment in {
+        "transformers": {},
+        "vllm": {"python": vllm_python()},
+    }.items():
+        found = child(MODULE, "--child", "rates", name, given.model, *size, **environment)
+        figures |= {f"{figure}_{name}": value for figure, value in found.items()}
+    show(figures, given.json)
+
+
+def rates(name: str, model: str, tokens: str, rounds: str) -> dict[str, float]:
+    """Return the ratios of one engine, and its seconds."""
+    engine, prompts = loaded(name, model)
+    budget = int(tokens)
+    generated, together, pairs = best_of(
+        int(rounds),
+        partial(engine.generate, prompts, max_completion_length=budget),
+        partial(arrive, engine, prompts, budget, REQUESTS),
+        partial(arrive, engine, prompts, budget, 2),
+    )
+    return {
+        "together_over_generate": generated / together,
+        "pairs_over_generate": generated / pairs,
+        "generate_seconds": generated,
+    }
+
+
+def loaded(name: str, model: str) -> tuple[Any, list[Any]]:
+    """Return an engine that holds θ, and the prompts."""
+    from estune import engines
+    from estune.common.types import Unperturbed
+    from estune.config import ESConfig
+    from estune.tasks import get_task
+    from estune.theta.parameters import layout
+    from estune.theta.theta import Theta
+
+    base = checkpoint(model)
+    plan = layout(base)
+    theta = Theta.load(base, plan.in_model, share=True)
+    with tempfile.TemporaryDirectory() as output:
+        settings = VLLM if name == "vllm" else {}
+        engine = engines.build(base, plan, ESConfig(output_dir=output, **settings))
+    engine.check(theta, Unperturbed(0))
+    return engine, [row["prompt"] for row in get_task("countdown").train(REQUESTS)]
+
+
+def arrive(engine: Any, prompts: list[Any], budget: int, count: int) -> None:
+    """Submit `count` prompts before each step, until all are completed."""
+    waiting = iter(prompts)
+    ended = 0
+    while ended < len(prompts):
+        for prompt in itertools.islice(waiting, count):
+            engine.submit(prompt, max_completion_length=budget)
+        ended += len(engine.step())
+
+
+if __name__ == "__main__":
+    main()
