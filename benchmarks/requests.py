@@ -11,6 +11,7 @@ engine runs in the environment that users have: vLLM in .venv-vllm, transformers
 """
 
 import itertools
+import sys
 import tempfile
 from functools import partial
 from typing import Any
@@ -28,11 +29,8 @@ def main() -> None:
     given = options(__doc__)
     size = ("4", "1") if given.quick else ("64", "3")
     figures: dict[str, float | str] = {}
-    for name, environment in {
-        "transformers": {},
-        "vllm": {"python": vllm_python()},
-    }.items():
-        found = child(MODULE, "--child", "rates", name, given.model, *size, **environment)
+    for name, python in {"transformers": sys.executable, "vllm": vllm_python()}.items():
+        found = child(MODULE, "--child", "rates", name, given.model, *size, python=python)
         figures |= {f"{figure}_{name}": value for figure, value in found.items()}
     show(figures, given.json)
 
