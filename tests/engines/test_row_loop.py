@@ -10,7 +10,7 @@ from test_transformers_rows import CONFIGS, PROMPTS, saved
 from estune import ESConfig
 from estune.common.types import Completion, Sampling
 from estune.engines.transformers import TransformersEngine, open_engine
-from estune.errors import EngineError
+from estune.errors import DataError, EngineError
 from estune.theta.parameters import Layout
 
 ARRIVALS = {"all at once": [8], "one by one": [1] * 8, "in pairs, now and then": [2, 0, 0] * 4}
@@ -123,6 +123,27 @@ def test_requests_begin_again_when_memory_runs_out(tmp_path, monkeypatch):
     assert arriving(one, PROMPTS, [3, 3, 2], budgets) == wanted
     assert max(sizes) > 3
     assert one._loop.most == 2
+
+
+@pytest.mark.parametrize("call", [2, 4])
+def test_what_ended_before_memory_ran_out_is_not_lost(call, tmp_path, monkeypatch):
+    one = engine("llama", tmp_path)
+    wanted = alone(one, PROMPTS[:4], [1, 20, 1, 1])
+    generate, calls = one._model.generate, itertools.count(1)
+
+    def fails(**settings):
+        if next(calls) == call:
+            raise torch.OutOfMemoryError
+        return generate(**settings)
+
+    monkeypatch.setattr(one._model, "generate", fails)
+    assert arriving(one, PROMPTS[:4], [2, 2], [1, 20, 1, 1]) == wanted
+
+
+def test_a_prompt_that_fills_the_context_is_refused(tiny):
+    one = transformers_engine(tiny)
+    with pytest.raises(DataError, match="leaves no room in the model's context"):
+        one.submit([2] * one.context_length, max_completion_length=1)
 
 
 def test_a_failure_of_the_model_is_an_error_and_later_requests_are_answered(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Unperturbed, Variant
-from estune.errors import EngineError
+from estune.errors import DataError, EngineError
 from estune.theta.theta import Theta
 
 
@@ -40,7 +40,8 @@ class Engine(Protocol):
     ) -> list[Completion]:
         """Complete every prompt, in order: greedily, or `sampling.n` times each.
 
-        All completions of the first prompt come first, then those of the second.
+        All completions of the first prompt come first, then those of the second. No request may
+        be open.
 
         Raises:
             EngineError: the model failed.
@@ -60,7 +61,7 @@ class Engine(Protocol):
         not used, and `stop` is added to the run's stop strings.
 
         Raises:
-            DataError: the model cannot read the prompt.
+            DataError: the model cannot read the prompt, or has no room behind it.
         """
 
     def step(self) -> list[tuple[int, Completion]]:
@@ -84,6 +85,19 @@ class Engine(Protocol):
     @property
     def context_length(self) -> int:
         """The most tokens that a prompt and its completion may have together."""
+
+
+def budget_of(most: int, length: int, context: int) -> int:
+    """Return how many of `most` tokens fit behind a prompt of `length` tokens.
+
+    Raises:
+        DataError: none does.
+    """
+    if length >= context:
+        raise DataError(
+            f"a prompt of {length:,} tokens leaves no room in the model's context of {context:,}"
+        )
+    return min(most, context - length)
 
 
 def check_weights(theta: Theta, variant: Variant, read: Callable[[str], torch.Tensor]) -> None:

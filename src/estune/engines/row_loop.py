@@ -44,15 +44,24 @@ class RowLoop:
         self._reuse = reuse
         self._pad = pad
         self._ends = ends
-        self._waiting: list[Row] = []
+        self._open: dict[int, Row] = {}  # all that have not ended, by number
+        self._waiting: list[Row] = []  # those of them that are not in a batch
         self._batches: list[Batch] = []
+        self._ended: list[Row] = []  # since the last step
+
+    @property
+    def busy(self) -> bool:
+        """Whether any row has not ended."""
+        return bool(self._open)
 
     def submit(self, row: Row) -> None:
         """Let a row wait for the next step."""
+        self._open[row.number] = row
         self._waiting.append(row)
 
     def abort(self, numbers: Container[int]) -> None:
         """Forget the rows with these numbers."""
+        self._open = {number: row for number, row in self._open.items() if number not in numbers}
         self._waiting = [row for row in self._waiting if row.number not in numbers]
         for batch in self._batches:
             batch.keep([i for i, row in enumerate(batch.rows) if row.number not in numbers])
@@ -66,19 +75,19 @@ class RowLoop:
             EngineError: the model failed.
         """
         try:
-            ended = self._admit()
+            self._admit()
             for batch in self._batches:
-                ended += self.extend(batch, _STEPS)
+                self.extend(batch, _STEPS)
         except EstuneError:
             raise
         except Exception as error:  # a model's own code may raise anything
             self._shrink(error)
-            return []
         self._drop_empty()
+        ended, self._ended = self._ended, []
         return ended
 
-    def extend(self, batch: Batch, tokens: int, processors: tuple[Any, ...] = ()) -> list[Row]:
-        """Add up to `tokens` to each row of a batch, and return the rows that have ended."""
+    def extend(self, batch: Batch, tokens: int, processors: tuple[Any, ...] = ()) -> None:
+        """Add up to `tokens` to each row of a batch, and remove the rows that have ended."""
         width = batch.ids.shape[1]
         rooms = [row.budget - len(row.new) for row in batch.rows]
         settings = {}
@@ -102,38 +111,37 @@ class RowLoop:
         batch.extend(ids)
         for row, finite in zip(batch.rows, watch.finite.expand(len(ids)).tolist(), strict=True):
             row.finite &= finite
-        return self._leave(batch, stop.rows.tolist())
+        self._leave(batch, stop.rows.tolist())
 
-    def _leave(self, batch: Batch, stopped: list[bool]) -> list[Row]:
-        """Remove the rows that have ended from the batch, and return them."""
-        ended = []
+    def _leave(self, batch: Batch, stopped: list[bool]) -> None:
+        """Remove the rows that have ended from the batch."""
         others = []
         for position, row in enumerate(batch.rows):
             over = stopped[position] or batch.cache is None or len(row.new) >= row.budget
             if over or not self._ends.isdisjoint(row.new):
-                ended.append(row)
+                self._open.pop(row.number, None)
+                self._ended.append(row)
             else:
                 others.append(position)
         batch.keep(others)
-        return ended
 
-    def _admit(self) -> list[Row]:
-        """Bring waiting rows of one kind into the model; return those that ended at once."""
+    def _admit(self) -> None:
+        """Bring waiting rows of one kind into the model, as many as there is room for."""
         room = self.most - sum(len(batch.rows) for batch in self._batches)
-        kind = self._waiting[0].inputs.kind if self._waiting else ()
-        chosen = [row for row in self._waiting if row.inputs.kind == kind][: max(0, room)]
-        if not chosen:
-            return []
-        self._waiting = [row for row in self._waiting if row not in chosen]
+        if not self._waiting or room < 1:
+            return
+        kind = self._waiting[0].inputs.kind
+        chosen = [row for row in self._waiting if row.inputs.kind == kind][:room]
+        numbers = {row.number for row in chosen}
+        self._waiting = [row for row in self._waiting if row.number not in numbers]
         fresh = Batch(self._model, self._reuse, chosen, self._pad)
         mates = next((batch for batch in self._batches if batch.open and fresh.open), None)
         if mates is None:
             self._batches.append(fresh)
-            return []
-        ended = self.extend(fresh, 1)  # which computes the prompts
+            return
+        self.extend(fresh, 1)  # which computes the prompts
         if fresh.rows:
             mates.join(fresh)
-        return ended
 
     def _shrink(self, error: Exception) -> None:
         """After running out of memory begin all rows again, half as many at a time.
@@ -150,11 +158,10 @@ class RowLoop:
                 "or use a smaller model or dtype"
             ) from error
         self.most //= 2
-        again = [row for batch in self._batches for row in batch.rows]
-        for row in again:
-            row.restart()
-        self._waiting = again + self._waiting
         self._batches = []
+        self._waiting = list(self._open.values())
+        for row in self._waiting:
+            row.restart()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

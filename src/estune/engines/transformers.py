@@ -18,7 +18,7 @@ from estune.common.guard import guarded
 from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Variant
 from estune.config import ESConfig
 from estune.engines import repeatability
-from estune.engines.base import check_weights
+from estune.engines.base import budget_of, check_weights
 from estune.engines.batch import Batch, Row
 from estune.engines.cache_reuse import Reuse
 from estune.engines.expert_load import ExpertCounter
@@ -130,15 +130,14 @@ class TransformersEngine:
         rows = self._rows(inputs, budget, sampling)
         # Prompts of similar length in one batch need the least padding.
         order = sorted(rows, key=lambda row: (row.inputs.kind, len(row.inputs)))
-        while order:
-            kind = order[0].inputs.kind
-            batch = [row for row in order[: self._loop.most] if row.inputs.kind == kind]
-            order = order[len(batch) :]
-            for row in batch:
-                self._loop.submit(row)
-            unfinished = len(batch)
-            while unfinished:
-                unfinished -= len(self._loop.step())
+        try:
+            while order:
+                kind = order[0].inputs.kind
+                batch = [row for row in order[: self._loop.most] if row.inputs.kind == kind]
+                order = order[len(batch) :]
+                self._complete(batch)
+        finally:
+            self._loop.abort({row.number for row in rows})
         return [self._completion(row) for row in rows]
 
     def submit(
@@ -150,7 +149,7 @@ class TransformersEngine:
         stop: Sequence[str] = (),
     ) -> int:
         [inputs] = self._inputs([prompt])
-        budget = min(max_completion_length, self.context_length - len(inputs))
+        budget = budget_of(max_completion_length, len(inputs), self.context_length)
         seed = sample_seeds(inputs.ids, sampling)[0] if sampling else 0
         stops = self._tokenizer.stops_with(stop)
         row = Row(next(self._numbers), inputs, budget, stops, sampling, seed)
@@ -162,6 +161,12 @@ class TransformersEngine:
 
     def abort(self, numbers: Container[int]) -> None:
         self._loop.abort(numbers)
+
+    def _complete(self, rows: list[Row]) -> None:
+        for row in rows:
+            self._loop.submit(row)
+        while self._loop.busy:
+            self._loop.step()
 
     def _rows(self, inputs: list[Inputs], budget: int, sampling: Sampling | None) -> list[Row]:
         """Return the rows of prompts: one each, or `sampling.n`."""

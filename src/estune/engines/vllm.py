@@ -17,6 +17,7 @@ import torch
 from estune.common.guard import guarded, reason
 from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Variant, variant_to_json
 from estune.config import ESConfig
+from estune.engines.base import budget_of
 from estune.engines.repeatability import PROMPTS, STEPS
 from estune.engines.sampling import sample_seeds
 from estune.engines.stops import Stops
@@ -171,7 +172,7 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         [inputs] = self._tokenizer.inputs([prompt], self._vocabulary)
-        budget = min(max_completion_length, self.context_length - len(inputs))
+        budget = budget_of(max_completion_length, len(inputs), self.context_length)
         stops = self._tokenizer.stops_with(stop)
         settings = self._sampling_settings(budget, stops)
         if sampling:
