@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from arrivals import SHARED, arriving
 from both_engines import MEMBERS, both_engines
-from test_row_loop import SHARED, arriving
 from vllm_child import SHAPE, TEXT
 
 from estune.common.types import Sampling, Unperturbed

@@ -1,7 +1,7 @@
-"""Rows of tokens that a transformers model completes together, with their cache of keys and values.
+"""Requests that a transformers model completes together, with their cache of keys and values.
 
-Rows are aligned at their ends, so that they may differ in length: a row can leave the batch, and
-another one join it, between two calls of the model.
+Each is a row of tokens, and rows are aligned at their ends, so that their lengths may differ: one
+can leave the batch, and another join it, between two calls of the model.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _WORTH = 64
 
 
 @dataclass(eq=False)
-class Row:
+class Request:
     """A prompt, and the tokens that the model has added to it.
 
     number: what the caller calls it.
@@ -60,13 +60,13 @@ class Row:
 
 
 class Batch:
-    """Rows that are in the model together, each with as many tokens as it has so far.
+    """Requests that are in the model together, one per row.
 
     Args:
         model: a causal LM of transformers.
         reuse: what the model allows to reuse. If ended rows must stay, `cache` is None, and a
-            single call of `generate` must complete all rows.
-        rows: new rows of one kind (`Inputs.kind`).
+            single call of `generate` must complete all of them.
+        requests: new ones of one kind (`Inputs.kind`).
         pad: the token to pad with.
 
     Attributes:
@@ -76,9 +76,9 @@ class Batch:
         cache: keys and values of all tokens but the last, or None.
     """
 
-    def __init__(self, model: Any, reuse: Reuse, rows: Sequence[Row], pad: int) -> None:
-        inputs = [row.inputs for row in rows]
-        self.rows = list(rows)
+    def __init__(self, model: Any, reuse: Reuse, requests: Sequence[Request], pad: int) -> None:
+        inputs = [one.inputs for one in requests]
+        self.requests = list(requests)
         self.features = merged(inputs, model.device, model.dtype)
         if self.features:
             reuse = reuse.none("a prompt holds images")
@@ -98,27 +98,29 @@ class Batch:
     def extend(self, ids: torch.Tensor) -> None:
         """Replace the tokens by `ids`, to which `generate` has appended some."""
         width = self.ids.shape[1]
-        for row, new in zip(self.rows, ids[:, width:].tolist(), strict=True):
-            row.new += new
+        for request, new in zip(self.requests, ids[:, width:].tolist(), strict=True):
+            request.new += new
         self.ids = ids
         self.mask = torch.nn.functional.pad(self.mask, (0, ids.shape[1] - width), value=1)
 
     def keep(self, positions: Sequence[int]) -> None:
-        """Remove all rows but those at `positions`, and the columns that only they used."""
-        if len(positions) == len(self.rows):
+        """Remove all requests but those at `positions`, and the columns that only they used."""
+        if len(positions) == len(self.requests):
             return
-        self.rows = [self.rows[position] for position in positions]
+        self.requests = [self.requests[position] for position in positions]
         chosen = torch.tensor(positions, dtype=torch.long, device=self.ids.device)
         self.ids = self.ids[chosen]
         self.mask = self.mask[chosen]
-        if self.cache is None or not self.rows:
+        if self.cache is None or not self.requests:
             return
         self.cache.batch_select_indices(chosen)
         if self.open:
             self._widen(-int(self.mask.argmax(1).min()))
 
     def join(self, other: "Batch") -> None:
-        """Take over the rows of `other`. Both are open and have computed all tokens but the last.
+        """Take over the requests of `other`.
+
+        Both are open, and their caches hold all tokens but the last.
 
         Keys and values depend on a token's position in its row and not on its column, so rows may
         be moved to the right.
@@ -126,7 +128,7 @@ class Batch:
         width = max(self.ids.shape[1], other.ids.shape[1])
         for batch in (self, other):
             batch._widen(width - batch.ids.shape[1])
-        self.rows += other.rows
+        self.requests += other.requests
         self.ids = torch.cat([self.ids, other.ids])
         self.mask = torch.cat([self.mask, other.mask])
         assert self.cache is not None

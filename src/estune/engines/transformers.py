@@ -19,13 +19,13 @@ from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Vari
 from estune.config import ESConfig
 from estune.engines import repeatability
 from estune.engines.base import budget_of, check_weights
-from estune.engines.batch import Batch, Row
+from estune.engines.batch import Batch, Request
 from estune.engines.cache_reuse import Reuse
 from estune.engines.expert_load import ExpertCounter
 from estune.engines.grouped_attention import group_heads
 from estune.engines.own_parameters import OwnParameters
 from estune.engines.repeatability import LogitsRecorder, Probe
-from estune.engines.row_loop import RowLoop, greedy
+from estune.engines.request_loop import RequestLoop, greedy
 from estune.engines.sampling import sample_seeds
 from estune.engines.stops import Stops
 from estune.engines.tokens import Tokenizer
@@ -76,7 +76,7 @@ class TransformersEngine:
         ends = self._tokenizer.ends(model.generation_config)
         self._end = {token for token in ends if token < self._vocabulary}
         most = config.generation_batch_size
-        self._loop = RowLoop(model, self._reuse, self._pad, self._end, most)
+        self._loop = RequestLoop(model, self._reuse, self._pad, self._end, most)
         self._numbers = itertools.count()
         self._checked = False
         # `generate` takes settings that we leave out from the model's generation config.
@@ -127,18 +127,18 @@ class TransformersEngine:
         # One budget for all, so that completions don't depend on how batches are formed.
         longest = max(map(len, inputs), default=0)
         budget = min(max_completion_length, self.context_length - longest)
-        rows = self._rows(inputs, budget, sampling)
+        requests = self._requests_of(inputs, budget, sampling)
         # Prompts of similar length in one batch need the least padding.
-        order = sorted(rows, key=lambda row: (row.inputs.kind, len(row.inputs)))
+        order = sorted(requests, key=lambda one: (one.inputs.kind, len(one.inputs)))
         try:
             while order:
                 kind = order[0].inputs.kind
-                batch = [row for row in order[: self._loop.most] if row.inputs.kind == kind]
+                batch = [one for one in order[: self._loop.most] if one.inputs.kind == kind]
                 order = order[len(batch) :]
                 self._complete(batch)
         finally:
-            self._loop.abort({row.number for row in rows})
-        return [self._completion(row) for row in rows]
+            self._loop.abort({request.number for request in requests})
+        return [self._completion(request) for request in requests]
 
     def submit(
         self,
@@ -152,38 +152,40 @@ class TransformersEngine:
         budget = budget_of(max_completion_length, len(inputs), self.context_length)
         seed = sample_seeds(inputs.ids, sampling)[0] if sampling else 0
         stops = self._tokenizer.stops_with(stop)
-        row = Row(next(self._numbers), inputs, budget, stops, sampling, seed)
-        self._loop.submit(row)
-        return row.number
+        request = Request(next(self._numbers), inputs, budget, stops, sampling, seed)
+        self._loop.submit(request)
+        return request.number
 
     def step(self) -> list[tuple[int, Completion]]:
-        return [(row.number, self._completion(row)) for row in self._loop.step()]
+        return [(request.number, self._completion(request)) for request in self._loop.step()]
 
     def abort(self, numbers: Container[int]) -> None:
         self._loop.abort(numbers)
 
-    def _complete(self, rows: list[Row]) -> None:
-        for row in rows:
-            self._loop.submit(row)
+    def _complete(self, requests: list[Request]) -> None:
+        for request in requests:
+            self._loop.submit(request)
         while self._loop.busy:
             self._loop.step()
 
-    def _rows(self, inputs: list[Inputs], budget: int, sampling: Sampling | None) -> list[Row]:
-        """Return the rows of prompts: one each, or `sampling.n`."""
+    def _requests_of(
+        self, inputs: list[Inputs], budget: int, sampling: Sampling | None
+    ) -> list[Request]:
+        """Return the requests for prompts: one each, or `sampling.n`."""
         stops = self._tokenizer.stops
         if sampling is None:
-            return [Row(next(self._numbers), one, budget, stops) for one in inputs]
+            return [Request(next(self._numbers), one, budget, stops) for one in inputs]
         return [
-            Row(next(self._numbers), one, budget, stops, sampling, seed)
+            Request(next(self._numbers), one, budget, stops, sampling, seed)
             for one in inputs
             for seed in sample_seeds(one.ids, sampling)
         ]
 
-    def _completion(self, row: Row) -> Completion:
+    def _completion(self, request: Request) -> Completion:
         completion = self._tokenizer.completion(
-            row.new[: row.budget], self._end, row.budget, row.stops
+            request.new[: request.budget], self._end, request.budget, request.stops
         )
-        return replace(completion, finite=row.finite)
+        return replace(completion, finite=request.finite)
 
     def _check_repeatable(self, theta: Theta, variant: Variant) -> Probe:
         first, again = (self._probe(repeatability.PROMPTS[:1])[0] for _ in range(2))
@@ -218,11 +220,11 @@ class TransformersEngine:
         encoded = [[token % self._vocabulary for token in prompt][:room] for prompt in prompts]
         recorder = LogitsRecorder()
         none = Stops(self._tokenizer.inner, [])
-        rows = [Row(0, Inputs(ids), repeatability.STEPS, none) for ids in encoded]
+        requests = [Request(0, Inputs(ids), repeatability.STEPS, none) for ids in encoded]
         with guarded(EngineError, "the model failed to complete a prompt of a few tokens"):
-            batch = Batch(self._model, self._reuse, rows, self._pad)
+            batch = Batch(self._model, self._reuse, requests, self._pad)
             self._loop.extend(batch, repeatability.STEPS, (recorder,))
-        return [Probe.of(recorder, position, row.new) for position, row in enumerate(rows)]
+        return [Probe.of(recorder, row, one.new) for row, one in enumerate(requests)]
 
     def _inputs(self, prompts: Sequence[Prompt]) -> list[Inputs]:
         return self._tokenizer.inputs(prompts, self._vocabulary)

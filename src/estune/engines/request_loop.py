@@ -1,8 +1,8 @@
-"""Complete rows with a transformers model while others come and go.
+"""Complete requests with a transformers model while others come and go.
 
-A tool-using model takes turns, and a program asks when it likes: prompts arrive while others are
-being completed. Between two calls of `generate`, each of a few tokens, rows that have ended leave
-the batch and new ones join it.
+A model that uses tools takes turns, and a program asks when it likes: prompts arrive while others
+are being completed. Between two calls of `generate`, each of a few tokens, requests that have ended
+leave the batch and new ones join it.
 """
 
 import gc
@@ -16,7 +16,7 @@ import torch
 
 from estune.common.guard import reason
 from estune.common.types import Sampling
-from estune.engines.batch import Batch, Row
+from estune.engines.batch import Batch, Request
 from estune.engines.cache_reuse import Reuse
 from estune.engines.sampling import Drawn
 from estune.engines.stops import Stopped
@@ -27,15 +27,15 @@ logger = logging.getLogger(__name__)
 _STEPS = 8  # tokens per call of generate
 
 
-class RowLoop:
-    """The rows that a model is completing, and those that wait.
+class RequestLoop:
+    """The requests that a model is completing, and those that wait.
 
     Args:
         model: a causal LM of transformers.
         reuse: what the model allows to reuse.
         pad: the token to pad with.
         ends: the tokens that end a completion.
-        most: how many rows may be in the model at a time. Halved when memory runs out.
+        most: how many requests may be in the model at a time. Halved when memory runs out.
     """
 
     def __init__(self, model: Any, reuse: Reuse, pad: int, ends: set[int], most: int) -> None:
@@ -44,32 +44,32 @@ class RowLoop:
         self._reuse = reuse
         self._pad = pad
         self._ends = ends
-        self._open: dict[int, Row] = {}  # all that have not ended, by number
-        self._waiting: list[Row] = []  # those of them that are not in a batch
+        self._open: dict[int, Request] = {}  # all that have not ended, by number
+        self._waiting: list[Request] = []  # those of them that are not in a batch
         self._batches: list[Batch] = []
-        self._ended: list[Row] = []  # since the last step
+        self._ended: list[Request] = []  # since the last step
 
     @property
     def busy(self) -> bool:
-        """Whether any row has not ended."""
+        """Whether any request has not ended."""
         return bool(self._open)
 
-    def submit(self, row: Row) -> None:
-        """Let a row wait for the next step."""
-        self._open[row.number] = row
-        self._waiting.append(row)
+    def submit(self, request: Request) -> None:
+        """Let a request wait for the next step."""
+        self._open[request.number] = request
+        self._waiting.append(request)
 
     def abort(self, numbers: Container[int]) -> None:
-        """Forget the rows with these numbers."""
-        self._open = {number: row for number, row in self._open.items() if number not in numbers}
-        self._waiting = [row for row in self._waiting if row.number not in numbers]
+        """Forget the requests with these numbers."""
+        self._open = {number: one for number, one in self._open.items() if number not in numbers}
+        self._waiting = [one for one in self._waiting if one.number in self._open]
         for batch in self._batches:
-            batch.keep([i for i, row in enumerate(batch.rows) if row.number not in numbers])
+            batch.keep([i for i, one in enumerate(batch.requests) if one.number in self._open])
         self._drop_empty()
 
     @torch.inference_mode()
-    def step(self) -> list[Row]:
-        """Add some tokens to every row; return the rows that have ended.
+    def step(self) -> list[Request]:
+        """Add some tokens to every request; return those that have ended.
 
         Raises:
             EngineError: the model failed.
@@ -87,9 +87,9 @@ class RowLoop:
         return ended
 
     def extend(self, batch: Batch, tokens: int, processors: tuple[Any, ...] = ()) -> None:
-        """Add up to `tokens` to each row of a batch, and remove the rows that have ended."""
-        width = batch.ids.shape[1]
-        rooms = [row.budget - len(row.new) for row in batch.rows]
+        """Add up to `tokens` to each request of a batch, and remove those that have ended."""
+        requests, width = batch.requests, batch.ids.shape[1]
+        rooms = [one.budget - len(one.new) for one in requests]
         settings = {}
         if batch.cache is None:
             tokens = max(rooms)
@@ -97,57 +97,57 @@ class RowLoop:
             tokens = min(*rooms, tokens)
             settings = {self._reuse.argument: batch.cache}
         watch = _FiniteRows()
-        stops, before = [row.stops for row in batch.rows], [row.new for row in batch.rows]
-        stop = Stopped(stops, before, width)
+        stops = [one.stops for one in requests]
+        stop = Stopped(stops, [one.new for one in requests], width)
         ids = self._model.generate(
             input_ids=batch.ids,
             attention_mask=batch.mask,
             generation_config=greedy(tokens, self._ends, self._pad),
             stopping_criteria=[stop] if any(stops) else None,
-            logits_processor=[watch, *_drawn(batch.rows, width, tokens), *processors],
+            logits_processor=[watch, *_drawn(requests, width, tokens), *processors],
             **batch.features,
             **settings,
         )
         batch.extend(ids)
-        for row, finite in zip(batch.rows, watch.finite.expand(len(ids)).tolist(), strict=True):
-            row.finite &= finite
+        for one, finite in zip(requests, watch.finite.expand(len(ids)).tolist(), strict=True):
+            one.finite &= finite
         self._leave(batch, stop.rows.tolist())
 
     def _leave(self, batch: Batch, stopped: list[bool]) -> None:
-        """Remove the rows that have ended from the batch."""
+        """Remove the requests that have ended from the batch."""
         others = []
-        for position, row in enumerate(batch.rows):
-            over = stopped[position] or batch.cache is None or len(row.new) >= row.budget
-            if over or not self._ends.isdisjoint(row.new):
-                self._open.pop(row.number, None)
-                self._ended.append(row)
+        for position, request in enumerate(batch.requests):
+            over = stopped[position] or batch.cache is None or len(request.new) >= request.budget
+            if over or not self._ends.isdisjoint(request.new):
+                self._open.pop(request.number, None)
+                self._ended.append(request)
             else:
                 others.append(position)
         batch.keep(others)
 
     def _admit(self) -> None:
-        """Bring waiting rows of one kind into the model, as many as there is room for."""
-        room = self.most - sum(len(batch.rows) for batch in self._batches)
+        """Bring waiting requests of one kind into the model, as many as there is room for."""
+        room = self.most - sum(len(batch.requests) for batch in self._batches)
         if not self._waiting or room < 1:
             return
         kind = self._waiting[0].inputs.kind
-        chosen = [row for row in self._waiting if row.inputs.kind == kind][:room]
-        numbers = {row.number for row in chosen}
-        self._waiting = [row for row in self._waiting if row.number not in numbers]
+        chosen = [request for request in self._waiting if request.inputs.kind == kind][:room]
+        numbers = {request.number for request in chosen}
+        self._waiting = [request for request in self._waiting if request.number not in numbers]
         fresh = Batch(self._model, self._reuse, chosen, self._pad)
         mates = next((batch for batch in self._batches if batch.open and fresh.open), None)
         if mates is None:
             self._batches.append(fresh)
             return
         self.extend(fresh, 1)  # which computes the prompts
-        if fresh.rows:
+        if fresh.requests:
             mates.join(fresh)
 
     def _shrink(self, error: Exception) -> None:
-        """After running out of memory begin all rows again, half as many at a time.
+        """After running out of memory begin all requests again, half as many at a time.
 
         Raises:
-            EngineError: it was another error, or there was only one row.
+            EngineError: it was another error, or there was only one request.
         """
         exhausted = isinstance(error, (torch.OutOfMemoryError, MemoryError))
         if not exhausted and "allocate memory" not in str(error).lower():
@@ -160,21 +160,21 @@ class RowLoop:
         self.most //= 2
         self._batches = []
         self._waiting = list(self._open.values())
-        for row in self._waiting:
-            row.restart()
+        for request in self._waiting:
+            request.restart()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _drop_empty(self) -> None:
-        self._batches = [batch for batch in self._batches if batch.rows]
+        self._batches = [batch for batch in self._batches if batch.requests]
 
 
 class _FiniteRows:
     """A logits processor that changes nothing.
 
     Attributes:
-        finite: whether the largest logit of each row was always finite (B,).
+        finite: whether the largest logit of each request was always finite (B,).
     """
 
     def __init__(self) -> None:
@@ -185,14 +185,14 @@ class _FiniteRows:
         return scores
 
 
-def _drawn(rows: list[Row], width: int, tokens: int) -> list[Drawn]:
-    """Return the processors that draw the next tokens of the rows that are not greedy."""
+def _drawn(requests: list[Request], width: int, tokens: int) -> list[Drawn]:
+    """Return the processors that draw the next tokens of the requests that are not greedy."""
     groups: dict[Sampling, list[int]] = {}
-    for position, row in enumerate(rows):
-        if row.sampling:
-            groups.setdefault(replace(row.sampling, n=1, seed=0), []).append(position)
+    for position, request in enumerate(requests):
+        if request.sampling:
+            groups.setdefault(replace(request.sampling, n=1, seed=0), []).append(position)
     return [
-        Drawn(some, np.stack([rows[i].uniform(tokens) for i in some]), sampling, width)
+        Drawn(some, np.stack([requests[i].uniform(tokens) for i in some]), sampling, width)
         for sampling, some in groups.items()
     ]
 

@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 import torch
+from arrivals import SHARED, arriving
 from helpers import transformers_engine
-from test_transformers_rows import CONFIGS, PROMPTS, saved
+from kinds_of_cache import CONFIGS, PROMPTS, saved
 
 from estune import ESConfig
 from estune.common.types import Completion, Sampling
@@ -16,26 +17,11 @@ from estune.theta.parameters import Layout
 ARRIVALS = {"all at once": [8], "one by one": [1] * 8, "in pairs, now and then": [2, 0, 0] * 4}
 # Of a model whose positions depend on the longest row, no row is independent of its batch.
 KINDS = [kind for kind in CONFIGS if kind != "positions by length"]
-SHARED = "the capital of the red dog was in a blue sky " * 5  # which prompts begin with together
 
 
 def engine(kind: str, folder, **settings) -> TransformersEngine:
     where = "cpu", torch.float32
     return open_engine(saved(kind, folder), Layout({}, {}), ESConfig(**settings), *where)
-
-
-def arriving(one: TransformersEngine, prompts, arrivals, budgets) -> list[Completion]:
-    """Submit some prompts before each step, and return the completions in the prompts' order."""
-    waiting = iter(zip(prompts, budgets, strict=True))
-    numbers: list[int] = []
-    done: dict[int, Completion] = {}
-    for count in itertools.chain(arrivals, itertools.repeat(0)):
-        for prompt, budget in itertools.islice(waiting, count):
-            numbers.append(one.submit(prompt, max_completion_length=budget))
-        done.update(one.step())
-        if len(done) == len(prompts):
-            return [done[number] for number in numbers]
-    raise AssertionError
 
 
 def alone(one: TransformersEngine, prompts, budgets) -> list[Completion]:
