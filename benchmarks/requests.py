@@ -2,16 +2,16 @@
 
     python -m benchmarks.requests [--json]
 
-    together_over_generate_E    new tokens per second of 16 requests that are submitted together
+    together_over_generate_…    new tokens per second of 16 requests that are submitted together
                                 ÷ those of one `generate` with the same prompts; at least 0.8
-    pairs_over_generate_E       the same when two of them arrive before each step
+    pairs_over_generate_…       the same when two of them arrive before each step
 
-E is the engine: transformers or vllm. Countdown prompts, at most 64 new tokens, one member. Each
-engine runs in the environment that users have: vLLM in .venv-vllm, transformers in .venv.
+The names end with the engine: transformers or vllm. Countdown prompts, at most 64 new tokens, one
+member. Each engine runs in the environment that users have: vLLM in .venv-vllm, transformers in
+.venv.
 """
 
 import itertools
-import sys
 import tempfile
 from functools import partial
 from typing import Any
@@ -28,10 +28,16 @@ def main() -> None:
         return
     given = options(__doc__)
     size = ("4", "1") if given.quick else ("64", "3")
-    figures: dict[str, float | str] = {}
-    for name, python in {"transformers": sys.executable, "vllm": vllm_python()}.items():
-        found = child(MODULE, "--child", "rates", name, given.model, *size, python=python)
-        figures |= {f"{figure}_{name}": value for figure, value in found.items()}
+    transformers = child(MODULE, "--child", "rates", "transformers", given.model, *size)
+    vllm = child(MODULE, "--child", "rates", "vllm", given.model, *size, python=vllm_python())
+    figures = {
+        "together_over_generate_transformers": transformers["together"],
+        "together_over_generate_vllm": vllm["together"],
+        "pairs_over_generate_transformers": transformers["pairs"],
+        "pairs_over_generate_vllm": vllm["pairs"],
+        "generate_seconds_transformers": transformers["seconds"],
+        "generate_seconds_vllm": vllm["seconds"],
+    }
     show(figures, given.json)
 
 
@@ -46,9 +52,9 @@ def rates(name: str, model: str, tokens: str, rounds: str) -> dict[str, float]:
         partial(arrive, engine, prompts, budget, 2),
     )
     return {
-        "together_over_generate": generated / together,
-        "pairs_over_generate": generated / pairs,
-        "generate_seconds": generated,
+        "together": generated / together,
+        "pairs": generated / pairs,
+        "seconds": generated,
     }
 
 
