@@ -122,7 +122,7 @@ def test_a_value_that_is_no_reward_is_named_and_counts_as_failed(rewards, value)
     judge = eval(f"lambda completions: {constant}")
     scores = scored(rewards(judge))
     assert np.isnan(scores.total).all()
-    assert math.isnan(scores.fitness)
+    assert math.isnan(scores.mean_reward)
     assert len(scores.failures["<lambda>"]) == 4
     assert (
         "must return one number (or None) per completion" in scores.failures["<lambda>"][0].reason
@@ -172,7 +172,7 @@ def test_the_lowest_reward_is_that_of_all_members_of_the_step_in_any_order(rewar
 @pytest.mark.slow
 def test_a_member_is_left_out_if_most_of_its_completions_failed(rewards):
     guilty = [Completion("guilty", [1], False)] * 3 + [Completion("fine", [1], False)]
-    assert math.isnan(scored(rewards(guarded(raises)), guilty).fitness)
+    assert math.isnan(scored(rewards(guarded(raises)), guilty).mean_reward)
 
 
 # After the first failure

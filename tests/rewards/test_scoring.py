@@ -207,10 +207,10 @@ def test_an_async_function_is_not_left_hanging_when_a_plain_one_raises():
 # weights, None, names, logs
 
 
-def test_fitness_is_the_mean_of_the_weighted_sums():
+def test_the_mean_reward_is_that_of_the_weighted_sums():
     scores = score(lengths, Scaled(1), weights=[0.5, -1])
     assert scores.total.tolist() == [0.5, 0.5]
-    assert scores.fitness == 0.5
+    assert scores.mean_reward == 0.5
 
 
 def test_weights_default_to_one_each():
@@ -231,14 +231,14 @@ def test_none_leaves_the_other_functions_rewards():
     assert math.isnan(scores.by_function["<lambda>"][0])
 
 
-def test_a_completion_without_any_number_is_left_out_of_the_fitness():
+def test_a_completion_without_any_number_is_left_out_of_the_mean_reward():
     scores = score(lambda completions: [None, 6])
     assert math.isnan(scores.total[0])
-    assert scores.fitness == 6
+    assert scores.mean_reward == 6
 
 
-def test_a_member_without_any_number_has_no_fitness():
-    assert math.isnan(score(lambda completions: [None, None]).fitness)
+def test_a_member_without_any_number_has_no_mean_reward():
+    assert math.isnan(score(lambda completions: [None, None]).mean_reward)
 
 
 def test_two_functions_of_one_name_are_both_kept():
@@ -276,13 +276,13 @@ def test_log_metric_and_log_extra_arrive_with_the_scores():
 
 
 @given(st.lists(st.floats(-1e6, 1e6) | st.none(), min_size=1, max_size=6))
-def test_the_fitness_is_the_mean_of_the_numbers_among_the_rewards(values):
+def test_the_mean_reward_is_that_of_the_numbers_among_the_rewards(values):
     rows = [{"prompt": "p"} for _ in values]
     answers = [Completion("", [], False) for _ in values]
     numbers = [value for value in values if value is not None]
-    fitness = RewardFunctions([lambda completions: values]).score(rows, answers).fitness
+    average = RewardFunctions([lambda completions: values]).score(rows, answers).mean_reward
     assert (
-        math.isnan(fitness)
+        math.isnan(average)
         if not numbers
-        else fitness == pytest.approx(math.fsum(numbers) / len(numbers))
+        else average == pytest.approx(math.fsum(numbers) / len(numbers))
     )
