@@ -9,10 +9,12 @@ from helpers import transformers_engine
 from kinds_of_cache import CONFIGS, PROMPTS, saved
 
 from estune import ESConfig
-from estune.common.types import Completion, Sampling
+from estune.common.types import Completion, Sampling, Unperturbed
 from estune.engines.transformers import TransformersEngine, open_engine
 from estune.errors import DataError, EngineError
-from estune.theta.parameters import Layout
+from estune.theta.checkpoint import open_checkpoint
+from estune.theta.parameters import Layout, layout
+from estune.theta.theta import Theta
 
 ARRIVALS = {"all at once": [8], "one by one": [1] * 8, "in pairs, now and then": [2, 0, 0] * 4}
 # Of a model whose positions depend on the longest row, no row is independent of its batch.
@@ -22,6 +24,11 @@ KINDS = [kind for kind in CONFIGS if kind != "positions by length"]
 def engine(kind: str, folder, **settings) -> TransformersEngine:
     where = "cpu", torch.float32
     return open_engine(saved(kind, folder), Layout({}, {}), ESConfig(**settings), *where)
+
+
+def theta_of(folder) -> Theta:
+    checkpoint = open_checkpoint(folder)
+    return Theta.load(checkpoint, layout(checkpoint).in_model)
 
 
 def alone(one: TransformersEngine, prompts, budgets) -> list[Completion]:
@@ -130,6 +137,30 @@ def test_a_prompt_that_fills_the_context_is_refused(tiny):
     one = transformers_engine(tiny)
     with pytest.raises(DataError, match="leaves no room in the model's context"):
         one.submit([2] * one.context_length, max_completion_length=1)
+
+
+def test_what_the_engine_completes_to_check_itself_is_no_request(tiny):
+    one = transformers_engine(tiny)
+    one.check(theta_of(tiny), Unperturbed(0))
+    assert one.step() == []
+    number = one.submit("cat", max_completion_length=1)
+    assert [ended for ended, _ in one.step()] == [number]
+
+
+def test_a_request_that_ended_in_a_step_that_failed_can_be_aborted(tmp_path, monkeypatch):
+    one = engine("a sliding window", tmp_path)
+    numbers = [one.submit(PROMPTS[0], max_completion_length=9)]
+    one.step()
+    numbers.append(one.submit(PROMPTS[1], max_completion_length=9))
+    generate, calls = one._model.generate, itertools.count(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            one._model, "generate", lambda **given: generate(**given) if next(calls) == 1 else 1 / 0
+        )
+        with pytest.raises(EngineError, match="the model failed"):
+            one.step()
+    one.abort(numbers)
+    assert one.step() == []
 
 
 def test_a_failure_of_the_model_is_an_error_and_later_requests_are_answered(tmp_path, monkeypatch):

@@ -63,6 +63,7 @@ class RequestLoop:
         """Forget the requests with these numbers."""
         self._open = {number: one for number, one in self._open.items() if number not in numbers}
         self._waiting = [one for one in self._waiting if one.number in self._open]
+        self._ended = [one for one in self._ended if one.number not in numbers]
         for batch in self._batches:
             batch.keep([i for i, one in enumerate(batch.requests) if one.number in self._open])
         self._drop_empty()
@@ -77,7 +78,7 @@ class RequestLoop:
         try:
             self._admit()
             for batch in self._batches:
-                self.extend(batch, _STEPS)
+                self._advance(batch, _STEPS)
         except EstuneError:
             raise
         except Exception as error:  # a model's own code may raise anything
@@ -86,8 +87,8 @@ class RequestLoop:
         ended, self._ended = self._ended, []
         return ended
 
-    def extend(self, batch: Batch, tokens: int, processors: tuple[Any, ...] = ()) -> None:
-        """Add up to `tokens` to each request of a batch, and remove those that have ended."""
+    def extend(self, batch: Batch, tokens: int, processors: tuple[Any, ...] = ()) -> list[Request]:
+        """Add up to `tokens` to each request of a batch; remove and return those that ended."""
         requests, width = batch.requests, batch.ids.shape[1]
         rooms = [one.budget - len(one.new) for one in requests]
         settings = {}
@@ -111,19 +112,25 @@ class RequestLoop:
         batch.extend(ids)
         for one, finite in zip(requests, watch.finite.expand(len(ids)).tolist(), strict=True):
             one.finite &= finite
-        self._leave(batch, stop.rows.tolist())
+        return self._leave(batch, stop.rows.tolist())
 
-    def _leave(self, batch: Batch, stopped: list[bool]) -> None:
-        """Remove the requests that have ended from the batch."""
+    def _leave(self, batch: Batch, stopped: list[bool]) -> list[Request]:
+        """Remove the requests that have ended from the batch, and return them."""
+        ended = []
         others = []
         for position, request in enumerate(batch.requests):
             over = stopped[position] or batch.cache is None or len(request.new) >= request.budget
             if over or not self._ends.isdisjoint(request.new):
-                self._open.pop(request.number, None)
-                self._ended.append(request)
+                ended.append(request)
             else:
                 others.append(position)
         batch.keep(others)
+        return ended
+
+    def _advance(self, batch: Batch, tokens: int) -> None:
+        for request in self.extend(batch, tokens):
+            del self._open[request.number]
+            self._ended.append(request)
 
     def _admit(self) -> None:
         """Bring waiting requests of one kind into the model, as many as there is room for."""
@@ -139,7 +146,7 @@ class RequestLoop:
         if mates is None:
             self._batches.append(fresh)
             return
-        self.extend(fresh, 1)  # which computes the prompts
+        self._advance(fresh, 1)  # which computes the prompts
         if fresh.requests:
             mates.join(fresh)
 
