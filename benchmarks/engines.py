@@ -75,21 +75,11 @@ def step(model: str, members: str, prompts: str, tokens: str) -> Figures:
 
 def rate(name: str, model: str, prompt_count: str, tokens: str) -> Figures:
     """Generate with two members, after a few prompts to warm up; return the faster one's rate."""
-    from estune import engines
-    from estune.common.types import Member, Unperturbed
-    from estune.config import ESConfig
+    from estune.common.types import Member
     from estune.tasks import get_task
-    from estune.theta.parameters import layout
-    from estune.theta.theta import Theta
 
-    base = checkpoint(model)
-    plan = layout(base)
-    theta = Theta.load(base, plan.in_model, share=True)
-    with tempfile.TemporaryDirectory() as output:
-        settings = VLLM if name == "vllm" else {}
-        engine = engines.build(base, plan, ESConfig(output_dir=output, **settings))
+    engine, theta = loaded(name, model)
     prompts = [row["prompt"] for row in get_task("countdown").train(int(prompt_count))]
-    engine.check(theta, Unperturbed(0))  # finds the dtype of the weights
     engine.generate(prompts[:8], max_completion_length=8)
     rates = []
     lengths = []
@@ -102,6 +92,24 @@ def rate(name: str, model: str, prompt_count: str, tokens: str) -> Figures:
         lengths.append(count / len(completions))
         rates.append(count / seconds)
     return {"tokens_per_second": max(rates), "tokens_per_completion": sum(lengths) / 2}
+
+
+def loaded(name: str, model: str) -> tuple[Any, Any]:
+    """Return the engine of that name, which holds θ, and θ."""
+    from estune import engines
+    from estune.common.types import Unperturbed
+    from estune.config import ESConfig
+    from estune.theta.parameters import layout
+    from estune.theta.theta import Theta
+
+    base = checkpoint(model)
+    plan = layout(base)
+    theta = Theta.load(base, plan.in_model, share=True)
+    with tempfile.TemporaryDirectory() as output:
+        settings = VLLM if name == "vllm" else {}
+        engine = engines.build(base, plan, ESConfig(output_dir=output, **settings))
+    engine.check(theta, Unperturbed(0))  # finds the dtype of the weights
+    return engine, theta
 
 
 if __name__ == "__main__":

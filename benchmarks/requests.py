@@ -12,12 +12,11 @@ member. Each engine runs in the environment that users have: vLLM in .venv-vllm,
 """
 
 import itertools
-import tempfile
 from functools import partial
 from typing import Any
 
-from benchmarks.common import best_of, checkpoint, child, options, ran_as_child, show, vllm_python
-from benchmarks.engines import VLLM
+from benchmarks.common import best_of, child, options, ran_as_child, show, vllm_python
+from benchmarks.engines import loaded
 
 MODULE = "benchmarks.requests"
 REQUESTS = 16
@@ -43,7 +42,10 @@ def main() -> None:
 
 def rates(name: str, model: str, tokens: str, rounds: str) -> dict[str, float]:
     """Return the ratios of one engine, and its seconds."""
-    engine, prompts = loaded(name, model)
+    from estune.tasks import get_task
+
+    engine, _ = loaded(name, model)
+    prompts = [row["prompt"] for row in get_task("countdown").train(REQUESTS)]
     budget = int(tokens)
     generated, together, pairs = best_of(
         int(rounds),
@@ -58,32 +60,15 @@ def rates(name: str, model: str, tokens: str, rounds: str) -> dict[str, float]:
     }
 
 
-def loaded(name: str, model: str) -> tuple[Any, list[Any]]:
-    """Return an engine that holds θ, and the prompts."""
-    from estune import engines
-    from estune.common.types import Unperturbed
-    from estune.config import ESConfig
-    from estune.tasks import get_task
-    from estune.theta.parameters import layout
-    from estune.theta.theta import Theta
-
-    base = checkpoint(model)
-    plan = layout(base)
-    theta = Theta.load(base, plan.in_model, share=True)
-    with tempfile.TemporaryDirectory() as output:
-        settings = VLLM if name == "vllm" else {}
-        engine = engines.build(base, plan, ESConfig(output_dir=output, **settings))
-    engine.check(theta, Unperturbed(0))
-    return engine, [row["prompt"] for row in get_task("countdown").train(REQUESTS)]
-
-
 def arrive(engine: Any, prompts: list[Any], budget: int, count: int) -> None:
     """Submit `count` prompts before each step, until all are completed."""
+    from estune.common.types import Request
+
     waiting = iter(prompts)
     ended = 0
     while ended < len(prompts):
         for prompt in itertools.islice(waiting, count):
-            engine.submit(prompt, max_completion_length=budget)
+            engine.submit(Request(prompt, budget))
         ended += len(engine.step())
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 
-from estune.common.types import Completion
+from estune.common.types import Completion, Request
 from estune.engines.base import Engine
 
 SHARED = "the capital of the red dog was in a blue sky " * 5  # which prompts begin with together
@@ -15,7 +15,7 @@ def arriving(one: Engine, prompts, arrivals, budgets) -> list[Completion]:
     done: dict[int, Completion] = {}
     for count in itertools.chain(arrivals, itertools.repeat(0)):
         for prompt, budget in itertools.islice(waiting, count):
-            numbers.append(one.submit(prompt, max_completion_length=budget))
+            numbers.append(one.submit(Request(prompt, budget)))
         done.update(one.step())
         if len(done) == len(prompts):
             return [done[number] for number in numbers]

@@ -45,7 +45,7 @@ CONFIGS = {
     ),
     "no positions": transformers.BloomConfig(**TOKENS, hidden_size=32, n_layer=2, n_head=4),
     "a state": transformers.MambaConfig(**TOKENS, hidden_size=32, num_hidden_layers=2),
-    "a state beside the cache": transformers.Qwen3NextConfig(
+    "a state and a cache": transformers.Qwen3NextConfig(
         **GROUPED, linear_num_value_heads=2, linear_num_key_heads=2,
         linear_key_head_dim=8, linear_value_head_dim=8, num_experts=2,
         num_experts_per_tok=1, moe_intermediate_size=16, shared_expert_intermediate_size=16,

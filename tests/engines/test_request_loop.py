@@ -9,7 +9,7 @@ from helpers import transformers_engine
 from kinds_of_cache import CONFIGS, PROMPTS, saved
 
 from estune import ESConfig
-from estune.common.types import Completion, Sampling, Unperturbed
+from estune.common.types import Completion, Request, Sampling, Unperturbed
 from estune.engines.transformers import TransformersEngine, open_engine
 from estune.errors import DataError, EngineError
 from estune.theta.checkpoint import open_checkpoint
@@ -60,7 +60,7 @@ def test_greedy_and_drawn_requests_share_a_batch(tmp_path):
     numbers = []
     done = {}
     for sampling in choices:
-        numbers.append(one.submit(PROMPTS[0], max_completion_length=20, sampling=sampling))
+        numbers.append(one.submit(Request(PROMPTS[0], 20, sampling=sampling)))
         done.update(one.step())
     while len(done) < len(choices):
         done.update(one.step())
@@ -74,7 +74,7 @@ def test_each_request_has_its_own_stop_strings(tiny):
     one = transformers_engine(tiny, stop=["zzz"])
     [whole] = one.generate(["cat"], max_completion_length=12)
     word = whole.text.split()[2]
-    numbers = [one.submit("cat", max_completion_length=12, stop=stop) for stop in ((), (word,))]
+    numbers = [one.submit(Request("cat", 12, stop=stop)) for stop in ((), (word,))]
     done = {}
     while len(done) < 2:
         done.update(one.step())
@@ -86,14 +86,14 @@ def test_each_request_has_its_own_stop_strings(tiny):
 def test_an_aborted_request_is_gone_and_the_others_do_not_notice(tmp_path):
     one = engine("llama", tmp_path)
     wanted = alone(one, PROMPTS[:3], [20] * 3)
-    first, second, third = (one.submit(prompt, max_completion_length=20) for prompt in PROMPTS[:3])
+    first, second, third = (one.submit(Request(prompt, 20)) for prompt in PROMPTS[:3])
     done = dict(one.step())
-    waiting = one.submit(PROMPTS[3], max_completion_length=20)
+    waiting = one.submit(Request(PROMPTS[3], 20))
     one.abort({second, waiting})
     while len(done) < 2:
         done.update(one.step())
     assert done == {first: wanted[0], third: wanted[2]}
-    one.submit(PROMPTS[4], max_completion_length=20)
+    one.submit(Request(PROMPTS[4], 20))
     one.step()
     one.abort(range(100))
     assert not one.step()
@@ -136,22 +136,22 @@ def test_what_ended_before_memory_ran_out_is_not_lost(call, tmp_path, monkeypatc
 def test_a_prompt_that_fills_the_context_is_refused(tiny):
     one = transformers_engine(tiny)
     with pytest.raises(DataError, match="leaves no room in the model's context"):
-        one.submit([2] * one.context_length, max_completion_length=1)
+        one.submit(Request([2] * one.context_length, 1))
 
 
 def test_what_the_engine_completes_to_check_itself_is_no_request(tiny):
     one = transformers_engine(tiny)
     one.check(theta_of(tiny), Unperturbed(0))
     assert one.step() == []
-    number = one.submit("cat", max_completion_length=1)
+    number = one.submit(Request("cat", 1))
     assert [ended for ended, _ in one.step()] == [number]
 
 
 def test_a_request_that_ended_in_a_step_that_failed_can_be_aborted(tmp_path, monkeypatch):
     one = engine("a sliding window", tmp_path)
-    numbers = [one.submit(PROMPTS[0], max_completion_length=9)]
+    numbers = [one.submit(Request(PROMPTS[0], 9))]
     one.step()
-    numbers.append(one.submit(PROMPTS[1], max_completion_length=9))
+    numbers.append(one.submit(Request(PROMPTS[1], 9)))
     generate, calls = one._model.generate, itertools.count(1)
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -167,7 +167,7 @@ def test_a_failure_of_the_model_is_an_error_and_later_requests_are_answered(tmp_
     one = engine("llama", tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(one._model, "generate", lambda **settings: 1 / 0)
-        broken = one.submit(PROMPTS[0], max_completion_length=4)
+        broken = one.submit(Request(PROMPTS[0], 4))
         with pytest.raises(EngineError, match="the model failed to generate"):
             one.step()
     one.abort({broken})
@@ -181,7 +181,7 @@ def test_a_member_that_is_loaded_later_sees_nothing_of_the_one_before(tmp_path):
     budgets = [12] * 4
     first = arriving(one, prompts, [2, 2], budgets)
     for prompt in prompts:
-        one.submit(prompt, max_completion_length=12)
+        one.submit(Request(prompt, 12))
     one.step()
     one.abort(range(1000))
     with torch.no_grad():

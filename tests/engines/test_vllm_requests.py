@@ -6,7 +6,7 @@ from arrivals import SHARED, arriving
 from both_engines import MEMBERS, both_engines
 from vllm_child import SHAPE, TEXT
 
-from estune.common.types import Sampling, Unperturbed
+from estune.common.types import Request, Sampling, Unperturbed
 
 pytestmark = pytest.mark.vllm
 
@@ -34,9 +34,9 @@ def test_drawn_requests_and_stop_strings_of_their_own_share_a_batch(there):
     [whole] = there.engine.generate(["cat"], max_completion_length=12)
     word = whole.text.split()[2]
     numbers = [
-        there.engine.submit("cat", max_completion_length=12, sampling=sampling),
-        there.engine.submit("cat", max_completion_length=12, stop=[word]),
-        there.engine.submit("cat", max_completion_length=12),
+        there.engine.submit(Request("cat", 12, sampling=sampling)),
+        there.engine.submit(Request("cat", 12, stop=[word])),
+        there.engine.submit(Request("cat", 12)),
     ]
     done = {}
     while len(done) < 3:
@@ -57,7 +57,7 @@ def test_a_member_that_is_loaded_after_an_abort_sees_nothing_of_the_one_before(t
     for variant, answers in wanted.items():
         there.engine.load(there.theta, variant)
         assert arriving(there.engine, prompts, [2, 2], [12] * 4) == answers
-        left = [there.engine.submit(prompt, max_completion_length=12) for prompt in prompts]
+        left = [there.engine.submit(Request(prompt, 12)) for prompt in prompts]
         there.engine.step()
         there.engine.abort(left)
         assert not there.engine.step()

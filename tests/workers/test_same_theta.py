@@ -6,11 +6,11 @@ Every case is a real run with the command that a user types.
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers import make_model
+from launching import BIN, torchrun
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.ray]
 
@@ -18,22 +18,6 @@ TRANSFORMERS, VLLM = (
     ["--engine", "transformers"],
     ["--engine", "vllm", "--vllm_enforce_eager", "true"],
 )
-BIN = Path(sys.executable).parent
-
-
-def torchrun(processes: int) -> list[str]:
-    return [
-        str(BIN / "torchrun"),
-        "--nproc_per_node",
-        str(processes),
-        "--master_addr",
-        "127.0.0.1",
-        "--master_port",
-        "29611",
-        "--no-python",
-    ]
-
-
 CASES = {
     "transformers, local": ([], [*TRANSFORMERS]),
     "vllm, local": ([], [*VLLM]),
@@ -46,9 +30,15 @@ CASES = {
         [],
         [*VLLM, "--workers", "ray", "--num_workers", "1", "--vllm_tensor_parallel_size", "2"],
     ),
-    "transformers, accelerate, 1": (torchrun(1), [*TRANSFORMERS, "--workers", "accelerate"]),
-    "transformers, accelerate, 2": (torchrun(2), [*TRANSFORMERS, "--workers", "accelerate"]),
-    "vllm, accelerate, 2": (torchrun(2), [*VLLM, "--workers", "accelerate"]),
+    "transformers, accelerate, 1": (
+        torchrun(1, "--no-python"),
+        [*TRANSFORMERS, "--workers", "accelerate"],
+    ),
+    "transformers, accelerate, 2": (
+        torchrun(2, "--no-python"),
+        [*TRANSFORMERS, "--workers", "accelerate"],
+    ),
+    "vllm, accelerate, 2": (torchrun(2, "--no-python"), [*VLLM, "--workers", "accelerate"]),
 }
 
 

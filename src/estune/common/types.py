@@ -100,6 +100,19 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Request:
+    """One completion that is wanted, greedy unless `sampling` says how to draw it.
+
+    stop: strings that end it, besides the run's own.
+    """
+
+    prompt: Prompt
+    max_completion_length: int
+    sampling: Sampling | None = None  # its `n` is not used
+    stop: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Completion:
     """One completion of a prompt; `ids` are its tokens, without padding and without end token."""
 

@@ -9,7 +9,15 @@ from typing import Protocol
 
 import torch
 
-from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Unperturbed, Variant
+from estune.common.types import (
+    Completion,
+    ExpertCounts,
+    Prompt,
+    Request,
+    Sampling,
+    Unperturbed,
+    Variant,
+)
 from estune.errors import DataError, EngineError
 from estune.theta.theta import Theta
 
@@ -47,18 +55,10 @@ class Engine(Protocol):
             EngineError: the model failed.
         """
 
-    def submit(
-        self,
-        prompt: Prompt,
-        *,
-        max_completion_length: int,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
-    ) -> int:
-        """Ask for one completion of a prompt; return the request's number.
+    def submit(self, request: Request) -> int:
+        """Ask for a completion; return the request's number.
 
-        The completion depends on the request alone, up to the engine's rounding. `sampling.n` is
-        not used, and `stop` is added to the run's stop strings.
+        The completion depends on the request alone, up to the engine's rounding.
 
         Raises:
             DataError: the model cannot read the prompt, or has no room behind it.

@@ -25,7 +25,7 @@ _WORTH = 64
 
 
 @dataclass(eq=False)
-class Request:
+class OpenRequest:
     """A prompt, and the tokens that the model has added to it.
 
     number: what the caller calls it.
@@ -76,7 +76,7 @@ class Batch:
         cache: keys and values of all tokens but the last, or None.
     """
 
-    def __init__(self, model: Any, reuse: Reuse, requests: Sequence[Request], pad: int) -> None:
+    def __init__(self, model: Any, reuse: Reuse, requests: Sequence[OpenRequest], pad: int) -> None:
         inputs = [one.inputs for one in requests]
         self.requests = list(requests)
         self.features = merged(inputs, model.device, model.dtype)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Variant
+from estune.common.types import Completion, ExpertCounts, Prompt, Request, Sampling, Variant
 from estune.engines.base import check_weights
 from estune.engines.sampling import sample_seeds
 from estune.theta.checkpoint import Checkpoint
@@ -65,18 +65,12 @@ class FakeEngine:
                 completions.append(_letters(length + extra, max_completion_length))
         return completions
 
-    def submit(
-        self,
-        prompt: Prompt,
-        *,
-        max_completion_length: int,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
-    ) -> int:
+    def submit(self, request: Request) -> int:
         number = next(self._numbers)
-        one = replace(sampling, n=1) if sampling else None
         [self._requests[number]] = self.generate(
-            [prompt], max_completion_length=max_completion_length, sampling=one
+            [request.prompt],
+            max_completion_length=request.max_completion_length,
+            sampling=replace(request.sampling, n=1) if request.sampling else None,
         )
         return number
 

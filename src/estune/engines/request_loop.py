@@ -16,7 +16,7 @@ import torch
 
 from estune.common.guard import reason
 from estune.common.types import Sampling
-from estune.engines.batch import Batch, Request
+from estune.engines.batch import Batch, OpenRequest
 from estune.engines.cache_reuse import Reuse
 from estune.engines.sampling import Drawn
 from estune.engines.stops import Stopped
@@ -44,17 +44,17 @@ class RequestLoop:
         self._reuse = reuse
         self._pad = pad
         self._ends = ends
-        self._open: dict[int, Request] = {}  # all that have not ended, by number
-        self._waiting: list[Request] = []  # those of them that are not in a batch
+        self._open: dict[int, OpenRequest] = {}  # all that have not ended, by number
+        self._waiting: list[OpenRequest] = []  # those of them that are not in a batch
         self._batches: list[Batch] = []
-        self._ended: list[Request] = []  # since the last step
+        self._ended: list[OpenRequest] = []  # since the last step
 
     @property
     def busy(self) -> bool:
         """Whether any request has not ended."""
         return bool(self._open)
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: OpenRequest) -> None:
         """Let a request wait for the next step."""
         self._open[request.number] = request
         self._waiting.append(request)
@@ -69,7 +69,7 @@ class RequestLoop:
         self._drop_empty()
 
     @torch.inference_mode()
-    def step(self) -> list[Request]:
+    def step(self) -> list[OpenRequest]:
         """Add some tokens to every request; return those that have ended.
 
         Raises:
@@ -87,7 +87,9 @@ class RequestLoop:
         ended, self._ended = self._ended, []
         return ended
 
-    def extend(self, batch: Batch, tokens: int, processors: tuple[Any, ...] = ()) -> list[Request]:
+    def extend(
+        self, batch: Batch, tokens: int, processors: tuple[Any, ...] = ()
+    ) -> list[OpenRequest]:
         """Add up to `tokens` to each request of a batch; remove and return those that ended."""
         requests, width = batch.requests, batch.ids.shape[1]
         rooms = [one.budget - len(one.new) for one in requests]
@@ -114,7 +116,7 @@ class RequestLoop:
             one.finite &= finite
         return self._leave(batch, stop.rows.tolist())
 
-    def _leave(self, batch: Batch, stopped: list[bool]) -> list[Request]:
+    def _leave(self, batch: Batch, stopped: list[bool]) -> list[OpenRequest]:
         """Remove the requests that have ended from the batch, and return them."""
         ended = []
         others = []
@@ -192,7 +194,7 @@ class _FiniteRows:
         return scores
 
 
-def _drawn(requests: list[Request], width: int, tokens: int) -> list[Drawn]:
+def _drawn(requests: list[OpenRequest], width: int, tokens: int) -> list[Drawn]:
     """Return the processors that draw the next tokens of the requests that are not greedy."""
     groups: dict[Sampling, list[int]] = {}
     for position, request in enumerate(requests):

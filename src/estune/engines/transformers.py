@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from estune.common.guard import guarded
-from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Variant
+from estune.common.types import Completion, ExpertCounts, Prompt, Request, Sampling, Variant
 from estune.config import ESConfig
 from estune.engines import repeatability
 from estune.engines.base import budget_of, check_weights
-from estune.engines.batch import Batch, Request
+from estune.engines.batch import Batch, OpenRequest
 from estune.engines.cache_reuse import Reuse
 from estune.engines.expert_load import ExpertCounter
 from estune.engines.grouped_attention import group_heads
@@ -140,21 +140,15 @@ class TransformersEngine:
             self._loop.abort({request.number for request in requests})
         return [self._completion(request) for request in requests]
 
-    def submit(
-        self,
-        prompt: Prompt,
-        *,
-        max_completion_length: int,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
-    ) -> int:
-        [inputs] = self._inputs([prompt])
-        budget = budget_of(max_completion_length, len(inputs), self.context_length)
+    def submit(self, request: Request) -> int:
+        [inputs] = self._inputs([request.prompt])
+        budget = budget_of(request.max_completion_length, len(inputs), self.context_length)
+        sampling = request.sampling
         seed = sample_seeds(inputs.ids, sampling)[0] if sampling else 0
-        stops = self._tokenizer.stops_with(stop)
-        request = Request(next(self._numbers), inputs, budget, stops, sampling, seed)
-        self._loop.submit(request)
-        return request.number
+        stops = self._tokenizer.stops_with(request.stop)
+        one = OpenRequest(next(self._numbers), inputs, budget, stops, sampling, seed)
+        self._loop.submit(one)
+        return one.number
 
     def step(self) -> list[tuple[int, Completion]]:
         return [(request.number, self._completion(request)) for request in self._loop.step()]
@@ -162,7 +156,7 @@ class TransformersEngine:
     def abort(self, numbers: Container[int]) -> None:
         self._loop.abort(numbers)
 
-    def _complete(self, requests: list[Request]) -> None:
+    def _complete(self, requests: list[OpenRequest]) -> None:
         for request in requests:
             self._loop.submit(request)
         while self._loop.busy:
@@ -170,18 +164,18 @@ class TransformersEngine:
 
     def _requests_of(
         self, inputs: list[Inputs], budget: int, sampling: Sampling | None
-    ) -> list[Request]:
+    ) -> list[OpenRequest]:
         """Return the requests for prompts: one each, or `sampling.n`."""
         stops = self._tokenizer.stops
         if sampling is None:
-            return [Request(next(self._numbers), one, budget, stops) for one in inputs]
+            return [OpenRequest(next(self._numbers), one, budget, stops) for one in inputs]
         return [
-            Request(next(self._numbers), one, budget, stops, sampling, seed)
+            OpenRequest(next(self._numbers), one, budget, stops, sampling, seed)
             for one in inputs
             for seed in sample_seeds(one.ids, sampling)
         ]
 
-    def _completion(self, request: Request) -> Completion:
+    def _completion(self, request: OpenRequest) -> Completion:
         completion = self._tokenizer.completion(
             request.new[: request.budget], self._end, request.budget, request.stops
         )
@@ -220,7 +214,7 @@ class TransformersEngine:
         encoded = [[token % self._vocabulary for token in prompt][:room] for prompt in prompts]
         recorder = LogitsRecorder()
         none = Stops(self._tokenizer.inner, [])
-        requests = [Request(0, Inputs(ids), repeatability.STEPS, none) for ids in encoded]
+        requests = [OpenRequest(0, Inputs(ids), repeatability.STEPS, none) for ids in encoded]
         with guarded(EngineError, "the model failed to complete a prompt of a few tokens"):
             batch = Batch(self._model, self._reuse, requests, self._pad)
             self._loop.extend(batch, repeatability.STEPS, (recorder,))

@@ -15,7 +15,15 @@ from typing import Any
 import torch
 
 from estune.common.guard import guarded, reason
-from estune.common.types import Completion, ExpertCounts, Prompt, Sampling, Variant, variant_to_json
+from estune.common.types import (
+    Completion,
+    ExpertCounts,
+    Prompt,
+    Request,
+    Sampling,
+    Variant,
+    variant_to_json,
+)
 from estune.config import ESConfig
 from estune.engines.base import budget_of
 from estune.engines.repeatability import PROMPTS, STEPS
@@ -161,21 +169,14 @@ class VLLMEngine:
         completions = [self._tokenizer.completion(ids, self._end, budget) for ids in new]
         return [replace(completion, finite=finite) for completion in completions]
 
-    def submit(
-        self,
-        prompt: Prompt,
-        *,
-        max_completion_length: int,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
-    ) -> int:
+    def submit(self, request: Request) -> int:
         from vllm import SamplingParams
 
-        [inputs] = self._tokenizer.inputs([prompt], self._vocabulary)
-        budget = budget_of(max_completion_length, len(inputs), self.context_length)
-        stops = self._tokenizer.stops_with(stop)
+        [inputs] = self._tokenizer.inputs([request.prompt], self._vocabulary)
+        budget = budget_of(request.max_completion_length, len(inputs), self.context_length)
+        stops = self._tokenizer.stops_with(request.stop)
         settings = self._sampling_settings(budget, stops)
-        if sampling:
+        if sampling := request.sampling:
             [seed] = sample_seeds(inputs.ids, replace(sampling, n=1))
             settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "seed": seed}
         number = next(self._numbers)
